@@ -1,0 +1,242 @@
+"""Typed configuration: Hydra composes YAML, `structure` turns the result into frozen dataclasses.
+
+Every component declares `Component.Config`, a frozen keyword-only dataclass that derives from `ConfigBase` and builds
+the component with `config.build(...)`. A YAML node names its dataclass in `_target_`; only such classes
+inside this package are accepted. All mistakes surface as one `ConfigError` that names the full key, the value and what
+would be valid.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+PACKAGE = "dsv2"
+_HERE = Path(__file__).resolve().parent
+# A wheel ships the YAML inside the package; a checkout keeps it at the top level.
+CONFIG_DIR = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parents[1] / "configs"
+
+
+class ConfigError(ValueError):
+    """A configuration value that cannot be used: names the key, the value and what would be valid."""
+
+    def __init__(self, key: str, value: Any, valid: str) -> None:
+        super().__init__(f"{key}={value!r} is not valid: {valid}")
+        self.key, self.value, self.valid = key, value, valid
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConfigBase:
+    """Base of every typed configuration. Subclasses check themselves in `__post_init__` with `require`."""
+
+    def require(self, condition: bool, field: str, valid: str) -> None:
+        """Raise `ConfigError` for `field` (dotted for a nested one) unless `condition` holds."""
+        if not condition:
+            value: Any = self
+            for part in field.split("."):
+                value = getattr(value, part)
+            raise ConfigError(field, value, valid)
+
+
+def setting(default: Any) -> Any:
+    """A field that says where or how a run happens, not what it computes: left out of the fingerprint."""
+    return dataclasses.field(default=default, metadata={"fingerprint": False})
+
+
+# ---- from YAML to typed ----------------------------------------------------------------------------------------------
+
+
+def structure(node: Mapping[str, Any], expected: Any = ConfigBase, key: str = "") -> Any:
+    """Turn a plain nested mapping into the typed config that its `_target_` names.
+
+    `expected` is the field's annotation; the target must be one of its config classes. Raises `ConfigError`.
+    """
+    cls = _target(node, expected, key)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    prefix = f"{key}." if key else ""
+    values = {}
+    for name, value in node.items():
+        if name == "_target_":
+            continue
+        if name not in fields:
+            raise ConfigError(prefix + name, value, _one_of(name, fields))
+        if _config_classes(hints[name]) and isinstance(value, Mapping):
+            values[name] = structure(value, hints[name], prefix + name)
+        else:
+            values[name] = _leaf(value, hints[name], prefix + name)
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise ConfigError(prefix + name, None, f"a value is required ({hints[name]})")
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        raise ConfigError(prefix + error.key, error.value, error.valid) from None
+
+
+def _target(node: Mapping[str, Any], expected: Any, key: str) -> type[ConfigBase]:
+    allowed = _config_classes(expected)
+    name = node.get("_target_")
+    at = f"{key}._target_" if key else "_target_"
+    if name is None:
+        if len(allowed) == 1 and allowed[0] is not ConfigBase:
+            return allowed[0]
+        raise ConfigError(at, None, f"name one of {_names(allowed)}")
+    inside = isinstance(name, str) and name.startswith(PACKAGE + ".") and name.endswith(".Config")
+    found = _import(name) if inside else None
+    if not (isinstance(found, type) and issubclass(found, ConfigBase) and issubclass(found, tuple(allowed))):
+        raise ConfigError(at, name, f"only configs of this package are built; here one of {_names(allowed)}")
+    return found
+
+
+def _import(name: str) -> Any:
+    """The object at a dotted name, or None; a class may be nested in another."""
+    parts = name.split(".")
+    for split in range(len(parts) - 1, 0, -1):
+        module = ".".join(parts[:split])
+        try:
+            found: Any = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not module.startswith(error.name):
+                raise  # a dependency that is missing is not a mistake in the name
+            continue
+        for part in parts[split:]:
+            found = getattr(found, part, None)
+        return found
+    return None
+
+
+def _config_classes(annotation: Any) -> list[type[ConfigBase]]:
+    if isinstance(annotation, type) and issubclass(annotation, ConfigBase):
+        return [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return [cls for part in typing.get_args(annotation) for cls in _config_classes(part)]
+    return []
+
+
+def _leaf(value: Any, annotation: Any, key: str) -> Any:
+    def frozen(item: Any) -> Any:
+        return tuple(map(frozen, item)) if isinstance(item, list) else item
+
+    try:
+        adapter = TypeAdapter(annotation, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+    except Exception:  # a nested dataclass annotation: pydantic takes no config of ours, and a mapping went elsewhere
+        adapter = TypeAdapter(annotation)
+    try:
+        return adapter.validate_python(frozen(value))
+    except ValidationError as error:
+        raise ConfigError(key, value, "; ".join(e["msg"] for e in error.errors()[:3])) from None
+
+
+def _names(classes: Sequence[type[ConfigBase]]) -> str:
+    return ", ".join(target_name(cls) for cls in classes)
+
+
+def _one_of(name: str, valid: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(valid), n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"unknown key; {hint}valid keys are {', '.join(sorted(valid))}"
+
+
+# ---- from typed to plain ---------------------------------------------------------------------------------------------
+
+
+def target_name(cls: type[ConfigBase]) -> str:
+    """The `_target_` that names this class."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def plain(config: ConfigBase, *, identity: bool = False) -> dict[str, Any]:
+    """The config as JSON-ready values with its `_target_`s; `identity` keeps only what changes the result."""
+
+    def value(item: Any) -> Any:
+        if isinstance(item, ConfigBase):
+            return plain(item, identity=identity)
+        return [value(part) for part in item] if isinstance(item, tuple) else item
+
+    kept = (f for f in dataclasses.fields(config) if not identity or f.metadata.get("fingerprint", True))
+    return {"_target_": target_name(type(config))} | {field.name: value(getattr(config, field.name)) for field in kept}
+
+
+def digest(*parts: Any) -> str:
+    """A 16-digit name for JSON-ready values, independent of the order of keys."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# ---- Hydra -----------------------------------------------------------------------------------------------------------
+
+
+def compose(overrides: Sequence[str], name: str = "run") -> dict[str, Any]:
+    """Compose `configs/<name>.yaml` with Hydra overrides into plain values, interpolations resolved.
+
+    Raises `ConfigError` for an unknown key, an unknown option of a group or an override that does not parse.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    parser = OverridesParser.create()
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        for text in overrides:
+            try:
+                parser.parse_override(text)
+            except HydraException:
+                raise ConfigError("override", text, "write key=value, as in optim.lr=1e-3 or model=v2_lite") from None
+        try:
+            composed = OmegaConf.to_container(hydra_compose(name, overrides=list(overrides)), resolve=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise _explain(error, overrides, name) from None
+    assert isinstance(composed, dict)
+    return without_shape(typing.cast(dict[str, Any], composed))
+
+
+def without_shape(composed: dict[str, Any]) -> dict[str, Any]:
+    """Drop `model.shape`: a preset's numbers for its attention and FFN files to interpolate, no part of the model."""
+    model = composed.get("model")
+    if isinstance(model, dict):
+        model.pop("shape", None)
+    return composed
+
+
+def _explain(error: Exception, overrides: Sequence[str], name: str) -> ConfigError:
+    """Find the override that Hydra refused, and say what would have been valid there."""
+    from hydra import compose as hydra_compose
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+
+    parser = OverridesParser.create()
+    accepted: list[str] = []
+    for text in overrides:
+        override = parser.parse_override(text)
+        key, value = override.key_or_group, override.value()
+        group = CONFIG_DIR / key.replace(".", "/")
+        options = sorted(path.stem for path in group.glob("*.yaml"))
+        if options and isinstance(value, str) and value not in options:
+            return ConfigError(key, value, f"choose one of {', '.join(options)}")
+        try:
+            hydra_compose(name, overrides=[*accepted, text])
+        except HydraException:
+            parent = key.rpartition(".")[0]
+            node = OmegaConf.select(hydra_compose(name, overrides=accepted), parent) if parent else None
+            if not parent:
+                node = hydra_compose(name, overrides=accepted)
+            keys = [str(k) for k in node or () if k != "_target_"] if OmegaConf.is_dict(node) else []
+            if keys and key.rpartition(".")[2] not in keys:
+                return ConfigError(key, value, _one_of(key.rpartition(".")[2], keys))
+            return ConfigError(key, value, str(error).splitlines()[0])
+        accepted.append(text)
+    return ConfigError("config", " ".join(overrides), str(error).splitlines()[0])

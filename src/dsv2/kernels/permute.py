@@ -1,0 +1,51 @@
+"""Moving token rows to experts and back. Specifications: `reference.gather_rows` and `reference.weighted_sum`.
+
+`order` (N,) sorts the N = tokens x K token-expert pairs by expert: place n holds pair order[n], of token order[n] // K.
+Both directions are gathers, in backward too: a scatter-add would be slower and its order undefined on a GPU.
+`F.embedding` is the fastest row gather there is on CPU.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor, top_k: int) -> Tensor:
+        ctx.save_for_backward(inverse)
+        ctx.top_k = top_k
+        return F.embedding(order // top_k, x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (inverse,) = ctx.saved_tensors
+        pairs = F.embedding(inverse, grads[0])
+        return pairs.view(-1, ctx.top_k, pairs.shape[-1]).sum(1), None, None, None
+
+
+class _WeightedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, gates: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, gates, order, inverse)
+        pairs = F.embedding(inverse, rows).view(*gates.shape, -1)
+        return torch.bmm(gates.unsqueeze(1), pairs).squeeze(1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, gates, order, inverse = ctx.saved_tensors
+        grad = F.embedding(order // gates.shape[1], grads[0])
+        grad_gates = torch.linalg.vecdot(grad, rows)[inverse].view_as(gates)
+        return grad.mul_(gates.flatten()[order].unsqueeze(1)), grad_gates, None, None
+
+
+def gather_rows(x: Tensor, order: Tensor, inverse: Tensor, top_k: int) -> Tensor:
+    """Rows of x (tokens, d) in expert order: (N, d)."""
+    return _Gather.apply(x, order, inverse, top_k)
+
+
+def weighted_sum(rows: Tensor, gates: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    """Experts' rows (N, d) times gates (tokens, K), summed per token: (tokens, d). Gates have the dtype of rows."""
+    return _WeightedSum.apply(rows, gates, order, inverse)

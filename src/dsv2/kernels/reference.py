@@ -1,0 +1,38 @@
+"""The specification of every op in this package, in plain differentiable torch. Slow and obvious on purpose.
+
+N rows, E experts, I input width, O output width, W hidden width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def rms_norm(x: Tensor, w: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * w over the last axis, computed in float32 or wider; same shape and dtype as x."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return w * normed.to(x.dtype)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up, for gate and up side by side on the last axis: (..., 2W) -> (..., W)."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def grouped(rows: Tensor, counts: Tensor, w: Tensor) -> Tensor:
+    """Multiply consecutive blocks of rows (N, I), counts[e] rows for expert e, by w (E, I, O): (N, O)."""
+    blocks = rows.split(counts.tolist())
+    return torch.cat([block @ w[e] for e, block in enumerate(blocks)])
+
+
+def gather_rows(x: Tensor, order: Tensor, top_k: int) -> Tensor:
+    """Row `order[n] // top_k` of x (tokens, I) for every n: (N, I)."""
+    return x[order // top_k]
+
+
+def weighted_sum(rows: Tensor, gates: Tensor, order: Tensor) -> Tensor:
+    """Sum rows (N, O) back per token, each times its gate; rows[n] belongs to pair order[n] of gates (tokens, K)."""
+    pairs = torch.zeros_like(rows).index_copy(0, order, rows)
+    return (pairs.view(*gates.shape, -1) * gates[..., None]).sum(1)

@@ -1,0 +1,30 @@
+"""SwiGLU's elementwise part as one autograd node that keeps only its input. Specification: `reference.swiglu`."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (gate_up,) = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        grad = torch.empty_like(gate_up)
+        grad_gate, grad_up = grad.chunk(2, dim=-1)
+        torch.mul(grads[0], F.silu(gate), out=grad_up)
+        grad_gate.copy_(torch.ops.aten.silu_backward(grads[0] * up, gate))
+        return grad
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """(..., 2W), gate first, to (..., W): silu(gate) * up."""
+    return _SwiGLU.apply(gate_up)

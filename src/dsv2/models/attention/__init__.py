@@ -1,0 +1,6 @@
+"""Attention variants: every config here can stand under `model.attention`."""
+
+from dsv2.models.attention.gqa import GQA
+from dsv2.models.attention.mla import MLA
+
+AttentionConfig = GQA.Config | MLA.Config

@@ -1,0 +1,87 @@
+"""Grouped-query attention: MHA with as many key-value heads as heads, MQA with one (section 2.1.1).
+
+B batch, T tokens, S keys, d model width, H heads, G key-value heads, D width of a head.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dsv2.config import ConfigBase
+from dsv2.kernels.attention import attention
+from dsv2.models.attention.cache import Cache
+from dsv2.models.ops import PLAIN, Ops
+from dsv2.models.rope import Rope, rotate
+from dsv2.models.weights import Weight
+
+
+class GQA(nn.Module):
+    """softmax(q k / sqrt(D)) v, RoPE on the last `rope_dim` channels of every head; caches rotated keys and values."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ConfigBase):
+        num_heads: int
+        num_kv_heads: int
+        head_dim: int
+        rope_dim: int | None = None  # None: the whole head
+
+        def __post_init__(self) -> None:
+            self.require(self.num_heads > 0, "num_heads", "positive")
+            divides = self.num_kv_heads > 0 and self.num_heads % self.num_kv_heads == 0
+            self.require(divides, "num_kv_heads", f"a divisor of num_heads={self.num_heads}")
+            self.require(self.head_dim > 0, "head_dim", "positive")
+            if self.rope_dim is None:
+                self.require(self.head_dim % 2 == 0, "head_dim", "even, since RoPE turns pairs")
+            else:
+                fits = 0 < self.rope_dim <= self.head_dim and self.rope_dim % 2 == 0
+                self.require(fits, "rope_dim", f"even and between 2 and head_dim={self.head_dim}")
+
+        @property
+        def rotary_dim(self) -> int:
+            return self.head_dim if self.rope_dim is None else self.rope_dim
+
+        def weights(self, dim: int) -> list[Weight]:
+            heads, groups = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+            shapes = {"w_q": (heads, dim), "w_k": (groups, dim), "w_v": (groups, dim), "w_o": (dim, heads)}
+            return [Weight(name, shape) for name, shape in shapes.items()]
+
+        def score_flops(self, context: int) -> int:
+            """FLOPs a token to score `context` keys and sum their values, forward."""
+            return 2 * self.num_heads * (self.head_dim + self.head_dim) * context
+
+        def cache_shapes(self) -> tuple[tuple[int, ...], ...]:
+            """What one token leaves in the cache: keys (G, D) and values (G, D)."""
+            return ((self.num_kv_heads, self.head_dim), (self.num_kv_heads, self.head_dim))
+
+        def build(self, dim: int, rope: Rope, ops: Ops = PLAIN) -> "GQA":
+            return GQA(self, dim, rope, ops)
+
+    def __init__(self, config: Config, dim: int, rope: Rope, ops: Ops = PLAIN) -> None:
+        super().__init__()
+        self.config, self.ops = config, ops
+        self.scale = rope.softmax_factor * config.head_dim**-0.5
+        heads, groups = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.w_q = nn.Parameter(torch.empty(heads, dim))
+        self.w_k = nn.Parameter(torch.empty(groups, dim))
+        self.w_v = nn.Parameter(torch.empty(groups, dim))
+        self.w_o = nn.Parameter(torch.empty(dim, heads))
+
+    def forward(self, h: Tensor, rotations: Tensor, cache: Cache | None = None) -> Tensor:
+        """h (B, T, d) with rotations of its positions (T, R / 2), after what `cache` holds: (B, T, d)."""
+        linear, head_dim = self.ops.linear, self.config.head_dim
+        q = self._rotate(linear(h, self.w_q).unflatten(-1, (-1, head_dim)), rotations)  # (B, T, H, D)
+        k = self._rotate(linear(h, self.w_k).unflatten(-1, (-1, head_dim)), rotations)  # (B, T, G, D)
+        v = linear(h, self.w_v).unflatten(-1, (-1, head_dim))  # (B, T, G, D)
+        start = 0
+        if cache is not None:
+            start = cache.length
+            k, v = cache.append(k, v)  # (B, S, G, D)
+        return linear(attention(q, k, v, scale=self.scale, start=start).flatten(-2), self.w_o)
+
+    def _rotate(self, x: Tensor, rotations: Tensor) -> Tensor:
+        rope_dim = self.config.rotary_dim
+        if rope_dim == self.config.head_dim:
+            return rotate(x, rotations)
+        still, turning = x.split([self.config.head_dim - rope_dim, rope_dim], dim=-1)
+        return torch.cat((still, rotate(turning, rotations)), dim=-1)

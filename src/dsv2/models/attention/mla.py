@@ -1,0 +1,135 @@
+"""Multi-head latent attention (section 2.1, appendix C).
+
+B batch, T tokens, S keys, d model width, H heads, D width of a head without position (d_h), R decoupled RoPE width
+(d_h^R), V value width, C key-value latent width (d_c), Q query latent width (d_c').
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dsv2.config import ConfigBase
+from dsv2.kernels.attention import attention, causal_mask
+from dsv2.models.attention.cache import Cache
+from dsv2.models.norm import RMSNorm
+from dsv2.models.ops import PLAIN, Ops
+from dsv2.models.rope import Rope, rotate
+from dsv2.models.weights import Weight
+
+LATENT_NORM_EPS = 1e-6  # whatever the rest of the model uses; as in the released checkpoints
+
+
+class MLA(nn.Module):
+    """Keys and values expanded from one latent a token; only that latent and one RoPE key are cached.
+
+    Two computations of the same function: `_expanded` multiplies the latents out (training, prefill), `_absorbed` works
+    on the cached latents by moving w_uk to the query side and w_uv to the output side (decoding).
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ConfigBase):
+        num_heads: int
+        head_dim: int  # D, queries and keys without position
+        rope_dim: int  # R, the part that carries position
+        v_dim: int  # V
+        kv_latent_dim: int  # C
+        q_latent_dim: int | None = None  # Q; None: queries straight from h, as in V2-Lite
+
+        def __post_init__(self) -> None:
+            for field in ("num_heads", "head_dim", "v_dim", "kv_latent_dim"):
+                self.require(getattr(self, field) > 0, field, "positive")
+            self.require(self.rope_dim > 0 and self.rope_dim % 2 == 0, "rope_dim", "even and at least 2 (RoPE's pairs)")
+            self.require(
+                self.q_latent_dim is None or self.q_latent_dim > 0, "q_latent_dim", "positive, or null for none"
+            )
+
+        @property
+        def rotary_dim(self) -> int:
+            return self.rope_dim
+
+        def weights(self, dim: int) -> list[Weight]:
+            query_from = dim if self.q_latent_dim is None else self.q_latent_dim
+            compression = [] if self.q_latent_dim is None else [
+                Weight("w_dq", (self.q_latent_dim, dim)), Weight("q_norm.w", (self.q_latent_dim,))
+            ]  # fmt: skip
+            return [
+                *compression,
+                Weight("w_uq", (self.num_heads * self.head_dim, query_from)),
+                Weight("w_qr", (self.num_heads * self.rope_dim, query_from)),
+                Weight("w_dkv", (self.kv_latent_dim, dim)),
+                Weight("kv_norm.w", (self.kv_latent_dim,)),
+                Weight("w_kr", (self.rope_dim, dim)),
+                Weight("w_uk", (self.num_heads * self.head_dim, self.kv_latent_dim)),
+                Weight("w_uv", (self.num_heads * self.v_dim, self.kv_latent_dim)),
+                Weight("w_o", (dim, self.num_heads * self.v_dim)),
+            ]
+
+        def score_flops(self, context: int) -> int:
+            """FLOPs a token to score `context` keys and sum their values, forward, expanded."""
+            return 2 * self.num_heads * (self.head_dim + self.rope_dim + self.v_dim) * context
+
+        def cache_shapes(self) -> tuple[tuple[int, ...], ...]:
+            """What one token leaves in the cache: the normalised latent (C,) and the rotated shared key (R,)."""
+            return ((self.kv_latent_dim,), (self.rope_dim,))
+
+        def build(self, dim: int, rope: Rope, ops: Ops = PLAIN) -> "MLA":
+            return MLA(self, dim, rope, ops)
+
+    def __init__(self, config: Config, dim: int, rope: Rope, ops: Ops = PLAIN) -> None:
+        super().__init__()
+        self.config, self.ops = config, ops
+        self.scale = rope.softmax_factor * (config.head_dim + config.rope_dim) ** -0.5
+        query_from = dim
+        if config.q_latent_dim is not None:
+            query_from = config.q_latent_dim
+            self.w_dq = nn.Parameter(torch.empty(config.q_latent_dim, dim))
+            self.q_norm = RMSNorm(config.q_latent_dim, LATENT_NORM_EPS)
+        self.w_uq = nn.Parameter(torch.empty(config.num_heads * config.head_dim, query_from))
+        self.w_qr = nn.Parameter(torch.empty(config.num_heads * config.rope_dim, query_from))
+        self.w_dkv = nn.Parameter(torch.empty(config.kv_latent_dim, dim))
+        self.kv_norm = RMSNorm(config.kv_latent_dim, LATENT_NORM_EPS)
+        self.w_kr = nn.Parameter(torch.empty(config.rope_dim, dim))
+        self.w_uk = nn.Parameter(torch.empty(config.num_heads * config.head_dim, config.kv_latent_dim))
+        self.w_uv = nn.Parameter(torch.empty(config.num_heads * config.v_dim, config.kv_latent_dim))
+        self.w_o = nn.Parameter(torch.empty(dim, config.num_heads * config.v_dim))
+
+    def forward(self, h: Tensor, rotations: Tensor, cache: Cache | None = None) -> Tensor:
+        """h (B, T, d) with rotations of its positions (T, R / 2), after what `cache` holds: (B, T, d)."""
+        linear, heads = self.ops.linear, self.config.num_heads
+        c_q = h if self.config.q_latent_dim is None else self.q_norm(linear(h, self.w_dq))  # (37)
+        q_nope = linear(c_q, self.w_uq).unflatten(-1, (heads, -1))  # (38), (B, T, H, D)
+        q_rope = rotate(linear(c_q, self.w_qr).unflatten(-1, (heads, -1)), rotations)  # (39), (B, T, H, R)
+        c_kv = self.kv_norm(linear(h, self.w_dkv))  # (41), (B, T, C)
+        k_rope = rotate(linear(h, self.w_kr).unsqueeze(2), rotations).squeeze(2)  # (43), (B, T, R)
+        if cache is None or cache.length == 0:
+            if cache is not None:
+                cache.append(c_kv, k_rope)
+            out = self._expanded(q_nope, q_rope, c_kv, k_rope)
+        else:
+            out = self._absorbed(q_nope, q_rope, *cache.append(c_kv, k_rope))
+        return linear(out.flatten(-2), self.w_o)  # (47)
+
+    def _expanded(self, q_nope: Tensor, q_rope: Tensor, c_kv: Tensor, k_rope: Tensor) -> Tensor:
+        """Multiply the latents out to keys and values of every head: (B, T, H, V)."""
+        linear, heads = self.ops.linear, self.config.num_heads
+        k_nope = linear(c_kv, self.w_uk).unflatten(-1, (heads, -1))  # (42), (B, T, H, D)
+        v = linear(c_kv, self.w_uv).unflatten(-1, (heads, -1))  # (45), (B, T, H, V)
+        q = torch.cat((q_nope, q_rope), dim=-1)  # (40)
+        k = torch.cat((k_nope, k_rope.unsqueeze(2).expand(-1, -1, heads, -1)), dim=-1)  # (44)
+        return attention(q, k, v, scale=self.scale)  # (46)
+
+    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, c_kv: Tensor, k_rope: Tensor) -> Tensor:
+        """Attend in the latent space, without expanding the S cached tokens: (B, T, H, V)."""
+        heads, (length, total) = self.config.num_heads, (q_nope.shape[1], c_kv.shape[1])
+        w_uk, w_uv = (w.unflatten(0, (heads, -1)) for w in (self.w_uk, self.w_uv))  # (H, D, C), (H, V, C)
+        q_latent = torch.einsum("bthd,hdc->bthc", q_nope, w_uk)
+        scores = torch.einsum("bthc,bsc->bhts", q_latent, c_kv) + torch.einsum("bthr,bsr->bhts", q_rope, k_rope)
+        scores = scores.double() if scores.dtype == torch.float64 else scores.float()
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        if length > 1:
+            visible = causal_mask(length, total - length, scores.device)
+            scores = scores.masked_fill(~visible, float("-inf"))
+        weights = (scores * self.scale).softmax(-1).to(c_kv.dtype)
+        out = torch.einsum("bhts,bsc->bthc", weights, c_kv)
+        return torch.einsum("bthc,hvc->bthv", out, w_uv)

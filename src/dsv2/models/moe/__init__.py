@@ -1,0 +1,1 @@
+"""DeepSeekMoE: router, balance losses, dropping, experts and dispatch, one file each."""

@@ -1,0 +1,61 @@
+"""The three balance losses (section 2.2.3), pure functions of a `Routing`.
+
+B sequences, T tokens, E experts, K experts a token, D devices, M most devices a token.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dsv2.models.moe.router import Routing, token_devices
+
+
+class BalanceLosses(NamedTuple):
+    """Before their coefficients alpha_1, alpha_2, alpha_3; scalars, or (B,) where they are still per sequence."""
+
+    expert: Tensor
+    device: Tensor
+    communication: Tensor
+
+
+def balance_losses_per_sequence(
+    routing: Routing, *, num_devices: int = 1, max_devices: int | None = None
+) -> BalanceLosses:
+    """Each loss for each sequence, (B,) float32. Gradients reach the affinities through P only.
+
+    Without a device limit a token can reach min(D, K) devices, which then stands for M in the communication loss.
+    """
+    affinities, experts = routing.affinities.float(), routing.experts
+    (_, length, num_experts), top_k = affinities.shape, experts.shape[-1]
+    if num_devices < 1 or num_experts % num_devices:
+        raise ValueError(f"num_devices={num_devices}: a divisor of the number of experts, {num_experts}")
+    most = min(num_devices, top_k) if max_devices is None else max_devices
+
+    counts = load_per_sequence(experts, num_experts)  # c, (B, E)
+    f = counts * (num_experts / (top_k * length))  # (24)
+    p = affinities.mean(1)  # (25), (B, E)
+
+    f_device = f.unflatten(-1, (num_devices, -1)).mean(-1)  # (27), (B, D)
+    p_device = p.unflatten(-1, (num_devices, -1)).sum(-1)  # (28), (B, D)
+
+    received = token_devices(experts, num_experts, num_devices).sum(1).float()  # tokens sent to each device, (B, D)
+    f_sent = received * (num_devices / (most * length))  # (30)
+    return BalanceLosses(
+        expert=(f * p).sum(-1),  # (23)
+        device=(f_device * p_device).sum(-1),  # (26)
+        communication=(f_sent * p_device).sum(-1),  # (29); P'' is P', (31)
+    )
+
+
+def balance_losses(routing: Routing, *, num_devices: int = 1, max_devices: int | None = None) -> BalanceLosses:
+    """The losses averaged over the batch's sequences: float32 scalars. Perfect balance gives expert = device = 1."""
+    losses = balance_losses_per_sequence(routing, num_devices=num_devices, max_devices=max_devices)
+    return BalanceLosses(*(loss.mean() for loss in losses))
+
+
+def load_per_sequence(experts: Tensor, num_experts: int) -> Tensor:
+    """How many of the tokens of experts (B, T, K) chose each expert: (B, E) float32, without gradient."""
+    chosen = experts.flatten(1)
+    counts = torch.zeros(experts.shape[0], num_experts, device=experts.device)
+    return counts.scatter_add_(1, chosen, torch.ones_like(chosen, dtype=torch.float32))

@@ -1,0 +1,60 @@
+"""Device-level token dropping (section 2.2.4): training only, lowest affinity first.
+
+B sequences, T tokens, E experts, K experts a token, D devices.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dsv2.config import ConfigBase
+from dsv2.models.moe.router import Routing
+
+
+class Dropping:
+    """The budget of a device and who is exempt from it."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ConfigBase):
+        capacity_factor: float = 1.0  # budget of a device / average load
+        exempt_ratio: float = 0.1  # share of the sequences that are never dropped
+
+        def __post_init__(self) -> None:
+            self.require(self.capacity_factor > 0, "capacity_factor", "positive")
+            self.require(0 <= self.exempt_ratio <= 1, "exempt_ratio", "between 0 and 1")
+
+
+def drop(routing: Routing, *, num_devices: int, capacity_factor: float, exempt: Tensor | None = None) -> Tensor:
+    """(B, T, K) bool: True for the token-expert pairs that are over their device's budget.
+
+    The budget is floor(capacity_factor * B T K / D) pairs. Pairs of `exempt` sequences ((B,) bool) use it first and are
+    never dropped; of the others those with the lowest affinity go, among equals the later ones.
+    """
+    if capacity_factor <= 0:
+        raise ValueError(f"capacity_factor={capacity_factor}: positive")
+    experts, num_experts = routing.experts, routing.affinities.shape[-1]
+    if num_devices < 1 or num_experts % num_devices:
+        raise ValueError(f"num_devices={num_devices}: a divisor of the number of experts, {num_experts}")
+    pairs = experts.numel()
+    budget = math.floor(capacity_factor * pairs / num_devices)
+    devices = (experts // (num_experts // num_devices)).flatten()  # (B T K,)
+    rank_by = routing.gates.detach().flatten().float()
+    if exempt is not None:
+        if exempt.shape != experts.shape[:1]:
+            raise ValueError(
+                f"exempt has shape {tuple(exempt.shape)}: one entry a sequence, {tuple(experts.shape[:1])}"
+            )
+        kept = exempt[:, None, None].expand_as(experts).flatten()
+        rank_by = torch.where(kept, float("inf"), rank_by)
+    by_affinity = rank_by.argsort(descending=True, stable=True)
+    order = by_affinity[devices[by_affinity].argsort(stable=True)]  # by device, then by falling affinity
+    counts = torch.bincount(devices, minlength=num_devices)
+    first = counts.cumsum(0) - counts
+    rank = torch.arange(pairs, device=experts.device) - first[devices[order]]  # place within the device
+    dropped = torch.empty_like(devices, dtype=torch.bool)
+    dropped[order] = rank >= budget
+    if exempt is not None:
+        dropped &= ~kept
+    return dropped.view_as(experts)

@@ -1,0 +1,94 @@
+"""The DeepSeekMoE layer (section 2.2): route, dispatch, compute, combine.
+
+B batch, T tokens, d model width, E routed experts, K of them a token, D devices, M most devices a token.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from dsv2.config import ConfigBase
+from dsv2.models.ffn import SwiGLU
+from dsv2.models.moe.dispatch import Dispatcher, LocalDispatch
+from dsv2.models.moe.dropping import Dropping, drop
+from dsv2.models.moe.experts import Experts
+from dsv2.models.moe.router import Router, Routing, route, routing_rules
+from dsv2.models.ops import PLAIN, Ops
+from dsv2.models.weights import Weight
+
+
+class MoE(nn.Module):
+    """Shared experts that every token passes, plus the gated sum of the routed experts it chose (20)."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ConfigBase):
+        num_experts: int  # E, routed
+        top_k: int  # K
+        expert_dim: int  # hidden width of one expert
+        num_shared: int = 0  # shared experts, fused into one FFN of their total width
+        num_devices: int = 1  # D, equal consecutive groups of routed experts
+        max_devices: int | None = None  # M; None: no limit
+        routed_scaling_factor: float = 1.0
+        dropping: Dropping.Config | None = None
+
+        def __post_init__(self) -> None:
+            rules = routing_rules(self.num_experts, self.top_k, self.num_devices, self.max_devices)
+            for field, _, valid, good in rules:
+                self.require(good, field, valid)
+            self.require(self.expert_dim > 0, "expert_dim", "positive")
+            self.require(self.num_shared >= 0, "num_shared", "0 or more")
+
+        def weights(self, dim: int) -> list[Weight]:
+            active = self.top_k / self.num_experts
+            shared = SwiGLU.Config(width=self.num_shared * self.expert_dim).weights(dim) if self.num_shared else []
+            return [
+                Weight("router.w", (self.num_experts, dim)),
+                Weight("experts.w_gate_up", (self.num_experts, dim, 2 * self.expert_dim), active),
+                Weight("experts.w_down", (self.num_experts, self.expert_dim, dim), active),
+                *(Weight(f"shared.{weight.name}", weight.shape) for weight in shared),
+            ]
+
+        def build(self, dim: int, ops: Ops = PLAIN, dispatcher: Dispatcher | None = None) -> "MoE":
+            return MoE(self, dim, ops, dispatcher or LocalDispatch())
+
+    def __init__(self, config: Config, dim: int, ops: Ops, dispatcher: Dispatcher) -> None:
+        super().__init__()
+        self.config, self.dispatcher = config, dispatcher
+        self.router = Router(config.num_experts, dim)
+        self.experts = Experts(config.num_experts, dim, config.expert_dim, ops)
+        self.shared = (
+            SwiGLU.Config(width=config.num_shared * config.expert_dim).build(dim, ops) if config.num_shared else None
+        )
+
+    def forward(self, u: Tensor, exempt: Tensor | None = None, replay: Routing | None = None) -> tuple[Tensor, Routing]:
+        """u (B, T, d) to (B, T, d) and the routing that made it.
+
+        `exempt` (B,) bool marks sequences whose pairs are never dropped. `replay` takes the experts of an earlier
+        routing, with gates from the live affinities.
+        """
+        routing = self.route(u, exempt, replay)
+        rows, counts, ticket = self.dispatcher.dispatch(u, routing)
+        shared = (
+            self.shared(u) if self.shared is not None else None
+        )  # between, so that communication can hide behind it
+        routed = self.dispatcher.combine(self.experts(rows, counts), ticket)
+        if self.config.routed_scaling_factor != 1.0:
+            routed = routed * self.config.routed_scaling_factor
+        return routed if shared is None else shared + routed, routing
+
+    def route(self, u: Tensor, exempt: Tensor | None = None, replay: Routing | None = None) -> Routing:
+        """Choose experts for u (B, T, d); in training mode also which pairs a device has no room for."""
+        config = self.config
+        affinities = self.router(u)
+        if replay is None:
+            experts, gates = route(
+                affinities, top_k=config.top_k, num_devices=config.num_devices, max_devices=config.max_devices
+            )
+        else:
+            experts, gates = replay.experts, affinities.gather(-1, replay.experts)
+        routing = Routing(affinities, experts, gates)
+        if config.dropping is None or not self.training:
+            return routing
+        capacity = config.dropping.capacity_factor
+        over = drop(routing, num_devices=config.num_devices, capacity_factor=capacity, exempt=exempt)
+        return routing._replace(dropped=over)

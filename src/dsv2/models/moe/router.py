@@ -1,0 +1,79 @@
+"""Routing of tokens to experts (sections 2.2.1 and 2.2.2).
+
+B batch, T tokens, E routed experts, K experts a token, D devices (equal groups of experts), M most devices a token.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Routing(NamedTuple):
+    """What one MoE layer decided for every token."""
+
+    affinities: Tensor  # (B, T, E) float32, softmax over the experts
+    experts: Tensor  # (B, T, K) int64, chosen experts, highest affinity first
+    gates: Tensor  # (B, T, K) float32, their affinities, not renormalised
+    dropped: Tensor | None = None  # (B, T, K) bool, pairs over a device's budget; None where nothing may be dropped
+
+
+class Router(nn.Module):
+    """Affinities of tokens to expert centroids, in float32 whatever the model's precision."""
+
+    def __init__(self, num_experts: int, dim: int) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.empty(num_experts, dim))
+
+    def forward(self, u: Tensor) -> Tensor:
+        """u (B, T, d) to softmax affinities (B, T, E)."""
+        return torch.nn.functional.linear(u.float(), self.w.float()).softmax(-1)  # (22)
+
+
+def route(
+    affinities: Tensor, *, top_k: int, num_devices: int = 1, max_devices: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The K experts of highest affinity, on at most M devices: experts (B, T, K) int64 and gates (B, T, K).
+
+    With `max_devices` a token's devices are those whose best expert has the highest affinity (section 2.2.2). Experts
+    lie on devices in equal consecutive groups. Raises ValueError where K experts of M devices cannot be had.
+    """
+    num_experts = affinities.shape[-1]
+    check_routing(num_experts, top_k, num_devices, max_devices)
+    eligible = affinities
+    if max_devices is not None and max_devices < num_devices:
+        groups = affinities.unflatten(-1, (num_devices, -1))  # (B, T, D, E / D)
+        devices = groups.amax(-1).topk(max_devices, dim=-1).indices  # (B, T, M)
+        allowed = torch.zeros(groups.shape[:-1], dtype=torch.bool, device=affinities.device).scatter_(-1, devices, True)
+        eligible = groups.masked_fill(~allowed.unsqueeze(-1), -1.0).flatten(-2)  # below every affinity, also 0
+    experts = eligible.detach().topk(top_k, dim=-1).indices
+    return experts, affinities.gather(-1, experts)
+
+
+def check_routing(num_experts: int, top_k: int, num_devices: int, max_devices: int | None) -> None:
+    """Raise ValueError, naming the field, unless K of E experts can be chosen on M of D devices."""
+    for field, value, valid, good in routing_rules(num_experts, top_k, num_devices, max_devices):
+        if not good:
+            raise ValueError(f"{field}={value}: {valid}")
+
+
+def routing_rules(
+    num_experts: int, top_k: int, num_devices: int, max_devices: int | None
+) -> list[tuple[str, int | None, str, bool]]:
+    """(field, value, what is valid, whether it holds) of everything that routing requires."""
+    divides = num_devices > 0 and num_experts % num_devices == 0
+    most = num_devices if max_devices is None else max_devices
+    reachable = most * (num_experts // max(num_devices, 1))
+    return [
+        ("num_experts", num_experts, "at least 1", num_experts > 0),
+        ("num_devices", num_devices, f"a divisor of num_experts={num_experts}", divides),
+        ("max_devices", max_devices, f"between 1 and num_devices={num_devices}, or null", 1 <= most <= num_devices),
+        ("top_k", top_k, f"between 1 and {reachable}, the experts of {most} devices", 1 <= top_k <= reachable),
+    ]
+
+
+def token_devices(experts: Tensor, num_experts: int, num_devices: int) -> Tensor:
+    """(B, T, D) bool: the devices that each token is sent to, from experts (B, T, K)."""
+    devices = experts // (num_experts // num_devices)
+    sent = torch.zeros(*experts.shape[:-1], num_devices, dtype=torch.bool, device=experts.device)
+    return sent.scatter_(-1, devices, True)

@@ -1,0 +1,90 @@
+"""Rotary position embedding on interleaved pairs, and YaRN (section 3.1.4).
+
+B batch, T tokens, H heads, R rotated width (even).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dsv2.config import ConfigBase
+
+
+class Yarn:
+    """YaRN's constants: how far the context is stretched, and which frequencies are kept."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ConfigBase):
+        factor: float = 40.0  # s: new length / original length
+        original_length: int = 4096  # tokens
+        beta_fast: float = 32.0  # pairs that turn more often than this over the original length are kept as they are
+        beta_slow: float = 1.0  # pairs that turn less often are slowed by `factor`
+        mscale: float = 0.707
+        mscale_all_dim: float = 0.707
+
+        def __post_init__(self) -> None:
+            self.require(self.factor >= 1, "factor", "at least 1")
+            self.require(self.original_length > 0, "original_length", "positive")
+            self.require(self.beta_fast > self.beta_slow, "beta_fast", f"more than beta_slow={self.beta_slow}")
+
+        def length_scale(self, mscale: float) -> float:
+            """sqrt(t) = 0.1 mscale ln(s) + 1."""
+            return 0.1 * mscale * math.log(self.factor) + 1.0
+
+
+class Rope:
+    """Angles of every position; holds no tensors."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ConfigBase):
+        base: float = 10000.0
+        yarn: Yarn.Config | None = None
+
+        def __post_init__(self) -> None:
+            self.require(self.base > 1, "base", "more than 1")
+
+        def build(self) -> "Rope":
+            return Rope(self)
+
+    def __init__(self, config: Config) -> None:
+        self.base, self.yarn = config.base, config.yarn
+
+    @property
+    def softmax_factor(self) -> float:
+        """What YaRN multiplies the softmax scale by; 1 without it."""
+        return self.yarn.length_scale(self.yarn.mscale_all_dim) ** 2 if self.yarn else 1.0
+
+    def frequencies(self, dim: int, device: torch.device | None = None) -> Tensor:
+        """Radians a position, (R / 2) float32."""
+        pairs = torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim
+        frequencies = 1.0 / self.base**pairs
+        if self.yarn is None:
+            return frequencies
+        low = math.floor(self._turns_at(self.yarn.beta_fast, dim))
+        high = math.ceil(self._turns_at(self.yarn.beta_slow, dim))
+        low, high = max(low, 0), min(high, dim - 1)
+        pair = torch.arange(dim // 2, dtype=torch.float32, device=device)
+        slowed = ((pair - low) / max(high - low, 0.001)).clamp(0, 1)  # 0: kept, 1: interpolated
+        return frequencies / self.yarn.factor * slowed + frequencies * (1 - slowed)
+
+    def _turns_at(self, turns: float, dim: int) -> float:
+        """The (fractional) pair that makes `turns` full turns over the original length."""
+        assert self.yarn is not None
+        return dim * math.log(self.yarn.original_length / (turns * 2 * math.pi)) / (2 * math.log(self.base))
+
+    def rotations(self, positions: Tensor, dim: int) -> Tensor:
+        """Unit rotations (T, R / 2) complex64 of integer positions (T,), times YaRN's factor on cos and sin."""
+        angles = positions.float()[:, None] * self.frequencies(dim, positions.device)
+        factor = 1.0
+        if self.yarn is not None:
+            factor = self.yarn.length_scale(self.yarn.mscale) / self.yarn.length_scale(self.yarn.mscale_all_dim)
+        return torch.polar(torch.full_like(angles, factor), angles)
+
+
+def rotate(x: Tensor, rotations: Tensor) -> Tensor:
+    """Turn the pairs (x0, x1), (x2, x3), ... of x (B, T, H, R) by rotations (T, R / 2); float32 or wider inside."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotations[:, None]).flatten(-2).to(x.dtype)

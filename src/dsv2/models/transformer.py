@@ -1,0 +1,136 @@
+"""The whole model: embedding, pre-norm blocks, final norm, output head.
+
+B batch, T tokens, d model width, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dsv2.config import ConfigBase
+from dsv2.models.attention import AttentionConfig
+from dsv2.models.attention.cache import Cache
+from dsv2.models.ffn import SwiGLU
+from dsv2.models.init import initialise
+from dsv2.models.moe.layer import MoE
+from dsv2.models.moe.router import Routing
+from dsv2.models.norm import RMSNorm
+from dsv2.models.ops import PLAIN, Ops
+from dsv2.models.rope import Rope
+from dsv2.models.weights import Weight
+
+
+class Output(NamedTuple):
+    logits: Tensor  # (B, T, V)
+    routings: tuple[Routing, ...]  # one per MoE layer, first layer first
+
+
+class Transformer(nn.Module):
+    """Causal language model with any attention and any feed-forward network; keeps no state between calls."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ConfigBase):
+        vocab_size: int
+        dim: int
+        num_layers: int
+        attention: AttentionConfig
+        ffn: MoE.Config | SwiGLU.Config  # of every layer past the first `num_dense_layers`
+        num_dense_layers: int = 0
+        dense: SwiGLU.Config | None = None  # the first layers' FFN
+        rope: Rope.Config = field(default_factory=Rope.Config)
+        norm_eps: float = 1e-6
+        tie_embeddings: bool = False
+        init_std: float = 0.006
+
+        def __post_init__(self) -> None:
+            for name in ("vocab_size", "dim", "num_layers", "norm_eps", "init_std"):
+                self.require(getattr(self, name) > 0, name, "positive")
+            fits = 0 <= self.num_dense_layers <= self.num_layers
+            self.require(fits, "num_dense_layers", f"between 0 and num_layers={self.num_layers}")
+            given = self.dense is not None or self.num_dense_layers == 0
+            self.require(given, "dense", f"needed for num_dense_layers={self.num_dense_layers}")
+
+        def ffns(self) -> list[MoE.Config | SwiGLU.Config]:
+            """The feed-forward network of each layer."""
+            return [
+                self.dense if self.dense is not None and layer < self.num_dense_layers else self.ffn
+                for layer in range(self.num_layers)
+            ]
+
+        @property
+        def num_moe_layers(self) -> int:
+            return sum(isinstance(ffn, MoE.Config) for ffn in self.ffns())
+
+        def layer_weights(self, layer: int) -> list[Weight]:
+            """The weights of one block, named as in the module."""
+            parts = {"attention": self.attention, "ffn": self.ffns()[layer]}
+            inner = [
+                weight._replace(name=f"{part}.{weight.name}")
+                for part, config in parts.items()
+                for weight in config.weights(self.dim)
+            ]
+            return [Weight("attention_norm.w", (self.dim,)), Weight("ffn_norm.w", (self.dim,)), *inner]
+
+        def build(self, *, seed: int = 0, ops: Ops = PLAIN) -> "Transformer":
+            """The module on the default device, weights drawn from `seed` (none are drawn on the meta device)."""
+            model = Transformer(self, ops)
+            initialise(model, std=self.init_std, seed=seed)
+            return model
+
+    def __init__(self, config: Config, ops: Ops = PLAIN) -> None:
+        super().__init__()
+        self.config, self.ops, self.rope = config, ops, config.rope.build()
+        self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.dim))
+        self.layers = nn.ModuleList(Block(config, ffn, self.rope, ops) for ffn in config.ffns())
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.head = None if config.tie_embeddings else nn.Parameter(torch.empty(config.vocab_size, config.dim))
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        caches: Sequence[Cache] | None = None,
+        exempt: Tensor | None = None,
+        routings: Sequence[Routing] | None = None,
+    ) -> Output:
+        """Logits of the next token for tokens (B, T) int64.
+
+        `caches`, one a layer, hold earlier tokens and are extended. `exempt` (B,) bool: sequences that token dropping
+        spares. `routings`, one per MoE layer, replays recorded choices of experts with gates from the live affinities.
+        """
+        start = caches[0].length if caches else 0
+        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+        rotations = self.rope.rotations(positions, self.config.attention.rotary_dim)
+        recorded = iter(routings or ())
+        x, chosen = F.embedding(tokens, self.embedding), []
+        for index, layer in enumerate(self.layers):
+            replay = next(recorded) if routings and isinstance(layer.ffn, MoE) else None
+            x, routing = layer(x, rotations, caches[index] if caches else None, exempt, replay)
+            if routing is not None:
+                chosen.append(routing)
+        logits = self.ops.linear(self.norm(x), self.embedding if self.head is None else self.head)
+        return Output(logits, tuple(chosen))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then + ffn(norm(.))."""
+
+    def __init__(self, config: Transformer.Config, ffn: MoE.Config | SwiGLU.Config, rope: Rope, ops: Ops) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention = config.attention.build(config.dim, rope, ops)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+        self.ffn = ffn.build(config.dim, ops)
+
+    def forward(
+        self, x: Tensor, rotations: Tensor, cache: Cache | None, exempt: Tensor | None, replay: Routing | None
+    ) -> tuple[Tensor, Routing | None]:
+        x = x + self.attention(self.attention_norm(x), rotations, cache)
+        if isinstance(self.ffn, MoE):
+            y, routing = self.ffn(self.ffn_norm(x), exempt, replay)
+            return x + y, routing
+        return x + self.ffn(self.ffn_norm(x)), None
