@@ -31,9 +31,15 @@ def swiglu(x: Tensor, w_gate: Tensor, w_up: Tensor, w_down: Tensor) -> Tensor:
     return w_down @ (z / (1 + torch.exp(-z)) * (w_up @ x))
 
 
+def halves(w_gate_up: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
+    """W_gate and W_up of the one matrix that holds both, gate first."""
+    width = w_gate_up.shape[dim] // 2
+    return w_gate_up.narrow(dim, 0, width), w_gate_up.narrow(dim, width, width)
+
+
 def softmax(scores: list[Tensor]) -> list[Tensor]:
     """e^s_i / sum_j e^s_j, shifted by the largest."""
-    highest = max(float(score) for score in scores)
+    highest = max(score.item() for score in scores)
     powers = [torch.exp(score - highest) for score in scores]
     total = sum(powers)
     return [power / total for power in powers]
@@ -135,9 +141,7 @@ def communication_loss(s: Tensor, experts: Tensor, num_devices: int, max_devices
     return sum(losses) / B
 
 
-def drop(
-    s: Tensor, experts: Tensor, num_devices: int, capacity_factor: float, exempt: Tensor | None = None
-) -> Tensor:
+def drop(s: Tensor, experts: Tensor, num_devices: int, capacity_factor: float, exempt: Tensor | None = None) -> Tensor:
     """True where a pair is over its device's budget (2.2.4): exempt pairs are seated first, then by s, ties to the
     earlier pair. The budget is floor(capacity_factor B T K / D) pairs. (B, T, E), (B, T, K), (B,) -> (B, T, K).
     """
@@ -149,7 +153,7 @@ def drop(
         pairs = [(b, t, k) for b in range(B) for t in range(T) for k in range(K) if experts[b, t, k] // group == j]
         protected = [pair for pair in pairs if exempt is not None and exempt[pair[0]]]
         others = [pair for pair in pairs if pair not in protected]
-        others.sort(key=lambda pair: -float(s[pair[0], pair[1], experts[pair]]))  # stable: ties stay in token order
+        others.sort(key=lambda pair: -s[pair[0], pair[1], experts[pair]].item())  # stable: ties stay in token order
         for pair in others[max(0, budget - len(protected)) :]:
             dropped[pair] = True
     return dropped
@@ -160,22 +164,24 @@ def moe(
 ) -> Tensor:
     """sum_i FFN_s,i(u) + scaling sum_k g_k FFN_r,k(u), no residual (Eq. 20); a dropped pair adds nothing.
 
-    Routed weights are (E, d, width) and (E, width, d), rows @ w[e]; shared experts lie side by side in one SwiGLU.
+    Routed weights are (E, d, 2 width), gate columns before up columns, and (E, width, d), for rows @ w[e]. Shared
+    experts lie side by side in one SwiGLU (2 N_s width, d): every expert's gate rows, then every expert's up rows.
     """
     g = gates(affinities(u, w["router.w"]), experts)
-    num_shared = len(w["shared.w_gate"]) // expert_dim if "shared.w_gate" in w else 0
+    routed_gate, routed_up = halves(w["experts.w_gate_up"].transpose(1, 2), dim=1)
+    shared_gate, shared_up = halves(w["shared.w_gate_up"]) if "shared.w_gate_up" in w else (u[:0, 0], u[:0, 0])
+    num_shared = len(shared_gate) // expert_dim
     y = []
     for b in range(u.shape[0]):
         for t in range(u.shape[1]):
             token = torch.zeros_like(u[b, t])
             for i in range(num_shared):
                 own = slice(i * expert_dim, (i + 1) * expert_dim)
-                gate, up, down = w["shared.w_gate"][own], w["shared.w_up"][own], w["shared.w_down"][:, own]
-                token = token + swiglu(u[b, t], gate, up, down)
+                token = token + swiglu(u[b, t], shared_gate[own], shared_up[own], w["shared.w_down"][:, own])
             for k, i in enumerate(experts[b, t].tolist()):
                 if dropped is None or not dropped[b, t, k]:
-                    gate, up, down = (w[f"experts.{name}"][i].T for name in ("w_gate", "w_up", "w_down"))
-                    token = token + scaling * g[b, t, k] * swiglu(u[b, t], gate, up, down)
+                    expert = swiglu(u[b, t], routed_gate[i], routed_up[i], w["experts.w_down"][i].T)
+                    token = token + scaling * g[b, t, k] * expert
             y.append(token)
     return torch.stack(y).reshape(u.shape)
 
@@ -300,7 +306,7 @@ def mla_cached(h: Tensor, w: Weights, *, thetas: list[float], rope_factor: float
     """All that decoding keeps: norm(W_DKV h) (B, T, r) and RoPE(W_KR h) (B, T, rope), one key for all (Eq. 9, 15)."""
     latents, keys = [], []
     for sequence in h:
-        latents.append(torch.stack([rms_norm(w["w_dkv"] @ token, w["kv_norm"], LATENT_EPS) for token in sequence]))
+        latents.append(torch.stack([rms_norm(w["w_dkv"] @ token, w["kv_norm.w"], LATENT_EPS) for token in sequence]))
         keys.append(torch.stack([turn(w["w_kr"] @ x, t, thetas, rope_factor) for t, x in enumerate(sequence)]))
     return torch.stack(latents), torch.stack(keys)
 
@@ -309,7 +315,7 @@ def mla_queries(
     token: Tensor, t: int, w: Weights, head_dim: int, rope_dim: int, thetas: list[float], rope_factor: float
 ) -> list[tuple[Tensor, Tensor]]:
     """(q_C, q_R) of each head, from norm(W_DQ h), or from h itself without query compression (Eq. 12-14)."""
-    c_q = rms_norm(w["w_dq"] @ token, w["q_norm"], LATENT_EPS) if "w_dq" in w else token
+    c_q = rms_norm(w["w_dq"] @ token, w["q_norm.w"], LATENT_EPS) if "w_dq" in w else token
     q_rope = [turn(x, t, thetas, rope_factor) for x in heads(w["w_qr"] @ c_q, rope_dim)]
     return list(zip(heads(w["w_uq"] @ c_q, head_dim), q_rope, strict=True))
 
@@ -368,3 +374,34 @@ def mla_absorbed(
             for t, o in enumerate(attend(q, cached, list(latents[b]), scale)):
                 y[b, t] = y[b, t] + w["w_o"][:, i * v_dim : (i + 1) * v_dim] @ (w_uv @ o)
     return y
+
+
+# Both sides of a comparison
+
+
+def randomise(module: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """Every matrix normal with variance 1 / its last axis, every vector 1 +- 0.3: no weight is invisible."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        values = 1 + 0.3 * values if parameter.dim() == 1 else values / math.sqrt(parameter.shape[-1])
+        parameter.data.copy_(values)
+    return module
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    """Normal float64 numbers that ask for a gradient."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).requires_grad_()
+
+
+def twin(leaves: Weights) -> dict[str, Tensor]:
+    """The same values in float64 as leaves of their own, for the reference to differentiate."""
+    return {name: leaf.detach().double().clone().requires_grad_() for name, leaf in leaves.items()}
+
+
+def remembered(module: torch.nn.Module) -> dict[str, str]:
+    """All that a module and its children hold, attributes that are no parameters included; compare before and after."""
+    held = {
+        f"{name}.{key}": repr(value) for name, child in module.named_modules() for key, value in vars(child).items()
+    }
+    return held | {name: repr(value.tolist()) for name, value in module.state_dict().items()}

@@ -25,8 +25,11 @@ FLOAT32_MODULE = 1e-5
 # A float32 angle: theta_j is off by a few of 2^-24, the product once more, so cos and sin by this times the angle.
 ANGLE = 4e-7
 
-# Below this a reference counts as this large: a gradient that is 0 by cancellation is not 0 after rounding.
-SMALLEST_SCALE = 1e-2
+# The same for YaRN: where 1 - ramp is small, its rounding is a larger part of theta_j (4.7e-7 seen at a width of 128).
+YARN_ANGLE = 1e-6
+
+# A reference below this counts as this large: a gradient that cancels to 0, of terms about 1, is not 0 after rounding.
+SMALLEST_SCALE = 0.1
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float, name: str = "value") -> None:

@@ -36,3 +36,12 @@ def weighted_sum(rows: Tensor, gates: Tensor, order: Tensor) -> Tensor:
     """Sum rows (N, O) back per token, each times its gate; rows[n] belongs to pair order[n] of gates (tokens, K)."""
     pairs = torch.zeros_like(rows).index_copy(0, order, rows)
     return (pairs.view(*gates.shape, -1) * gates[..., None]).sum(1)
+
+
+def rotate(x: Tensor, rotations: Tensor) -> Tensor:
+    """Turn the pairs (x0, x1), (x2, x3), ... of x (B, T, H, R) by complex rotations (T, R / 2)."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    first, second = wide[..., 0::2], wide[..., 1::2]
+    cos, sin = rotations.real[:, None], rotations.imag[:, None]
+    turned = torch.stack((first * cos - second * sin, first * sin + second * cos), dim=-1)
+    return turned.flatten(-2).to(x.dtype)

@@ -1,6 +1,6 @@
 """Rotary position embedding on interleaved pairs, and YaRN (section 3.1.4).
 
-B batch, T tokens, H heads, R rotated width (even).
+T tokens, R rotated width (even). `rotate` applies what `Rope.rotations` gives.
 """
 
 import math
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dsv2.config import ConfigBase
+from dsv2.kernels.rope import rotate as rotate
 
 
 class Yarn:
@@ -66,7 +67,7 @@ class Rope:
         high = math.ceil(self._turns_at(self.yarn.beta_slow, dim))
         low, high = max(low, 0), min(high, dim - 1)
         pair = torch.arange(dim // 2, dtype=torch.float32, device=device)
-        slowed = ((pair - low) / max(high - low, 0.001)).clamp(0, 1)  # 0: kept, 1: interpolated
+        slowed = ((pair - low) / (high - low or 0.001)).clamp(0, 1)  # 0: kept, 1: interpolated
         return frequencies / self.yarn.factor * slowed + frequencies * (1 - slowed)
 
     def _turns_at(self, turns: float, dim: int) -> float:
@@ -81,10 +82,3 @@ class Rope:
         if self.yarn is not None:
             factor = self.yarn.length_scale(self.yarn.mscale) / self.yarn.length_scale(self.yarn.mscale_all_dim)
         return torch.polar(torch.full_like(angles, factor), angles)
-
-
-def rotate(x: Tensor, rotations: Tensor) -> Tensor:
-    """Turn the pairs (x0, x1), (x2, x3), ... of x (B, T, H, R) by rotations (T, R / 2); float32 or wider inside."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotations[:, None]).flatten(-2).to(x.dtype)

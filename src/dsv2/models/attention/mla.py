@@ -125,7 +125,6 @@ class MLA(nn.Module):
         w_uk, w_uv = (w.unflatten(0, (heads, -1)) for w in (self.w_uk, self.w_uv))  # (H, D, C), (H, V, C)
         q_latent = torch.einsum("bthd,hdc->bthc", q_nope, w_uk)
         scores = torch.einsum("bthc,bsc->bhts", q_latent, c_kv) + torch.einsum("bthr,bsr->bhts", q_rope, k_rope)
-        scores = scores.double() if scores.dtype == torch.float64 else scores.float()
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         if length > 1:
             visible = causal_mask(length, total - length, scores.device)

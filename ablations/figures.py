@@ -1,0 +1,92 @@
+"""The figures of a report, as PNG bytes with their captions."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from ablations.summary import StudyText
+from dsv2.analysis import plots
+from dsv2.analysis.verdicts import Effect
+
+DPI = 150
+PIXELS_PER_INCH = 120  # 7 points are then 12 pixels of text
+
+
+class Picture(NamedTuple):
+    name: str
+    caption: str
+    png: bytes
+    width: int  # on a page, in CSS pixels
+
+
+def draw(
+    study: StudyText,
+    results: pd.DataFrame,
+    metrics: pd.DataFrame,
+    routing: pd.DataFrame | None,
+    effects: Sequence[Effect],
+    step_floor: Mapping[str, float],
+    final_floor: Mapping[str, float],
+) -> tuple[Picture, ...]:
+    """Every figure that the tables allow: none of effects without a verdict, none of routing for dense models.
+
+    `results` are the finished trials. See `write_report` for the floors.
+    """
+    arms, seeds = list(study.arms), len(study.seeds)
+    over = f"mean and range over {seeds} seeds" if seeds > 1 else "one seed"
+    metrics = metrics[metrics["arm"].isin(arms) & metrics["seed"].isin(list(study.seeds))]
+    logged = set(metrics["metric"])
+    pictures = []
+    if any(effect.n > 1 for effect in effects):
+        text = (
+            f"Each arm minus {study.baseline}, paired by seed, with 95% t intervals. Filled: better or worse after "
+            "Holm's correction; square: equivalent within the margin (grey band); hollow: neither."
+        )
+        figure = plots.forest(effects, margins=study.margin, directions=study.metrics)
+        pictures.append(_picture("effects", text, figure))
+    for metric in dict.fromkeys([study.metric, "val/loss"]):
+        if metric in results and results[metric].notna().any():
+            text = f"{metric} of every seed at the end; bar: mean; grey lines join the arms of one seed."
+            axes = plots.metric_by_arm(results, metric, floor=final_floor.get(metric), arms=arms)
+            pictures.append(_picture(_name(metric), text, axes))
+    if "val/loss" in logged:
+        axes = plots.loss_over_tokens(metrics, arms=arms)
+        pictures.append(_picture("loss", f"Validation loss over training, {over}.", axes))
+        if len(arms) > 1 and {study.baseline} < set(metrics["arm"]):
+            text = f"Validation loss minus that of {study.baseline} at the same seed, {over}."
+            axes = plots.difference_over_tokens(metrics, study.baseline, arms=arms)
+            pictures.append(_picture("loss_difference", text, axes))
+    if logged & set(plots.IMBALANCE):
+        text = f"Balance over training, {over}" + ("; dashed: a router that chooses at random." if step_floor else ".")
+        figure = plots.imbalance_over_training(metrics, floor=step_floor, arms=arms)
+        pictures.append(_picture("imbalance", text, figure))
+    if routing is not None and len(routing):
+        routing = routing[routing["arm"].isin(arms) & routing["seed"].isin(list(study.seeds))]
+    if routing is not None and len(routing):
+        seed = int(routing["seed"].min())
+        text = (
+            f"Load of each expert over training, seed {seed} alone: 1 (white) is the mean. Experts are sorted by their "
+            "final load in each panel, busiest on top."
+        )
+        pictures.append(_picture("expert_load", text, plots.load_heatmap(routing, seed=seed, arms=arms)))
+        text = (
+            "Load of the devices at the last logged step, busiest first, mean over seeds and layers. Hatched: over the "
+            "budget of capacity factor 1.0, with its share of all pairs."
+        )
+        pictures.append(_picture("device_load", text, plots.device_load(routing, arms=arms)))
+    return tuple(pictures)
+
+
+def _name(metric: str) -> str:
+    return metric.replace("/", "_") + "_by_arm"
+
+
+def _picture(name: str, caption: str, drawn: Any) -> Picture:
+    figure = drawn.get_figure() if hasattr(drawn, "get_xlim") else drawn
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    plt.close(figure)
+    return Picture(name, caption, buffer.getvalue(), round(figure.get_size_inches()[0] * PIXELS_PER_INCH))

@@ -1,0 +1,94 @@
+"""`python -m ablations.run sweep=NAME [scale=...] [seeds=[...]] [workers=N] [launcher=...] [dry_run=true] [overrides]`.
+
+Runs a study: prints its arms and what they cost, trains what is not finished, and reports. Everything that is not one
+of the keys above is an override of every trial, as in `optim.lr=1e-3`.
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from ablations.study import Study
+from dsv2.config import ConfigBase, ConfigError, structure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(ConfigBase):
+    """What the command line asks for, besides overrides of the trials."""
+
+    sweep: str
+    scale: str = "smoke"
+    seeds: tuple[int, ...] | None = None
+    workers: int | None = None
+    launcher: Literal["local", "slurm", "ray"] = "local"
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        self.require(self.workers is None or self.workers > 0, "workers", "at least 1")
+
+
+def parse(arguments: list[str]) -> tuple[Request, list[str]]:
+    """Split `key=value` words into the request and the overrides of the trials."""
+    own: dict[str, Any] = {}
+    overrides = []
+    for word in arguments:
+        key, equals, value = word.partition("=")
+        if equals and key in Request.__dataclass_fields__:
+            own[key] = yaml.safe_load(value)
+        else:
+            overrides.append(word)
+    if "sweep" not in own:
+        raise ConfigError("sweep", None, "name a study, as in sweep=balance_losses")
+    return structure(own, Request), overrides
+
+
+def show(study: Study, console: Console) -> None:
+    """Print the question, the arms and their accounting."""
+    console.rule(f"{study.name} at scale {study.scale}")
+    console.print(study.file.question, highlight=False)
+    console.print(f"[bold]Prediction:[/bold] {study.file.prediction}", highlight=False)
+    console.print(f"[bold]Held equal:[/bold] {', '.join(study.file.equal) or 'nothing'}", highlight=False)
+    table = Table(show_lines=False)
+    for column in ("arm", "about"):
+        table.add_column(column)
+    names = {"total_params": "params", "active_params": "active", "flops_per_token": "FLOPs/token"}
+    names |= {"kv_elements_per_token": "KV/token", "tokens": "tokens", "steps": "steps", "seeds": "seeds"}
+    for column in names.values():
+        table.add_column(column, justify="right")
+    for row in study.accounting().to_dict("records"):
+        numbers = [f"{row[name]:,}" for name in names]
+        mark = " (baseline)" if row["arm"] == study.file.baseline else ""
+        table.add_row(f"{row['arm']}{mark}", row["about"], *numbers)
+    console.print(table)
+
+
+def main(arguments: list[str]) -> int:
+    """The exit status: 0 only if every trial finished, 2 for a mistake in the request, 130 after Ctrl-C."""
+    if any(word in ("-h", "--help") for word in arguments):
+        print(__doc__)
+        return 0
+    console = Console()
+    try:
+        request, overrides = parse(arguments)
+        study = Study(request.sweep, request.scale, request.seeds, overrides)
+        show(study, console)
+        if request.dry_run:
+            for arm, node in study.arms.items():
+                console.print(f"{arm}: {' '.join(node.overrides)}", highlight=False, markup=False)
+            return 0
+        complete = study.run(workers=request.workers, launcher=request.launcher)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; what was saved stays, the same command goes on from there", file=sys.stderr)
+        return 130
+    return 0 if complete else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

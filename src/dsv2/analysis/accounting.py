@@ -1,0 +1,103 @@
+"""Parameters, FLOPs and cache sizes, worked out from a model's config; no weight is allocated.
+
+Conventions: FLOPs are forward and backward, 3 x (2 x the matrix elements one token touches, output head included and
+input embedding not, + attention scores and values over the full square of the context, not its causal half).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from dsv2.models.transformer import Transformer
+from dsv2.models.weights import Weight
+
+
+@dataclass(frozen=True)
+class Item:
+    """One row of the account: all weights of a part over its layers."""
+
+    part: str
+    layers: int
+    total_params: int
+    active_params: int  # that one token uses
+    flops_per_token: int  # forward and backward
+
+
+@dataclass(frozen=True)
+class Account:
+    items: tuple[Item, ...]
+    context: int  # tokens, for the attention scores
+    kv_elements_per_token: int  # over all layers
+    kv_bits: float
+
+    @property
+    def total_params(self) -> int:
+        return sum(item.total_params for item in self.items)
+
+    @property
+    def active_params(self) -> int:
+        """Weights one token uses, input embedding included."""
+        return sum(item.active_params for item in self.items)
+
+    @property
+    def active_params_without_embedding(self) -> int:
+        return sum(item.active_params for item in self.items if item.part != "embedding")
+
+    @property
+    def flops_per_token(self) -> int:
+        return sum(item.flops_per_token for item in self.items)
+
+    @property
+    def kv_bytes_per_token(self) -> float:
+        return self.kv_elements_per_token * self.kv_bits / 8
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready, sums first."""
+        sums = (
+            "total_params",
+            "active_params",
+            "active_params_without_embedding",
+            "flops_per_token",
+            "kv_elements_per_token",
+            "kv_bytes_per_token",
+            "context",
+            "kv_bits",
+        )
+        return {name: getattr(self, name) for name in sums} | {"items": [vars(item) for item in self.items]}
+
+
+def account(model: Transformer.Config, *, context: int = 4096, kv_bits: float = 16) -> Account:
+    """Account for `model` at a context of so many tokens and so many bits a cached element."""
+    if context < 1:
+        raise ValueError(f"context={context}: at least 1 token")
+    if kv_bits <= 0:
+        raise ValueError(f"kv_bits={kv_bits}: positive")
+    embedding = model.vocab_size * model.dim
+    items = [Item("embedding", 1, embedding, embedding, 0)]
+    scores = 3 * model.num_layers * model.attention.score_flops(context)
+    items.append(_item("attention", model.num_layers, model.attention.weights(model.dim), scores))
+    for name, first, last in (("ffn, dense layers", 0, model.num_dense_layers), ("ffn", model.num_dense_layers, None)):
+        ffns = model.ffns()[first:last]
+        by_part: dict[str, list[Weight]] = {}
+        for weight in ffns[0].weights(model.dim) if ffns else []:
+            part = weight.name.split(".")[0] if "." in weight.name else ""
+            by_part.setdefault(part, []).append(weight)
+        items += [_item(f"{name}: {part}" if part else name, len(ffns), of) for part, of in by_part.items()]
+    items.append(_item("norms", 1, [Weight("norms", (model.dim * (2 * model.num_layers + 1),))]))
+    head = _item("head", 1, [Weight("head", (model.vocab_size, model.dim))])
+    if model.tie_embeddings:
+        head = Item("head (tied)", 1, 0, 0, head.flops_per_token)
+    items.append(head)
+    kv_elements = model.num_layers * sum(map(math.prod, model.attention.cache_shapes()))
+    return Account(tuple(items), context, kv_elements, kv_bits)
+
+
+def _item(part: str, layers: int, weights: list[Weight], more_flops: int = 0) -> Item:
+    matmul = sum(weight.active for weight in weights if weight.is_matrix)
+    return Item(
+        part,
+        layers,
+        layers * sum(weight.total for weight in weights),
+        layers * sum(weight.active for weight in weights),
+        layers * 6 * matmul + more_flops,
+    )

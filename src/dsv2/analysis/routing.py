@@ -1,0 +1,79 @@
+"""How evenly a router spreads tokens: counts that add up over batches, and measures of them.
+
+B sequences, T tokens, E experts, K experts a token, D devices.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dsv2.models.moe.router import Routing, token_devices
+
+
+class Counts(NamedTuple):
+    """Sums over the tokens of one layer; counts of several batches are added field by field."""
+
+    load: Tensor  # (E,) token-expert pairs
+    dropped: Tensor  # (E,) of them dropped
+    received: Tensor  # (D,) tokens sent to each device, once each however many of its experts they chose
+    overflow: Tensor  # () pairs over a capacity factor of 1.0, batch by batch, whether or not they were dropped
+    tokens: Tensor  # ()
+
+    def __add__(self, other: object) -> "Counts":
+        assert isinstance(other, Counts)
+        return Counts(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+
+class Measures(NamedTuple):
+    """Floats; 0 violation, 1 entropy and 0 dead experts are perfect balance."""
+
+    max_violation: float  # busiest expert's load over the mean load, less 1
+    entropy: float  # of the load, over log E
+    dead_experts: float  # share of experts without a token
+    device_max_violation: float  # the same as max_violation for pairs computed on a device
+    received_max_violation: float  # the same for tokens sent to a device
+    drop_rate: float  # share of the pairs that were dropped
+    overflow: float  # share that a capacity factor of 1.0 would drop
+    devices_per_token: float
+
+
+def count(routing: Routing, *, num_devices: int) -> Counts:
+    """Counts of one layer's routing of one batch, int64, on the routing's device."""
+    experts, num_experts = routing.experts, routing.affinities.shape[-1]
+    load = torch.bincount(experts.flatten(), minlength=num_experts)
+    dropped = torch.zeros_like(load)
+    if routing.dropped is not None:
+        dropped = torch.bincount(experts[routing.dropped], minlength=num_experts)
+    by_device = load.unflatten(0, (num_devices, -1)).sum(-1)
+    overflow = (by_device - experts.numel() // num_devices).clamp(min=0).sum()
+    received = token_devices(experts, num_experts, num_devices).sum((0, 1))
+    return Counts(load, dropped, received, overflow, torch.tensor(experts[..., 0].numel(), device=load.device))
+
+
+def measure(counts: Counts) -> Measures:
+    """Measures of summed counts."""
+    load, received = counts.load.double(), counts.received.double()
+    pairs, by_device = load.sum(), load.unflatten(0, (received.numel(), -1)).sum(-1)
+    share = load / pairs
+    entropy = torch.special.entr(share).sum() / max(torch.tensor(load.numel()).log().item(), 1e-12)
+    return Measures(
+        max_violation=_max_violation(load),
+        entropy=float(entropy),
+        dead_experts=float((load == 0).double().mean()),
+        device_max_violation=_max_violation(by_device),
+        received_max_violation=_max_violation(received),
+        drop_rate=float(counts.dropped.sum() / pairs),
+        overflow=float(counts.overflow / pairs),
+        devices_per_token=float(received.sum() / counts.tokens),
+    )
+
+
+def mean_measures(layers: list[Measures]) -> dict[str, float]:
+    """`routing/<name>` of each measure, averaged over layers; empty for a dense model."""
+    columns = zip(*layers, strict=True)
+    return {f"routing/{name}": sum(column) / len(column) for name, column in zip(Measures._fields, columns, strict=False)}
+
+
+def _max_violation(load: Tensor) -> float:
+    return float(load.max() / load.mean() - 1)

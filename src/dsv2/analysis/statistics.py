@@ -1,0 +1,224 @@
+"""Differences paired by seed, how sure they are, what would not have been seen, and what chance alone gives.
+
+n seeds; `differences` (n,) are an arm's values minus the baseline's, seed by seed. Pure functions of numbers.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, special, stats
+
+ALPHA = 0.05
+POWER = 0.8
+MOST_SEEDS = 1000  # beyond this the answer is "not by more seeds"
+
+Values = NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+# ---- one set of paired differences -----------------------------------------------------------------------------------
+
+
+def t_interval(differences: Values, level: float = 1 - ALPHA) -> Interval:
+    """Interval of the mean of (n,) differences by Student's t; NaN for one seed."""
+    n = _checked(differences).size
+    if n < 2:
+        return Interval(math.nan, math.nan)
+    half = special.stdtrit(n - 1, (1 + level) / 2) * differences.std(ddof=1) / math.sqrt(n)
+    return Interval(float(differences.mean() - half), float(differences.mean() + half))
+
+
+def bca_interval(differences: Values, *, resamples: int = 4000, seed: int = 0, level: float = 1 - ALPHA) -> Interval:
+    """Bias-corrected and accelerated bootstrap interval of the mean; NaN below 3 seeds or without spread."""
+    if _checked(differences).size < 3 or _no_spread(differences):
+        return Interval(math.nan, math.nan)
+    rng = np.random.default_rng(seed)
+    found = stats.bootstrap((differences,), np.mean, n_resamples=resamples, confidence_level=level, rng=rng)
+    return Interval(float(found.confidence_interval.low), float(found.confidence_interval.high))
+
+
+def paired_p(differences: Values) -> float:
+    """Two-sided p of the paired t-test. 1 where all are zero; NaN for one seed, or where equal non-zero differences
+    leave nothing to estimate the noise from."""
+    n, scale = _checked(differences).size, np.abs(differences).max()
+    if scale == 0 and n > 1:
+        return 1.0
+    if n < 2 or _no_spread(differences):
+        return math.nan
+    t = differences.mean() / (differences.std(ddof=1) / math.sqrt(n))
+    return float(2 * special.stdtr(n - 1, -abs(t)))
+
+
+def sign_flip_p(differences: Values) -> float:
+    """Two-sided p over all 2^n sign flips, exact up to 16 seeds and from 2^16 seeded flips beyond. At least 2/2^n."""
+    n = _checked(differences).size
+    if n <= 16:
+        signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)  # (2^n, n)
+        extra = 0
+    else:
+        signs = np.random.default_rng(0).choice([-1, 1], size=(2**16, n))
+        extra = 1  # the observed signs are one more flip
+    sums, observed = np.abs(signs @ differences), abs(differences.sum())
+    count = int((sums >= observed * (1 - 1e-12)).sum())
+    return (count + extra) / (len(signs) + extra)
+
+
+def equivalence_p(differences: Values, margin: float) -> float:
+    """Two one-sided t-tests: small when the mean lies inside (-margin, margin)."""
+    n = _checked(differences).size
+    if margin <= 0:
+        raise ValueError(f"margin={margin}: positive")
+    if n < 2:
+        return math.nan
+    error = differences.std(ddof=1) / math.sqrt(n)
+    if error == 0:
+        return 0.0 if differences.mean() == 0 else math.nan
+    return float(special.stdtr(n - 1, -(margin - abs(differences.mean())) / error))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p-values, in the order given. NaN stays NaN and counts as a member of the family."""
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(np.where(np.isnan(p), 2.0, p), kind="stable")
+    adjusted = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
+    result = np.empty(len(p))
+    result[order] = adjusted
+    return [float(value) for value in result]
+
+
+def separation(arm: Values, baseline: Values) -> str:
+    """Where every seed of the arm lies beyond every seed of the baseline: "below" or "above"; else, or at n = 1, ""."""
+    if min(arm.size, baseline.size) < 2:
+        return ""
+    return "below" if arm.max() < baseline.min() else "above" if arm.min() > baseline.max() else ""
+
+
+# ---- what n seeds can see --------------------------------------------------------------------------------------------
+
+
+def paired_power(n: int, effect_in_sd: float, alpha: float = ALPHA) -> float:
+    """Chance that n seeds reject, two-sided, when the mean difference is that many standard deviations."""
+    critical = special.stdtrit(n - 1, 1 - alpha / 2)
+    nc = abs(effect_in_sd) * math.sqrt(n)
+    wrong_side = stats.nct.sf(critical, n - 1, -nc) if nc < 5 else 0.0  # under 3e-7 there, where scipy gives NaN
+    return float(stats.nct.sf(critical, n - 1, nc) + wrong_side)
+
+
+@lru_cache(maxsize=4096)
+def detectable_in_sd(n: int, alpha: float = ALPHA, power: float = POWER) -> float:
+    """The mean difference, in standard deviations of the differences, that n seeds detect with that power."""
+    if n < 2:
+        return math.inf
+    highest = 1.0
+    while paired_power(n, highest, alpha) < power:
+        highest *= 2
+    return float(optimize.brentq(lambda effect: paired_power(n, effect, alpha) - power, 0.0, highest))
+
+
+def seeds_needed(effect: float, sd: float, alpha: float = ALPHA, power: float = POWER) -> int | None:
+    """Fewest seeds that detect this mean difference; None beyond 1,000."""
+    if effect == 0:
+        return None
+    return _fewest(lambda n: detectable_in_sd(n, alpha, power) * sd <= abs(effect))
+
+
+def seeds_for_equivalence(margin: float, sd: float, alpha: float = ALPHA, power: float = POWER) -> int | None:
+    """Fewest seeds that show equivalence within the margin when there is no difference at all; None beyond 1,000."""
+
+    def enough(n: int) -> bool:
+        critical = special.stdtrit(n - 1, 1 - alpha)
+        return bool(2 * stats.nct.sf(critical, n - 1, margin / sd * math.sqrt(n)) - 1 >= power)
+
+    return _fewest(enough)
+
+
+# ---- the floor of a balance metric -----------------------------------------------------------------------------------
+
+
+def random_floor(
+    num_experts: int,
+    top_k: int,
+    num_devices: int,
+    num_tokens: int,
+    seed: int = 0,
+    max_devices: int | None = None,
+    batch_tokens: int | None = None,
+) -> dict[str, float]:
+    """What the routing metrics are for a router that draws its affinities at random: chance alone is not imbalance.
+
+    `num_tokens` is how many tokens one measurement counts over; small ones are drawn up to 20 times and averaged.
+    Overflow is counted batch by batch, of `batch_tokens` (default: all in one). With `max_devices` a token keeps to the
+    devices whose best expert scores highest, as the device-limited router does.
+    """
+    if num_devices < 1 or num_experts % num_devices:
+        raise ValueError(f"num_devices={num_devices}: a divisor of num_experts={num_experts}")
+    most = num_devices if max_devices is None else max_devices
+    if not 1 <= top_k <= most * (num_experts // num_devices):
+        raise ValueError(f"top_k={top_k}: between 1 and the experts of {most} devices")
+    rng = np.random.default_rng(seed)
+    batch = min(batch_tokens or num_tokens, num_tokens)
+    draws = [
+        _random_routing(rng, num_experts, top_k, num_devices, num_tokens, most, batch)
+        for _ in range(min(max(2**18 // num_tokens, 1), 20))
+    ]
+    return {name: float(np.mean([draw[name] for draw in draws])) for name in draws[0]}
+
+
+def _random_routing(
+    rng: np.random.Generator, num_experts: int, top_k: int, num_devices: int, num_tokens: int, most: int, batch: int
+) -> dict[str, float]:
+    load = np.zeros(num_experts)
+    received = np.zeros(num_devices)
+    overflow = 0.0
+    for start in range(0, num_tokens, batch):
+        affinities = rng.random((min(batch, num_tokens - start), num_experts), dtype=np.float32)
+        if most < num_devices:
+            groups = affinities.reshape(len(affinities), num_devices, -1)
+            far = np.argsort(groups.max(-1), axis=-1)[:, : num_devices - most]
+            np.put_along_axis(groups, far[:, :, None], -1.0, axis=1)
+        chosen = np.argpartition(affinities, num_experts - top_k, axis=-1)[:, num_experts - top_k :]
+        counts = np.bincount(chosen.ravel(), minlength=num_experts)
+        load += counts
+        overflow += np.maximum(counts.reshape(num_devices, -1).sum(-1) - chosen.size // num_devices, 0).sum()
+        sent = np.zeros((len(affinities), num_devices), dtype=bool)
+        np.put_along_axis(sent, chosen // (num_experts // num_devices), True, axis=1)
+        received += sent.sum(0)
+    share, on_device = load / load.sum(), load.reshape(num_devices, -1).sum(-1)
+    return {
+        "routing/max_violation": load.max() / load.mean() - 1,
+        "routing/entropy": float(special.entr(share).sum() / math.log(num_experts)) if num_experts > 1 else 1.0,
+        "routing/dead_experts": float((load == 0).mean()),
+        "routing/device_max_violation": on_device.max() / on_device.mean() - 1,
+        "routing/received_max_violation": received.max() / received.mean() - 1,
+        "routing/overflow": overflow / load.sum(),
+        "routing/devices_per_token": received.sum() / num_tokens,
+    }
+
+
+def _checked(differences: Values) -> Values:
+    if differences.ndim != 1 or differences.size == 0 or not np.isfinite(differences).all():
+        raise ValueError(f"differences={differences!r}: one finite number a seed")
+    return differences
+
+
+def _no_spread(differences: Values) -> bool:
+    return bool(np.ptp(differences) <= 1e-12 * np.abs(differences).max())
+
+
+def _fewest(enough: Callable[[int], bool]) -> int | None:
+    """The smallest n of 2 to 1,000 with `enough`, which stays true once it is."""
+    low, high = 2, MOST_SEEDS
+    if not enough(high):
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle + 1, high)
+    return low

@@ -1,0 +1,104 @@
+"""The one look of all figures, and how logged quantities are called in them."""
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLUMN, PAGE = 3.4, 7.0  # inches
+STYLE: Any = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "figure.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.6,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "legend.handlelength": 3.2,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 150,
+}
+MARKERS = "osD^vPX*<>"
+DASHES = ["-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2))]
+COLOURS = [0, 1, 2, 3, 4, 9, 5, 7, 6, 8]  # of seaborn's colorblind palette, the pale ones last
+
+
+class Quantity(NamedTuple):
+    short: str
+    label: str  # with its unit
+
+
+QUANTITIES = {
+    "val/loss": Quantity("val loss", "validation loss (nats/token)"),
+    "val/bpb": Quantity("val bpb", "validation loss (bits/byte)"),
+    "train/loss": Quantity("train loss", "training loss (nats/token)"),
+    "train/ce": Quantity("train ce", "training cross-entropy (nats/token)"),
+    "routing/max_violation": Quantity("expert violation", "busiest expert / mean - 1"),
+    "routing/entropy": Quantity("entropy", "entropy of load / log E"),
+    "routing/dead_experts": Quantity("dead experts", "experts without a token (share)"),
+    "routing/device_max_violation": Quantity("device violation", "busiest device / mean - 1"),
+    "routing/received_max_violation": Quantity("received violation", "most received / mean - 1"),
+    "routing/overflow": Quantity("overflow", "pairs over capacity 1.0 (share)"),
+    "routing/drop_rate": Quantity("dropped", "pairs dropped (share)"),
+    "routing/devices_per_token": Quantity("devices/token", "devices per token"),
+    "perf/tokens_per_s": Quantity("tokens/s", "tokens per second"),
+}
+
+
+def quantity(metric: str) -> Quantity:
+    """How a logged metric is called in a figure or table; its own name where none is known."""
+    return QUANTITIES.get(metric, Quantity(metric.rpartition("/")[2].replace("_", " "), metric))
+
+
+def arm_styles(arms: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Line properties of each arm by its place in the study."""
+    import seaborn as sns
+
+    palette = sns.color_palette("colorblind")
+    return {
+        arm: {
+            "color": palette[COLOURS[i % len(COLOURS)]],
+            "marker": MARKERS[i % len(MARKERS)],
+            "linestyle": DASHES[i % len(DASHES)],
+            "markeredgecolor": "none" if MARKERS[i % len(MARKERS)] in "PX" else "white",  # thin already
+            "markeredgewidth": 0.4,
+        }
+        for i, arm in enumerate(arms)
+    }
+
+
+def arms_of(table: pd.DataFrame) -> list[str]:
+    return list(dict.fromkeys(table["arm"]))
+
+
+def panels(count: int, *, columns: int, height: float, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+    """A grid of at most `columns` panels across the page, a column's width for one; unused places stay empty."""
+    import matplotlib.pyplot as plt
+
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    width = COLUMN if columns == 1 else PAGE * columns / 3 if columns == 2 else PAGE
+    figure, axes = plt.subplots(rows, columns, figsize=(width, rows * height + 0.45), squeeze=False, sharey=sharey)
+    for ax in axes.flat[count:]:
+        ax.remove()
+    return figure, list(axes.flat[:count])
+
+
+def headline(figure: Figure, title: str | None) -> None:
+    if title:
+        width = figure.get_size_inches()[0]
+        figure.suptitle(textwrap.fill(title, int(16 * width)), x=0.01, ha="left", fontsize=8)

@@ -1,0 +1,263 @@
+"""Between Hugging Face's `config.json` and our typed model config.
+
+Read: model_type deepseek_v2, as transformers 5 writes it (`rope_parameters`) and as the releases of 2024 did
+(`rope_theta`, `rope_scaling`); for accounting also plain llama. What a key means is what transformers 5.23 computes
+from it: `norm_topk_prob` is ignored, `head_dim` and `qk_head_dim` follow from other widths, YaRN's factor on cos and
+sin is 0.1 ln(factor) + 1 unless both mscale keys are set. What our model cannot represent is refused by name.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dsv2.config import ConfigError
+from dsv2.interop.hf_keys import THEIRS, integer, number, refuse_unknown, refuse_unknown_rope
+from dsv2.models.attention import GQA, MLA
+from dsv2.models.ffn import SwiGLU
+from dsv2.models.moe.layer import MoE
+from dsv2.models.rope import Rope, Yarn
+from dsv2.models.transformer import Transformer
+
+TOPK_METHODS = ("greedy", "group_limited_greedy")
+
+
+def read_config(path: str | Path) -> Transformer.Config:
+    """The model that the `config.json` at `path` describes, a file or the directory that holds it."""
+    return config_from_hf(read_json(Path(path) / "config.json" if Path(path).is_dir() else Path(path)))
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; ValueError where there is none to read."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{file}: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{file}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{file}: not a JSON object")
+    return value
+
+
+def config_from_hf(config: Mapping[str, Any]) -> Transformer.Config:
+    """The model that a parsed `config.json` describes. ConfigError, a ValueError, names key and value of a refusal.
+
+    llama is for accounting only: its checkpoints pair RoPE channels otherwise than this model.
+    """
+    kind = config.get("model_type")
+    if kind not in ("deepseek_v2", "llama"):
+        raise ConfigError("model_type", kind, "'deepseek_v2' (or 'llama', for accounting)")
+    refuse_unknown(config, kind)
+    try:
+        return _deepseek(config) if kind == "deepseek_v2" else _llama(config)
+    except ConfigError as error:
+        raise ConfigError(THEIRS.get(error.key, error.key), error.value, error.valid) from None
+
+
+def _deepseek(config: Mapping[str, Any]) -> Transformer.Config:
+    num_heads, num_layers = integer(config, "num_attention_heads"), integer(config, "num_hidden_layers")
+    if config.get("num_key_value_heads") not in (None, num_heads):
+        value = config["num_key_value_heads"]
+        raise ConfigError("num_key_value_heads", value, f"num_attention_heads={num_heads}, MLA has no groups")
+    num_dense = min(integer(config, "first_k_dense_replace", 0), num_layers)
+    attention = MLA.Config(
+        num_heads=num_heads,
+        head_dim=integer(config, "qk_nope_head_dim"),
+        rope_dim=integer(config, "qk_rope_head_dim"),
+        v_dim=integer(config, "v_head_dim"),
+        kv_latent_dim=integer(config, "kv_lora_rank"),
+        q_latent_dim=None if config.get("q_lora_rank") is None else integer(config, "q_lora_rank"),
+    )
+    no_experts = config.get("n_routed_experts") is None
+    if no_experts and ("n_routed_experts" in config or num_dense == num_layers):
+        return _transformer(config, attention, SwiGLU.Config(width=integer(config, "intermediate_size")))
+    return dataclasses.replace(
+        _transformer(config, attention, _moe(config)),
+        num_dense_layers=num_dense,
+        dense=SwiGLU.Config(width=integer(config, "intermediate_size")) if num_dense else None,
+    )
+
+
+def _moe(config: Mapping[str, Any]) -> MoE.Config:
+    method, num_experts = config.get("topk_method", "greedy"), integer(config, "n_routed_experts")
+    if method not in TOPK_METHODS:
+        raise ConfigError("topk_method", method, f"one of {', '.join(TOPK_METHODS)}")
+    if method == "greedy":  # groups then limit nothing, but balance losses may still be counted over them
+        groups = integer(config, "n_group") if config.get("n_group") else 1
+        num_devices, max_devices = groups if num_experts % groups == 0 else 1, None
+    else:
+        num_devices, max_devices = integer(config, "n_group"), integer(config, "topk_group")
+    return MoE.Config(
+        num_experts=num_experts,
+        top_k=integer(config, "num_experts_per_tok"),
+        expert_dim=integer(config, "moe_intermediate_size"),
+        num_shared=0 if config.get("n_shared_experts", 0) is None else integer(config, "n_shared_experts"),
+        num_devices=num_devices,
+        max_devices=max_devices,
+        routed_scaling_factor=number(config, "routed_scaling_factor", 1.0),
+    )
+
+
+def _llama(config: Mapping[str, Any]) -> Transformer.Config:
+    num_heads = integer(config, "num_attention_heads")
+    given = config.get("head_dim") is not None
+    attention = GQA.Config(
+        num_heads=num_heads,
+        num_kv_heads=num_heads if config.get("num_key_value_heads") is None else integer(config, "num_key_value_heads"),
+        head_dim=integer(config, "head_dim") if given else integer(config, "hidden_size") // max(num_heads, 1),
+    )
+    model = _transformer(config, attention, SwiGLU.Config(width=integer(config, "intermediate_size")))
+    if model.rope.yarn is not None:
+        raise ConfigError("rope_type", "yarn", "'default' in a model of type llama")
+    return model
+
+
+def _transformer(
+    config: Mapping[str, Any], attention: GQA.Config | MLA.Config, ffn: MoE.Config | SwiGLU.Config
+) -> Transformer.Config:
+    return Transformer.Config(
+        vocab_size=integer(config, "vocab_size"),
+        dim=integer(config, "hidden_size"),
+        num_layers=integer(config, "num_hidden_layers"),
+        attention=attention,
+        ffn=ffn,
+        rope=_rope(config),
+        norm_eps=number(config, "rms_norm_eps", 1e-6),
+        tie_embeddings=bool(config.get("tie_word_embeddings")),
+        init_std=number(config, "initializer_range", 0.02),
+    )
+
+
+def _rope(config: Mapping[str, Any]) -> Rope.Config:
+    scaling, parameters = config.get("rope_scaling"), config.get("rope_parameters")
+    if scaling and parameters and scaling != parameters:
+        raise ConfigError("rope_scaling", scaling, f"absent beside rope_parameters={parameters!r}")
+    rope = scaling or parameters or {}
+    if not isinstance(rope, Mapping):
+        raise ConfigError("rope_scaling" if scaling else "rope_parameters", rope, "an object")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    refuse_unknown_rope(rope, kind)
+    base = number(config if rope.get("rope_theta") is None else rope, "rope_theta", 10000.0)
+    return Rope.Config(base=base, yarn=_yarn(rope, config) if kind == "yarn" else None)
+
+
+def _yarn(rope: Mapping[str, Any], config: Mapping[str, Any]) -> Yarn.Config:
+    """YaRN whose factor on cos and sin and on the softmax are those of transformers.
+
+    Ours are m(mscale) / m(mscale_all_dim) and m(mscale_all_dim)^2, with m(x) = 0.1 x ln(factor) + 1. transformers takes
+    m(1) for the first unless both keys are set (not 0), or `attention_factor` where that is given; mscale follows.
+    """
+    if rope.get("truncate") not in (True, None):
+        raise ConfigError("truncate", rope["truncate"], "true, the range of pairs is rounded here")
+    length = "original_max_position_embeddings"
+    yarn = Yarn.Config(
+        factor=number(rope, "factor"),
+        original_length=integer(config, "max_position_embeddings")
+        if rope.get(length) is None
+        else integer(rope, length),
+        beta_fast=number(rope, "beta_fast", 32.0) or 32.0,
+        beta_slow=number(rope, "beta_slow", 1.0) or 1.0,
+        mscale=number(rope, "mscale", 0.0),
+        mscale_all_dim=number(rope, "mscale_all_dim", 0.0),
+    )
+    on_softmax = yarn.length_scale(yarn.mscale_all_dim)
+    if rope.get("attention_factor") is not None:
+        wanted = number(rope, "attention_factor")
+    elif yarn.mscale and yarn.mscale_all_dim:
+        wanted = yarn.length_scale(yarn.mscale) / on_softmax
+    else:
+        wanted = yarn.length_scale(1.0)
+    for mscale in (yarn.mscale, 1.0):
+        if yarn.length_scale(mscale) / on_softmax == wanted:
+            return dataclasses.replace(yarn, mscale=mscale)
+    if yarn.factor == 1:
+        raise ConfigError("attention_factor", wanted, "1 where factor is 1")
+    return dataclasses.replace(yarn, mscale=(wanted * on_softmax - 1) / (0.1 * math.log(yarn.factor)))
+
+
+# Only `config_to_hf` writes this: our models have no longest sequence, and 4K is what DeepSeek-V2 was trained on.
+TRAINED_LENGTH = 4096
+
+
+def config_to_hf(config: Transformer.Config) -> dict[str, Any]:
+    """The `config.json` of a model, as transformers 5 writes it. ValueError for what deepseek_v2 cannot represent.
+
+    Token dropping is left out, since it acts in training only; so are the ids of special tokens, which belong to the
+    tokenizer.
+    """
+    attention, ffn, dense = config.attention, config.ffn, config.dense
+    if not isinstance(attention, MLA.Config):
+        raise ConfigError("attention", attention, "MLA, the attention of deepseek_v2")
+    if config.dim % attention.num_heads:
+        raise ConfigError("dim", config.dim, f"a multiple of num_heads={attention.num_heads}, as transformers requires")
+    num_dense = config.num_dense_layers
+    if isinstance(ffn, SwiGLU.Config):
+        if num_dense and dense is not None and dense.width != ffn.width:
+            raise ConfigError("dense.width", dense.width, f"{ffn.width} as in the other layers, deepseek_v2 has one")
+        num_dense, dense = config.num_layers, ffn
+    yarn, width = config.rope.yarn, dense.width if dense is not None else 1  # without dense layers any width does
+    return {
+        "architectures": ["DeepseekV2ForCausalLM"],
+        "model_type": "deepseek_v2",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.dim,
+        "intermediate_size": width,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": attention.num_heads,
+        "num_key_value_heads": attention.num_heads,
+        "hidden_act": "silu",
+        "max_position_embeddings": TRAINED_LENGTH if yarn is None else round(yarn.factor * yarn.original_length),
+        "initializer_range": config.init_std,
+        "rms_norm_eps": config.norm_eps,
+        "pad_token_id": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "tie_word_embeddings": config.tie_embeddings,
+        "rope_parameters": _rope_to_hf(config.rope),
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "mlp_bias": False,
+        "first_k_dense_replace": num_dense,
+        "kv_lora_rank": attention.kv_latent_dim,
+        "q_lora_rank": attention.q_latent_dim,
+        "qk_nope_head_dim": attention.head_dim,
+        "qk_rope_head_dim": attention.rope_dim,
+        "v_head_dim": attention.v_dim,
+        **(_moe_to_hf(ffn) if isinstance(ffn, MoE.Config) else {}),
+    }
+
+
+def _moe_to_hf(ffn: MoE.Config) -> dict[str, Any]:
+    return {
+        "n_routed_experts": ffn.num_experts,
+        "num_experts_per_tok": ffn.top_k,
+        "moe_intermediate_size": ffn.expert_dim,
+        "n_shared_experts": ffn.num_shared,
+        "n_group": ffn.num_devices,
+        "topk_group": ffn.num_devices if ffn.max_devices is None else ffn.max_devices,
+        "topk_method": "greedy" if ffn.max_devices is None else "group_limited_greedy",
+        "routed_scaling_factor": ffn.routed_scaling_factor,
+        "norm_topk_prob": False,
+    }
+
+
+def _rope_to_hf(rope: Rope.Config) -> dict[str, Any]:
+    yarn = rope.yarn
+    if yarn is None:
+        return {"rope_type": "default", "rope_theta": rope.base}
+    parameters = {
+        "rope_type": "yarn",
+        "rope_theta": rope.base,
+        "factor": yarn.factor,
+        "original_max_position_embeddings": yarn.original_length,
+        "beta_fast": yarn.beta_fast,
+        "beta_slow": yarn.beta_slow,
+        "mscale": yarn.mscale,
+        "mscale_all_dim": yarn.mscale_all_dim,
+    }
+    if not (yarn.mscale and yarn.mscale_all_dim):  # transformers would not use what is given
+        parameters["attention_factor"] = yarn.length_scale(yarn.mscale) / yarn.length_scale(yarn.mscale_all_dim)
+    return parameters

@@ -1,0 +1,150 @@
+"""Metrics and routing of a run: averaged since the last logged step, written where a resumed run finds them.
+
+`metrics.jsonl` has one object a logged step, `routing.parquet` one row per logged step, layer and expert. Both are cut
+back to the checkpoint's step when a run resumes, so that a killed run leaves the same rows as one that was not.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pandas as pd
+import torch
+from torch import Tensor
+
+from dsv2.analysis.accounting import account
+from dsv2.analysis.routing import Counts, Measures, count, mean_measures, measure
+from dsv2.data.source import Source
+from dsv2.files import replacing, sync, write_text
+from dsv2.training.evaluate import evaluate
+from dsv2.training.module import Module, Step
+from dsv2.training.peak import peak_flops
+
+LOSSES = ("train/loss", "train/ce", "train/balance_expert", "train/balance_device", "train/balance_comm")
+
+
+class Recorder(L.Callback):
+    """Logs every `log_every` steps, validates every `validate_every`, and both at the last step."""
+
+    def __init__(self, module: Module, source: Source, folder: Path) -> None:
+        run = module.config
+        self.run, self.source, self.folder = run, source, folder
+        self.validation = source.validation()
+        self.num_steps = module.batches.num_steps
+        self.flops_per_token = account(run.model, context=run.trainer.sequence_length).flops_per_token
+        self.seconds = 0.0  # trained so far, over all attempts, validation left out
+        self.last: dict[str, float] = {}  # newest value of every metric
+        self.routing: list[pd.DataFrame] = []
+        self._reset()
+
+    def _reset(self) -> None:
+        self.losses: Tensor | None = None
+        self.counts: list[Counts] = []
+        self.steps, self.tokens, self.since = 0, 0, time.perf_counter()
+
+    # ---- what a resumed run continues from ----
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds, "last": self.last}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds, self.last = state_dict["seconds"], state_dict["last"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        keep_until(self.folder, trainer.global_step)
+        if (path := self.folder / "routing.parquet").is_file():
+            self.routing = [pd.read_parquet(path)]
+        self._reset()
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.flush()
+
+    def flush(self) -> None:
+        """Make everything logged so far durable, before a checkpoint says that it happened."""
+        if (path := self.folder / "metrics.jsonl").is_file():
+            sync(path)
+        if self.routing:
+            self.routing = [pd.concat(self.routing, ignore_index=True)]
+            with replacing(self.folder / "routing.parquet") as scratch:
+                self.routing[0].to_parquet(scratch, index=False)
+
+    # ---- what it records ----
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, Module)
+        self._add(outputs["step"], batch.inputs.numel(), pl_module)
+        step, settings = trainer.global_step, self.run.trainer
+        final = step == self.num_steps
+        if not final and step % settings.log_every:
+            return
+        row = self._window(pl_module, trainer)
+        if final or step % settings.validate_every == 0:
+            row |= evaluate(
+                pl_module.model,
+                self.validation,
+                batch_size=settings.batch.size,
+                token_bytes=self.source.token_bytes,
+            )
+        self._record_routing(step)
+        self.last |= row
+        for logger in trainer.loggers:
+            logger.log_metrics(row | {"tokens": pl_module.batches.tokens_before(step)}, step)
+        self._reset()
+
+    def _add(self, step: Step, tokens: int, module: Module) -> None:
+        losses = torch.stack(step.losses)
+        self.losses = losses if self.losses is None else self.losses + losses
+        self.steps, self.tokens = self.steps + 1, self.tokens + tokens
+        if module.moe is not None:
+            new = [count(routing, num_devices=module.moe.num_devices) for routing in step.routings]
+            self.counts = [old + more for old, more in zip(self.counts, new, strict=True)] if self.counts else new
+
+    def _window(self, module: Module, trainer: L.Trainer) -> dict[str, float]:
+        assert self.losses is not None
+        seconds = time.perf_counter() - self.since
+        self.seconds += seconds
+        row = dict(zip(LOSSES, (self.losses / self.steps).tolist(), strict=True))
+        row["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        row["train/grad_norm"] = module.grad_norm.item()
+        row["perf/tokens_per_s"] = self.tokens / seconds
+        peak = peak_flops(module.device, self.run.trainer.precision)
+        row["perf/mfu"] = self.tokens / seconds * self.flops_per_token / peak
+        return row | mean_measures([measure(counts) for counts in self.counts])
+
+    def _record_routing(self, step: int) -> None:
+        first = self.run.model.num_layers - len(self.counts)
+        self.routing += [routing_rows(step, first + layer, counts) for layer, counts in enumerate(self.counts)]
+
+
+def routing_rows(step: int, layer: int, counts: Counts) -> pd.DataFrame:
+    """One row an expert; the layer's measures stand on each of them."""
+    num_experts, num_devices = counts.load.numel(), counts.received.numel()
+    columns = {
+        "step": step,
+        "layer": layer,
+        "expert": range(num_experts),
+        "device": [expert // (num_experts // num_devices) for expert in range(num_experts)],
+        "load": counts.load.tolist(),
+        "dropped": counts.dropped.tolist(),
+    }
+    return pd.DataFrame(columns | dict(zip(Measures._fields, measure(counts), strict=True)))
+
+
+def keep_until(folder: Path, step: int) -> None:
+    """Cut `metrics.jsonl` and `routing.parquet` back to what was logged up to `step`."""
+    if (path := folder / "metrics.jsonl").is_file():
+        kept = [line for line in path.read_text().splitlines(keepends=True) if _logged_by(line, step)]
+        write_text(path, "".join(kept))
+    if (path := folder / "routing.parquet").is_file():
+        rows = pd.read_parquet(path)
+        with replacing(path) as scratch:
+            rows[rows["step"] <= step].to_parquet(scratch, index=False)
+
+
+def _logged_by(line: str, step: int) -> bool:
+    """False also for a last line that a kill cut short."""
+    return line.endswith("\n") and json.loads(line)["step"] <= step

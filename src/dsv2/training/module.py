@@ -1,0 +1,70 @@
+"""The Lightning module: one model, its losses and its optimiser.
+
+B batch, T tokens.
+"""
+
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from dsv2.data.source import Batch
+from dsv2.models.moe.layer import MoE
+from dsv2.models.moe.router import Routing
+from dsv2.run import Run
+from dsv2.training.losses import Losses, training_loss
+from dsv2.training.precision import OPS
+
+
+class Diverged(RuntimeError):
+    """The loss or the gradient stopped being finite."""
+
+
+class Step(NamedTuple):
+    """What one training step hands to the callbacks; detached."""
+
+    losses: Losses
+    routings: tuple[Routing, ...]
+
+
+class Module(L.LightningModule):
+    """Trains `run.model`; all state is the model's and the optimiser's."""
+
+    def __init__(self, run: Run.Config) -> None:
+        super().__init__()
+        self.config = run
+        self.batches = run.trainer.batches()
+        self.model = run.model.build(seed=run.seed, ops=OPS[run.trainer.precision])
+        self.moe = run.model.ffn if isinstance(run.model.ffn, MoE.Config) else None
+        self.grad_norm = torch.zeros(())  # of the last step, before clipping; what the callbacks log
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        output = self.model(batch.inputs, exempt=self._exempt(len(batch.inputs)))
+        losses = training_loss(output.logits, batch.targets, output.routings, self.moe, self.config.loss)
+        if not torch.isfinite(losses.total):
+            raise Diverged(f"the loss became {losses.total.item()} in step {self.global_step + 1}")
+        step = Step(Losses(*(loss.detach() for loss in losses)), detached(output.routings))
+        return {"loss": losses.total, "step": step}
+
+    def _exempt(self, batch_size: int) -> Tensor | None:
+        """(B,) bool: the sequences that token dropping spares, drawn from the run's seed and the step alone."""
+        if self.moe is None or self.moe.dropping is None:
+            return None
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.global_step)
+        return (torch.rand(batch_size, generator=generator) < self.moe.dropping.exempt_ratio).to(self.device)
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm)
+        if not torch.isfinite(self.grad_norm):
+            raise Diverged(f"the gradient's norm became {self.grad_norm.item()} in step {self.global_step + 1}")
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.config.optim.build(self.model)
+        schedule = self.config.optim.schedule
+        factor = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule.factor(step, self.batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": factor, "interval": "step"}}
+
+
+def detached(routings: tuple[Routing, ...]) -> tuple[Routing, ...]:
+    return tuple(Routing(*(part.detach() if part is not None else None for part in routing)) for routing in routings)

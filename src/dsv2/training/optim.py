@@ -1,0 +1,39 @@
+"""AdamW with the report's decay groups (section 3.1.2)."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from dsv2.config import ConfigBase
+from dsv2.training.schedule import StepDecay
+
+
+class AdamW:
+    """Hyper-parameters of the optimiser, its schedule and the clipping of gradients."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ConfigBase):
+        lr: float  # the highest, after warm-up
+        betas: tuple[float, float] = (0.9, 0.95)
+        eps: float = 1e-8
+        weight_decay: float = 0.1
+        clip_norm: float = 1.0  # of the whole gradient
+        schedule: StepDecay.Config = field(default_factory=StepDecay.Config)
+
+        def __post_init__(self) -> None:
+            self.require(self.lr > 0, "lr", "positive")
+            self.require(all(0 <= beta < 1 for beta in self.betas), "betas", "two numbers from 0 to below 1")
+            self.require(self.eps > 0, "eps", "positive")
+            self.require(self.weight_decay >= 0, "weight_decay", "0 or more")
+            self.require(self.clip_norm > 0, "clip_norm", "positive")
+
+        def build(self, model: nn.Module) -> torch.optim.AdamW:
+            """The fused optimiser: matrices decay, norm weights do not."""
+            matrices = [weight for weight in model.parameters() if weight.dim() > 1]
+            vectors = [weight for weight in model.parameters() if weight.dim() <= 1]
+            groups = [
+                {"params": matrices, "weight_decay": self.weight_decay},
+                {"params": vectors, "weight_decay": 0.0},
+            ]
+            return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)

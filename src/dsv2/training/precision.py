@@ -1,0 +1,22 @@
+"""Where lower precision enters: in the two functions in which weights meet activations, nowhere else.
+
+Weights, residual stream, norms, router, softmax and losses stay in float32; products run in bfloat16.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dsv2.kernels.grouped import grouped
+from dsv2.models.ops import PLAIN, Ops
+
+
+def _linear(x: Tensor, w: Tensor) -> Tensor:
+    return F.linear(x.to(torch.bfloat16), w.to(torch.bfloat16))
+
+
+def _grouped(rows: Tensor, counts: Tensor, w: Tensor) -> Tensor:
+    return grouped(rows.to(torch.bfloat16), counts, w.to(torch.bfloat16))
+
+
+OPS = {"fp32": PLAIN, "bf16": Ops(linear=_linear, grouped=_grouped)}

@@ -1,0 +1,115 @@
+"""Parameters, FLOPs and cache sizes against the modules and against what was published."""
+
+import json
+
+import pytest
+import torch
+
+import dsv2
+from dsv2.__main__ import main
+
+SMALL = ["model.dim=16", "model.num_layers=3", "model.vocab_size=2048"]
+
+
+@pytest.mark.parametrize("attention", ["mha", "gqa", "mqa", "mla"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["model/ffn=dense"],
+        ["model.ffn.num_shared=0"],
+        ["model.num_dense_layers=0", "model.tie_embeddings=true"],
+        ["model.shape.q_latent_dim=12"],
+    ],
+)
+def test_sums_are_the_modules_own(attention, more):
+    model = dsv2.load([f"model/attention={attention}", *SMALL, *more]).model
+    built = model.build()
+    assert dsv2.account(model).total_params == sum(weight.numel() for weight in built.parameters())
+    names = {name: tuple(weight.shape) for name, weight in built.layers[-1].named_parameters()}
+    assert {weight.name: weight.shape for weight in model.layer_weights(model.num_layers - 1)} == names
+
+
+PRESETS = ["v2", "v2_lite", "deepseek_moe_2b", "deepseek_moe_16b", "deepseek_7b", "deepseek_67b"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_agree_with_the_meta_device(preset):
+    model = dsv2.load([f"model={preset}"]).model
+    with torch.device("meta"):
+        built = model.build()
+    assert dsv2.account(model).total_params == sum(weight.numel() for weight in built.parameters())
+
+
+@pytest.mark.parametrize(
+    ("preset", "total", "active"),
+    [
+        ("v2", 235.74e9, 21.4e9),
+        ("v2_lite", 15.71e9, 2.66e9),
+        ("deepseek_moe_16b", 16.38e9, 2.83e9),
+        ("deepseek_moe_2b", 2.0e9, 0.3e9),
+        ("deepseek_7b", 6.91e9, 6.91e9),
+        ("deepseek_67b", 67.4e9, 67.4e9),
+    ],
+)
+def test_published_parameters(preset, total, active):
+    result = dsv2.account(dsv2.load([f"model={preset}"]).model)
+    assert result.total_params == pytest.approx(total, rel=0.025)
+    assert result.active_params == pytest.approx(active, rel=0.025 if preset != "deepseek_moe_2b" else 0.12)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "elements"),
+    [
+        (["model=v2_lite"], 15_552),
+        (["model=v2"], 34_560),
+        (["model=v2_lite", "model/attention=mha"], 110_592),
+        (["model=v2", "model/attention=mha", "model.attention.num_heads=56"], 860_160),
+    ],
+)
+def test_published_cache_elements(overrides, elements):
+    assert dsv2.account(dsv2.load(overrides).model).kv_elements_per_token == elements
+
+
+def test_the_abstracts_cache_reduction():
+    dense = dsv2.account(dsv2.load(["model=deepseek_67b"]).model, kv_bits=16).kv_bytes_per_token
+    latent = dsv2.account(dsv2.load(["model=v2"]).model, kv_bits=6).kv_bytes_per_token
+    assert 1 - latent / dense == pytest.approx(0.933, abs=0.0005)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "context", "tera"),
+    [
+        (["model=deepseek_7b"], 4096, 183.5),
+        (["model=deepseek_moe_16b"], 4096, 74.4),
+        (["model=deepseek_moe_2b", "model/ffn=dense"], 2048, 2.9),
+        (
+            [
+                "model=deepseek_moe_2b",
+                "model.shape={num_experts: 16, top_k: 2, num_shared: 0, expert_dim: 3408}",
+            ],
+            2048,
+            4.3,
+        ),
+        (["model=deepseek_moe_2b", "model/ffn=dense", "model.shape.ffn_dim=54528"], 2048, 24.6),
+    ],
+)
+def test_published_flops(overrides, context, tera):
+    result = dsv2.account(dsv2.load(overrides).model, context=context)
+    assert result.flops_per_token * context / 1e12 == pytest.approx(tera, rel=0.025)
+
+
+def test_the_command_prints_what_the_function_says(capsys):
+    assert main(["account", "model=v2", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["total_params"] == dsv2.account(dsv2.load(["model=v2"]).model).total_params
+    assert sum(item["total_params"] for item in printed["items"]) == printed["total_params"]
+    assert main(["account", "model=v2"]) == 0
+    assert "34,560 elements" in capsys.readouterr().out
+
+
+def test_mistakes_end_in_one_line(capsys):
+    assert main(["account", "model=v3"]) == 2
+    assert capsys.readouterr().err.startswith("error: model='v3' is not valid: choose one of deepseek_67b")
+    assert main(["account", "--context", "0"]) == 2
+    assert "context=0" in capsys.readouterr().err

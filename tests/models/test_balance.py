@@ -1,0 +1,154 @@
+"""The three balance losses (Eq. 23-31) against loops, and by hand."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dsv2 import Routing, balance_losses
+from tests import references
+from tests.tolerances import FLOAT32, close, same_values_and_gradients
+
+NAMES = ("expert", "device", "communication")
+
+
+@st.composite
+def routings(draw: st.DrawFn) -> dict[str, int]:
+    """Sizes of a routing, and M for the communication loss (0: not given)."""
+    num_devices, group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    return {
+        "batch": draw(st.integers(1, 3)),
+        "length": draw(st.sampled_from([1, 2, 7])),
+        "num_experts": num_devices * group,
+        "top_k": draw(st.integers(1, num_devices * group)),
+        "num_devices": num_devices,
+        "max_devices": draw(st.integers(0, num_devices)),
+        "seed": draw(st.integers(0, 1000)),
+    }
+
+
+def random_routing(case: dict[str, int]) -> Routing:
+    """Any K distinct experts a token, likely or not: the losses are defined for every choice."""
+    generator = torch.Generator().manual_seed(case["seed"])
+    shape = (case["batch"], case["length"], case["num_experts"])
+    s = torch.randn(shape, generator=generator).softmax(-1)
+    experts = torch.rand(shape, generator=generator).argsort(-1)[..., : case["top_k"]]
+    return Routing(affinities=s, experts=experts, gates=s.gather(-1, experts))
+
+
+def counted(experts: list, num_experts: int) -> Routing:
+    """A routing with these experts (B, T, K) and some affinities that sum to 1."""
+    chosen = torch.tensor(experts)
+    generator = torch.Generator().manual_seed(5)
+    s = torch.randn(*chosen.shape[:2], num_experts, generator=generator).softmax(-1)
+    return Routing(affinities=s, experts=chosen, gates=s.gather(-1, chosen))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(case=routings())
+def test_each_loss(name: str, case: dict[str, int]) -> None:
+    """Values, and gradients with respect to every affinity: f is a count, so they flow through P alone."""
+    routing = random_routing(case)
+    leaves = {"affinities": routing.affinities.requires_grad_()}
+    own = references.twin(leaves)
+    D, M = case["num_devices"], case["max_devices"] or None
+    losses = balance_losses(routing, num_devices=D, max_devices=M)
+    loss = getattr(losses, name)
+    assert loss.shape == ()
+    assert loss.dtype == torch.float32
+    expected = {
+        "expert": lambda s, experts: references.expert_loss(s, experts),
+        "device": lambda s, experts: references.device_loss(s, experts, D),
+        "communication": lambda s, experts: references.communication_loss(s, experts, D, M),
+    }[name](own["affinities"], routing.experts)
+    same_values_and_gradients(loss, expected, leaves, own, FLOAT32)
+
+
+def test_gates_get_no_gradient() -> None:
+    """f and the tokens sent are counts of choices; nothing flows into them from the gates."""
+    routing = random_routing(
+        {"batch": 2, "length": 7, "num_experts": 6, "top_k": 2, "num_devices": 3, "max_devices": 0, "seed": 1}
+    )
+    gates = routing.gates.detach().requires_grad_()
+    affinities = routing.affinities.detach().requires_grad_()
+    losses = balance_losses(routing._replace(affinities=affinities, gates=gates), num_devices=3)
+    (gradient,) = torch.autograd.grad(sum(losses), [gates], allow_unused=True, materialize_grads=True)
+    assert not gradient.any()
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    batch=st.integers(1, 3),
+    rounds=st.integers(1, 3),
+    top_k=st.integers(1, 6),
+    num_devices=st.sampled_from([1, 2, 3, 6]),
+)
+def test_perfect_balance_costs_one(batch: int, rounds: int, top_k: int, num_devices: int) -> None:
+    """Every expert chosen equally often: f = f' = 1, so the sum over P is 1 before alpha, whatever the affinities."""
+    choices = [[(t + k) % 6 for k in range(top_k)] for t in range(6 * rounds)]
+    losses = balance_losses(counted([choices] * batch, 6), num_devices=num_devices)
+    close(losses.expert, torch.tensor(1.0), FLOAT32)
+    close(losses.device, torch.tensor(1.0), FLOAT32)
+
+
+@pytest.mark.parametrize("max_devices", [1, 2, 3, 4])
+def test_perfectly_balanced_communication_costs_one(max_devices: int) -> None:
+    """Every token sent to M of 4 devices, every device sent the same: f'' = 1, though devices hold two experts each."""
+    tokens = [[(t + j) % 4 * 2 + half for j in range(max_devices) for half in (0, 1)] for t in range(4)]
+    losses = balance_losses(counted([tokens], 8), num_devices=4, max_devices=max_devices)
+    close(losses.communication, torch.tensor(1.0), FLOAT32)
+
+
+@pytest.mark.parametrize("length", [1, 7])
+def test_collapse_costs_the_most(length: int) -> None:
+    """All tokens on expert 0 of 4, affinities along: the expert loss is E = 4 and the others D = 2, for any length."""
+    s = torch.zeros(1, length, 4)
+    s[..., 0] = 1.0
+    routing = Routing(affinities=s, experts=torch.zeros(1, length, 1, dtype=torch.int64), gates=s[..., :1])
+    losses = balance_losses(routing, num_devices=2)
+    assert [float(getattr(losses, name)) for name in NAMES] == pytest.approx([4.0, 2.0, 2.0], rel=FLOAT32)
+
+
+def test_a_token_is_sent_to_a_device_once() -> None:
+    """By hand, 2 devices of 2, K = M = 2: token 0 has both experts on device 0, token 1 one on each."""
+    s = torch.tensor([[[0.4, 0.3, 0.2, 0.1], [0.3, 0.1, 0.1, 0.5]]])
+    experts = torch.tensor([[[0, 1], [3, 0]]])
+    losses = balance_losses(Routing(s, experts, s.gather(-1, experts)), num_devices=2, max_devices=2)
+    # sent: 2 tokens to device 0 and 1 to device 1, D / (M T) = 1 / 2; P'' = 0.55 and 0.45
+    assert float(losses.communication) == pytest.approx(0.5 * 2 * 0.55 + 0.5 * 1 * 0.45, rel=FLOAT32)
+    # f = 4 / (2 x 2) x (2, 1, 0, 1); f' = (1.5, 0.5)
+    assert float(losses.device) == pytest.approx(1.5 * 0.55 + 0.5 * 0.45, rel=FLOAT32)
+    assert float(losses.expert) == pytest.approx(2 * 0.35 + 1 * 0.2 + 0 * 0.15 + 1 * 0.3, rel=FLOAT32)
+
+
+@pytest.mark.parametrize(("num_devices", "top_k", "expected"), [(1, 3, 1), (2, 1, 1), (2, 4, 2), (3, 2, 2)])
+def test_m_is_the_most_devices_a_token_can_reach(num_devices: int, top_k: int, expected: int) -> None:
+    """max_devices not given: M = min(D, K)."""
+    case = {"batch": 2, "length": 5, "num_experts": 6, "top_k": top_k, "seed": 2}
+    routing = random_routing(case)
+    unlimited = balance_losses(routing, num_devices=num_devices)
+    limited = balance_losses(routing, num_devices=num_devices, max_devices=expected)
+    assert float(unlimited.communication) == float(limited.communication)
+
+
+def test_sequences_are_balanced_one_by_one() -> None:
+    """The loss of a batch is the mean of its sequences' losses, not the loss of the batch as one sequence."""
+    tokens = [[[0, 1], [0, 1], [1, 0]], [[2, 3], [3, 2], [2, 3]]]
+    routing = counted(tokens, 4)
+    whole = balance_losses(routing, num_devices=2)
+    ones = [balance_losses(Routing(*(x[b : b + 1] for x in routing[:3])), num_devices=2) for b in range(2)]
+    pooled = balance_losses(Routing(*(x.reshape(1, 6, -1) for x in routing[:3])), num_devices=2)
+    for name in NAMES:
+        mean = sum(getattr(one, name) for one in ones) / 2
+        close(getattr(whole, name), mean, FLOAT32)
+        assert abs(float(getattr(pooled, name)) - float(mean)) > 1e-3
+
+
+def test_dropped_pairs_still_count() -> None:
+    """c_i counts the tokens that chose i; what became of them afterwards does not matter."""
+    routing = random_routing(
+        {"batch": 2, "length": 7, "num_experts": 6, "top_k": 2, "num_devices": 3, "max_devices": 0, "seed": 3}
+    )
+    half = routing._replace(dropped=torch.arange(28).reshape(2, 7, 2) % 2 == 0)
+    assert balance_losses(half, num_devices=3) == balance_losses(routing, num_devices=3)

@@ -1,0 +1,126 @@
+"""The MoE layer (Eq. 20-22) against loops over tokens and experts: values and every gradient."""
+
+import pytest
+import torch
+
+from dsv2 import Routing
+from dsv2.models.moe.dropping import Dropping
+from dsv2.models.moe.layer import MoE
+from tests import references
+from tests.tolerances import FLOAT32, FLOAT32_MODULE, FLOAT64, close, same_values_and_gradients
+
+CASES = {
+    "one of each": ((1, 1, 1), {"num_experts": 1, "top_k": 1, "expert_dim": 1}),
+    "K = 1": ((1, 7, 5), {"num_experts": 4, "top_k": 1, "expert_dim": 3}),
+    "K = E": ((2, 3, 4), {"num_experts": 3, "top_k": 3, "expert_dim": 2}),
+    "one token": ((1, 1, 4), {"num_experts": 5, "top_k": 2, "expert_dim": 3, "num_shared": 1}),
+    "shared": ((3, 2, 5), {"num_experts": 4, "top_k": 2, "expert_dim": 3, "num_shared": 2}),
+    "more experts than tokens": ((1, 2, 3), {"num_experts": 16, "top_k": 2, "expert_dim": 2, "num_shared": 1}),
+    "scaled": (
+        (2, 2, 4),
+        {"num_experts": 4, "top_k": 2, "expert_dim": 3, "num_shared": 1, "routed_scaling_factor": 16.0},
+    ),
+    "M < D": (
+        (2, 7, 4),
+        {"num_experts": 6, "top_k": 3, "expert_dim": 2, "num_shared": 2, "num_devices": 3, "max_devices": 2},
+    ),
+    "M = D": (
+        (1, 7, 4),
+        {"num_experts": 6, "top_k": 3, "expert_dim": 2, "num_devices": 3, "max_devices": 3},
+    ),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("shape", "sizes"), CASES.values(), ids=CASES.keys())
+def test_output(shape: tuple[int, int, int], sizes: dict, training: bool) -> None:
+    layer = references.randomise(MoE.Config(**sizes).build(shape[-1]).double(), seed=1).train(training)
+    leaves = {"u": references.random(*shape, seed=2), **dict(layer.named_parameters())}
+    own = references.twin(leaves)
+    y, routing = layer(leaves["u"])
+    limits = {key: sizes[key] for key in ("top_k", "num_devices", "max_devices") if key in sizes}
+    chosen, _ = references.route(references.affinities(own["u"], own["router.w"]), **limits)
+    assert torch.equal(routing.experts.sort(-1).values, chosen.sort(-1).values)
+    expected = references.moe(
+        own["u"],
+        own,
+        experts=chosen,
+        expert_dim=sizes["expert_dim"],
+        scaling=sizes.get("routed_scaling_factor", 1.0),
+    )
+    same_values_and_gradients(y, expected, leaves, own, FLOAT32)
+
+
+def test_parameters() -> None:
+    sizes = {"num_experts": 4, "top_k": 2, "expert_dim": 3}
+    routed = {
+        "router.w": (4, 5),
+        "experts.w_gate_up": (4, 5, 6),
+        "experts.w_down": (4, 3, 5),
+    }
+    shared = {"shared.w_gate_up": (12, 5), "shared.w_down": (5, 6)}
+    for num_shared, expected in ((0, routed), (2, routed | shared)):
+        layer = MoE.Config(**sizes, num_shared=num_shared).build(5)
+        assert {name: tuple(w.shape) for name, w in layer.named_parameters()} == expected
+
+
+def test_in_float32() -> None:
+    sizes = {"num_experts": 6, "top_k": 2, "expert_dim": 8, "num_shared": 1}
+    layer = references.randomise(MoE.Config(**sizes).build(16), seed=3)
+    u = references.random(2, 7, 16, seed=4).detach().float().requires_grad_()
+    leaves = {"u": u, **dict(layer.named_parameters())}
+    own = references.twin(leaves)
+    y, routing = layer(u)
+    assert y.dtype == torch.float32
+    expected = references.moe(own["u"], own, experts=routing.experts, expert_dim=8)
+    same_values_and_gradients(y, expected, leaves, own, FLOAT32_MODULE)
+
+
+def test_replayed_choices_have_live_gates() -> None:
+    """Recorded experts, gates recomputed from the affinities of now, and gradients through them."""
+    layer = references.randomise(MoE.Config(num_experts=4, top_k=2, expert_dim=3).build(5).double(), seed=5)
+    leaves = {"u": references.random(2, 3, 5, seed=6), **dict(layer.named_parameters())}
+    own = references.twin(leaves)
+    experts = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(7)).argsort(-1)[..., :2]
+    stale = torch.full((2, 3, 4), 0.25)
+    y, routing = layer(leaves["u"], replay=Routing(stale, experts, stale[..., :2]))
+    assert torch.equal(routing.experts, experts)
+    s = references.affinities(own["u"], own["router.w"])
+    close(routing.affinities, s, FLOAT32)
+    close(routing.gates, references.gates(s, experts), FLOAT32)
+    expected = references.moe(own["u"], own, experts=experts, expert_dim=3)
+    same_values_and_gradients(y, expected, leaves, own, FLOAT32)
+
+
+def test_replaying_its_own_choice_changes_nothing() -> None:
+    layer = references.randomise(MoE.Config(num_experts=4, top_k=2, expert_dim=3).build(5).double(), seed=8)
+    u = references.random(1, 7, 5, seed=9)
+    y, routing = layer(u)
+    again, replayed = layer(u, replay=routing)
+    close(again, y, FLOAT64)
+    assert torch.equal(replayed.experts, routing.experts)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_it_remembers_nothing(training: bool) -> None:
+    """No buffer, list or attribute differs after a call, and a second call gives the same."""
+    dropping = Dropping.Config(capacity_factor=1.0, exempt_ratio=0.1)
+    config = MoE.Config(num_experts=4, top_k=2, expert_dim=3, num_shared=1, num_devices=2, dropping=dropping)
+    layer = references.randomise(config.build(5).double(), seed=10).train(training)
+    before = references.remembered(layer)
+    u, exempt = references.random(2, 7, 5, seed=11), torch.tensor([False, True])
+    first, routing = layer(u, exempt=exempt)
+    second, same = layer(u, exempt=exempt)
+    assert references.remembered(layer) == before
+    assert torch.equal(first, second)
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(routing, same, strict=True))
+
+
+def test_a_token_does_not_depend_on_its_neighbours() -> None:
+    """Without dropping, a token alone gives what it gives in a batch."""
+    layer = references.randomise(MoE.Config(num_experts=6, top_k=2, expert_dim=3, num_shared=1).build(5).double(), 12)
+    u = references.random(2, 3, 5, seed=13)
+    whole, _ = layer(u)
+    for b in range(2):
+        for t in range(3):
+            close(layer(u[b : b + 1, t : t + 1])[0], whole[b : b + 1, t : t + 1], FLOAT32)

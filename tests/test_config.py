@@ -1,0 +1,132 @@
+"""The one door to configuration: what it refuses, and what a fingerprint depends on."""
+
+import dataclasses
+
+import pytest
+
+import dsv2
+from dsv2.config import ConfigError, plain, structure
+from dsv2.models.attention import MLA
+from dsv2.models.ffn import SwiGLU
+from dsv2.run import from_plain
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "valid"),
+    [
+        ("model.atention.num_heads=4", "model.atention.num_heads", "did you mean 'attention'"),
+        ("model.attention.num_head=4", "model.attention.num_head", "did you mean 'num_heads'"),
+        ("optim.lr=fast", "optim.lr", "valid number"),
+        ("seed=1.5", "seed", "valid integer"),
+        ("seed=-1", "seed", "0 or more"),
+        ("model=huge", "model", "choose one of"),
+        ("model/attention=flash", "model/attention", "gqa, mha, mla, mqa"),
+        ("model.ffn.top_k=33", "model.ffn.top_k", "between 1 and 32"),
+        ("model.ffn.num_devices=5", "model.ffn.num_devices", "divisor of num_experts=32"),
+        ("model.ffn.max_devices=9", "model.ffn.max_devices", "between 1 and num_devices=8"),
+        ("model.attention.rope_dim=7", "model.attention.rope_dim", "even"),
+        ("model.num_dense_layers=4", "model.num_dense_layers", "between 0 and num_layers=3"),
+        ("optim.schedule.decay_at=[0.9,0.6]", "optim.schedule.decay_at", "rising shares"),
+        ("trainer.tokens=10", "trainer.tokens", "at least one step, 1024 tokens"),
+        ("trainer.validate_every=15", "trainer.validate_every", "multiple of trainer.log_every=10"),
+        ("model.vocab_size=100", "model.vocab_size", "at least data.vocab_size=2048"),
+        ("trainer.precision=fp8", "trainer.precision", "'fp32' or 'bf16'"),
+        ("model.attention._target_=torch.nn.Linear", "model.attention._target_", "only configs of this package"),
+        ("model.attention._target_=os.system", "model.attention._target_", "only configs of this package"),
+        ("model.ffn._target_=dsv2.models.moe.layer.MoE", "model.ffn._target_", "only configs of this package"),
+        (
+            "model.ffn._target_=dsv2.models.attention.mla.MLA.Config",
+            "model.ffn._target_",
+            "dsv2.models.moe.layer.MoE.Config",
+        ),
+        ("model.dim", "override", "key=value"),
+        ("typo=1", "typo", "valid keys are"),
+    ],
+)
+def test_a_mistake_names_key_value_and_what_is_valid(override, key, valid):
+    with pytest.raises(ConfigError) as caught:
+        dsv2.load([override])
+    assert caught.value.key == key
+    assert valid in str(caught.value)
+    assert str(caught.value).count("\n") == 0
+    value = override.partition("=")[2]
+    assert "_target_" in override or not value or value.strip("[]").split(",")[0] in str(caught.value)
+
+
+def test_impossible_combinations_are_refused():
+    with pytest.raises(ConfigError, match=r"model\.ffn\.top_k=13 .*between 1 and 12, the experts of 3 devices"):
+        dsv2.load(["model.ffn.max_devices=3", "model.ffn.top_k=13"])
+    with pytest.raises(ConfigError, match=r"model\.attention\.num_kv_heads=3 .*divisor of num_heads=4"):
+        dsv2.load(["model/attention=gqa", "model.attention.num_kv_heads=3"])
+    with pytest.raises(ConfigError, match=r"model\.attention\.rope_dim=18 .*between 2 and head_dim=16"):
+        dsv2.load(["model/attention=mha", "model.attention.rope_dim=18"])
+
+
+def test_configs_are_frozen():
+    run = dsv2.load()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        run.seed = 2
+
+
+def test_attention_swaps_on_the_same_model():
+    for kind, heads in (("mha", 4), ("gqa", 2), ("mqa", 1)):
+        attention = dsv2.load([f"model/attention={kind}"]).model.attention
+        assert (attention.num_heads, attention.num_kv_heads) == (4, heads)
+    assert isinstance(dsv2.load(["model/attention=mla"]).model.attention, MLA.Config)
+    assert isinstance(dsv2.load(["model/ffn=dense"]).model.ffn, SwiGLU.Config)
+
+
+def test_a_stored_config_comes_back_equal():
+    run = dsv2.load(["model=small", "seed=3"])
+    assert from_plain(plain(run)) == run
+
+
+# ---- fingerprint -----------------------------------------------------------------------------------------------------
+
+
+def fingerprint(*overrides):
+    return dsv2.load(list(overrides)).fingerprint()
+
+
+def test_same_computation_same_name():
+    base = fingerprint()
+    assert fingerprint("optim.lr=3e-3", "seed=0") == base  # defaults spelled out
+    assert fingerprint("seed=0", "optim.lr=0.003") == base  # another order, another spelling
+    assert fingerprint("trainer.progress=false", "trainer.checkpoint_every=10") == base  # how it runs
+    assert fingerprint("logger.wandb.mode=disabled", "trainer.accelerator=cpu") == base
+    assert fingerprint("study=x", "arm=y") == base
+
+
+def test_key_order_does_not_matter():
+    run = dsv2.load()
+
+    def reversed_keys(node):
+        if isinstance(node, dict):
+            return {key: reversed_keys(value) for key, value in reversed(node.items())}
+        return node
+
+    assert from_plain(reversed_keys(plain(run))).fingerprint() == run.fingerprint()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "optim.lr=0.002",
+        "optim.schedule.decay_at=[0.5,0.9]",
+        "model.dim=72",
+        "model/attention=mha",
+        "loss.expert=0.1",
+        "trainer.tokens=102400",
+        "trainer.batch.size=4",
+        "data.vocab_size=1024",
+        "trainer.precision=bf16",
+    ],
+)
+def test_another_computation_another_name(override):
+    assert fingerprint(override) != fingerprint()
+
+
+def test_structure_lists_what_is_missing():
+    with pytest.raises(ConfigError, match="num_heads=None is not valid: a value is required"):
+        structure({"_target_": "dsv2.models.attention.mla.MLA.Config", "head_dim": 4})
