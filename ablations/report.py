@@ -70,6 +70,8 @@ def write_report(
         effects, missing = study_effects(study, results), []
     except IncompleteStudy as error:
         effects, missing = [], error.missing
+    if len(study.seeds) < 2:
+        effects = []  # one seed is no effect
     headline, sentences = summary(study, effects, missing)
     pictures = draw(study, finished(results), metrics, routing, effects, step_floor or {}, final_floor or {})
     others = [text for text in sentences if text not in headline]
@@ -103,10 +105,9 @@ def _sections(
     trials = (
         f"{len(ran)} of {len(study.arms) * len(study.seeds)} trials finished, {ran['seconds'].sum():,.0f} s in all."
     )
-    dirty = (
-        ["The code had uncommitted changes: the commit alone does not reproduce this."] if _dirty(provenance) else []
-    )
     flat = pd.json_normalize(dict(provenance)).to_dict("records")[0] if provenance else {}
+    changed = any(str(key).endswith("dirty") and bool(value) for key, value in flat.items())
+    dirty = ["The code had uncommitted changes: the commit alone does not reproduce this."] if changed else []
     sections = [
         Section("The other metrics", others) if others else None,
         Section("Question", [study.question, f"Predicted: {study.prediction}", f"Arms - {arms}."]),
@@ -122,10 +123,6 @@ def _sections(
         Section("Provenance", dirty, Table(["what", "value"], [[str(k), str(v)] for k, v in flat.items()])),
     ]
     return [section for section in sections if section is not None]
-
-
-def _dirty(provenance: Mapping[str, Any]) -> bool:
-    return any("dirty" in key and bool(value) for key, value in provenance.items())
 
 
 def _cells(table: pd.DataFrame) -> list[list[str]]:

@@ -41,7 +41,7 @@ def run_study(study: Study, *, workers: int | None, launcher: str, console: Cons
             pool.shutdown(wait=False, cancel_futures=True)
             raise
         pool.shutdown()
-    from ablations.report import report_study
+    from ablations.publish import report_study
 
     report_study(study, console)
     return all(finished(trial.folder) is not None for trial in study.trials)

@@ -24,10 +24,11 @@ def start_worker(threads: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
-    from dsv2.training import fit
+    import dsv2.training.fit  # noqa: F401  imports lightning, which takes seconds
+    from dsv2.training import process
 
     torch.set_num_threads(threads)
-    fit.quiet()
+    process.prepare()
 
 
 def _end_with_parent() -> None:

@@ -24,9 +24,10 @@ def main(composed: DictConfig) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
-    from dsv2.training.fit import Diverged, Interrupted, fit, quiet
+    from dsv2.training import process
+    from dsv2.training.fit import Diverged, Interrupted, fit
 
-    quiet()
+    process.prepare()
     folder = runs_root() / (run.study or "train") / run.fingerprint()
     try:
         fit(run, folder)

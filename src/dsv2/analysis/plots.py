@@ -6,7 +6,7 @@ study's whole list even to plot a part of it. `title` states the finding.
 """
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -19,7 +19,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from dsv2.analysis.plots_routing import device_load as device_load
 from dsv2.analysis.plots_routing import load_heatmap as load_heatmap
-from dsv2.analysis.style import COLUMN, STYLE, arm_styles, arms_of, headline, panels, quantity
+from dsv2.analysis.style import COLUMN, STYLE, arm_styles, arms_of, headline, panels, quantity, wrapped
 
 IMBALANCE = [f"routing/{name}_violation" for name in ("max", "device_max", "received_max")] + [
     f"routing/{name}" for name in ("dead_experts", "overflow", "drop_rate")
@@ -41,7 +41,7 @@ def loss_over_tokens(
     """Mean over seeds with the range from lowest to highest seed; `train` adds the training loss, faint."""
     styles = arm_styles(arms or arms_of(metrics))
     with plt.rc_context(STYLE):
-        ax = ax or _single(0.8)
+        own, ax = ax is None, ax or _single(2.2 + 0.17 * -(-len(styles) // _legend_columns(styles)), title)
         if train:
             for arm, curve in _curves(metrics, "train/loss", styles):
                 ax.plot(curve.index, curve["mean"], color=styles[arm]["color"], linewidth=0.6, alpha=0.35)
@@ -49,7 +49,7 @@ def loss_over_tokens(
         _tokens_axis(ax)
         ax.set_ylabel(quantity(metric).label)
         _legend_below(ax, styles)
-        _title(ax, title)
+        _title(ax, title, own)
     return ax
 
 
@@ -69,14 +69,14 @@ def difference_over_tokens(
     paired = found[found["arm"] != baseline].join(reference, on=["seed", "tokens"], how="inner")
     paired = paired.assign(value=paired["value"] - paired["reference"])
     with plt.rc_context(STYLE):
-        ax = ax or _single(0.8)
+        own, ax = ax is None, ax or _single(2.2 + 0.17 * -(-len(styles) // _legend_columns(styles)), title)
         ax.axhline(0, color="0.3", linewidth=0.8)
         _draw_curves(ax, _curves(paired, metric, styles), styles)
         _tokens_axis(ax)
         name, _, unit = quantity(metric).label.partition(" (")
         ax.set_ylabel(f"{name},\narm - {baseline}" + (f" ({unit}" if unit else ""))
         _legend_below(ax, [arm for arm in styles if arm != baseline])
-        _title(ax, title)
+        _title(ax, title, own)
     return ax
 
 
@@ -128,7 +128,7 @@ def metric_by_arm(
     table = results.pivot(index="seed", columns="arm", values=metric).reindex(columns=order).dropna(axis=1, how="all")
     styles, shown = arm_styles(order), list(table.columns)
     with plt.rc_context(STYLE):
-        ax = ax or _single(0.28 * len(shown) + 0.75, inches=True)
+        own, ax = ax is None, ax or _single(0.28 * len(shown) + 0.75, title)
         places = np.arange(len(shown))
         for _, row in table.iterrows():
             ax.plot(row.to_numpy(), places, color="0.87", linewidth=0.6, zorder=1)
@@ -145,7 +145,7 @@ def metric_by_arm(
         ax.grid(False, axis="y")
         ax.xaxis.set_major_locator(MaxNLocator(5))
         ax.set_xlabel(quantity(metric).label)
-        _title(ax, title)
+        _title(ax, title, own)
     return ax
 
 
@@ -217,8 +217,10 @@ def _tokens_axis(ax: Axes) -> None:
     ax.set_xlabel("training tokens")
 
 
-def _single(height: float, inches: bool = False) -> Axes:
-    _, ax = plt.subplots(figsize=(COLUMN, height if inches else COLUMN * height))
+def _single(height: float, title: str | None) -> Axes:
+    """One Axes of a column's width; the title's lines come on top of the height in inches."""
+    lines = len(wrapped(title, COLUMN)) if title else 0
+    _, ax = plt.subplots(figsize=(COLUMN, height + 0.15 * lines))
     return ax
 
 
@@ -229,10 +231,17 @@ def _handles(axes: Sequence[Axes]) -> tuple[list[Any], list[str]]:
 
 def _legend_below(ax: Axes, arms: Sequence[str] | Mapping[str, Any]) -> None:
     handles, labels = _handles([ax])
-    columns = 3 if max(map(len, labels), default=0) < 12 else 2
+    columns = _legend_columns(labels)
     ax.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.45, -0.24), ncols=columns)
 
 
-def _title(ax: Axes, title: str | None) -> None:
-    if title:
-        ax.set_title(textwrap.fill(title, 58))
+def _legend_columns(labels: Iterable[str]) -> int:
+    return 3 if max(map(len, labels), default=0) < 12 else 2
+
+
+def _title(ax: Axes, title: str | None, own: bool) -> None:
+    """Above a figure of our own the title has its full width; among a caller's panels that of a narrow one."""
+    if own and isinstance(ax.figure, Figure):
+        headline(ax.figure, title)
+    elif title:
+        ax.set_title(textwrap.fill(title, 40))

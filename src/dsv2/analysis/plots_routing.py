@@ -45,8 +45,8 @@ def load_heatmap(
     busiest = max(float(np.percentile(load, 99.5)) for load in shares.values())
     highest = max(np.ceil(busiest * 2) / 2, 1.5)
     norm = TwoSlopeNorm(1, 0, highest)
-    columns = min(len(shown), 6)
-    blocks = -(-len(shown) // columns)
+    blocks = -(-len(shown) // 6)  # of arms side by side
+    columns = -(-len(shown) // blocks)
     rows = blocks * len(layers)
     with plt.rc_context(STYLE | {"axes.grid": False}):
         width = max(PAGE * columns / 6, PAGE / 2)
@@ -66,6 +66,7 @@ def load_heatmap(
                 mesh = ax.pcolormesh(edges, np.arange(len(load) + 1), load, norm=norm, cmap="RdBu_r", rasterized=True)
                 if j == 0:
                     ax.set_title(arm, fontsize=7)
+                ax.tick_params(labelbottom=j == len(layers) - 1)
                 if i % columns == 0:
                     ax.set_ylabel(f"layer {layer}\nexpert, by load", fontsize=7)
                 ax.set_yticks([])
@@ -73,7 +74,7 @@ def load_heatmap(
         grid[0, 0].invert_yaxis()
         figure.supxlabel("training step", fontsize=8)
         assert mesh is not None
-        bar = figure.colorbar(mesh, ax=grid, extend="max", aspect=30, pad=0.015)
+        bar = figure.colorbar(mesh, ax=grid, extend="max", extendfrac=0.02, aspect=30, pad=0.015)
         bar.set_label(f"load / mean load, seed {seed}")
         bar.set_ticks(
             [

@@ -32,7 +32,7 @@ STYLE: Any = {
     "figure.constrained_layout.use": True,
     "savefig.dpi": 150,
 }
-MARKERS = "osD^vPX*<>"
+MARKERS = "osD^vPXph<"
 DASHES = ["-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2))]
 COLOURS = [0, 1, 2, 3, 4, 9, 5, 7, 6, 8]  # of seaborn's colorblind palette, the pale ones last
 
@@ -99,6 +99,12 @@ def panels(count: int, *, columns: int, height: float, sharey: bool = False) -> 
 
 
 def headline(figure: Figure, title: str | None) -> None:
+    """A title over the whole figure, from its left edge."""
     if title:
-        width = figure.get_size_inches()[0]
-        figure.suptitle(textwrap.fill(title, int(16 * width)), x=0.01, ha="left", fontsize=8)
+        lines = wrapped(title, figure.get_size_inches()[0])
+        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=8)
+
+
+def wrapped(title: str, width: float) -> list[str]:
+    """The lines of a title over so many inches; 8 points take about 1/16 inch a character."""
+    return textwrap.wrap(title, int(15.5 * width))

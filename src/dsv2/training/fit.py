@@ -3,17 +3,14 @@
 A run directory holds `config.yaml`, `metrics.jsonl`, `routing.parquet`, `checkpoints/` and, last, `result.json`.
 """
 
-import logging
 import sys
 import time
 import traceback
-import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 import yaml
 
 from dsv2.config import plain
@@ -105,21 +102,11 @@ def _train(run: Run.Config, folder: Path) -> dict[str, Any]:
     if trainer.global_step < batches.num_steps:
         raise Interrupted(f"stopped after step {trainer.global_step} of {batches.num_steps}")
     recorder.flush()
-    for logger in trainer.loggers:
-        logger.finalize("success")
     return {
-        "metrics": recorder.last,
+        "metrics": recorder.final(),
         "tokens": batches.total_tokens,
         "steps": batches.num_steps,
         "seconds": recorder.seconds,
         "data": source.identity,
         "provenance": provenance(module.device),
     }
-
-
-def quiet() -> None:
-    """Silence what Lightning prints at every start; warnings that matter are this package's own."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-    torch.set_float32_matmul_precision("high")

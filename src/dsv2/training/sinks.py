@@ -1,7 +1,6 @@
 """The Lightning loggers behind `logger`: one writes `metrics.jsonl`, the other feeds Weights & Biases."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -34,25 +33,37 @@ class Jsonl(Logger):
             file.write(json.dumps({"step": step} | metrics) + "\n")
 
 
-def build(run: Run.Config, folder: Path, fingerprint: str) -> list[Logger]:
-    """The loggers of a run. W&B: group = study, job type = arm, id = fingerprint, so that a resumed run continues."""
-    sinks: list[Logger] = [Jsonl(folder / "metrics.jsonl")]
-    settings = run.logger.wandb
-    if settings.mode != "disabled":
-        os.environ.setdefault("WANDB_SILENT", "true")
-        sinks.append(
-            WandbLogger(
-                name=f"{run.arm or 'run'}-s{run.seed}",
-                project=settings.project,
-                id=fingerprint,
-                group=run.study,
-                job_type=run.arm,
-                save_dir=folder,
-                offline=settings.mode == "offline",
-                resume="allow",
-                config=flatten(plain(run)),
-            )
+class Wandb(WandbLogger):
+    """W&B: group = study, job type = arm, id = fingerprint, so that a resumed run continues; offline it asks nobody."""
+
+    def __init__(self, run: Run.Config, folder: Path, fingerprint: str) -> None:
+        import wandb
+
+        settings = run.logger.wandb
+        started = wandb.init(
+            project=settings.project,
+            name=f"{run.arm or 'run'}-s{run.seed}",
+            id=fingerprint,
+            group=run.study,
+            job_type=run.arm,
+            dir=folder,
+            mode=settings.mode,
+            resume="allow" if settings.mode == "online" else None,
+            config=flatten(plain(run)),
+            settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
         )
+        super().__init__(experiment=started)
+
+    def finalize(self, status: str) -> None:
+        """End the W&B run; its summary holds the newest value of every metric."""
+        self.experiment.finish(exit_code=0 if status == "success" else 1)
+
+
+def build(run: Run.Config, folder: Path, fingerprint: str) -> list[Logger]:
+    """The loggers of a run."""
+    sinks: list[Logger] = [Jsonl(folder / "metrics.jsonl")]
+    if run.logger.wandb.mode != "disabled":
+        sinks.append(Wandb(run, folder, fingerprint))
     return sinks
 
 

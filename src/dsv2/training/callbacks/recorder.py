@@ -70,6 +70,13 @@ class Recorder(L.Callback):
             with replacing(self.folder / "routing.parquet") as scratch:
                 self.routing[0].to_parquet(scratch, index=False)
 
+    def final(self) -> dict[str, float]:
+        """The newest value of every metric; `routing/*` over the validation set, drops over the last logged steps."""
+        dropped = {name: value for name, value in self.last.items() if name == "routing/drop_rate"}
+        validated = {name: value for name, value in self.last.items() if name.startswith("val/routing/")}
+        others = {name: value for name, value in self.last.items() if name not in validated}
+        return others | {name.removeprefix("val/"): value for name, value in validated.items()} | dropped
+
     # ---- what it records ----
 
     def on_train_batch_end(

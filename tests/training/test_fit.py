@@ -1,0 +1,200 @@
+"""A run in its directory: what it leaves behind, and that being killed changes nothing of it."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import dsv2
+from dsv2.saved import load_model, load_run
+from dsv2.training import checkpoints, fit, process
+from dsv2.training.callbacks.recorder import Recorder
+from dsv2.training.module import Diverged, Module
+
+CLOCK = ("perf/tokens_per_s", "perf/mfu")  # what depends on the machine, not on the run
+
+
+@pytest.fixture(autouse=True)
+def quietly():
+    process.prepare()
+    torch.set_num_threads(1)
+
+
+def rows(folder: Path) -> list[dict]:
+    """metrics.jsonl without what the clock decides."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in CLOCK} for line in lines]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_model(folder).state_dict()
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Bit-identical weights, optimiser and logs."""
+    assert rows(one) == rows(other)
+    pd.testing.assert_frame_equal(*(pd.read_parquet(folder / "routing.parquet") for folder in (one, other)))
+    for name, weight in weights(one).items():
+        assert torch.equal(weight, weights(other)[name]), name
+    states = [checkpoints.load(checkpoints.latest(folder / "checkpoints")) for folder in (one, other)]
+    moments = [state["optimizer_states"][0]["state"] for state in states]
+    for index, moment in moments[0].items():
+        assert all(torch.equal(moment[key], moments[1][index][key]) for key in moment)
+    results = [json.loads((folder / "result.json").read_text()) for folder in (one, other)]
+    for result in results:
+        for key in CLOCK:
+            result["metrics"].pop(key)
+    assert results[0]["metrics"] == results[1]["metrics"]
+
+
+def test_a_run_leaves_what_it_promises(quick, tmp_path):
+    run = dsv2.load([*quick, "study=s", "arm=a"])
+    result = fit.fit(run, tmp_path / "run")
+    assert result["status"] == "finished"
+    assert (result["arm"], result["seed"], result["steps"], result["tokens"]) == ("a", 0, 12, 1536)
+    assert result["fingerprint"] == run.fingerprint()
+    assert {"git", "versions", "device", "kernels"} <= result["provenance"].keys()
+    assert load_run(tmp_path / "run") == run
+
+    logged = rows(tmp_path / "run")
+    assert [row["step"] for row in logged] == [2, 4, 6, 8, 10, 12]
+    assert [row["tokens"] for row in logged] == [256, 512, 768, 1024, 1280, 1536]
+    assert [row["step"] for row in logged if "val/loss" in row] == [4, 8, 12]
+    promised = "train/loss train/ce train/balance_expert train/balance_device train/balance_comm train/lr train/grad_norm"
+    promised += " val/loss val/bpb routing/max_violation routing/entropy routing/dead_experts"
+    promised += " routing/device_max_violation routing/drop_rate routing/devices_per_token"
+    assert set(promised.split()) <= logged[-1].keys()
+    last = logged[-1]
+    parts = last["train/balance_expert"] + last["train/balance_device"] + last["train/balance_comm"]
+    assert last["train/loss"] == pytest.approx(last["train/ce"] + parts, rel=1e-6)
+    assert parts > 0
+
+    routing = pd.read_parquet(tmp_path / "run" / "routing.parquet")
+    assert len(routing) == 6 * 1 * 8  # logged steps x MoE layers x experts
+    assert (routing.groupby("step")["load"].sum() == 2 * 4 * 32 * 2).all()  # steps since the last x B x T x K
+    assert set(routing["layer"]) == {1}
+
+
+def test_a_finished_run_is_not_trained_again(quick, tmp_path, monkeypatch):
+    run = dsv2.load(quick)
+    first = fit.fit(run, tmp_path / "run")
+    monkeypatch.setattr(fit, "_train", lambda *_: pytest.fail("trained again"))
+    assert fit.fit(run, tmp_path / "run") == first
+
+
+@pytest.mark.parametrize("crash_at", [1, 4, 7, 12])
+def test_a_crashed_run_ends_as_if_it_had_not(quick, tmp_path, monkeypatch, crash_at):
+    quick = [*quick, "model.ffn.dropping={_target_: dsv2.models.moe.dropping.Dropping.Config, exempt_ratio: 0.5}"]
+    run = dsv2.load(quick)
+    fit.fit(run, tmp_path / "whole")
+    inner = Recorder.on_train_batch_end
+
+    def crash(self, trainer, *arguments):
+        inner(self, trainer, *arguments)
+        if trainer.global_step == crash_at:
+            raise OSError("the machine went away")
+
+    monkeypatch.setattr(Recorder, "on_train_batch_end", crash)
+    with pytest.raises(OSError, match="went away"):
+        fit.fit(run, tmp_path / "killed")
+    failed = json.loads((tmp_path / "killed" / "result.json").read_text())
+    assert failed["status"] == "failed"
+    assert "the machine went away" in failed["traceback"]
+    monkeypatch.setattr(Recorder, "on_train_batch_end", inner)
+    torch.rand(1)  # whatever else drew random numbers meanwhile
+    fit.fit(run, tmp_path / "killed")
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(quick, tmp_path, monkeypatch):
+    run = dsv2.load(quick)
+    inner = Module.training_step
+
+    def poison(self, batch, index):
+        output = inner(self, batch, index)
+        if self.global_step == 9:
+            with torch.no_grad():
+                self.model.embedding.fill_(math.nan)
+            return inner(self, batch, index)
+        return output
+
+    monkeypatch.setattr(Module, "training_step", poison)
+    with pytest.raises(Diverged, match="the loss became nan in step 10"):
+        fit.fit(run, tmp_path / "run")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["status"] == "diverged"
+    kept = checkpoints.latest(tmp_path / "run" / "checkpoints")
+    assert kept.name == "step-000000008.ckpt"
+    assert all(weight.isfinite().all() for weight in weights(tmp_path / "run").values())
+
+
+def test_a_damaged_checkpoint_costs_steps_not_the_run(quick, tmp_path, capsys):
+    run = dsv2.load(quick)
+    fit.fit(run, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    newest = folder / "step-000000012.ckpt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    assert checkpoints.latest(folder).name == "step-000000008.ckpt"
+    assert "step-000000012.ckpt is damaged" in capsys.readouterr().err
+    before = rows(tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    fit.fit(run, tmp_path / "run")
+    assert rows(tmp_path / "run") == before
+
+
+def test_a_failed_save_is_fatal_and_the_old_checkpoint_stays(quick, tmp_path, monkeypatch):
+    run = dsv2.load(quick)
+    inner, saves = torch.save, []
+
+    def full(checkpoint, path):
+        saves.append(path)
+        if len(saves) == 2:
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        inner(checkpoint, path)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        fit.fit(run, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    assert checkpoints.latest(folder).name == "step-000000004.ckpt"
+    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "step-000000004.ckpt"]
+
+
+def test_dense_and_bfloat16_runs_train(quick, tmp_path):
+    dense = fit.fit(dsv2.load([*quick, "model/ffn=dense", "model/attention=gqa"]), tmp_path / "dense")
+    assert not any(name.startswith("routing/") for name in dense["metrics"])
+    low = fit.fit(dsv2.load([*quick, "trainer.precision=bf16"]), tmp_path / "low")
+    full = fit.fit(dsv2.load(quick), tmp_path / "full")
+    assert low["metrics"]["val/loss"] == pytest.approx(full["metrics"]["val/loss"], rel=0.02)
+    assert low["metrics"]["val/loss"] != full["metrics"]["val/loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_command_survives_signals(quick, tmp_path, runs, signal_number):
+    command = [sys.executable, "-m", "dsv2.train", *quick, "trainer.tokens=38400"]  # 300 steps
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    whole = subprocess.run(
+        command, env=environment | {"DSV2_RUNS": str(tmp_path / "other")}, capture_output=True, text=True, check=True
+    )
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder = runs / "train" / Path(whole.stdout.splitlines()[-1]).name
+    while not list(folder.glob("checkpoints/step-*5[0-9].ckpt")) and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal_number)
+    assert process.wait() != 0
+    assert not (folder / "result.json").exists()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == str(folder)
+    assert_same_run(Path(whole.stdout.splitlines()[-1]), folder)
