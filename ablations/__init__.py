@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ablations.store import results as results
-    from ablations.study import study as study
+    from ablations.studies import study as study
 
 __all__ = ["results", "study"]
 
@@ -14,4 +14,4 @@ def __getattr__(name: str) -> Any:
     """Import on first use, so that workers and `--help` load no more than they need."""
     if name not in __all__:
         raise AttributeError(f"module 'ablations' has no attribute {name!r}")
-    return getattr(importlib.import_module({"results": "ablations.store", "study": "ablations.study"}[name]), name)
+    return getattr(importlib.import_module({"results": "ablations.store", "study": "ablations.studies"}[name]), name)

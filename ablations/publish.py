@@ -6,7 +6,7 @@ from rich.console import Console
 
 from ablations.report import StudyText, write_report
 from ablations.store import Results, results_of
-from ablations.study import Study
+from ablations.studies import Study
 from ablations.summary import verdict_table
 from dsv2.analysis.statistics import random_floor
 from dsv2.models.moe.layer import MoE

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import yaml
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ablations.study import Study
+from ablations.studies import BUDGETS, Study
 from dsv2.config import ConfigBase, ConfigError, structure
 
 
@@ -52,18 +53,25 @@ def show(study: Study, console: Console) -> None:
     console.print(study.file.question, highlight=False)
     console.print(f"[bold]Prediction:[/bold] {study.file.prediction}", highlight=False)
     console.print(f"[bold]Held equal:[/bold] {', '.join(study.file.equal) or 'nothing'}", highlight=False)
-    table = Table(show_lines=False)
-    for column in ("arm", "about"):
-        table.add_column(column)
-    names = {"total_params": "params", "active_params": "active", "flops_per_token": "FLOPs/token"}
-    names |= {"kv_elements_per_token": "KV/token", "tokens": "tokens", "steps": "steps", "seeds": "seeds"}
-    for column in names.values():
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("arm")
+    for column in ("params", "active", "FLOPs/tok", "KV/tok", "tokens", "steps", "seeds"):
         table.add_column(column, justify="right")
-    for row in study.accounting().to_dict("records"):
-        numbers = [f"{row[name]:,}" for name in names]
+    for row in study.budgets():
         mark = " (baseline)" if row["arm"] == study.file.baseline else ""
-        table.add_row(f"{row['arm']}{mark}", row["about"], *numbers)
+        amounts = [amount(row[name]) for name in (*BUDGETS, "steps", "seeds")]
+        table.add_row(f"{row['arm']}{mark}", *amounts)
     console.print(table)
+    for name, arm in study.arms.items():
+        console.print(f"{name}: {arm.about}", highlight=False, markup=False)
+
+
+def amount(value: int) -> str:
+    """A count in four digits, as in 650.7K or 235.7B."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if value >= size:
+            return f"{value / size:.4g}{unit}"
+    return str(value)
 
 
 def main(arguments: list[str]) -> int:
@@ -78,7 +86,7 @@ def main(arguments: list[str]) -> int:
         show(study, console)
         if request.dry_run:
             for arm, node in study.arms.items():
-                console.print(f"{arm}: {' '.join(node.overrides)}", highlight=False, markup=False)
+                console.print(f"{arm}: {' '.join(node.overrides)}", highlight=False, markup=False, soft_wrap=True)
             return 0
         complete = study.run(workers=request.workers, launcher=request.launcher)
     except ConfigError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ablations.study import Study, Trial
+from ablations.studies import Study, Trial
 from ablations.trial import Outcome, run_trial
 from dsv2.config import plain
 from dsv2.training.result import finished

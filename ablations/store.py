@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from ablations.study import Study, stored
+from ablations.studies import Study, stored
 from dsv2.training.result import read_result
 
 

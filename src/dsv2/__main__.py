@@ -65,10 +65,12 @@ def _account(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(result.as_dict(), indent=2))
         return
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"FLOPs forward and backward, at a context of {result.context} tokens", title_justify="left")
+    title = f"FLOPs forward and backward, at a context of {result.context} tokens"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("part")
     for column in ("layers", "parameters", "active a token", "FLOPs a token"):
         table.add_column(column, justify="right")

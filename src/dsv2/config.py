@@ -216,7 +216,6 @@ def _explain(error: Exception, overrides: Sequence[str], name: str) -> ConfigErr
     from hydra import compose as hydra_compose
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
 
     parser = OverridesParser.create()
     accepted: list[str] = []
@@ -230,13 +229,20 @@ def _explain(error: Exception, overrides: Sequence[str], name: str) -> ConfigErr
         try:
             hydra_compose(name, overrides=[*accepted, text])
         except HydraException:
-            parent = key.rpartition(".")[0]
-            node = OmegaConf.select(hydra_compose(name, overrides=accepted), parent) if parent else None
-            if not parent:
-                node = hydra_compose(name, overrides=accepted)
-            keys = [str(k) for k in node or () if k != "_target_"] if OmegaConf.is_dict(node) else []
-            if keys and key.rpartition(".")[2] not in keys:
-                return ConfigError(key, value, _one_of(key.rpartition(".")[2], keys))
-            return ConfigError(key, value, str(error).splitlines()[0])
+            return _locate(key, value, hydra_compose(name, overrides=accepted), error)
         accepted.append(text)
     return ConfigError("config", " ".join(overrides), str(error).splitlines()[0])
+
+
+def _locate(key: str, value: Any, composed: Any, error: Exception) -> ConfigError:
+    """Say at which part of a dotted key the composed config has nothing of that name."""
+    from omegaconf import OmegaConf
+
+    node = composed
+    for part in key.split("."):
+        if not OmegaConf.is_dict(node):
+            break
+        if part not in node:
+            return ConfigError(key, value, _one_of(part, [str(other) for other in node if other != "_target_"]))
+        node = node[part]
+    return ConfigError(key, value, str(error).splitlines()[0])

@@ -28,7 +28,6 @@ class Run:
         loss: BalanceLoss.Config
         trainer: Training.Config
         logger: Logging.Config
-        recipe: str | None = setting(None)
         study: str | None = setting(None)  # which study and arm this run belongs to: names, not computation
         arm: str | None = setting(None)
 

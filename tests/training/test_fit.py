@@ -68,7 +68,9 @@ def test_a_run_leaves_what_it_promises(quick, tmp_path):
     assert [row["step"] for row in logged] == [2, 4, 6, 8, 10, 12]
     assert [row["tokens"] for row in logged] == [256, 512, 768, 1024, 1280, 1536]
     assert [row["step"] for row in logged if "val/loss" in row] == [4, 8, 12]
-    promised = "train/loss train/ce train/balance_expert train/balance_device train/balance_comm train/lr train/grad_norm"
+    promised = (
+        "train/loss train/ce train/balance_expert train/balance_device train/balance_comm train/lr train/grad_norm"
+    )
     promised += " val/loss val/bpb routing/max_violation routing/entropy routing/dead_experts"
     promised += " routing/device_max_violation routing/drop_rate routing/devices_per_token"
     assert set(promised.split()) <= logged[-1].keys()

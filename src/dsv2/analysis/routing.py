@@ -71,8 +71,10 @@ def measure(counts: Counts) -> Measures:
 
 def mean_measures(layers: list[Measures]) -> dict[str, float]:
     """`routing/<name>` of each measure, averaged over layers; empty for a dense model."""
-    columns = zip(*layers, strict=True)
-    return {f"routing/{name}": sum(column) / len(column) for name, column in zip(Measures._fields, columns, strict=False)}
+    if not layers:
+        return {}
+    columns = zip(Measures._fields, zip(*layers, strict=True), strict=True)
+    return {f"routing/{name}": sum(column) / len(column) for name, column in columns}
 
 
 def _max_violation(load: Tensor) -> float:

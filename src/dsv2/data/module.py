@@ -1,41 +1,86 @@
-"""A step-indexed stream for Lightning: it continues at whatever step the trainer is."""
+"""A source as Lightning reads it: a stream indexed by the training step, with no epochs.
+
+B sequences, T tokens a sequence.
+"""
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import lightning as L
-from torch.utils.data import DataLoader, IterableDataset
 
 from dsv2.data.source import Batch, Source
 
 
-class Batches(Protocol):
+class Schedule(Protocol):
     """How many sequences each step takes."""
 
     @property
     def num_steps(self) -> int: ...
 
-    def batch_size(self, step: int) -> int: ...
+    def batch_size(self, step: int) -> int:
+        """B of this step, over all processes."""
+        ...
 
-    def first_sequence(self, step: int) -> int: ...
+    def first_sequence(self, step: int) -> int:
+        """Sequences that the steps before took."""
+        ...
 
 
 class Stream(L.LightningDataModule):
-    """Training batches of steps `global_step` to the last."""
+    """Batches from the trainer's global step to the last step of `schedule`; a resumed run sees exactly the rest.
 
-    def __init__(self, source: Source, batches: Batches) -> None:
+    Each data-parallel process gets its own consecutive share of a step's sequences. Validation is whole on each.
+    """
+
+    def __init__(self, source: Source, schedule: Schedule, validation_batch_size: int = 8) -> None:
         super().__init__()
-        self.source, self.batches = source, batches
+        self.source, self.schedule, self.validation_batch_size = source, schedule, validation_batch_size
 
-    def train_dataloader(self) -> Any:
-        assert self.trainer is not None
-        return DataLoader(_Steps(self.source, self.batches, self.trainer), batch_size=None, num_workers=0)
+    def train_dataloader(self) -> "Steps":
+        return Steps(self)
+
+    def val_dataloader(self) -> "Parts":
+        return Parts(self.source.validation(), self.validation_batch_size)
 
 
-class _Steps(IterableDataset[Batch]):
-    def __init__(self, source: Source, batches: Batches, trainer: L.Trainer) -> None:
-        self.source, self.batches, self.trainer = source, batches, trainer
+class Parts:
+    """A batch in parts of `size` sequences, the last perhaps smaller. To Lightning, a list would be many loaders."""
+
+    def __init__(self, whole: Batch, size: int) -> None:
+        self.whole, self.size = whole, size
+
+    def __len__(self) -> int:
+        return -(-len(self.whole.inputs) // self.size)
 
     def __iter__(self) -> Iterator[Batch]:
-        for step in range(self.trainer.global_step, self.batches.num_steps):
-            yield self.source.train(self.batches.first_sequence(step), self.batches.batch_size(step))
+        inputs, targets, domains = self.whole
+        for first in range(0, len(inputs), self.size):
+            part = slice(first, first + self.size)
+            yield Batch(inputs[part], targets[part], None if domains is None else domains[part])
+
+
+class Steps:
+    """Iterates over the steps that are left.
+
+    Not a `DataLoader`: building one's iterator takes numbers from torch's global generator, which would make a resumed
+    run differ. It has no length either, since Lightning would take that for the end of an epoch counted from step 0.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+
+    def __iter__(self) -> Iterator[Batch]:
+        stream = self.stream
+        trainer, schedule = stream.trainer, stream.schedule
+        assert trainer is not None
+        if trainer.accumulate_grad_batches != 1:
+            raise ValueError(
+                f"accumulate_grad_batches={trainer.accumulate_grad_batches}: must be 1, a batch is a whole step; "
+                "take smaller batches in the training step"
+            )
+        for step in range(trainer.global_step, schedule.num_steps):
+            size, processes = schedule.batch_size(step), trainer.world_size
+            if size % processes:
+                raise ValueError(f"batch size {size} of step {step}: must be a multiple of the {processes} processes")
+            share = size // processes
+            yield stream.source.train(schedule.first_sequence(step) + trainer.global_rank * share, share)

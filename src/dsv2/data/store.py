@@ -16,7 +16,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,17 +102,17 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _locked(path: Path) -> filelock.BaseFileLock:
+def _locked(path: Path) -> filelock.AcquireReturnProxy:
     """Hold the lock, saying so where that means waiting. The system frees it when its holder dies."""
     lock = filelock.FileLock(path)
     try:
-        return lock.acquire(blocking=False).lock
+        return lock.acquire(blocking=False)
     except filelock.Timeout:
         print("data: another process is preparing this corpus; waiting for it", file=sys.stderr)
-        return lock.acquire().lock
+        return lock.acquire()
 
 
-def _replace(folder: Path, write: Any) -> None:
+def _replace(folder: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a scratch folder, then give it the name `folder`, durably. The lock must be held."""
     for orphan in folder.parent.glob(f"{folder.name}.tmp*"):
         shutil.rmtree(orphan)
@@ -139,7 +139,7 @@ def _prepare(
     identity: dict[str, str],
 ) -> None:
     progress = _Progress(found)
-    in_val = [sum_ in chosen for sum_ in found.digests]
+    in_val = [text in chosen for text in found.digests]
 
     def training_texts() -> Iterator[str]:
         for document, held_out in zip(documents, in_val, strict=False):

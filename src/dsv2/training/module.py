@@ -67,4 +67,5 @@ class Module(L.LightningModule):
 
 
 def detached(routings: tuple[Routing, ...]) -> tuple[Routing, ...]:
-    return tuple(Routing(*(part.detach() if part is not None else None for part in routing)) for routing in routings)
+    """The same routings without their graph; of their parts only affinities and gates have one."""
+    return tuple(r._replace(affinities=r.affinities.detach(), gates=r.gates.detach()) for r in routings)

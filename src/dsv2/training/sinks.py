@@ -50,7 +50,16 @@ class Wandb(WandbLogger):
             mode=settings.mode,
             resume="allow" if settings.mode == "online" else None,
             config=flatten(plain(run)),
-            settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                # A run directory already says what a run was made with; collecting it again takes 0.1 s a trial.
+                x_disable_stats=True,
+                x_disable_meta=True,
+                x_save_requirements=False,
+                disable_git=True,
+                disable_code=True,
+            ),
         )
         super().__init__(experiment=started)
 

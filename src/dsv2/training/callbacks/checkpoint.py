@@ -64,5 +64,5 @@ class Checkpointer(Checkpoint):
 
 
 def _numpy_state() -> tuple[Any, ...]:
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002
-    return (name, keys.tolist(), *rest)  # plain values, so that loading needs no pickled code
+    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
+    return (name, np.asarray(keys).tolist(), *rest)  # plain values, so that loading needs no pickled code

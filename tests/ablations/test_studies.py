@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-import ablations.study
+import ablations.studies
 from ablations import study
 from ablations.run import main, parse
 from dsv2.config import CONFIG_DIR, ConfigError
@@ -16,7 +16,7 @@ def write(tmp_path, monkeypatch, **changes):
         (tmp_path / group).mkdir()
     (tmp_path / "sweep" / "mine.yaml").write_text(yaml.safe_dump(node))
     (tmp_path / "scale" / "smoke.yaml").write_text((CONFIG_DIR / "scale" / "smoke.yaml").read_text())
-    monkeypatch.setattr(ablations.study, "CONFIG_DIR", tmp_path)
+    monkeypatch.setattr(ablations.studies, "CONFIG_DIR", tmp_path)
 
 
 def test_arms_are_paired_by_seed():
@@ -118,6 +118,6 @@ def test_a_bad_request_ends_in_one_line(arguments, message, capsys, runs):
 def test_a_dry_run_prints_the_plan_and_runs_nothing(capsys, runs):
     assert main(["sweep=balance_losses", "scale=paper", "dry_run=true"]) == 0
     printed = capsys.readouterr().out
-    assert "235,741,434,880" in printed
+    assert "235.7B" in printed
     assert "paper_limited: loss.expert=0.003" in printed
     assert not list(runs.glob("balance_losses/**/*"))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 EQUAL_WITHIN = 0.01  # largest relative difference that still counts as held equal
+QUIET = ("trainer.progress=false",)  # a study shows one bar for all its trials
 BUDGETS = ("total_params", "active_params", "flops_per_token", "kv_elements_per_token", "tokens")
 
 
@@ -89,7 +90,7 @@ class Study:
         self.arms = {arm: structure(node, Arm, f"arms.{arm}") for arm, node in self.file.arms.items()}
         self.configs = {
             name: replace(
-                load([*scale_file.overrides, *self.file.base, *arm.overrides, *self.overrides]),
+                load([*scale_file.overrides, *self.file.base, *arm.overrides, *QUIET, *self.overrides]),
                 study=self.name,
                 arm=name,
             )
@@ -112,9 +113,9 @@ class Study:
             seen[text] = arm
 
     def _refuse_unequal(self) -> None:
-        table = self.accounting()
+        rows = self.budgets()
         for budget in self.file.equal:
-            values = dict(zip(table["arm"], table[budget], strict=True))
+            values = {row["arm"]: row[budget] for row in rows}
             reference = values[self.file.baseline]
             for arm, value in values.items():
                 if abs(value - reference) > EQUAL_WITHIN * reference:
@@ -125,6 +126,10 @@ class Study:
         """One row an arm: arm, about, parameters, FLOPs and cache elements a token, tokens, steps, seeds."""
         import pandas as pd
 
+        return pd.DataFrame(self.budgets())
+
+    def budgets(self) -> list[dict[str, Any]]:
+        """The rows of `accounting`, for callers that cannot wait for pandas."""
         rows = []
         for arm, run in self.configs.items():
             result, batches = account(run.model, context=run.trainer.sequence_length), run.trainer.batches()
@@ -134,7 +139,7 @@ class Study:
                 | numbers
                 | {"tokens": batches.total_tokens, "steps": batches.num_steps, "seeds": len(self.seeds)}
             )
-        return pd.DataFrame(rows)
+        return rows
 
     def prepare_data(self) -> None:
         """Tokenise every corpus of the study once, before its trials ask for it at the same time."""
@@ -172,8 +177,8 @@ def study(name: str, scale: str = "smoke", seeds: Sequence[int] | None = None, o
 def stored(name: str, scale: str = "smoke") -> Study:
     """The study with the seeds and overrides it was last run with."""
     path = runs_root() / name / scale / "study.json"
-    asked = json.loads(path.read_text()) if path.is_file() else {"seeds": None, "overrides": ()}
-    return Study(name, scale, asked["seeds"], asked["overrides"])
+    asked: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return Study(name, scale, asked.get("seeds"), asked.get("overrides", ()))
 
 
 def _read(group: str, name: str) -> dict[str, Any]:

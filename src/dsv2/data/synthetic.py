@@ -1,0 +1,195 @@
+"""Synthetic tasks without text: associative recall, copying, addition.
+
+B sequences, T tokens a sequence, P pairs, Q queries, V vocabulary, D digits, R random numbers a sequence.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dsv2.config import ConfigError, digest, plain
+from dsv2.data.source import NOT_SCORED, Batch, Source, validation_sequences
+
+FORMAT = 1  # raise it when the same settings make other sequences
+
+
+class Task(Source):
+    """An endless stream of sequences; sequence n is a pure function of (seed, n).
+
+    Only answers are scored. Validation comes from a stream of its own, the same for every seed; a task with few
+    different sequences (addition of two digits) repeats itself, so there it holds out nothing.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Source.Config):
+        def identity(self) -> dict[str, str]:
+            return {"task": digest(plain(self)), "format": str(FORMAT)}
+
+        def open(self, *, sequence_length: int, seed: int, validation_tokens: int) -> "Task":
+            return Task(self, sequence_length=sequence_length, seed=seed, validation_tokens=validation_tokens)
+
+        @property
+        @abstractmethod
+        def least_length(self) -> int:
+            """Tokens of the shortest sequence (T + 1) that asks for an answer."""
+
+        @abstractmethod
+        def draws(self, length: int) -> int:
+            """Random numbers that a sequence of `length` tokens takes: R."""
+
+        @abstractmethod
+        def make(self, drawn: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+            """Sequences from drawn (B, R) uint64: tokens (B, length) int64 and which are answers (length,) bool."""
+
+    def __init__(self, config: Config, *, sequence_length: int, seed: int, validation_tokens: int) -> None:
+        """Raises `ConfigError` for sequences too short to ask anything."""
+        self._num_validation = validation_sequences(sequence_length, validation_tokens)
+        if sequence_length + 1 < config.least_length:
+            valid = f"at least {config.least_length - 1} for this task"
+            raise ConfigError("trainer.sequence_length", sequence_length, valid)
+        self.config, self.sequence_length, self.seed = config, sequence_length, seed
+        self.vocab_size = config.vocab_size
+        self.identity = config.identity()
+
+    def train(self, first: int, count: int) -> Batch:
+        return self._batch([0, self.seed], first, count)
+
+    def validation(self) -> Batch:
+        return self._batch([1, 0], 0, self._num_validation)
+
+    def _batch(self, stream: list[int], first: int, count: int) -> Batch:
+        length = self.sequence_length + 1
+        blocks = -(-self.config.draws(length) // 4)  # Philox makes 4 numbers at a time, and can jump to any
+        generator = np.random.Philox(np.random.SeedSequence(stream)).advance(first * blocks)
+        drawn = generator.random_raw(count * blocks * 4).reshape(count, -1)
+        tokens, answers = self.config.make(drawn, length)
+        found = torch.from_numpy(tokens)
+        targets = torch.where(torch.from_numpy(answers)[1:], found[:, 1:], NOT_SCORED)
+        return Batch(found[:, :-1], targets, None)
+
+
+class Recall(Task):
+    """Associative recall: `k v k v ...`, then queries `k v`, where each v is asked for.
+
+    Keys are distinct, values need not be. Queries come in rounds, each of which asks for every pair once, until the
+    sequence is full. Id 0 pads an odd end; the lower half of the other ids are keys, the upper half values.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Task.Config):
+        vocab_size: int = 64
+        num_pairs: int = 8  # P
+
+        def __post_init__(self) -> None:
+            self.require(self.vocab_size >= 5, "vocab_size", "at least 5: padding, 2 keys, 2 values")
+            self.require(0 < self.num_pairs <= self.half, "num_pairs", f"1 to {self.half}, the keys of this vocabulary")
+
+        @property
+        def half(self) -> int:
+            """Ids that are keys, and as many that are values."""
+            return (self.vocab_size - 1) // 2
+
+        @property
+        def least_length(self) -> int:
+            return 2 * self.num_pairs + 2
+
+        def _rounds(self, length: int) -> int:
+            return -(-((length - 2 * self.num_pairs) // 2) // self.num_pairs)
+
+        def draws(self, length: int) -> int:
+            return self.half + self.num_pairs * (1 + self._rounds(length))
+
+        def make(self, drawn: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+            pairs = self.num_pairs
+            keys = 1 + _permutations(drawn[:, : self.half])[:, :pairs]  # (B, P)
+            values = 1 + self.half + _below(drawn[:, self.half : self.half + pairs], self.half)
+            shuffles = drawn[:, self.half + pairs : self.draws(length)].reshape(len(drawn), -1, pairs)
+            asked = _permutations(shuffles).reshape(len(drawn), -1)[:, : (length - 2 * pairs) // 2]  # (B, Q)
+            shown = np.concatenate([np.tile(np.arange(pairs), (len(drawn), 1)), asked], axis=1)  # (B, P + Q)
+            both = [np.take_along_axis(part, shown, axis=1) for part in (keys, values)]
+            tokens = np.zeros((len(drawn), length), dtype=np.int64)
+            tokens[:, : 2 * shown.shape[1]] = np.stack(both, axis=-1).reshape(len(drawn), -1)
+            place = np.arange(length)
+            return tokens, (place >= 2 * pairs) & (place < 2 * shown.shape[1]) & (place % 2 == 1)
+
+
+class Copying(Task):
+    """Copying: a random string, id 0, the string again, id 0, then another string, until the sequence is full.
+
+    The second time it is asked for.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Task.Config):
+        vocab_size: int = 64
+        length: int = 24  # tokens of a string
+
+        def __post_init__(self) -> None:
+            self.require(self.vocab_size >= 3, "vocab_size", "at least 3: the separator and 2 symbols")
+            self.require(self.length > 0, "length", "positive")
+
+        @property
+        def least_length(self) -> int:
+            return self.length + 2
+
+        def draws(self, length: int) -> int:
+            return self.length * -(-length // (2 * self.length + 2))
+
+        def make(self, drawn: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+            strings = 1 + _below(drawn[:, : self.draws(length)], self.vocab_size - 1)
+            half = np.pad(strings.reshape(len(drawn), -1, self.length), ((0, 0), (0, 0), (0, 1)))  # (B, n, length + 1)
+            place = np.arange(length) % (2 * self.length + 2)
+            tokens = np.concatenate([half, half], axis=-1).reshape(len(drawn), -1)[:, :length]
+            return tokens, (place > self.length) & (place < 2 * self.length + 1)
+
+
+class Arithmetic(Task):
+    """Additions `a+b=c;` of D-digit numbers with leading zeros, until the sequence is full; the digits of c are asked.
+
+    c has D + 1 digits, the lowest first, so that each one follows from what is already written. Ids 0 to 9 are digits,
+    10 is +, 11 is =, 12 is ;.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Task.Config):
+        vocab_size: int = 13
+        digits: int = 3  # D
+
+        def __post_init__(self) -> None:
+            self.require(self.vocab_size >= 13, "vocab_size", "at least 13: ten digits and + = ;")
+            self.require(0 < self.digits <= 18, "digits", "1 to 18")
+
+        @property
+        def least_length(self) -> int:
+            return 2 * self.digits + 3
+
+        @property
+        def _period(self) -> int:
+            return 3 * self.digits + 4
+
+        def draws(self, length: int) -> int:
+            return 2 * -(-length // self._period)
+
+        def make(self, drawn: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+            digits = self.digits
+            terms = _below(drawn[:, : self.draws(length)], 10**digits).reshape(len(drawn), -1, 2)  # (B, n, 2)
+            high_first = 10 ** np.arange(digits - 1, -1, -1)
+            written = terms[..., None] // high_first % 10  # (B, n, 2, D)
+            answer = terms.sum(-1)[..., None] // 10 ** np.arange(digits + 1) % 10  # (B, n, D + 1)
+            sign = np.ones((*terms.shape[:2], 1), dtype=np.int64)
+            parts = [written[:, :, 0], 10 * sign, written[:, :, 1], 11 * sign, answer, 12 * sign]
+            place = np.arange(length) % self._period
+            tokens = np.concatenate(parts, axis=-1).reshape(len(drawn), -1)[:, :length]
+            return tokens, (place >= 2 * digits + 2) & (place < self._period - 1)
+
+
+def _below(drawn: np.ndarray, limit: int) -> np.ndarray:
+    """Whole numbers 0 to limit - 1, int64, from uint64."""
+    return (drawn % np.uint64(limit)).astype(np.int64)
+
+
+def _permutations(drawn: np.ndarray) -> np.ndarray:
+    """A permutation of the last dimension for each row, int64."""
+    return np.argsort(drawn, axis=-1, kind="stable")

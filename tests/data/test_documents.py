@@ -1,0 +1,51 @@
+import random
+
+from dsv2.data.documents import Document, one_sided, split, survey
+
+
+def documents(count: int, domain: str = "d") -> list[Document]:
+    return [Document(f"{domain} text {number}", domain) for number in range(count)]
+
+
+def test_hash_depends_on_text_domain_and_order() -> None:
+    base = documents(5)
+    changed = [base[0]._replace(text="d text 0 "), *base[1:]]
+    moved = [base[0]._replace(domain="e"), *base[1:]]
+    hashes = [survey(docs).content_hash for docs in (base, changed, moved, base[::-1])]
+    assert len(set(hashes)) == 4
+    assert survey(documents(5)).content_hash == hashes[0]
+
+
+def test_bytes_are_utf8() -> None:
+    assert survey([Document("aé学", "d")]).num_bytes == 6
+
+
+def test_a_document_keeps_its_side_wherever_it_stands() -> None:
+    base = documents(400)
+    chosen = split(survey(base), 0.1)
+    shuffled = random.Random(0).sample(base, len(base))
+    assert split(survey(shuffled), 0.1) == chosen
+    assert split(survey([*base, *documents(300, "other")]), 0.1) > chosen
+    assert 0.05 < len(chosen) / 400 < 0.15
+
+
+def test_a_larger_share_only_adds() -> None:
+    found = survey(documents(400))
+    assert split(found, 0.1) < split(found, 0.3)
+
+
+def test_small_domains_get_both_sides() -> None:
+    for count in (2, 3, 5):
+        for ratio in (0.01, 0.99):
+            found = survey([*documents(count, "a"), *documents(count, "b")])
+            chosen = split(found, ratio)
+            for domain in "ab":
+                sides = {
+                    text in chosen for text, name in zip(found.digests, found.domains, strict=True) if name == domain
+                }
+                assert sides == {True, False}
+
+
+def test_copies_stay_together_and_cannot_make_two_sides() -> None:
+    found = survey([Document("same", "d")] * 10)
+    assert one_sided(found, split(found, 0.5))

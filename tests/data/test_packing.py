@@ -1,0 +1,107 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from dsv2.config import ConfigError
+from dsv2.data.corpora import Files
+from dsv2.data.packing import PackedText, order
+from dsv2.data.source import bits_per_byte, count_bytes
+
+LENGTH = 16
+
+
+@pytest.fixture
+def source(corpus: Files.Config) -> PackedText:
+    return opened(corpus)
+
+
+def opened(corpus: Files.Config, seed: int = 0, validation_tokens: int = 20 * LENGTH) -> PackedText:
+    return corpus.open(sequence_length=LENGTH, seed=seed, validation_tokens=validation_tokens)
+
+
+def test_batches_are_a_pure_function_of_the_sequence_number(source: PackedText, corpus: Files.Config) -> None:
+    whole = source.train(5, 40)
+    again = opened(corpus)
+    for first, count in ((30, 15), (5, 1), (6, 24)):  # out of order, from a fresh object, in other batch sizes
+        part = again.train(first, count)
+        for got, expected in zip(part, whole, strict=True):
+            assert got is not None
+            assert expected is not None
+            assert torch.equal(got, expected[first - 5 : first - 5 + count])
+
+
+def test_each_epoch_sees_every_window_once(source: PackedText) -> None:
+    for epoch in range(3):
+        windows = source.windows(epoch * source.num_windows, source.num_windows)
+        assert sorted(windows) == list(range(source.num_windows))
+    across = source.windows(source.num_windows - 3, 6)
+    assert list(across[:3]) == list(order(0, 0, source.num_windows)[-3:])
+    assert list(across[3:]) == list(order(0, 1, source.num_windows)[:3])
+
+
+def test_an_epoch_covers_the_corpus(source: PackedText) -> None:
+    batch = source.train(0, source.num_windows)
+    windows = source.windows(0, source.num_windows)
+    inputs = batch.inputs[torch.from_numpy(np.argsort(windows))].flatten()
+    tokens = torch.from_numpy(source.store.train.tokens.astype(np.int64))
+    assert torch.equal(inputs, tokens[: len(inputs)])
+    assert len(tokens) - len(inputs) <= LENGTH
+    assert torch.equal(batch.targets[:, :-1], batch.inputs[:, 1:])
+
+
+def test_seeds_and_epochs_differ_and_the_order_is_pinned() -> None:
+    orders = {tuple(order(seed, epoch, 50)) for seed in range(3) for epoch in range(3)}
+    assert len(orders) == 9
+    assert order(0, 0, 8).tolist() == [0, 3, 7, 5, 1, 2, 6, 4]  # a change here silently changes every run
+
+
+def test_validation_is_the_same_for_every_seed(corpus: Files.Config) -> None:
+    first, second = opened(corpus, seed=0).validation(), opened(corpus, seed=1).validation()
+    assert torch.equal(first.inputs, second.inputs)
+    assert torch.equal(first.targets, second.targets)
+    assert first.inputs.shape == (20, LENGTH)
+
+
+def test_validation_is_spread_evenly_and_never_repeats(corpus: Files.Config) -> None:
+    source = opened(corpus)
+    gaps = np.diff(source._validation_windows)
+    assert gaps.min() >= 1
+    assert gaps.max() - gaps.min() <= 1
+    everything = opened(corpus, validation_tokens=10**9).validation()
+    assert len(everything.inputs) == (len(source.store.val.tokens) - 1) // LENGTH
+
+
+def test_domains_are_those_of_the_inputs(source: PackedText) -> None:
+    split = source.store.train
+    lengths = np.diff([*split.starts, len(split.tokens)])
+    of_position = np.repeat(split.domains, lengths)
+    batch, windows = source.train(0, 10), source.windows(0, 10)
+    assert batch.domains is not None
+    assert batch.domains.dtype == torch.int8
+    for row, window in zip(batch.domains, windows, strict=True):
+        np.testing.assert_array_equal(row.numpy(), of_position[window * LENGTH : (window + 1) * LENGTH])
+
+
+def test_bits_per_byte_count_the_bytes_of_the_text(source: PackedText) -> None:
+    # Windows cut through characters, so a split's text is compared as a whole: one long row of targets.
+    tokens = torch.from_numpy(source.store.val.tokens.astype(np.int64))[None]
+    ends = source.store.manifest["splits"]["val"]["documents"]
+    assert source.tokenizer is not None
+    assert source.token_bytes is not None
+    text = source.tokenizer.decode(tokens[0].tolist())
+    assert count_bytes(tokens, source.token_bytes) == len(text.encode()) - ends * len("<|endoftext|>")
+    assert count_bytes(tokens, source.token_bytes) == source.store.manifest["splits"]["val"]["bytes"]
+    masked = tokens.clone()
+    masked[0, 5:] = -100
+    few = count_bytes(masked, source.token_bytes)
+    assert few == source.token_bytes[tokens[0, :5]].sum()
+    assert bits_per_byte(few * 8 * math.log(2), few) == pytest.approx(8.0)
+
+
+def test_sequences_longer_than_the_corpus(corpus: Files.Config) -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.sequence_length=1000000 is not valid: at most \d+, the tokens of"):
+        corpus.open(sequence_length=1_000_000, seed=0, validation_tokens=1_000_000)
+    with pytest.raises(ConfigError, match=r"trainer\.validation_tokens=8 is not valid: at least one sequence"):
+        corpus.open(sequence_length=16, seed=0, validation_tokens=8)

@@ -1,0 +1,172 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dsv2.data import corpora, store
+from dsv2.data.corpora import Files
+from dsv2.data.documents import Document
+from dsv2.data.packing import PackedText
+from dsv2.data.tokenizer import END_ID
+
+OPEN = """
+import sys
+from dsv2.data.corpora import Files
+source = Files.Config(path=sys.argv[1], vocab_size=300, val_ratio=0.2).open(
+    sequence_length=16, seed=0, validation_tokens=64
+)
+print(source.identity["trained_tokenizer"], source.train_tokens)
+"""
+
+
+def opened(corpus: Files.Config) -> PackedText:
+    return corpus.open(sequence_length=16, seed=0, validation_tokens=64)
+
+
+def folders(runs: Path) -> list[Path]:
+    return [path for path in (runs / ".data").iterdir() if path.is_dir()]
+
+
+def start(corpus: Files.Config) -> subprocess.Popen:
+    assert corpus.path is not None
+    command = [sys.executable, "-c", OPEN, corpus.path]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def texts_of(split: store.Split, source: PackedText) -> list[str]:
+    ends = [*split.starts[1:], len(split.tokens)]
+    assert all(split.tokens[end - 1] == END_ID for end in ends)
+    assert source.tokenizer is not None
+    return [source.tokenizer.decode(split.tokens[a : b - 1]) for a, b in zip(split.starts, ends, strict=True)]
+
+
+def test_every_document_is_on_one_side_word_for_word(corpus: Files.Config) -> None:
+    source = opened(corpus)
+    train, val = (texts_of(split, source) for split in (source.store.train, source.store.val))
+    assert set(train).isdisjoint(val)
+    assert sorted(train + val) == sorted(document.text for document in corpus.documents())
+    domain = {document.text: document.domain for document in corpus.documents()}
+    for split, texts in ((source.store.train, train), (source.store.val, val)):
+        assert [source.domains[index] for index in split.domains] == [domain[text] for text in texts]
+
+
+def test_manifest_counts(corpus: Files.Config) -> None:
+    source = opened(corpus)
+    counts = source.store.manifest["splits"]
+    assert counts["train"]["tokens"] == source.train_tokens
+    assert counts["train"]["documents"] + counts["val"]["documents"] == 40
+    size = sum(len(document.text.encode()) for document in corpus.documents())
+    assert counts["train"]["bytes"] + counts["val"]["bytes"] == size
+
+
+def test_the_tokenizer_sees_the_training_split_only(corpus: Files.Config, tmp_path: Path) -> None:
+    source = opened(corpus)
+    held_out = texts_of(source.store.val, source)
+    path = tmp_path / "texts" / "texts.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    kept = [row for row in rows if row["text"] not in held_out]
+    # Everything that was held out goes, but for one document a domain that keeps both sides.
+    last = {row["domain"]: row for row in rows if row["text"] in held_out}
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*kept, *last.values()]))
+    assert opened(corpus).identity["trained_tokenizer"] == source.identity["trained_tokenizer"]
+
+
+def test_prepared_once(corpus: Files.Config, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = opened(corpus)
+    monkeypatch.setattr(store, "_prepare", lambda *_: pytest.fail("prepared again"))
+    again = opened(corpus)
+    np.testing.assert_array_equal(first.store.train.tokens, again.store.train.tokens)
+    assert len(folders(runs)) == 1
+    assert first.store.train.tokens.dtype == np.uint16
+
+
+def test_other_settings_are_other_stores(corpus: Files.Config, runs: Path) -> None:
+    for change in ({}, {"vocab_size": 290}, {"val_ratio": 0.3}):
+        opened(dataclasses.replace(corpus, **change))
+    assert len(folders(runs)) == 3
+
+
+def test_large_vocabularies_take_four_bytes(corpus: Files.Config) -> None:
+    assert opened(dataclasses.replace(corpus, vocab_size=65_536)).store.train.tokens.dtype == np.uint16
+    assert opened(dataclasses.replace(corpus, vocab_size=65_537)).store.train.tokens.dtype == np.uint32
+
+
+@pytest.mark.parametrize("name", store.FILES)
+def test_one_flipped_byte_is_found(
+    corpus: Files.Config, runs: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = opened(corpus).train(0, 4)
+    path = folders(runs)[0] / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert (opened(corpus).train(0, 4).inputs == before.inputs).all()
+    assert "is damaged and will be prepared again" in capsys.readouterr().err
+
+
+def test_a_failed_preparation_leaves_nothing(corpus: Files.Config, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_json", full)
+        with pytest.raises(OSError, match="No space left"):
+            opened(corpus)
+    assert folders(runs) == []
+    opened(corpus)
+
+
+def test_a_corpus_that_changes_meanwhile(corpus: Files.Config, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus.content_hash()
+    monkeypatch.setattr(corpora, "read", lambda *_: (Document(f"other {n}", "even") for n in range(40)))
+    with pytest.raises(RuntimeError, match="the corpus changed while it was being prepared; start again"):
+        opened(corpus)
+    assert folders(runs) == []
+
+
+@pytest.mark.slow
+def test_waiting_is_said(corpus: Files.Config, runs: Path) -> None:
+    opened(corpus)
+    folder = folders(runs)[0]
+    (folder / store.MANIFEST).unlink()
+    with store._locked(folder.with_suffix(".lock")):
+        process = start(corpus)
+        assert process.stderr is not None
+        assert "another process is preparing this corpus; waiting for it" in process.stderr.readline()
+    assert process.wait(60) == 0
+
+
+@pytest.mark.slow
+def test_two_processes_at_once_make_one_store(corpus: Files.Config, runs: Path) -> None:
+    processes = [start(corpus) for _ in range(2)]
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert outputs[0][0] == outputs[1][0]
+    assert len(folders(runs)) == 1
+
+
+@pytest.mark.slow
+def test_a_killed_preparation_is_done_again(corpus: Files.Config, runs: Path, tmp_path: Path) -> None:
+    slow = tmp_path / "sitecustomize.py"
+    slow.write_text("import time, dsv2.data.store as s\ns.write_json = lambda *_: time.sleep(60)\n")
+    assert corpus.path is not None
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"exec(open({str(slow)!r}).read())\n{OPEN}", corpus.path], stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not list(runs.glob(".data/*.tmp*/documents.npz")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert len(folders(runs)) == 1  # what the kill left: no name of a key
+    source = opened(corpus)
+    assert [path.name for path in folders(runs)] == [store.digest(corpus.identity())]
+    assert source.train_tokens == source.store.manifest["splits"]["train"]["tokens"]

@@ -1,0 +1,115 @@
+import pytest
+import torch
+
+from dsv2.config import ConfigError
+from dsv2.data.source import NOT_SCORED, Batch
+from dsv2.data.synthetic import Arithmetic, Copying, Recall, Task
+
+TASKS = [Recall.Config(), Recall.Config(vocab_size=9, num_pairs=3), Copying.Config(), Arithmetic.Config()]
+
+
+def opened(task: Task.Config, seed: int = 0, length: int = 64) -> Task:
+    return task.open(sequence_length=length, seed=seed, validation_tokens=50 * length)
+
+
+def rows(batch: Batch) -> list[tuple[list[int], list[bool]]]:
+    """Each sequence's T + 1 tokens, and which of them are asked for."""
+    asked = batch.targets != NOT_SCORED
+    following = torch.where(asked[:, -1:], batch.targets[:, -1:], 0)  # unknown where it is not asked for
+    tokens = torch.cat([batch.inputs, following], 1).tolist()
+    return list(zip(tokens, [[False, *row] for row in asked.tolist()], strict=True))
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: type(task).__qualname__)
+class TestEveryTask:
+    def test_pure_function_of_seed_and_number(self, task: Task.Config) -> None:
+        whole = opened(task).train(3, 30)
+        part = opened(task).train(20, 5)
+        assert torch.equal(part.inputs, whole.inputs[17:22])
+        assert torch.equal(part.targets, whole.targets[17:22])
+        assert not torch.equal(opened(task, seed=1).train(3, 30).inputs, whole.inputs)
+
+    def test_validation_is_fixed_and_apart_from_training(self, task: Task.Config) -> None:
+        first, second = opened(task, seed=0).validation(), opened(task, seed=1).validation()
+        assert torch.equal(first.inputs, second.inputs)
+        assert first.inputs.shape == (50, 64)
+        for seed in range(3):
+            assert not (opened(task, seed=seed).train(0, 50).inputs == first.inputs).all(1).any()
+
+    def test_answers_are_the_next_inputs(self, task: Task.Config) -> None:
+        batch = opened(task).train(0, 20)
+        scored = batch.targets[:, :-1] != NOT_SCORED
+        assert scored.any(1).all()
+        assert torch.equal(batch.targets[:, :-1][scored], batch.inputs[:, 1:][scored])
+        assert batch.inputs.min() >= 0
+        assert batch.inputs.max() < task.vocab_size
+        assert batch.inputs.dtype == batch.targets.dtype == torch.int64
+
+    def test_least_length_asks_for_an_answer(self, task: Task.Config) -> None:
+        least = task.least_length - 1
+        batch = opened(task, length=least).train(0, 4)
+        assert ((batch.targets != NOT_SCORED).sum(1) == 1).all()
+        with pytest.raises(ConfigError, match=rf"trainer\.sequence_length={least - 1} is not valid: at least {least}"):
+            opened(task, length=least - 1)
+
+    def test_interface(self, task: Task.Config) -> None:
+        source = opened(task)
+        assert source.token_bytes is None
+        assert source.tokenizer is None
+        assert source.train_tokens is None
+        assert source.domains == ()
+        assert source.train(0, 1).domains is None
+        assert source.identity == task.identity()
+
+
+@pytest.mark.parametrize("length", [64, 63, 40])
+def test_recall_asks_for_what_was_shown(length: int) -> None:
+    for tokens, asked in rows(opened(Recall.Config(), length=length).train(0, 20)):
+        value = dict(zip(tokens[0:16:2], tokens[1:16:2], strict=True))
+        assert len(value) == 8
+        assert not any(asked[:16])
+        queries = range(16, length, 2)
+        assert [place for place in range(length + 1) if asked[place]] == [place + 1 for place in queries]
+        assert all(tokens[place + 1] == value[tokens[place]] for place in queries)
+        for start in range(16, length - 16, 16):  # a round asks for every pair once
+            assert set(tokens[start : start + 16 : 2]) == set(value)
+
+
+def test_copying_asks_for_the_second_writing() -> None:
+    for tokens, asked in rows(opened(Copying.Config(length=5), length=35).train(0, 20)):
+        for start in range(0, 36, 12):
+            assert tokens[start : start + 5] == tokens[start + 6 : start + 11]
+            assert 0 not in tokens[start : start + 5]
+            assert tokens[start + 5] == 0
+            assert asked[start : start + 12] == [False] * 6 + [True] * 5 + [False]
+
+
+def test_additions_are_right() -> None:
+    for tokens, asked in rows(opened(Arithmetic.Config(digits=2), length=39).train(0, 50)):
+        for start in range(0, 40, 10):
+            a, b = (10 * tokens[place] + tokens[place + 1] for place in (start, start + 3))
+            assert tokens[start + 2] == 10
+            assert tokens[start + 5] == 11
+            low_first = tokens[start + 6 : start + 9]
+            assert a + b == low_first[0] + 10 * low_first[1] + 100 * low_first[2]
+            assert asked[start : start + 10] == [False] * 6 + [True] * 3 + [False]
+
+
+def test_identity_follows_the_settings() -> None:
+    assert Recall.Config().identity() == Recall.Config().identity()
+    assert Recall.Config(num_pairs=4).identity() != Recall.Config().identity()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Recall.Config(vocab_size=9, num_pairs=5), "num_pairs=5 is not valid: 1 to 4, the keys of this"),
+        (lambda: Recall.Config(vocab_size=4), "vocab_size=4 is not valid: at least 5"),
+        (lambda: Copying.Config(length=0), "length=0 is not valid: positive"),
+        (lambda: Arithmetic.Config(vocab_size=12), "vocab_size=12 is not valid: at least 13"),
+        (lambda: Arithmetic.Config(digits=19), "digits=19 is not valid: 1 to 18"),
+    ],
+)
+def test_impossible_settings(make, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()

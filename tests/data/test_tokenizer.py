@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dsv2.config import ConfigError
+from dsv2.data.tokenizer import END_ID, END_OF_TEXT, Tokenizer
+
+TEXTS = ["the cat sat on the mat, the cat's mat.\n\n  def f(x):\n    return x + 1\n", "数学 的 学习 naïve café"] * 3
+TOKENIZER = Tokenizer.train(TEXTS, 320)
+
+
+def test_training_is_deterministic() -> None:
+    again = Tokenizer.train(list(TEXTS), 320)
+    assert again.hash == TOKENIZER.hash
+    assert Tokenizer.train([*TEXTS, "quite another text, quite another"], 320).hash != TOKENIZER.hash
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text(), max_size=3))
+def test_round_trip_is_exact(texts: list[str]) -> None:
+    for text, ids in zip(texts, TOKENIZER.encode_batch(texts), strict=True):
+        assert TOKENIZER.decode(ids) == text
+        assert TOKENIZER.token_bytes[ids].sum() == len(text.encode())
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet=st.sampled_from(list("ab' sl1.\n\t\u00a0\u3000学é_é")), max_size=40))
+def test_cutting_into_pieces_changes_no_token(text: str) -> None:
+    assert TOKENIZER.encode(text) == TOKENIZER._backend.encode(text).ids
+
+
+def test_end_of_text_in_a_document_is_text() -> None:
+    ids = TOKENIZER.encode(f"a{END_OF_TEXT}b")
+    assert END_ID not in ids
+    assert TOKENIZER.decode(ids) == f"a{END_OF_TEXT}b"
+    assert TOKENIZER.decode([END_ID]) == END_OF_TEXT
+    assert TOKENIZER.token_bytes[END_ID] == 0
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    TOKENIZER.save(tmp_path / "tokenizer.json")
+    loaded = Tokenizer.load(tmp_path / "tokenizer.json", 320)
+    assert loaded.hash == TOKENIZER.hash
+    assert loaded.encode(f"the cat{END_OF_TEXT}") == TOKENIZER.encode(f"the cat{END_OF_TEXT}")
+    np.testing.assert_array_equal(loaded.token_bytes, TOKENIZER.token_bytes)
+
+
+def test_a_text_too_small_for_the_vocabulary_leaves_ids_unused() -> None:
+    tokenizer = Tokenizer.train(["ab"], 500)
+    assert tokenizer.vocab_size == len(tokenizer.token_bytes) == 500
+    assert tokenizer.token_bytes.dtype == np.int32
+    assert tokenizer.decode([499]) == ""
+
+
+def test_too_small_a_vocabulary() -> None:
+    with pytest.raises(ConfigError, match="vocab_size=256 is not valid: at least 257"):
+        Tokenizer.train(TEXTS, 256)
