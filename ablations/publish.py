@@ -1,14 +1,20 @@
-"""From a study's store to its report: collects what the trials left behind and has it judged and drawn."""
+"""From a study's store to its report: collects what the trials left behind and has it judged and drawn.
 
+`python -m ablations.report sweep=NAME [scale=...]` rebuilds a report from what is stored, without training.
+"""
+
+import sys
 from typing import Any
 
 from rich.console import Console
 
 from ablations.report import StudyText, write_report
+from ablations.run import parse
 from ablations.store import Results, results_of
-from ablations.studies import Study
+from ablations.studies import Study, stored
 from ablations.summary import verdict_table
 from dsv2.analysis.statistics import random_floor
+from dsv2.config import ConfigError
 from dsv2.models.moe.layer import MoE
 from dsv2.training.result import read_result
 
@@ -83,3 +89,22 @@ def _provenance(study: Study, results: Results) -> dict[str, Any]:
     found["ended"] = max(result["ended"] for result in ended)
     found["data"] = ended[0]["data"]
     return found
+
+
+def main(arguments: list[str]) -> int:
+    """The exit status: 0, or 2 for a mistake in the request."""
+    if any(word in ("-h", "--help") for word in arguments):
+        print(__doc__)
+        return 0
+    try:
+        request, overrides = parse(arguments)
+        if overrides:
+            raise ConfigError("overrides", " ".join(overrides), "none: a report speaks of what was last run")
+        study = stored(request.sweep, request.scale)
+        if not study.folder.is_dir():
+            raise ConfigError("sweep", request.sweep, f"a study that has been run; there is nothing in {study.folder}")
+        report_study(study, Console())
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

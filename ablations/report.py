@@ -7,6 +7,7 @@ and is empty or None for dense models; `accounting` has one row an arm.
 
 import base64
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -219,3 +220,9 @@ def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as scratch:
         scratch.write_bytes(data)
+
+
+if __name__ == "__main__":
+    from ablations.publish import main
+
+    sys.exit(main(sys.argv[1:]))
