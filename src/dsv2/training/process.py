@@ -5,8 +5,6 @@ import logging
 import platform
 import warnings
 
-import torch
-
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's numbers for mallopt
 
 
@@ -15,7 +13,6 @@ def prepare() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
-    torch.set_float32_matmul_precision("high")  # TF32 on a GPU that has it; no effect on a CPU
     keep_freed_memory()
 
 
