@@ -48,7 +48,7 @@ def test_the_six_arms_are_what_the_study_says():
 def test_the_same_study_at_every_scale():
     for path in sorted((CONFIG_DIR / "scale").glob("*.yaml")):
         table = study("balance_losses", scale=path.stem, seeds=[0]).accounting()
-        assert list(table["arm"])[0] == "none"
+        assert next(iter(table["arm"])) == "none"
         assert table["total_params"].nunique() == 1
 
 

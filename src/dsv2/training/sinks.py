@@ -63,8 +63,11 @@ class Wandb(WandbLogger):
         )
         super().__init__(experiment=started)
 
+    def summarise(self, metrics: dict[str, float]) -> None:
+        """Make these the run's summary, which is what W&B's tables and sweeps compare."""
+        self.experiment.summary.update(metrics)
+
     def finalize(self, status: str) -> None:
-        """End the W&B run; its summary holds the newest value of every metric."""
         self.experiment.finish(exit_code=0 if status == "success" else 1)
 
 

@@ -21,6 +21,7 @@ from dsv2.files import replacing, sync, write_text
 from dsv2.training.evaluate import evaluate
 from dsv2.training.module import Module, Step
 from dsv2.training.peak import peak_flops
+from dsv2.training.sinks import Wandb
 
 LOSSES = ("train/loss", "train/ce", "train/balance_expert", "train/balance_device", "train/balance_comm")
 
@@ -69,6 +70,11 @@ class Recorder(L.Callback):
             self.routing = [pd.concat(self.routing, ignore_index=True)]
             with replacing(self.folder / "routing.parquet") as scratch:
                 self.routing[0].to_parquet(scratch, index=False)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, Wandb):
+                logger.summarise(self.final())
 
     def final(self) -> dict[str, float]:
         """The newest value of every metric; `routing/*` over the validation set, drops over the last logged steps."""

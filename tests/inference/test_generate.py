@@ -1,0 +1,53 @@
+"""Generation: greedy is the argmax of the uncached model, sampling is a function of its seed."""
+
+import pytest
+import torch
+
+import dsv2
+from dsv2.__main__ import main
+from dsv2.training import fit
+
+
+@pytest.fixture
+def model():
+    return dsv2.load(["model.dim=16", "model.init_std=0.3"]).model.build()
+
+
+def test_greedy_takes_the_likeliest_token_each_time(model):
+    prompt = torch.tensor([[5, 9, 2], [7, 7, 1]])
+    text = dsv2.generate(model, prompt, max_new_tokens=6)
+    assert text.shape == (2, 9)
+    for length in range(3, 9):
+        assert torch.equal(model.eval()(text[:, :length]).logits[:, -1].argmax(-1), text[:, length])
+
+
+def test_sampling_follows_its_seed_and_the_mode_is_kept(model):
+    prompt = torch.tensor([[5, 9, 2]])
+    one, same, other = (dsv2.generate(model, prompt, max_new_tokens=20, temperature=1.0, seed=s) for s in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_new_tokens": -1}, "max_new_tokens=-1"),
+        ({"max_new_tokens": 1, "temperature": -0.5}, "temperature=-0.5"),
+    ],
+)
+def test_mistakes_are_named(model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        dsv2.generate(model, torch.tensor([[1]]), **arguments)
+    with pytest.raises(ValueError, match=r"tokens has shape \(1, 0\)"):
+        dsv2.generate(model, torch.zeros(1, 0, dtype=torch.long), max_new_tokens=1)
+
+
+def test_the_command_continues_a_prompt(quick, tmp_path, capsys):
+    fit.fit(dsv2.load(quick), tmp_path / "run")
+    assert main(["generate", str(tmp_path / "run"), "--prompt", "Bad", "--max-new-tokens", "5"]) == 0
+    assert capsys.readouterr().out.startswith("Bad")
+    assert main(["generate", str(tmp_path / "nowhere"), "--prompt", "Bad"]) == 2
+    assert "not a run directory" in capsys.readouterr().err
+    assert main(["generate", str(tmp_path / "run"), "--prompt", ""]) == 2
+    assert "prompt=''" in capsys.readouterr().err

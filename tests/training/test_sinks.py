@@ -1,0 +1,49 @@
+"""W&B: an offline run holds what the contract says, and waits for nobody."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dsv2
+from dsv2.training import fit
+from dsv2.training.sinks import flatten
+
+
+def inspect(path, *options):
+    """What W&B's own reader says of an offline run."""
+    wandb = Path(sys.executable).with_name("wandb")
+    done = subprocess.run(
+        [wandb, "leet", "inspect", "--json", *options, path], capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_an_offline_run_is_named_grouped_and_complete(quick, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    quick = [*quick, "logger.wandb.mode=offline", "study=balance", "arm=paper", "seed=3"]
+    run = dsv2.load(quick)
+    result = fit.fit(run, tmp_path / "run")
+    (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
+    assert file.name == f"run-{run.fingerprint()}.wandb"
+    records = [json.loads(line) for line in inspect(file).splitlines()]
+    (made,) = [record["run"] for record in records if record["type"] == "run"]
+    assert (made["project"], made["run_group"], made["job_type"]) == ("dsv2", "balance", "paper")
+    assert (made["display_name"], made["run_id"]) == ("paper-s3", run.fingerprint())
+    assert made["config"]["update"]["model.ffn.top_k"] == 2
+    assert made["config"]["update"]["loss.device"] == 0.05
+    history = [record["history"]["item"] for record in records if record["type"] == "history"]
+    assert [row["trainer/global_step"] for row in history] == [2, 4, 6, 8, 10, 12]
+    assert [row["train/loss"] for row in history] == [row["train/loss"] for row in rows(tmp_path / "run")]
+    summary = json.loads(inspect(file, "--summary"))["summary"]
+    assert {name: summary[name] for name in result["metrics"]} == pytest.approx(result["metrics"])
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_nested_config_becomes_dotted_keys():
+    assert flatten({"a": {"b": 1, "c": {"d": None}}, "e": [1]}) == {"a.b": 1, "a.c.d": None, "e": [1]}
