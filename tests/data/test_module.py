@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from dsv2.data.corpora import Files
 from dsv2.data.module import Stream
 from dsv2.data.source import Batch, Source
-from dsv2.data.synthetic import Recall
 
 
 class Growing:
@@ -38,9 +37,6 @@ class Toy(L.LightningModule):
         assert isinstance(batch, Batch)
         self.seen.append((self.global_step, batch.inputs.clone()))
         return nn.functional.cross_entropy(self.net(batch.inputs).flatten(0, 1), batch.targets.flatten())
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        assert isinstance(batch, Batch)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -72,9 +68,8 @@ def seen_by(source: Source, folder: Path, ckpt: Path | None = None, **settings: 
     return model, lightning
 
 
-@pytest.mark.parametrize("validate", [{}, {"val_check_interval": 2, "check_val_every_n_epoch": None}])
-def test_a_run_sees_the_schedule(source: Source, tmp_path: Path, validate: dict[str, Any]) -> None:
-    model, lightning = seen_by(source, tmp_path, **validate)
+def test_a_run_sees_the_schedule(source: Source, tmp_path: Path) -> None:
+    model, lightning = seen_by(source, tmp_path)
     assert [step for step, _ in model.seen] == list(range(9))
     assert lightning.global_step == 9
     schedule = Growing()
@@ -113,16 +108,7 @@ def test_reading_takes_no_random_numbers(source: Source, tmp_path: Path) -> None
     stream.trainer = trainer(tmp_path)
     before = torch.get_rng_state()
     assert len(list(stream.train_dataloader())) == 9
-    assert len(stream.val_dataloader()) == 3
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_validation_batches_are_the_whole_in_parts() -> None:
-    source = Recall.Config().open(sequence_length=32, seed=0, validation_tokens=10 * 32)
-    parts = list(Stream(source, Growing(), validation_batch_size=4).val_dataloader())
-    assert [len(part.inputs) for part in parts] == [4, 4, 2]
-    assert torch.equal(torch.cat([part.targets for part in parts]), source.validation().targets)
-    assert all(part.domains is None for part in parts)
 
 
 class Rank:

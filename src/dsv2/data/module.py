@@ -29,34 +29,15 @@ class Schedule(Protocol):
 class Stream(L.LightningDataModule):
     """Batches from the trainer's global step to the last step of `schedule`; a resumed run sees exactly the rest.
 
-    Each data-parallel process gets its own consecutive share of a step's sequences. Validation is whole on each.
+    Each data-parallel process gets its own consecutive share of a step's sequences.
     """
 
-    def __init__(self, source: Source, schedule: Schedule, validation_batch_size: int = 8) -> None:
+    def __init__(self, source: Source, schedule: Schedule) -> None:
         super().__init__()
-        self.source, self.schedule, self.validation_batch_size = source, schedule, validation_batch_size
+        self.source, self.schedule = source, schedule
 
     def train_dataloader(self) -> "Steps":
         return Steps(self)
-
-    def val_dataloader(self) -> "Parts":
-        return Parts(self.source.validation(), self.validation_batch_size)
-
-
-class Parts:
-    """A batch in parts of `size` sequences, the last perhaps smaller. To Lightning, a list would be many loaders."""
-
-    def __init__(self, whole: Batch, size: int) -> None:
-        self.whole, self.size = whole, size
-
-    def __len__(self) -> int:
-        return -(-len(self.whole.inputs) // self.size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        inputs, targets, domains = self.whole
-        for first in range(0, len(inputs), self.size):
-            part = slice(first, first + self.size)
-            yield Batch(inputs[part], targets[part], None if domains is None else domains[part])
 
 
 class Steps:
