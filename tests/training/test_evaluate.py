@@ -1,0 +1,122 @@
+"""Loss, bits per byte and expert load of a validation set, against a loop over its sequences one by one."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from dsv2.data.source import NOT_SCORED, Batch
+from dsv2.models.attention import MLA
+from dsv2.models.ffn import SwiGLU
+from dsv2.models.moe.dropping import Dropping
+from dsv2.models.moe.layer import MoE
+from dsv2.models.transformer import Transformer
+from dsv2.training.evaluate import evaluate
+from tests import references
+from tests.tolerances import FLOAT32_MODULE
+
+VOCAB, SEQUENCES, LENGTH = 11, 7, 5
+TOKEN_BYTES = np.array([0, 1, 1, 2, 3, 5, 1, 4, 2, 1, 7], dtype=np.int32)  # token 0 is no text
+
+
+def model(ffn: MoE.Config | SwiGLU.Config | None = None) -> Transformer:
+    """2 MoE layers behind a dense one, in training mode, with room for almost no pair there."""
+    ffn = ffn or MoE.Config(
+        num_experts=6,
+        top_k=2,
+        expert_dim=4,
+        num_devices=3,
+        routed_scaling_factor=16.0,
+        dropping=Dropping.Config(capacity_factor=0.1),
+    )
+    config = Transformer.Config(
+        vocab_size=VOCAB,
+        dim=8,
+        num_layers=3,
+        num_dense_layers=1,
+        dense=SwiGLU.Config(width=8),
+        attention=MLA.Config(num_heads=2, head_dim=4, rope_dim=2, v_dim=4, kv_latent_dim=4),
+        ffn=ffn,
+    )
+    return references.randomise(config.build(), seed=0).train()
+
+
+def sequences() -> Batch:
+    """7 sequences of 5 tokens, of which the last two and some others are hardly scored."""
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(0, VOCAB, (SEQUENCES, LENGTH + 1), generator=generator)
+    inputs, targets = tokens[:, :-1], tokens[:, 1:].clone()
+    targets[1, :2] = NOT_SCORED
+    targets[5:, 1:] = NOT_SCORED
+    return Batch(inputs, targets, None)
+
+
+@torch.no_grad()
+def looped(model: Transformer, batch: Batch) -> tuple[float, int]:
+    """Nats and number of the scored targets, a sequence and a token at a time, nothing dropped."""
+    nats, scored = 0.0, 0
+    model.eval()
+    for inputs, targets in zip(batch.inputs, batch.targets, strict=True):
+        logits = model(inputs[None]).logits[0].double()
+        for t in range(LENGTH):
+            if targets[t] != NOT_SCORED:
+                nats += float(references.cross_entropy(logits[None, t : t + 1], targets[None, t : t + 1]))
+                scored += 1
+    model.train()
+    return nats, scored
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
+def test_loss_and_bits_per_byte_do_not_depend_on_the_batch_size(batch_size: int) -> None:
+    """3 leaves a last batch of one sequence, with fewer scored tokens than the others."""
+    network, batch = model(), sequences()
+    nats, scored = looped(network, batch)
+    num_bytes = sum(int(TOKEN_BYTES[token]) for token in batch.targets.flatten().tolist() if token != NOT_SCORED)
+    found = evaluate(network, batch, batch_size=batch_size, token_bytes=TOKEN_BYTES)
+    assert found["val/loss"] == pytest.approx(nats / scored, rel=FLOAT32_MODULE)
+    assert found["val/bpb"] == pytest.approx(nats / num_bytes / math.log(2), rel=FLOAT32_MODULE)
+
+
+def test_a_uniform_guess_costs_log_v() -> None:
+    """Equal logits everywhere: ln V nats a token, and log2 V bits over the mean bytes of the scored targets."""
+    network, batch = model(), sequences()
+    torch.nn.init.zeros_(network.head)
+    found = evaluate(network, batch, batch_size=2, token_bytes=np.full(VOCAB, 3, dtype=np.int32))
+    assert found["val/loss"] == pytest.approx(math.log(VOCAB), rel=FLOAT32_MODULE)
+    assert found["val/bpb"] == pytest.approx(math.log2(VOCAB) / 3, rel=FLOAT32_MODULE)
+
+
+@pytest.mark.parametrize("batch_size", [3, 7])
+def test_routing_is_counted_over_the_whole_set(batch_size: int) -> None:
+    """Pairs and devices of every token of every sequence, averaged over the two layers; nothing is dropped."""
+    network, batch = model(), sequences()
+    violations, devices = [], []
+    with torch.no_grad():
+        routings = network.eval()(batch.inputs).routings
+    network.train()
+    for routing in routings:
+        chosen = routing.experts.flatten(0, 1).tolist()
+        load = [sum(expert in token for token in chosen) for expert in range(6)]
+        violations.append(max(load) / (sum(load) / 6) - 1)
+        devices.append(sum(len({expert // 2 for expert in token}) for token in chosen) / len(chosen))
+    found = evaluate(network, batch, batch_size=batch_size, token_bytes=None)
+    assert found["val/routing/max_violation"] == pytest.approx(sum(violations) / 2, rel=1e-12)
+    assert found["val/routing/devices_per_token"] == pytest.approx(sum(devices) / 2, rel=1e-12)
+    assert found["val/routing/drop_rate"] == 0
+    assert "val/bpb" not in found  # no text
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_and_the_weights_stay(training: bool) -> None:
+    network = model().train(training)
+    before = references.remembered(network)
+    evaluate(network, sequences(), batch_size=4, token_bytes=None)
+    assert all(module.training is training for module in network.modules())
+    assert references.remembered(network) == before
+    assert all(weight.grad is None for weight in network.parameters())
+
+
+def test_a_dense_model_routes_nothing() -> None:
+    found = evaluate(model(SwiGLU.Config(width=8)), sequences(), batch_size=4, token_bytes=None)
+    assert found.keys() == {"val/loss"}
