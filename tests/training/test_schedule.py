@@ -37,3 +37,23 @@ def test_warm_up_then_steps_down():
     assert factors[10:600] == [1.0] * 590
     assert factors[600:900] == [0.316] * 300
     assert factors[900:] == pytest.approx([0.316**2] * 100)
+
+
+def test_under_a_ramp_the_rate_falls_by_tokens_not_steps():
+    """By hand: steps of 2, 2, 3, 3 sequences, then 4; a budget of 40 pays for 38, in 11 steps."""
+    batches = BatchRamp.Config(size=4, start=2, ramp_tokens=8).build(tokens=40, sequence_length=1)
+    seen = [0, 2, 4, 7, 10, 14, 18, 22, 26, 30, 34, 38]
+    assert [batches.tokens_before(step) for step in range(12)] == seen
+    assert (batches.num_steps, batches.total_tokens) == (11, 38)
+    schedule = StepDecay.Config(warmup_steps=0, decay_at=(0.25, 0.56), decay=0.5)
+    # 25% of 38 tokens are 9.5, seen before step 4 (step 3 would be 27% of the steps); 56% are 21.28, before step 7
+    assert [schedule.factor(step, batches) for step in range(11)] == [1.0] * 4 + [0.5] * 3 + [0.25] * 4
+
+
+@pytest.mark.parametrize(
+    ("tokens", "steps"), [(2, 1), (3, 1), (4, 2), (6, 2), (7, 3), (9, 3), (10, 4), (13, 4), (14, 5)]
+)
+def test_a_budget_that_ends_within_a_ramp_pays_for_whole_steps(tokens, steps):
+    batches = BatchRamp.Config(size=4, start=2, ramp_tokens=8).build(tokens=tokens, sequence_length=1)
+    assert batches.num_steps == steps
+    assert batches.total_tokens == [0, 2, 4, 7, 10, 14][steps]
