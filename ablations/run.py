@@ -4,17 +4,19 @@ Runs a study: prints its arms and what they cost, trains what is not finished, a
 of the keys above is an override of every trial, as in `optim.lr=1e-3`.
 """
 
+import signal
 import sys
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
-from ablations.studies import BUDGETS, Study
 from dsv2.config import ConfigBase, ConfigError, structure
+
+if TYPE_CHECKING:  # this module is imported again in every worker, before it can look after itself
+    from rich.console import Console
+
+    from ablations.studies import Study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +49,13 @@ def parse(arguments: list[str]) -> tuple[Request, list[str]]:
     return structure(own, Request), overrides
 
 
-def show(study: Study, console: Console) -> None:
+def show(study: "Study", console: "Console") -> None:
     """Print the question, the arms and their accounting."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from ablations.studies import BUDGETS
+
     console.rule(f"{study.name} at scale {study.scale}")
     console.print(study.file.question, highlight=False)
     console.print(f"[bold]Prediction:[/bold] {study.file.prediction}", highlight=False)
@@ -74,29 +81,45 @@ def amount(value: int) -> str:
     return str(value)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which then ends a study as Ctrl-C does."""
+
+
 def main(arguments: list[str]) -> int:
-    """The exit status: 0 only if every trial finished, 2 for a mistake in the request, 130 after Ctrl-C."""
+    """The exit status: 0 only if every trial finished, 2 for what kept it from starting, 130 after Ctrl-C."""
     if any(word in ("-h", "--help") for word in arguments):
         print(__doc__)
         return 0
-    console = Console()
     try:
-        request, overrides = parse(arguments)
-        study = Study(request.sweep, request.scale, request.seeds, overrides)
-        show(study, console)
-        if request.dry_run:
-            for arm, node in study.arms.items():
-                console.print(f"{arm}: {' '.join(node.overrides)}", highlight=False, markup=False, soft_wrap=True)
-            return 0
-        complete = study.run(workers=request.workers, launcher=request.launcher)
-    except ConfigError as error:
+        return _main(arguments)
+    except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("\nstopped; what was saved stays, the same command goes on from there", file=sys.stderr)
-        return 130
-    return 0 if complete else 1
+        return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+
+
+def _main(arguments: list[str]) -> int:
+    request, overrides = parse(arguments)
+    from rich.console import Console
+
+    from ablations.studies import Study
+
+    console = Console()
+    study = Study(request.sweep, request.scale, request.seeds, overrides)
+    show(study, console)
+    if request.dry_run:
+        for arm, node in study.arms.items():
+            console.print(f"{arm}: {' '.join(node.overrides)}", highlight=False, markup=False, soft_wrap=True)
+        return 0
+    return 0 if study.run(workers=request.workers, launcher=request.launcher) else 1
+
+
+def _terminate(number: int, frame: Any) -> None:
+    raise Terminated
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(main(sys.argv[1:]))

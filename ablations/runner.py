@@ -2,21 +2,24 @@
 
 import json
 import time
-from collections import deque
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ablations.launch import WorkerDied, executor
 from ablations.studies import Study, Trial
-from ablations.trial import Outcome, run_trial
+from ablations.trial import Outcome, locked, run_trial
 from dsv2.config import plain
+from dsv2.data.source import repetition_warning
 from dsv2.training.result import finished
 
 POLL_SECONDS = 0.5
 BUSY_SECONDS = 2.0  # between two looks at a trial that another runner has
 PLAIN_SECONDS = 15.0  # between two lines of progress where there is no terminal
+SURE_SECONDS = 5.0  # of progress, before a rate is told
 
 
 def run_study(study: Study, *, workers: int | None, launcher: str, console: Console | None = None) -> bool:
@@ -25,18 +28,19 @@ def run_study(study: Study, *, workers: int | None, launcher: str, console: Cons
     A failing trial does not stop the others. On Ctrl-C the workers are ended, what they saved stays, and
     KeyboardInterrupt goes on to the caller.
     """
-    from ablations.launch import executor
-
     console = console or Console()
     study.remember()
+    since = (study.folder / "study.json").stat().st_mtime
     todo = [trial for trial in study.trials if finished(trial.folder) is None]
     console.print(f"{len(study.trials)} trials, {len(study.trials) - len(todo)} already finished", highlight=False)
     if todo:
-        with console.status("preparing the data"):
-            study.prepare_data()
         pool = executor(launcher, workers=workers, folder=study.folder)
         try:
-            _run_all(study, todo, pool, console)
+            with console.status("preparing the data"):
+                warnings = _open_data(study)
+            for warning in warnings:
+                console.print(f"warning: {warning}", highlight=False, markup=False)
+            _run_all(todo, pool, console, since)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -47,43 +51,80 @@ def run_study(study: Study, *, workers: int | None, launcher: str, console: Cons
     return all(finished(trial.folder) is not None for trial in study.trials)
 
 
-def _run_all(study: Study, todo: list[Trial], pool: Executor, console: Console) -> None:
-    waiting = deque(todo)
-    running: dict[Future[Outcome], Trial] = {}
-    with _Watch(study, todo, console) as watch:
+def _open_data(study: Study) -> list[str]:
+    """Prepare every corpus once, before the trials ask for it at the same time; what there is to warn of."""
+    warnings = []
+    for run in study.configs.values():
+        settings = run.trainer
+        source = run.data.open(
+            sequence_length=settings.sequence_length, seed=0, validation_tokens=settings.validation_tokens
+        )
+        warnings.append(repetition_warning(source, settings.batches().total_tokens))
+    return [warning for warning in dict.fromkeys(warnings) if warning is not None]
+
+
+class _Turn(NamedTuple):
+    """A trial that waits to be started."""
+
+    trial: Trial
+    at: float = 0.0  # not before, by the monotonic clock
+    died: bool = False  # whether it lost its worker once
+
+
+def _run_all(todo: list[Trial], pool: Executor, console: Console, since: float) -> None:
+    waiting = [_Turn(trial) for trial in todo]
+    running: dict[Future[Outcome], _Turn] = {}
+    with _Watch(todo, console) as watch:
         while waiting or running:
-            while waiting:
-                trial = waiting.popleft()
-                running[pool.submit(run_trial, plain(trial.run), trial.folder)] = trial
-            done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
-            busy = False
-            for future in done:
-                trial, outcome = running.pop(future), _outcome(future)
-                if outcome.status == "busy":
-                    busy = True
-                    waiting.append(trial)
+            for turn in [turn for turn in waiting if turn.at <= time.monotonic()]:
+                waiting.remove(turn)
+                folder = turn.trial.folder.resolve()
+                if locked(folder):  # spares a cluster the job
+                    waiting.append(turn._replace(at=time.monotonic() + BUSY_SECONDS))
                 else:
-                    watch.ended(trial, outcome)
+                    running[pool.submit(run_trial, plain(turn.trial.run), folder, since)] = turn
+            if not running:
+                time.sleep(POLL_SECONDS)
+            for future in wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED).done:
+                turn = running.pop(future)
+                try:
+                    outcome = future.result()
+                except WorkerDied as error:
+                    if not turn.died:
+                        waiting.append(turn._replace(died=True))
+                        console.print(f"  {turn.trial.name}: {error}; goes on from its checkpoint", highlight=False)
+                        continue
+                    outcome = _record(turn.trial, error)
+                except CancelledError:
+                    raise
+                except Exception as error:  # of the launcher: the trial failed, the study goes on
+                    outcome = _record(turn.trial, error)
+                if outcome.status == "busy":
+                    waiting.append(turn._replace(at=time.monotonic() + BUSY_SECONDS))
+                else:
+                    watch.ended(turn.trial, outcome)
             watch.look()
-            if busy and not running:
-                time.sleep(BUSY_SECONDS)
 
 
-def _outcome(future: "Future[Outcome]") -> Outcome:
-    try:
-        return future.result()
-    except Exception as error:  # the worker died: the trial failed, the study goes on
-        return Outcome("failed", f"{type(error).__name__}: {error}")
+def _record(trial: Trial, error: Exception) -> Outcome:
+    """Leave a `result.json` for a trial that could not write its own."""
+    from dsv2.training.fit import record_failure
+
+    trial.folder.mkdir(parents=True, exist_ok=True)
+    record_failure(trial.run, trial.folder, error, time.time())
+    return Outcome("failed", f"{type(error).__name__}: {error}")
 
 
 class _Watch:
     """Progress over all trials in tokens, read from their `metrics.jsonl`; a bar on a terminal, lines elsewhere."""
 
-    def __init__(self, study: Study, todo: list[Trial], console: Console) -> None:
+    def __init__(self, todo: list[Trial], console: Console) -> None:
         self.todo, self.console = todo, console
         self.totals = {trial.folder: trial.run.trainer.batches().total_tokens for trial in todo}
         self.seen = {folder: tokens_logged(folder) for folder in self.totals}  # what earlier attempts left
-        self.before, self.started, self.printed = sum(self.seen.values()), time.monotonic(), time.monotonic()
+        self.from_tokens, self.from_time = sum(self.seen.values()), time.monotonic()  # what the rate counts from
+        self.moving = False  # workers take seconds to start; the rate counts from their first step
+        self.printed = time.monotonic()
         self.finished, self.failed = 0, 0
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -104,41 +145,57 @@ class _Watch:
         self.bar.stop()
 
     def ended(self, trial: Trial, outcome: Outcome) -> None:
-        self.seen[trial.folder] = self.totals[trial.folder]
-        self.finished += outcome.status == "finished"
-        self.failed += outcome.status != "finished"
         if outcome.status == "finished":
-            self.console.print(f"  {trial.name} finished   {self._rate()}", highlight=False)
+            self.seen[trial.folder] = self.totals[trial.folder]
+            self.finished += 1
+            self.look()
+            self.console.print(f"  {trial.name} finished   {self.rate()}", highlight=False)
         else:
-            self.console.print(f"  {trial.name} {outcome.status}: {outcome.error}", style="red", highlight=False)
+            self.totals[trial.folder] = self.seen[trial.folder]  # the rest of it will not be trained
+            self.failed += 1
+            text = f"  {trial.name} {outcome.status}: {outcome.error}"
+            self.console.print(text, style="red", highlight=False, markup=False)
         self.printed = time.monotonic()
 
     def look(self) -> None:
         """Update the bar; without a terminal print a line now and then."""
         for folder, total in self.totals.items():
             if self.seen[folder] < total:
-                self.seen[folder] = tokens_logged(folder)
-        self.bar.update(self.task, completed=self.finished + self.failed, rate=self._rate())
+                self.seen[folder] = min(tokens_logged(folder), total)
+        done = sum(self.seen.values())
+        if done < self.from_tokens or (done > self.from_tokens and not self.moving):
+            self.moving = done > self.from_tokens  # less: a resumed trial went back to its checkpoint
+            self.from_tokens, self.from_time = done, time.monotonic()
+        self.bar.update(self.task, completed=self.finished + self.failed, rate=self.rate())
         if not self.console.is_terminal and time.monotonic() - self.printed > PLAIN_SECONDS:
-            self.console.print(f"  {self.finished} of {len(self.todo)} trials   {self._rate()}", highlight=False)
+            ended = f"{self.finished} of {len(self.todo)} trials" + (f", {self.failed} failed" if self.failed else "")
+            self.console.print(f"  {ended}   {self.rate()}", highlight=False)
             self.printed = time.monotonic()
 
-    def _rate(self) -> str:
-        seconds = time.monotonic() - self.started
-        done, total = sum(self.seen.values()), sum(self.totals.values())
-        rate = (done - self.before) / seconds
-        if rate <= 0:
-            return "starting"
-        left = int((total - done) / rate)
-        return f"{done / total:.0%} of {total / 1e6:,.1f}M tokens, {rate:,.0f} tok/s, {left // 60}:{left % 60:02d} left"
+    def rate(self) -> str:
+        """Share of the tokens, tokens a second and time left; the latter two only once they mean something."""
+        done, total = sum(self.seen.values()), max(sum(self.totals.values()), 1)
+        share = f"{done / total:.0%} of {total / 1e6:,.1f}M tokens"
+        seconds = time.monotonic() - self.from_time
+        if not self.moving or seconds < SURE_SECONDS or done <= self.from_tokens:
+            return share
+        rate = (done - self.from_tokens) / seconds
+        minutes, seconds_left = divmod(round((total - done) / rate), 60)
+        left = (
+            f"{minutes // 60}:{minutes % 60:02d}:{seconds_left:02d}"
+            if minutes >= 60
+            else f"{minutes}:{seconds_left:02d}"
+        )
+        return f"{share}, {rate:,.0f} tok/s, {left} left"
 
 
 def tokens_logged(folder: Path) -> int:
-    """How far a trial's last complete line of metrics says it is, in tokens."""
+    """How far a trial's last complete line of metrics says it is, in tokens; 0 where there is none to be read."""
     path = folder / "metrics.jsonl"
-    if not path.is_file():
-        return 0
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 8192))
-        lines = file.read().split(b"\n")[:-1]
-    return int(json.loads(lines[-1])["tokens"]) if lines else 0
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 8192))
+            lines = file.read().split(b"\n")[:-1]
+        return int(json.loads(lines[-1])["tokens"]) if lines else 0
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return 0  # it is only for show

@@ -1,6 +1,7 @@
 """What a study has stored, as data frames."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,7 @@ class Results(pd.DataFrame):
         """Long: one row a trial, logged step and metric; columns arm, seed, step, tokens, metric, value."""
         frames = []
         for arm, seed, folder in zip(self["arm"], self["seed"], self["folder"], strict=True):
-            path = Path(folder) / "metrics.jsonl"
-            rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-            if rows:
+            if rows := _rows(Path(folder) / "metrics.jsonl"):
                 frame = pd.DataFrame(rows).melt(["step", "tokens"], var_name="metric", value_name="value")
                 frames.append(frame.dropna(subset="value").assign(arm=arm, seed=seed))
         columns = ["arm", "seed", "step", "tokens", "metric", "value"]
@@ -33,12 +32,32 @@ class Results(pd.DataFrame):
         """One row a trial, logged step, layer and expert; columns as in `routing.parquet`, after arm and seed."""
         frames = []
         for arm, seed, folder in zip(self["arm"], self["seed"], self["folder"], strict=True):
-            if (path := Path(folder) / "routing.parquet").is_file():
-                frame = pd.read_parquet(path)
+            frame = _frame(Path(folder) / "routing.parquet")
+            if frame is not None:
                 frame.insert(0, "seed", seed)
                 frame.insert(0, "arm", arm)
                 frames.append(frame)
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["arm", "seed", "step"])
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; leaves out what is no object, as a line that a kill cut short, and says so."""
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            print(f"warning: {path}: line {number} is damaged and left out", file=sys.stderr)
+    return rows
+
+
+def _frame(path: Path) -> pd.DataFrame | None:
+    """A table, or None where there is none, or none that can be read, which it says."""
+    try:
+        return pd.read_parquet(path) if path.is_file() else None
+    except (OSError, ValueError) as error:
+        print(f"warning: {path} is damaged and left out: {error}", file=sys.stderr)
+        return None
 
 
 def results(name: str, scale: str = "smoke") -> Results:

@@ -13,17 +13,19 @@ class _RMSNorm(torch.autograd.Function):
         norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         scale = (norm.square() / x.shape[-1] + eps).rsqrt()  # 1 / rms
         ctx.save_for_backward(x, w, scale)
-        return (wide * scale).to(x.dtype) * w
+        normed = (wide * scale).to(x.dtype)
+        return normed.mul_(w) if normed.dtype == w.dtype else normed * w
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """torch's fused gradient of LayerNorm, told that the mean is 0, and the term of the mean taken back out."""
         x, w, scale = ctx.saved_tensors
-        normed = x.to(scale.dtype) * scale
-        grad = grads[0].to(normed.dtype)
-        grad_w = torch.linalg.vecdot(grad.flatten(0, -2), normed.flatten(0, -2), dim=0)
-        grad = grad * w
-        along = torch.linalg.vecdot(grad, normed).unsqueeze(-1) / x.shape[-1]
-        grad_x = torch.addcmul(grad, normed, along, value=-1).mul_(scale)
+        grad, wide, weight = (part.to(scale.dtype) for part in (grads[0], x, w))
+        width = [x.shape[-1]]
+        grad_x, grad_w, _ = torch.ops.aten.native_layer_norm_backward(
+            grad, wide, width, torch.zeros_like(scale), scale, weight, None, [True, True, False]
+        )
+        grad_x.addcmul_((grad @ weight).unsqueeze(-1), scale, value=1 / x.shape[-1])
         return grad_x.to(x.dtype), grad_w.to(w.dtype), None
 
 

@@ -28,8 +28,18 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
     listed[path.name] = {"step": int(checkpoint["global_step"]), "sha256": checksum}
     newest = sorted(listed, key=lambda name: listed[name]["step"])[-KEEP:]
     write_json(path.parent / MANIFEST, {name: listed[name] for name in newest})
-    for name in listed.keys() - set(newest):
-        (path.parent / name).unlink(missing_ok=True)
+    for other in path.parent.glob("step-*.ckpt"):  # also what a kill left between a write and its manifest
+        if other.name not in newest:
+            other.unlink(missing_ok=True)
+
+
+def name_of(step: int) -> str:
+    return f"step-{step:09d}.ckpt"
+
+
+def step_of(path: Path) -> int:
+    """The optimiser step after which this checkpoint was saved."""
+    return int(path.stem.removeprefix("step-"))
 
 
 def load(path: Path, map_location: Any | None = None) -> dict[str, Any]:
@@ -53,7 +63,13 @@ def latest(folder: Path) -> Path | None:
 
 def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / MANIFEST
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        print(f"warning: {path} is damaged, so no checkpoint beside it can be trusted", file=sys.stderr)
+        return {}
 
 
 def _checksum(path: Path) -> str:

@@ -3,6 +3,10 @@
 A run directory holds `config.yaml`, `metrics.jsonl`, `routing.parquet`, `checkpoints/` and, last, `result.json`.
 """
 
+import contextlib
+import json
+import math
+import signal
 import sys
 import time
 import traceback
@@ -11,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pandas as pd
 import yaml
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from dsv2.config import plain
 from dsv2.data.module import Stream
@@ -28,32 +34,42 @@ from dsv2.training.result import RESULT, finished, read_result
 
 
 class Interrupted(RuntimeError):
-    """Training was asked to stop (SIGTERM, Ctrl-C) before its last step; what was saved will be resumed."""
+    """Training was asked to stop by SIGTERM before its last step; what was saved will be resumed."""
 
 
 def fit(run: Run.Config, folder: Path) -> dict[str, Any]:
     """Train to the end and return what `result.json` holds; a finished run is not trained again.
 
-    Raises Diverged for a loss that is not finite, Interrupted when asked to stop, and whatever else went wrong; the
-    first and the last leave a `result.json` that says so, and the last good checkpoint.
+    Raises Diverged for a loss that is not finite, Interrupted or KeyboardInterrupt when asked to stop, and whatever
+    else went wrong; the first and the last leave a `result.json` that says so, and the last good checkpoint.
     """
     if (done := finished(folder)) is not None:
         return done
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     sweep(folder)
     write_text(folder / "config.yaml", yaml.safe_dump(plain(run), sort_keys=False))
-    started = time.time()
+    started, on_interrupt = time.time(), signal.getsignal(signal.SIGINT)
     try:
         result = _train(run, folder)
     except (Interrupted, KeyboardInterrupt):
         raise
+    except SystemExit:  # what Lightning makes of Ctrl-C, after it has turned off the signal for good
+        signal.signal(signal.SIGINT, on_interrupt)
+        raise KeyboardInterrupt from None
     except BaseException as error:
-        status = "diverged" if isinstance(error, Diverged) else "failed"
-        failure = {"error": str(error), "traceback": traceback.format_exc()}
-        write_json(folder / RESULT, _header(run, status, started) | failure)
+        with contextlib.suppress(OSError):  # a full disk perhaps; the error itself goes on to the caller
+            record_failure(run, folder, error, started)
         raise
     write_json(folder / RESULT, _header(run, "finished", started) | result)
     return read_result(folder)
+
+
+def record_failure(run: Run.Config, folder: Path, error: BaseException, started: float) -> None:
+    """Write the `result.json` of a run that `error` ended; `started` in seconds since 1970."""
+    status = "diverged" if isinstance(error, Diverged) else "failed"
+    text = str(error) if status == "diverged" else f"{type(error).__name__}: {error}"
+    failure = {"error": text, "traceback": "".join(traceback.format_exception(error))}
+    write_json(folder / RESULT, _header(run, status, started) | failure)
 
 
 def _header(run: Run.Config, status: str, started: float) -> dict[str, Any]:
@@ -90,23 +106,51 @@ def _train(run: Run.Config, folder: Path) -> dict[str, Any]:
             *([Progress(batches)] if settings.progress else []),
             Checkpointer(folder / "checkpoints", settings.checkpoint_every, batches.num_steps),
         ],
-        plugins=[AtomicCheckpointIO()],
+        # The environment is named, or Lightning would take a SLURM shell around us for a launcher of many processes.
+        plugins=[AtomicCheckpointIO(), LightningEnvironment()],
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         limit_val_batches=0,
     )
-    resume = checkpoints.latest(folder / "checkpoints")
-    trainer.fit(module, datamodule=Stream(source, batches), ckpt_path=resume)
+    trainer.fit(module, datamodule=Stream(source, batches), ckpt_path=_resumable(run, folder))
     if trainer.global_step < batches.num_steps:
         raise Interrupted(f"stopped after step {trainer.global_step} of {batches.num_steps}")
     recorder.flush()
+    metrics = recorder.final()
+    if not math.isfinite(metrics["val/loss"]):
+        raise Diverged(f"the validation loss became {metrics['val/loss']} in the last step, {batches.num_steps}")
     return {
-        "metrics": recorder.final(),
+        "metrics": metrics,
         "tokens": batches.total_tokens,
         "steps": batches.num_steps,
         "seconds": recorder.seconds,
         "data": source.identity,
         "provenance": provenance(module.device),
     }
+
+
+def _resumable(run: Run.Config, folder: Path) -> Path | None:
+    """The newest sound checkpoint, if the logs up to its step are whole; else None, and the logs are begun anew.
+
+    A run resumed over logs with holes would end with a result whose rows are not those of its training.
+    """
+    checkpoint = checkpoints.latest(folder / "checkpoints")
+    metrics, routing = folder / "metrics.jsonl", folder / "routing.parquet"
+    if checkpoint is not None:
+        step, every = checkpoints.step_of(checkpoint), run.trainer.log_every
+        logged = sorted({*range(every, step + 1, every), *([step] if step == run.trainer.batches().num_steps else [])})
+        try:
+            lines = metrics.read_text().splitlines(keepends=True)[: len(logged)]
+            steps = [json.loads(line)["step"] for line in lines if line.endswith("\n")]
+            routed = sorted(pd.read_parquet(routing)["step"].unique()) if run.balanced else logged
+            if steps == logged == routed[: len(logged)]:
+                write_text(metrics, "".join(lines))  # later lines are trained again, and the last may be half a line
+                return checkpoint
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        print(f"warning: the logs in {folder} are damaged; training starts again from step 0", file=sys.stderr)
+    for log in (metrics, routing):
+        log.unlink(missing_ok=True)
+    return None

@@ -11,6 +11,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from dsv2.training import checkpoints
+from dsv2.training.module import Diverged
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -29,16 +30,22 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 class Checkpointer(Checkpoint):
-    """Saves every `every` steps and at the last one; saving is `AtomicCheckpointIO`'s. Runs after other callbacks."""
+    """Saves every `every` steps and at the last one; saving is `AtomicCheckpointIO`'s. Runs after other callbacks.
+
+    Raises Diverged where weights are not finite, so that they never replace good ones.
+    """
 
     def __init__(self, folder: Path, every: int, num_steps: int) -> None:
         self.folder, self.every, self.num_steps = folder, every, num_steps
         self.restored: dict[str, Any] | None = None
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         step = trainer.global_step
         if step % self.every == 0 or step == self.num_steps:
-            trainer.save_checkpoint(self.folder / f"step-{step:09d}.ckpt")
+            for name, weight in pl_module.named_parameters():
+                if not weight.isfinite().all():
+                    raise Diverged(f"{name} stopped being finite by step {step}")
+            trainer.save_checkpoint(self.folder / checkpoints.name_of(step))
 
     def state_dict(self) -> dict[str, Any]:
         generators = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": _numpy_state()}
