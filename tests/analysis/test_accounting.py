@@ -7,6 +7,10 @@ import torch
 
 import dsv2
 from dsv2.__main__ import main
+from dsv2.models.attention import GQA, MLA
+from dsv2.models.ffn import SwiGLU
+from dsv2.models.moe.layer import MoE
+from dsv2.models.transformer import Transformer
 
 SMALL = ["model.dim=16", "model.num_layers=3", "model.vocab_size=2048"]
 
@@ -113,3 +117,43 @@ def test_mistakes_end_in_one_line(capsys):
     assert capsys.readouterr().err.startswith("error: model='v3' is not valid: choose one of deepseek_67b")
     assert main(["account", "--context", "0"]) == 2
     assert "context=0" in capsys.readouterr().err
+
+
+def by_hand(attention: MLA.Config | GQA.Config, tied: bool) -> Transformer.Config:
+    """Width 8, vocabulary 11; a dense layer of width 10, a MoE layer of 1 + 4 experts of width 3, 2 routed active."""
+    return Transformer.Config(
+        vocab_size=11,
+        dim=8,
+        num_layers=2,
+        num_dense_layers=1,
+        dense=SwiGLU.Config(width=10),
+        attention=attention,
+        ffn=MoE.Config(num_experts=4, top_k=2, expert_dim=3, num_shared=1),
+        tie_embeddings=tied,
+    )
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("attention", "matrices", "norms", "scores", "cached"),
+    [
+        # q 2 (4 + 2) x 8, latent 5 x 8, key 2 x 8, up 2 (4 + 3) x 5, out 8 x 6; a key scores 2 heads of 4 + 2 + 3
+        (MLA.Config(num_heads=2, head_dim=4, rope_dim=2, v_dim=3, kv_latent_dim=5), 96 + 40 + 16 + 70 + 48, 5, 18, 7),
+        # q and out 24 x 8, keys and values 12 x 8; a key scores 4 heads of 6 + 6, whatever heads share it
+        (GQA.Config(num_heads=4, num_kv_heads=2, head_dim=6), 2 * 192 + 2 * 96, 0, 48, 24),
+    ],
+    ids=["MLA", "GQA"],
+)
+def test_a_small_model_by_hand(attention, matrices, norms, scores, cached, tied):
+    context = 16
+    dense, router, expert, table = 3 * 8 * 10, 4 * 8, 3 * 8 * 3, 11 * 8
+    vectors = 2 * (norms + 2 * 8) + 8
+    head = 0 if tied else table
+    result = dsv2.account(by_hand(attention, tied), context=context, kv_bits=6)
+    assert result.total_params == 2 * matrices + vectors + dense + router + 5 * expert + table + head
+    assert result.active_params == 2 * matrices + vectors + dense + router + 3 * expert + table + head
+    assert result.active_params_without_embedding == result.active_params - table
+    products = 2 * matrices + dense + router + 3 * expert + table  # a tied head multiplies all the same
+    assert result.flops_per_token == 3 * 2 * (products + 2 * scores * context)
+    assert result.kv_elements_per_token == 2 * cached
+    assert result.kv_bytes_per_token == 2 * cached * 6 / 8
