@@ -191,3 +191,31 @@ def test_random_floor_agrees_with_theory_and_with_the_device_limit() -> None:
     assert st.random_floor(8, 1, 4, 2)["routing/dead_experts"] >= 0.75
     with pytest.raises(ValueError, match="top_k=9"):
         st.random_floor(32, 9, 8, 100, max_devices=2)
+
+
+def test_random_floor_of_one_token_is_exact() -> None:
+    """One token takes 2 of 4 experts, kept to 1 of 2 devices: whatever is drawn, the measures are these."""
+    floor = st.random_floor(4, 2, 2, 1, max_devices=1)
+    assert floor == pytest.approx(
+        {
+            "routing/max_violation": 1 / (2 / 4) - 1,
+            "routing/entropy": math.log(2) / math.log(4),
+            "routing/dead_experts": 2 / 4,
+            "routing/device_max_violation": 2 / 1 - 1,
+            "routing/received_max_violation": 1 / (1 / 2) - 1,
+            "routing/overflow": (2 - 1) / 2,  # 2 pairs on a device with room for 1
+            "routing/devices_per_token": 1,
+        }
+    )
+
+
+def test_random_floor_is_perfect_where_every_expert_is_chosen() -> None:
+    """K = E: each device gets every token once and an equal share of the pairs."""
+    floor = st.random_floor(6, 6, 3, 10)
+    perfect = dict.fromkeys(floor, 0.0) | {"routing/entropy": 1.0, "routing/devices_per_token": 3.0}
+    assert floor == pytest.approx(perfect)
+
+
+def test_a_sampled_sign_flip_p_is_never_zero() -> None:
+    """The observed signs are one of the flips; by 30 equal differences hardly another of 2^16 is as far out."""
+    assert 1 / (2**16 + 1) <= st.sign_flip_p(np.full(30, -1.0)) <= 3 / (2**16 + 1)
