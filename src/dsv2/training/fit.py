@@ -18,6 +18,7 @@ import lightning as L
 import pandas as pd
 import yaml
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dsv2.config import plain
 from dsv2.data.module import Stream
@@ -53,6 +54,8 @@ def fit(run: Run.Config, folder: Path) -> dict[str, Any]:
         result = _train(run, folder)
     except (Interrupted, KeyboardInterrupt):
         raise
+    except SIGTERMException:
+        raise Interrupted("stopped by SIGTERM") from None
     except SystemExit:  # what Lightning makes of Ctrl-C, after it has turned off the signal for good
         signal.signal(signal.SIGINT, on_interrupt)
         raise KeyboardInterrupt from None
