@@ -11,6 +11,7 @@ all machines share. Their jobs are cancelled with the study on Ctrl-C; of a runn
 same command waits for them.
 """
 
+import logging
 import os
 import queue
 import signal
@@ -213,10 +214,14 @@ def _ray(workers: int | None) -> JobPool:
     except ModuleNotFoundError:
         raise _missing("ray", "ray") from None
     if not ray.is_initialized():
-        here = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": workers, "include_dashboard": False}
-        runs = str(runs_root().resolve())
-        found = {"PYTHONPATH": str(Path(__file__).parents[1]), "DSV2_RUNS": runs}
-        ray.init(log_to_driver=False, logging_level="error", runtime_env={"env_vars": found}, **here)
+        found = {"PYTHONPATH": str(Path(__file__).parents[1]), "DSV2_RUNS": str(runs_root().resolve())}
+        ray.init(
+            num_cpus=None if "RAY_ADDRESS" in os.environ else workers,
+            include_dashboard=None if "RAY_ADDRESS" in os.environ else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": found},
+        )
     remote = ray.remote(num_cpus=1, max_retries=0)(run_job)
     return JobPool(workers or MOST_JOBS, lambda fn, *args: _RayJob(ray, remote.remote(1, fn, *args)))
 

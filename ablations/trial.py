@@ -35,6 +35,7 @@ def serve(pipe: Any, threads: int) -> None:
             fn, args, kwargs = pipe.recv()
         except EOFError:
             return
+        answer: tuple[Any, str | None]
         try:
             answer = fn(*args, **kwargs), None
         except Exception as error:
