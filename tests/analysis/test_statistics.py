@@ -219,3 +219,15 @@ def test_random_floor_is_perfect_where_every_expert_is_chosen() -> None:
 def test_a_sampled_sign_flip_p_is_never_zero() -> None:
     """The observed signs are one of the flips; by 30 equal differences hardly another of 2^16 is as far out."""
     assert 1 / (2**16 + 1) <= st.sign_flip_p(np.full(30, -1.0)) <= 3 / (2**16 + 1)
+
+
+def test_what_would_have_been_seen_allows_for_the_number_of_arms() -> None:
+    """With m arms Holm's first step asks for p < alpha / m, so a difference must be larger to be seen."""
+    values = shifted(DELTA) | {"other": shifted(DELTA)["arm"] + 1}
+    for family, effects in (
+        (1, [one(shifted(DELTA))]),
+        (2, judge(values, "val/loss", baseline="base", direction="lower")),
+    ):
+        assert len(effects) == family
+        expected = st.detectable_in_sd(6, 0.05 / family) * DELTA.std(ddof=1)
+        assert [effect.detectable for effect in effects] == pytest.approx([expected] * family, rel=1e-9)

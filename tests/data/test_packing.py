@@ -105,3 +105,40 @@ def test_sequences_longer_than_the_corpus(corpus: Files.Config) -> None:
         corpus.open(sequence_length=1_000_000, seed=0, validation_tokens=1_000_000)
     with pytest.raises(ConfigError, match=r"trainer\.validation_tokens=8 is not valid: at least one sequence"):
         corpus.open(sequence_length=16, seed=0, validation_tokens=8)
+
+
+def test_the_seed_orders_training(corpus: Files.Config) -> None:
+    """Each seed reads the same windows in the order of its own, in every epoch."""
+    first, second = opened(corpus, seed=0), opened(corpus, seed=1)
+    for epoch in (0, 1):
+        start, count = epoch * first.num_windows, first.num_windows
+        for seed, source in ((0, first), (1, second)):
+            assert source.windows(start, count).tolist() == order(seed, epoch, count).tolist()
+        assert not torch.equal(first.train(start, count).inputs, second.train(start, count).inputs)
+
+
+def test_validation_is_the_validation_split(corpus: Files.Config) -> None:
+    """Of W windows n are read, window floor(i W / n) as the i-th, targets one token on."""
+    source = opened(corpus, validation_tokens=5 * LENGTH)
+    tokens = source.store.val.tokens.astype(np.int64)
+    in_val = (len(tokens) - 1) // LENGTH
+    batch = source.validation()
+    assert batch.inputs.shape == (5, LENGTH)
+    for i in range(5):
+        at = i * in_val // 5 * LENGTH
+        assert batch.inputs[i].tolist() == tokens[at : at + LENGTH].tolist()
+        assert batch.targets[i].tolist() == tokens[at + 1 : at + 1 + LENGTH].tolist()
+
+
+def test_a_document_begins_with_its_first_token(source: PackedText) -> None:
+    """Over the whole split: an input has the domain of the last document that starts at or before it."""
+    split = source.store.train
+    batch, windows = source.train(0, source.num_windows), source.windows(0, source.num_windows)
+    of_position, document = [], -1
+    starts = set(split.starts.tolist())
+    for position in range(len(split.tokens)):
+        document += position in starts
+        of_position.append(int(split.domains[document]))
+    assert batch.domains is not None
+    for row, window in zip(batch.domains.tolist(), windows.tolist(), strict=True):
+        assert row == of_position[window * LENGTH : (window + 1) * LENGTH]

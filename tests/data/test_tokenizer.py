@@ -32,6 +32,14 @@ def test_cutting_into_pieces_changes_no_token(text: str) -> None:
     assert TOKENIZER.encode(text) == TOKENIZER._backend.encode(text).ids
 
 
+@pytest.mark.parametrize("text", TEXTS[:2])
+def test_cutting_keeps_the_merges_of_words(text: str) -> None:
+    """On texts whose words were learnt, where a cut in the wrong place would cost merges."""
+    ids = TOKENIZER.encode(text)
+    assert ids == TOKENIZER._backend.encode(text).ids
+    assert max(TOKENIZER.token_bytes[ids]) >= 3
+
+
 def test_end_of_text_in_a_document_is_text() -> None:
     ids = TOKENIZER.encode(f"a{END_OF_TEXT}b")
     assert END_ID not in ids
