@@ -4,6 +4,7 @@ Runs a study: prints its arms and what they cost, trains what is not finished, a
 of the keys above is an override of every trial, as in `optim.lr=1e-3`.
 """
 
+import os
 import signal
 import sys
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ if TYPE_CHECKING:  # this module is imported again in every worker, before it ca
     from rich.console import Console
 
     from ablations.studies import Study
+
+
+STOPPED = "\nstopped; what was saved stays, the same command goes on from there"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +100,7 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print("\nstopped; what was saved stays, the same command goes on from there", file=sys.stderr)
+        print(STOPPED, file=sys.stderr)
         return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
 
 
@@ -113,6 +117,9 @@ def _main(arguments: list[str]) -> int:
         for arm, node in study.arms.items():
             console.print(f"{arm}: {' '.join(node.overrides)}", highlight=False, markup=False, soft_wrap=True)
         return 0
+    if signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, _terminate)
     return 0 if study.run(workers=request.workers, launcher=request.launcher) else 1
 
 
@@ -120,6 +127,13 @@ def _terminate(number: int, frame: Any) -> None:
     raise Terminated
 
 
+def _leave(number: int, frame: Any) -> None:
+    """While there is nothing to clean up: an exception could end inside an import, as another error or as none."""
+    os.write(2, f"{STOPPED}\n".encode())
+    os._exit(128 + number)
+
+
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGINT, _leave)
+    signal.signal(signal.SIGTERM, _leave)
     sys.exit(main(sys.argv[1:]))
