@@ -1,5 +1,6 @@
 """GQA (MHA to MQA) and MLA against loops; cached decoding against whole sequences."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -315,3 +316,17 @@ def test_in_float32(case: str) -> None:
     y = attention(leaves["h"], turns(rope, sizes, 0, shape[1]))
     assert y.dtype == torch.float32
     same_values_and_gradients(y, reference(kind, own["h"], own, sizes), leaves, own, FLOAT32_MODULE)
+
+
+def test_absorbed_softmax_is_in_float32() -> None:
+    """In bfloat16, scores 100 and 101 are exact but 100 / sqrt(3) and 101 / sqrt(3) are not: rounded to 57.75 and
+    58.25 before the softmax, the second key would have a weight of 0.622 for 0.640."""
+    layer = build(
+        MLA, 2, {"num_heads": 1, "head_dim": 1, "rope_dim": 2, "v_dim": 1, "kv_latent_dim": 1}, Rope.Config().build()
+    )
+    layer = layer.bfloat16()
+    torch.nn.init.ones_(layer.w_uv)
+    q_nope, q_rope = torch.zeros(1, 1, 1, 1), torch.tensor([[[[1.0, 0.0]]]])
+    c_kv, k_rope = torch.tensor([[[0.0], [1.0]]]), torch.tensor([[[100.0, 0.0], [101.0, 0.0]]])
+    out = layer._absorbed(*(x.bfloat16() for x in (q_nope, q_rope, c_kv, k_rope)))
+    assert out.item() == pytest.approx(1 / (1 + math.exp(-1 / math.sqrt(3))), rel=2**-8)

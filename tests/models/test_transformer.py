@@ -103,3 +103,11 @@ def test_later_tokens_do_not_reach_earlier_ones():
     model, changed = build().eval(), tokens().clone()
     changed[:, 5:] = 0
     close(model(changed).logits[:, :5], model(tokens()).logits[:, :5], FLOAT32_MODULE)
+
+
+def test_weights_of_one_shape_start_apart():
+    """Each draws from its own name: no two layers, and no two weights of a layer, are copies."""
+    weights = [weight for weight in build("model.num_layers=3").parameters() if weight.dim() > 1]
+    for index, weight in enumerate(weights):
+        alike = [other for other in weights[:index] if other.shape == weight.shape]
+        assert not any(torch.equal(weight, other) for other in alike)
