@@ -26,6 +26,7 @@ from ablations.summary import (
     verdict_table,
 )
 from dsv2.analysis.statistics import ALPHA, detectable_in_sd
+from dsv2.analysis.style import quantity
 from dsv2.analysis.verdicts import RULE, Effect, IncompleteStudy, difference_text
 from dsv2.files import replacing
 
@@ -115,8 +116,8 @@ def _sections(
         Section(
             "Results by arm", [f"Mean ± standard deviation over seeds. {trials}"], _arm_table(study, results, floor)
         ),
-        Section("Effects", [RULE], _effect_table(effects)) if effects else None,
         Section("Figures", [], None, pictures) if pictures else None,
+        Section("Effects", [RULE], _effect_table(effects)) if effects else None,
         Section("What could have been detected", *_detectable(study, effects)) if effects else None,
         Section("Held equal", [], _equality(study, accounting)),
         Section("Published", [study.published]) if study.published else None,
@@ -139,7 +140,7 @@ def _arm_table(study: StudyText, results: pd.DataFrame, floor: Mapping[str, floa
     ]
     if any(metric in floor for metric in judged):
         rows.append(["random router", "", *(number(floor.get(metric)) for metric in judged)])
-    return Table(["arm", "n", *judged], rows)
+    return Table(["arm", "n", *(quantity(metric).short for metric in judged)], rows)
 
 
 def _effect_table(effects: Sequence[Effect]) -> Table:
@@ -149,7 +150,7 @@ def _effect_table(effects: Sequence[Effect]) -> Table:
         bca = difference_text(effect.mean, effect.bca_low, effect.bca_high)
         rows.append(
             [
-                effect.metric,
+                quantity(effect.metric).short,
                 effect.arm,
                 difference_text(effect.mean, effect.low, effect.high),
                 bca.partition(" ")[2],
@@ -166,7 +167,7 @@ def _detectable(study: StudyText, effects: Sequence[Effect]) -> tuple[list[str],
     rows = []
     for metric in dict.fromkeys(effect.metric for effect in effects):
         found = [effect.detectable for effect in effects if effect.metric == metric]
-        rows.append([metric, number(min(found)), number(max(found)), number(study.margin.get(metric))])
+        rows.append([quantity(metric).short, number(min(found)), number(max(found)), number(study.margin.get(metric))])
     family = max(len(study.arms) - 1, 1)
     in_sd = detectable_in_sd(len(study.seeds), ALPHA / family)
     text = (

@@ -75,7 +75,18 @@ def summary(study: StudyText, effects: Sequence[Effect], missing: Sequence[str] 
     found = {metric: [effect for effect in effects if effect.metric == metric] for metric in order}
     sentences = {metric: _sentence(study, metric, those) for metric, those in found.items() if those}
     lead = [text for metric, text in sentences.items() if metric in (study.metric, "val/loss")]
-    return f"{against(study)}: {' '.join(lead)}", list(sentences.values())
+    alike = _alike({metric: those for metric, those in found.items() if metric not in (study.metric, "val/loss")})
+    return " ".join([f"{against(study)}:", *lead, *alike]), list(sentences.values())
+
+
+def _alike(found: Mapping[str, Sequence[Effect]]) -> list[str]:
+    """A sentence for each word that all arms share in some metrics."""
+    metrics: dict[str, list[str]] = {}
+    for metric, effects in found.items():
+        words = {_said(effect) for effect in effects}
+        if len(words) == 1:
+            metrics.setdefault(words.pop(), []).append(quantity(metric).short)
+    return [f"Every arm {word} in {', '.join(metrics[word])}." for word in sorted(metrics, key=ORDER.index)]
 
 
 def against(study: StudyText) -> str:
