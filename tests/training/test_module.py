@@ -37,9 +37,9 @@ def test_exempt_sequences_depend_on_seed_and_step_alone(quick: list[str]) -> Non
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(("ratio", "low", "high"), [(0.0, 0, 0), (0.1, 820, 1230), (1.0, 10_000, 10_000)])
+@pytest.mark.parametrize(("ratio", "low", "high"), [(0.0, 0, 0), (0.1, 820, 1180), (1.0, 10_000, 10_000)])
 def test_the_exempt_share(quick: list[str], ratio: float, low: int, high: int) -> None:
-    """Of 10,000 sequences about ratio; 10% has a standard deviation of 30, and 0.18 at most is not 0.9."""
+    """Of 10,000 sequences; the count at 10% has a standard deviation of 30, and lies within 6 of them."""
     assert low <= int(module(quick, ratio)._exempt(10_000).sum()) <= high
 
 
