@@ -80,7 +80,7 @@ def write_report(
     sections = _sections(study, results, effects, accounting, provenance, others, pictures, final_floor or {})
     files = {f"figures/{picture.name}.png": picture.png for picture in pictures}
     for stale in set((folder / "figures").glob("*.png")) - {folder / name for name in files}:
-        stale.unlink()  # of an earlier report with other metrics
+        stale.unlink(missing_ok=True)  # of an earlier report with other metrics
     for name, data in files.items():
         _write(folder / name, data)
     _write(folder / "table.csv", arm_statistics(study, results).to_csv(index=False).encode())

@@ -141,14 +141,6 @@ class Study:
             )
         return rows
 
-    def prepare_data(self) -> None:
-        """Tokenise every corpus of the study once, before its trials ask for it at the same time."""
-        for run in self.configs.values():
-            settings = run.trainer
-            run.data.open(
-                sequence_length=settings.sequence_length, seed=0, validation_tokens=settings.validation_tokens
-            )
-
     def run(self, workers: int | None = None, launcher: str = "local") -> bool:
         """Run what is not finished yet and write the report; True if every trial finished."""
         from ablations.runner import run_study
@@ -177,7 +169,10 @@ def study(name: str, scale: str = "smoke", seeds: Sequence[int] | None = None, o
 def stored(name: str, scale: str = "smoke") -> Study:
     """The study with the seeds and overrides it was last run with."""
     path = runs_root() / name / scale / "study.json"
-    asked: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        asked: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError:
+        raise ConfigError("sweep", name, f"{path} is damaged; run the study again to renew it") from None
     return Study(name, scale, asked.get("seeds"), asked.get("overrides", ()))
 
 

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 import ablations.studies
-from ablations import study
+from ablations import results, study
 from ablations.run import main, parse
 from dsv2.config import CONFIG_DIR, ConfigError
 
@@ -121,3 +121,14 @@ def test_a_dry_run_prints_the_plan_and_runs_nothing(capsys, runs):
     assert "235.7B" in printed
     assert "paper_limited: loss.expert=0.003" in printed
     assert not list(runs.glob("balance_losses/**/*"))
+
+
+def test_damaged_files_are_named_not_fatal(runs, capsys):
+    trial = study("balance_losses", seeds=[0]).trials[0]
+    trial.folder.mkdir(parents=True)
+    (trial.folder / "result.json").write_text('{"status": "fini')
+    assert list(results("balance_losses")["status"]) == ["unfinished"] * 30
+    assert "result.json is damaged; the run counts as unfinished" in capsys.readouterr().err
+    (runs / "balance_losses" / "smoke" / "study.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"study\.json is damaged; run the study again"):
+        results("balance_losses")

@@ -1,6 +1,7 @@
 """`result.json`, the one file that says how a run ended."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,13 @@ def finished(folder: Path) -> dict[str, Any] | None:
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """What `result.json` says; empty where there is none."""
+    """What `result.json` says; empty where there is none, and, said on stderr, where it is damaged."""
     path = folder / RESULT
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        result = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        print(f"warning: {path} is damaged; the run counts as unfinished", file=sys.stderr)
+        return {}
+    return result if isinstance(result, dict) else {}
