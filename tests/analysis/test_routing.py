@@ -86,3 +86,10 @@ def test_layers_are_averaged_and_a_dense_model_has_none() -> None:
     layers = [Measures(*(float(i) for i in range(8))), Measures(*(float(3 * i) for i in range(8)))]
     assert mean_measures(layers) == {f"routing/{name}": 2.0 * i for i, name in enumerate(Measures._fields)}
     assert mean_measures([]) == {}
+
+
+def test_the_budget_is_a_devices_not_an_experts():
+    experts = torch.tensor([[[0], [0], [0], [0], [2], [2], [3], [3]]])  # 4 + 0 pairs on device 0, 2 + 2 on device 1
+    affinities = torch.full((1, 8, 4), 0.25)
+    counts = count(Routing(affinities, experts, affinities.gather(-1, experts)), num_devices=2)
+    assert int(counts.overflow) == 0
