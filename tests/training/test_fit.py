@@ -74,6 +74,7 @@ def test_a_run_leaves_what_it_promises(quick, tmp_path):
     promised += " val/loss val/bpb routing/max_violation routing/entropy routing/dead_experts"
     promised += " routing/device_max_violation routing/drop_rate routing/devices_per_token"
     assert set(promised.split()) <= logged[-1].keys()
+    assert [row["train/lr"] for row in logged[:3]] == pytest.approx([3e-3 * s / 20 for s in (2, 4, 6)])  # warming up
     last = logged[-1]
     parts = last["train/balance_expert"] + last["train/balance_device"] + last["train/balance_comm"]
     assert last["train/loss"] == pytest.approx(last["train/ce"] + parts, rel=1e-6)

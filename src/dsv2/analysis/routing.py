@@ -3,6 +3,7 @@
 B sequences, T tokens, E experts, K experts a token, D devices.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -56,7 +57,7 @@ def measure(counts: Counts) -> Measures:
     load, received = counts.load.double(), counts.received.double()
     pairs, by_device = load.sum(), load.unflatten(0, (received.numel(), -1)).sum(-1)
     share = load / pairs
-    entropy = torch.special.entr(share).sum() / max(torch.tensor(load.numel()).log().item(), 1e-12)
+    entropy = torch.special.entr(share).sum() / math.log(max(load.numel(), 2))
     return Measures(
         max_violation=_max_violation(load),
         entropy=float(entropy),
