@@ -17,9 +17,9 @@ def prepare() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc reuse large blocks; a step otherwise maps and faults in the same megabytes again, 10-15% of its time.
+    """Have glibc reuse large blocks, which a step otherwise maps and faults in again; nothing on other C libraries.
 
-    Measured by `benchmarks/allocator.py`. Does nothing on other C libraries.
+    `benchmarks/allocator.py` measures what it brings: little on a quiet machine, more where memory is contended.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
