@@ -1,6 +1,5 @@
 """Loss, bits per byte and expert load of a model over a whole validation set."""
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsv2.analysis.routing import Counts, count, mean_measures, measure
-from dsv2.data.source import NOT_SCORED, Batch, count_bytes
+from dsv2.data.source import NOT_SCORED, Batch, bits_per_byte, count_bytes
 from dsv2.models.moe.layer import MoE
 from dsv2.models.transformer import Transformer
 
@@ -38,7 +37,7 @@ def evaluate(model: Transformer, batch: Batch, *, batch_size: int, token_bytes: 
     model.train(was_training)
     result = {"val/loss": nats / scored}
     if token_bytes is not None:
-        result["val/bpb"] = nats / math.log(2) / count_bytes(batch.targets, token_bytes)
+        result["val/bpb"] = bits_per_byte(nats, count_bytes(batch.targets, token_bytes))
     routing = mean_measures([measure(layer) for layer in counts])
     return result | {f"val/{name}": value for name, value in routing.items()}
 
