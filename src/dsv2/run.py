@@ -28,8 +28,10 @@ class Run:
         loss: BalanceLoss.Config
         trainer: Training.Config
         logger: Logging.Config
-        study: str | None = setting(None)  # which study and arm this run belongs to: names, not computation
+        study: str | None = setting(None)  # which study, scale, arm and probe this run is of: names, not computation
+        scale: str | None = setting(None)
         arm: str | None = setting(None)
+        probe: str | None = setting(None)
 
         def __post_init__(self) -> None:
             self.require(self.seed >= 0, "seed", "0 or more")

@@ -15,6 +15,7 @@ class AdamW:
     @dataclass(frozen=True, kw_only=True)
     class Config(ConfigBase):
         lr: float  # the highest, after warm-up
+        lr_factor: float = 1.0  # on lr: a study of learning rates names multiples of a preset's own
         betas: tuple[float, float] = (0.9, 0.95)
         eps: float = 1e-8
         weight_decay: float = 0.1
@@ -23,10 +24,15 @@ class AdamW:
 
         def __post_init__(self) -> None:
             self.require(self.lr > 0, "lr", "positive")
+            self.require(self.lr_factor > 0, "lr_factor", "positive")
             self.require(all(0 <= beta < 1 for beta in self.betas), "betas", "two numbers from 0 to below 1")
             self.require(self.eps > 0, "eps", "positive")
             self.require(self.weight_decay >= 0, "weight_decay", "0 or more")
             self.require(self.clip_norm > 0, "clip_norm", "positive")
+
+        @property
+        def highest_lr(self) -> float:
+            return self.lr * self.lr_factor
 
         def build(self, model: nn.Module) -> torch.optim.AdamW:
             """The fused optimiser: matrices decay, norm weights do not."""
@@ -36,4 +42,4 @@ class AdamW:
                 {"params": matrices, "weight_decay": self.weight_decay},
                 {"params": vectors, "weight_decay": 0.0},
             ]
-            return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+            return torch.optim.AdamW(groups, lr=self.highest_lr, betas=self.betas, eps=self.eps, fused=True)

@@ -122,7 +122,7 @@ class Recorder(L.Callback):
         self.seconds += seconds
         row = dict(zip(LOSSES, (self.losses / self.steps).tolist(), strict=True))
         last = trainer.global_step - 1  # the optimiser already holds the next step's rate
-        row["train/lr"] = self.run.optim.lr * self.run.optim.schedule.factor(last, module.batches)
+        row["train/lr"] = self.run.optim.highest_lr * self.run.optim.schedule.factor(last, module.batches)
         row["train/grad_norm"] = module.grad_norm.item()
         row["perf/tokens_per_s"] = self.tokens / seconds
         peak = peak_flops(module.device, self.run.trainer.precision)
