@@ -1,12 +1,14 @@
-"""The one look of all figures, and how logged quantities are called in them."""
+"""The one look of all figures."""
 
 import textwrap
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from dsv2.metrics import quantity as quantity
 
 COLUMN, PAGE = 3.4, 7.0  # inches
 STYLE: Any = {
@@ -35,33 +37,6 @@ STYLE: Any = {
 MARKERS = "osD^vPXph<"
 DASHES = ["-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2))]
 COLOURS = [0, 1, 2, 3, 4, 9, 5, 7, 6, 8]  # of seaborn's colorblind palette, the pale ones last
-
-
-class Quantity(NamedTuple):
-    short: str
-    label: str  # with its unit
-
-
-QUANTITIES = {
-    "val/loss": Quantity("val loss", "validation loss (nats/token)"),
-    "val/bpb": Quantity("val bpb", "validation loss (bits/byte)"),
-    "train/loss": Quantity("train loss", "training loss (nats/token)"),
-    "train/ce": Quantity("train ce", "training cross-entropy (nats/token)"),
-    "routing/max_violation": Quantity("expert violation", "busiest expert / mean - 1"),
-    "routing/entropy": Quantity("entropy", "entropy of load / log E"),
-    "routing/dead_experts": Quantity("dead experts", "experts without a token (share)"),
-    "routing/device_max_violation": Quantity("device violation", "busiest device / mean - 1"),
-    "routing/received_max_violation": Quantity("received violation", "most received / mean - 1"),
-    "routing/overflow": Quantity("overflow", "pairs over capacity 1.0 (share)"),
-    "routing/drop_rate": Quantity("dropped", "pairs dropped (share)"),
-    "routing/devices_per_token": Quantity("devices/token", "devices per token"),
-    "perf/tokens_per_s": Quantity("tokens/s", "tokens per second"),
-}
-
-
-def quantity(metric: str) -> Quantity:
-    """How a logged metric is called in a figure or table; its own name where none is known."""
-    return QUANTITIES.get(metric, Quantity(metric.rpartition("/")[2].replace("_", " "), metric))
 
 
 def arm_styles(arms: Sequence[str]) -> dict[str, dict[str, Any]]:
