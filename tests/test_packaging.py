@@ -33,15 +33,15 @@ def test_the_pins_are_what_is_installed():
 
 
 def test_the_extras_are_the_promised_ones():
-    assert set(PROJECT["optional-dependencies"]) == {"notebooks", "hf", "launchers", "eval", "gpu", "dev"}
+    assert set(PROJECT["optional-dependencies"]) == {"explore", "notebooks", "hf", "launchers", "eval", "gpu", "dev"}
 
 
 def test_environment_yml_points_at_both():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     pip = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
-    assert pip == ["--constraint constraints.txt", "--editable .[dev,hf,notebooks]"]
+    assert pip == ["--constraint constraints.txt", "--editable .[dev,explore,hf,notebooks]"]
     makefile = (ROOT / "Makefile").read_text()
-    assert "--constraint constraints.txt --editable '.[dev,hf,notebooks]'" in makefile
+    assert "--constraint constraints.txt --editable '.[dev,explore,hf,notebooks]'" in makefile
 
 
 @pytest.mark.slow
