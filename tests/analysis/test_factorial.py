@@ -1,0 +1,173 @@
+"""Contrasts find the effects that were put in, agree with statsmodels, and refuse a study with holes."""
+
+import itertools
+import math
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from statsmodels.formula.api import ols
+from statsmodels.stats.anova import AnovaRM
+
+from dsv2.analysis.factorial import contrasts, factorial, factorial_rows, factorial_text, levels
+from dsv2.analysis.plots_factorial import factorial_forest, interaction
+from dsv2.analysis.verdicts import IncompleteStudy
+
+matplotlib.use("Agg")
+
+TWO = {"expert": [0.0, 0.003], "device": [0.0, 0.05], "limit": ["off", "on"]}
+EFFECT = {"expert": -0.20, "device": -0.08, "limit": 0.0}
+PAIR = 0.12  # expert and device together lose this
+
+
+def design_of(factors: dict[str, list[Any]]) -> dict[str, dict[str, Any]]:
+    cells = [dict(zip(factors, place, strict=True)) for place in itertools.product(*factors.values())]
+    return {"-".join(map(str, cell.values())): cell for cell in cells}
+
+
+def simulate(seeds: int = 6, noise: float = 0.02, start: float = 0.1, draw: int = 0) -> pd.DataFrame:
+    """2 x 2 x 2 cells with known effects; `start` is the seeds' own spread, shared by all cells."""
+    rng, rows = np.random.default_rng(draw), []
+    shared = rng.normal(0, start, seeds)
+    for arm, cell in design_of(TWO).items():
+        high = {factor: cell[factor] == those[1] for factor, those in TWO.items()}
+        mean = 5 + sum(EFFECT[factor] for factor in TWO if high[factor]) + PAIR * (high["expert"] and high["device"])
+        for seed in range(seeds):
+            loss = mean + shared[seed] + rng.normal(0, noise)
+            rows.append({"arm": arm, "seed": seed, "status": "finished", "val/loss": loss} | cell)
+    return pd.DataFrame(rows)
+
+
+def judged(results: pd.DataFrame, **changed: Any) -> dict[str, Any]:
+    arguments = {"seeds": sorted(set(results["seed"])), "direction": "lower"} | changed
+    return {term.term: term for term in factorial(results, "val/loss", design_of(TWO), **arguments)}
+
+
+def test_effects_without_noise_are_those_put_in() -> None:
+    terms = judged(simulate(noise=0.0))
+    assert terms["expert=0.003"].effect == pytest.approx(EFFECT["expert"] + PAIR / 2)  # mean over both device levels
+    assert terms["device=0.05"].effect == pytest.approx(EFFECT["device"] + PAIR / 2)
+    assert terms["expert=0.003 x device=0.05"].effect == pytest.approx(PAIR)
+    for term in ("limit=on", "expert=0.003 x limit=on", "expert=0.003 x device=0.05 x limit=on"):
+        assert (terms[term].effect, terms[term].word) == (0, "identical")
+    assert [term.order for term in terms.values()] == [1, 1, 1, 2, 2, 2, 3]
+
+
+def test_words_follow_the_direction() -> None:
+    lower, higher = judged(simulate()), judged(simulate(), direction="higher")
+    for term, word, other in [("expert=0.003", "better", "worse"), ("expert=0.003 x device=0.05", "worse", "better")]:
+        assert (lower[term].word, higher[term].word) == (word, other)
+    assert lower["limit=on"].word == "undecided"
+
+
+def test_p_values_are_those_of_a_repeated_measures_anova() -> None:
+    """For two levels F = t^2 with 1 and n - 1 degrees of freedom, and the seed's interaction with the term as error."""
+    results = simulate(noise=0.1)
+    table = AnovaRM(results.rename(columns={"val/loss": "loss"}), "loss", "seed", within=list(TWO)).fit().anova_table
+    terms = judged(results)
+    assert len(terms) == len(table) == 7
+    for name, row in table.iterrows():
+        wanted = name.split(":")
+        (found,) = [t for t in terms.values() if [part.split("=")[0] for part in t.term.split(" x ")] == wanted]
+        assert found.p == pytest.approx(row["Pr > F"], rel=1e-9)
+
+
+def test_effects_are_the_coefficients_of_a_regression_with_seeds_as_blocks() -> None:
+    results = simulate(noise=0.1).rename(columns={"val/loss": "loss"})
+    coded = results.assign(**{f: np.where(results[f] == those[1], 0.5, -0.5) for f, those in TWO.items()})
+    fit = ols("loss ~ C(seed) + expert * device * limit", data=coded).fit()
+    for term in judged(results.rename(columns={"loss": "val/loss"})).values():
+        name = ":".join(part.split("=")[0] for part in term.term.split(" x "))
+        assert term.effect == pytest.approx(fit.params[name], rel=1e-9)
+    # with many seeds of one noise, the intervals by seed and those of the pooled noise are the same
+    many = simulate(seeds=400, noise=0.1).rename(columns={"val/loss": "loss"})
+    coded = many.assign(**{f: np.where(many[f] == those[1], 0.5, -0.5) for f, those in TWO.items()})
+    fit = ols("loss ~ C(seed) + expert * device * limit", data=coded).fit()
+    term = judged(many.rename(columns={"loss": "val/loss"}))["expert=0.003"]
+    assert (term.high - term.low) / np.diff(fit.conf_int().loc["expert"])[0] == pytest.approx(1, abs=0.1)
+
+
+def test_a_factor_of_three_levels_is_compared_with_its_lowest() -> None:
+    factors = {"rank": [64, 16, 32], "kind": ["gqa", "mla"]}  # numbers by size, names as they come
+    design = design_of(factors)
+    assert levels(design) == {"rank": [16, 32, 64], "kind": ["gqa", "mla"]}
+    mean = {(16, "gqa"): 5.0, (32, "gqa"): 4.8, (64, "gqa"): 4.5, (16, "mla"): 4.9, (32, "mla"): 4.8, (64, "mla"): 4.6}
+    rows = [
+        (arm, seed, "finished", mean[cell["rank"], cell["kind"]] + 0.1 * seed)
+        for arm, cell in design.items()
+        for seed in range(3)
+    ]
+    results = pd.DataFrame(rows, columns=["arm", "seed", "status", "val/loss"])
+    found = {t.term: t.effect for t in factorial(results, "val/loss", design, seeds=range(3), direction="lower")}
+    assert found == pytest.approx(
+        {
+            "rank=32": (4.8 + 4.8) / 2 - (5.0 + 4.9) / 2,
+            "rank=64": (4.5 + 4.6) / 2 - (5.0 + 4.9) / 2,
+            "kind=mla": (4.9 + 4.8 + 4.6) / 3 - (5.0 + 4.8 + 4.5) / 3,
+            "rank=32 x kind=mla": (4.8 - 4.8) - (4.9 - 5.0),
+            "rank=64 x kind=mla": (4.6 - 4.5) - (4.9 - 5.0),
+        }
+    )
+    assert all(abs(sum(weight.values())) < 1e-12 for weight in contrasts(design).values())
+
+
+def test_equal_cells_give_a_false_effect_in_at_most_one_study_of_twenty() -> None:
+    rng, studies, false = np.random.default_rng(3), 300, 0
+    design = design_of(TWO)
+    for _ in range(studies):
+        rows = [(arm, seed, "finished", rng.normal()) for arm in design for seed in range(4)]
+        results = pd.DataFrame(rows, columns=["arm", "seed", "status", "val/loss"])
+        terms = factorial(results, "val/loss", design, seeds=range(4), direction="lower")
+        false += any(term.word in ("better", "worse") for term in terms)
+    assert 3 <= false <= 0.05 * studies + 3 * math.sqrt(0.05 * 0.95 * studies)  # three standard errors above 5%
+
+
+def test_holes_are_named() -> None:
+    results = simulate(seeds=2)
+    part = {arm: cell for arm, cell in design_of(TWO).items() if arm != "0.003-0.05-on"}
+    with pytest.raises(IncompleteStudy, match=r"expert=0.003, device=0.05, limit=on \(no arm\)"):
+        factorial(results, "val/loss", part, seeds=[0, 1], direction="lower")
+    lost = results[~((results["arm"] == "0.0-0.05-off") & (results["seed"] == 1))]
+    with pytest.raises(IncompleteStudy, match=r"0.0-0.05-off seed 1 \(missing\)"):
+        judged(lost)
+    with pytest.raises(ValueError, match="arm 'b' has the factors"):
+        levels({"a": {"x": 0}, "b": {"y": 0}})
+    with pytest.raises(ValueError, match="'a' and 'b' are the same cell, x=0"):
+        levels({"a": {"x": 0}, "b": {"x": 0}})
+    with pytest.raises(ValueError, match="factor 'x' has the one level 0"):
+        levels({"a": {"x": 0}})
+    with pytest.raises(ValueError, match="direction='up'"):
+        judged(results, direction="up")
+
+
+def test_one_seed_has_no_verdict() -> None:
+    terms = list(judged(simulate(seeds=1)).values())
+    assert {term.word for term in terms} == {"none"}
+    assert factorial_text(terms) == ["val/loss - no verdict: one seed gives no interval."]
+
+
+def test_the_report_names_what_was_decided_and_what_was_not() -> None:
+    terms = list(judged(simulate()).values())
+    (text,) = factorial_text(terms)
+    assert text.startswith("val/loss - main effects: expert=0.003 better (-0.1")
+    assert "interactions: expert=0.003 x device=0.05 worse (+0.1" in text
+    assert "would not have been seen" in text
+    header, rows = factorial_rows(terms)
+    assert [len(row) for row in rows] == [len(header)] * 7
+
+
+def test_figures_draw_every_term_and_every_seed() -> None:
+    results = simulate(seeds=5)
+    figure = factorial_forest(list(judged(results).values()), directions={"val/loss": "lower"})
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(judged(results))
+    ax = interaction(results, "val/loss", design_of(TWO), "expert", "device", seeds=range(5))
+    assert len(ax.get_lines()) == 2 * (5 + 1)
+    means = [line.get_ydata() for line in ax.get_lines() if line.get_label() == "device=0.05"]
+    wanted = results[results["device"] == 0.05].groupby("expert")["val/loss"].mean()
+    np.testing.assert_allclose(means[0], wanted.to_numpy())
+    with pytest.raises(ValueError, match="factor='rank': one of expert, device, limit"):
+        interaction(results, "val/loss", design_of(TWO), "expert", "rank", seeds=range(5))
+    plt.close("all")
