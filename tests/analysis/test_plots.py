@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dsv2.analysis import plots
+from dsv2.analysis import plots, plots_cost
 from dsv2.analysis.verdicts import compare
 
 matplotlib.use("Agg")
@@ -55,6 +55,7 @@ def fake(
                     "val/loss": loss,
                     "val/bpb": loss / 4.1 / np.log(2),
                     "train/lr": 3e-3,
+                    "perf/tokens_per_s": 9e3 * (1 + 0.1 * rng.random()),
                 }
                 per_layer = []
                 for layer in range(0 if dense else layers):
@@ -152,6 +153,7 @@ def test_every_figure_is_whole_and_readable(arms: tuple[str, ...], layers: int, 
         plots.imbalance_over_training(tables.metrics, floor={"routing/max_violation": 0.05}, title=title),
         plots.load_heatmap(tables.routing, title=title),
         plots.device_load(tables.routing, title=title),
+        plots_cost.loss_over_budgets(tables.metrics, tables.accounting, title=title),
     ):
         assert isinstance(figure, Figure)
         assert_readable(figure)
@@ -176,6 +178,17 @@ def test_curves_are_means_over_seeds(six: Tables) -> None:
     final = six.results.groupby("arm")["val/loss"].mean()
     assert last == pytest.approx(final["paper"] - final["none"])
     assert "none" not in [line.get_label() for line in difference.lines]
+
+
+def test_loss_over_budgets_moves_an_arm_by_what_a_token_costs(six: Tables) -> None:
+    dear = six.accounting.assign(flops_per_token=[1e6, 2e6, 1e6, 1e6, 1e6, 1e6])
+    tokens, flops, seconds = plots_cost.loss_over_budgets(six.metrics, dear).axes
+    lines = {line.get_label(): line for line in flops.lines}
+    np.testing.assert_allclose(lines["expert"].get_xdata(), 2 * np.asarray(lines["none"].get_xdata()))
+    shared = {line.get_label(): line for line in tokens.lines}["expert"]
+    np.testing.assert_allclose(lines["expert"].get_ydata(), shared.get_ydata())
+    assert [ax.get_xlabel() for ax in (tokens, flops, seconds)] == list(plots_cost.AXES.values())
+    assert lines["reached by every trial"].get_xdata()[0] == 80 * 1024 * 1e6  # type: ignore[index]
 
 
 def test_heatmap_shares_one_scale_around_the_mean_of_one_seed(six: Tables) -> None:

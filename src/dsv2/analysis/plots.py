@@ -5,7 +5,6 @@ dash of its own for each arm, so that a black-and-white print still reads. `arms
 study's whole list even to plot a part of it. `title` states the finding.
 """
 
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,11 +14,12 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
+from dsv2.analysis.curves import curves, draw_curves, handles, tokens_axis
 from dsv2.analysis.plots_routing import device_load as device_load
 from dsv2.analysis.plots_routing import load_heatmap as load_heatmap
-from dsv2.analysis.style import COLUMN, STYLE, arm_styles, arms_of, headline, panels, quantity, wrapped
+from dsv2.analysis.style import STYLE, arm_styles, arms_of, entitle, headline, panels, quantity, single
 
 IMBALANCE = [f"routing/{name}_violation" for name in ("max", "device_max", "received_max")] + [
     f"routing/{name}" for name in ("dead_experts", "overflow", "drop_rate")
@@ -41,15 +41,15 @@ def loss_over_tokens(
     """Mean over seeds with the range from lowest to highest seed; `train` adds the training loss, faint."""
     styles = arm_styles(arms or arms_of(metrics))
     with plt.rc_context(STYLE):
-        own, ax = ax is None, ax or _single(2.2 + 0.17 * -(-len(styles) // _legend_columns(styles)), title)
+        own, ax = ax is None, ax or single(2.2 + 0.17 * -(-len(styles) // _legend_columns(styles)), title)
         if train:
-            for arm, curve in _curves(metrics, "train/loss", styles):
+            for arm, curve in curves(metrics, "train/loss", styles):
                 ax.plot(curve.index, curve["mean"], color=styles[arm]["color"], linewidth=0.6, alpha=0.35)
-        _draw_curves(ax, _curves(metrics, metric, styles), styles)
-        _tokens_axis(ax)
+        draw_curves(ax, curves(metrics, metric, styles), styles)
+        tokens_axis(ax)
         ax.set_ylabel(quantity(metric).label)
-        _legend_below(ax, styles)
-        _title(ax, title, own)
+        _legend_below(ax, own)
+        entitle(ax, title, own)
     return ax
 
 
@@ -69,14 +69,14 @@ def difference_over_tokens(
     paired = found[found["arm"] != baseline].join(reference, on=["seed", "tokens"], how="inner")
     paired = paired.assign(value=paired["value"] - paired["reference"])
     with plt.rc_context(STYLE):
-        own, ax = ax is None, ax or _single(2.2 + 0.17 * -(-len(styles) // _legend_columns(styles)), title)
+        own, ax = ax is None, ax or single(2.2 + 0.17 * -(-len(styles) // _legend_columns(styles)), title)
         ax.axhline(0, color="0.3", linewidth=0.8)
-        _draw_curves(ax, _curves(paired, metric, styles), styles)
-        _tokens_axis(ax)
+        draw_curves(ax, curves(paired, metric, styles), styles)
+        tokens_axis(ax)
         name, _, unit = quantity(metric).label.partition(" (")
         ax.set_ylabel(f"{name},\narm - {baseline}" + (f" ({unit}" if unit else ""))
-        _legend_below(ax, [arm for arm in styles if arm != baseline])
-        _title(ax, title, own)
+        _legend_below(ax, own)
+        entitle(ax, title, own)
     return ax
 
 
@@ -99,14 +99,14 @@ def imbalance_over_training(
     with plt.rc_context(STYLE):
         figure, axes = panels(len(shown), columns=3, height=1.55)
         for ax, metric in zip(axes, shown, strict=True):
-            _draw_curves(ax, _curves(metrics, metric, styles), styles)
+            draw_curves(ax, curves(metrics, metric, styles), styles)
             if floor and metric in floor:
                 ax.axhline(floor[metric], color="black", linestyle=(0, (4, 2)), linewidth=0.9, label="random router")
             ax.set_title(quantity(metric).label, fontsize=7)
             ax.set_ylim(bottom=0)
-            _tokens_axis(ax)
-        handles, labels = _handles(axes)
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
+            tokens_axis(ax)
+        found, labels = handles(axes)
+        figure.legend(found, labels, loc="outside lower center", ncols=min(len(labels), 4))
         headline(figure, title)
     return figure
 
@@ -128,7 +128,7 @@ def metric_by_arm(
     table = results.pivot(index="seed", columns="arm", values=metric).reindex(columns=order).dropna(axis=1, how="all")
     styles, shown = arm_styles(order), list(table.columns)
     with plt.rc_context(STYLE):
-        own, ax = ax is None, ax or _single(0.28 * len(shown) + 0.75, title)
+        own, ax = ax is None, ax or single(0.28 * len(shown) + 0.75, title)
         places = np.arange(len(shown))
         for _, row in table.iterrows():
             ax.plot(row.to_numpy(), places, color="0.87", linewidth=0.6, zorder=1)
@@ -145,7 +145,7 @@ def metric_by_arm(
         ax.grid(False, axis="y")
         ax.xaxis.set_major_locator(MaxNLocator(5))
         ax.set_xlabel(quantity(metric).label)
-        _title(ax, title, own)
+        entitle(ax, title, own)
     return ax
 
 
@@ -188,60 +188,14 @@ def forest(
 # ---- shared ----------------------------------------------------------------------------------------------------------
 
 
-def _curves(
-    metrics: pd.DataFrame, metric: str, arms: Sequence[str] | Mapping[str, Any]
-) -> list[tuple[str, pd.DataFrame]]:
-    """(arm, table of mean, min, max by tokens) for the arms that logged it."""
-    found = metrics[metrics["metric"] == metric]
-    logged = set(found["arm"])
-    return [
-        (arm, found[found["arm"] == arm].groupby("tokens")["value"].agg(["mean", "min", "max"]))
-        for arm in arms
-        if arm in logged
-    ]
-
-
-def _draw_curves(ax: Axes, curves: list[tuple[str, pd.DataFrame]], styles: Mapping[str, dict[str, Any]]) -> None:
-    alpha = 0.15 if len(curves) <= 3 else 0.08  # many bands on top of each other turn to mud
-    for i, (arm, curve) in enumerate(curves):
-        every = max(len(curve) // 5, 1)
-        ax.plot(
-            curve.index, curve["mean"], label=arm, markevery=(i * every // max(len(curves), 1), every), **styles[arm]
-        )
-        ax.fill_between(curve.index, curve["min"], curve["max"], color=styles[arm]["color"], alpha=alpha, linewidth=0)
-
-
-def _tokens_axis(ax: Axes) -> None:
-    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-    ax.xaxis.set_major_locator(MaxNLocator(4))
-    ax.set_xlabel("training tokens")
-
-
-def _single(height: float, title: str | None) -> Axes:
-    """One Axes of a column's width; the title's lines come on top of the height in inches."""
-    lines = len(wrapped(title, COLUMN)) if title else 0
-    _, ax = plt.subplots(figsize=(COLUMN, height + 0.15 * lines))
-    return ax
-
-
-def _handles(axes: Sequence[Axes]) -> tuple[list[Any], list[str]]:
-    found = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    return list(found.values()), list(found)
-
-
-def _legend_below(ax: Axes, arms: Sequence[str] | Mapping[str, Any]) -> None:
-    handles, labels = _handles([ax])
+def _legend_below(ax: Axes, own: bool) -> None:
+    found, labels = handles([ax])
     columns = _legend_columns(labels)
-    ax.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.45, -0.24), ncols=columns)
+    if own and isinstance(ax.figure, Figure):
+        ax.figure.legend(found, labels, loc="outside lower center", ncols=columns)  # the layout makes room for it
+    else:
+        ax.legend(found, labels, loc="upper center", bbox_to_anchor=(0.45, -0.24), ncols=columns)
 
 
 def _legend_columns(labels: Iterable[str]) -> int:
     return 3 if max(map(len, labels), default=0) < 12 else 2
-
-
-def _title(ax: Axes, title: str | None, own: bool) -> None:
-    """Above a figure of our own the title has its full width; among a caller's panels that of a narrow one."""
-    if own and isinstance(ax.figure, Figure):
-        headline(ax.figure, title)
-    elif title:
-        ax.set_title(textwrap.fill(title, 40))

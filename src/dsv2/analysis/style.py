@@ -73,6 +73,23 @@ def panels(count: int, *, columns: int, height: float, sharey: bool = False) -> 
     return figure, list(axes.flat[:count])
 
 
+def single(height: float, title: str | None) -> Axes:
+    """One Axes of a column's width; the title's lines come on top of the height in inches."""
+    import matplotlib.pyplot as plt
+
+    lines = len(wrapped(title, COLUMN)) if title else 0
+    _, ax = plt.subplots(figsize=(COLUMN, height + 0.15 * lines))
+    return ax
+
+
+def entitle(ax: Axes, title: str | None, own: bool) -> None:
+    """Above a figure of our own the title has its full width; among a caller's panels that of a narrow one."""
+    if own and isinstance(ax.figure, Figure):
+        headline(ax.figure, title)
+    elif title:
+        ax.set_title(textwrap.fill(title, 40))
+
+
 def headline(figure: Figure, title: str | None) -> None:
     """A title over the whole figure, from its left edge."""
     if title:

@@ -1,0 +1,67 @@
+"""What a loss cost: the same curve over training tokens, over FLOPs and over seconds.
+
+`metrics` is the long table of a study's finished trials (arm, seed, step, tokens, metric, value); `accounting` has one
+row an arm with flops_per_token.
+"""
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+BUDGETS = {"per_token": "tokens", "per_flop": "flops", "per_second": "seconds"}  # column of the table -> of the curve
+
+
+def spent(metrics: pd.DataFrame, accounting: pd.DataFrame, metric: str = "val/loss") -> pd.DataFrame:
+    """A row for each logged value of `metric`: arm, seed, tokens, flops, seconds, value, tokens rising.
+
+    FLOPs are those of the account, forward and backward. Seconds are of training alone, summed from the logged
+    perf/tokens_per_s: as noisy as the machine was busy, and of trials that ran side by side only a rough guide.
+    """
+    flops = accounting.set_index("arm")["flops_per_token"]
+    if unknown := sorted(set(metrics["arm"]) - set(flops.index)):
+        raise ValueError(f"accounting: has no flops_per_token of {', '.join(unknown)}")
+    table = metrics[metrics["metric"].isin([metric, "perf/tokens_per_s"])]
+    table = table.pivot(index=["arm", "seed", "tokens"], columns="metric", values="value")
+    if missing := [name for name in (metric, "perf/tokens_per_s") if name not in table]:
+        raise ValueError(f"metrics: {' and '.join(missing)} was not logged")
+    table = table.reset_index().sort_values(["arm", "seed", "tokens"], kind="stable")
+    new = table["tokens"] - table.groupby(["arm", "seed"])["tokens"].shift(fill_value=0)
+    took = new / table["perf/tokens_per_s"]
+    table["seconds"] = took.groupby([table["arm"], table["seed"]]).cumsum()
+    table["flops"] = table["tokens"] * table["arm"].map(flops).astype(float)
+    table = table.rename(columns={metric: "value"}).dropna(subset=["value"])
+    return (
+        table[["arm", "seed", "tokens", "flops", "seconds", "value"]].reset_index(drop=True).rename_axis(columns=None)
+    )
+
+
+def equal_budgets(table: pd.DataFrame) -> dict[str, float]:
+    """The most tokens, flops and seconds that every arm and seed of `spent` reached."""
+    ends = table.groupby(["arm", "seed"])[list(BUDGETS.values())].max()
+    return {name: float(ends[name].min()) for name in BUDGETS.values()}
+
+
+def loss_at_equal(metrics: pd.DataFrame, accounting: pd.DataFrame, metric: str = "val/loss") -> pd.DataFrame:
+    """`metric` at the largest budget that all trials reached: arm, seed, per_token, per_flop, per_second.
+
+    Between two logged values it is interpolated along the logarithm of the budget, where such curves are nearly
+    straight; NaN where the budget ends before a trial's first value. `.attrs` holds tokens, flops and seconds of it.
+    """
+    table = spent(metrics, accounting, metric)
+    budgets = equal_budgets(table)
+    rows = [
+        {"arm": arm, "seed": seed}
+        | {
+            column: _at(budgets[of], one[of].to_numpy(float), one["value"].to_numpy(float))
+            for column, of in BUDGETS.items()
+        }
+        for arm in dict.fromkeys(metrics["arm"])
+        for seed, one in table[table["arm"] == arm].groupby("seed")
+    ]
+    found = pd.DataFrame(rows, columns=["arm", "seed", *BUDGETS])
+    found.attrs.update(budgets)
+    return found
+
+
+def _at(budget: float, budgets: NDArray[np.float64], values: NDArray[np.float64]) -> float:
+    return float(np.interp(np.log(budget), np.log(budgets), values, left=np.nan))
