@@ -69,7 +69,7 @@ def structure(node: Mapping[str, Any], expected: Any = ConfigBase, key: str = ""
             continue
         if name not in fields:
             raise ConfigError(prefix + name, value, _one_of(name, fields))
-        if _config_classes(hints[name]) and isinstance(value, Mapping):
+        if config_classes(hints[name]) and isinstance(value, Mapping):
             values[name] = structure(value, hints[name], prefix + name)
         else:
             values[name] = _leaf(value, hints[name], prefix + name)
@@ -84,7 +84,7 @@ def structure(node: Mapping[str, Any], expected: Any = ConfigBase, key: str = ""
 
 
 def _target(node: Mapping[str, Any], expected: Any, key: str) -> type[ConfigBase]:
-    allowed = _config_classes(expected)
+    allowed = config_classes(expected)
     name = node.get("_target_")
     at = f"{key}._target_" if key else "_target_"
     if name is None:
@@ -115,11 +115,12 @@ def _import(name: str) -> Any:
     return None
 
 
-def _config_classes(annotation: Any) -> list[type[ConfigBase]]:
+def config_classes(annotation: Any) -> list[type[ConfigBase]]:
+    """The config classes that a field's annotation allows; none for a plain value."""
     if isinstance(annotation, type) and issubclass(annotation, ConfigBase):
         return [annotation]
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return [cls for part in typing.get_args(annotation) for cls in _config_classes(part)]
+        return [cls for part in typing.get_args(annotation) for cls in config_classes(part)]
     return []
 
 
