@@ -78,9 +78,7 @@ def match(
             closest = min(closest, options.closest() or closest, key=lambda one: _worst(one.mismatch))
         if found:
             return min(found, key=search.change)
-    raise ConfigError(
-        "adjust", dict(adjust), f"no change brings every budget within {within:.1%}; {_describe(closest)}"
-    )
+    raise ConfigError("adjust", dict(adjust), f"nothing brings every budget within {within:.1%}; {_describe(closest)}")
 
 
 class _Search:
@@ -203,7 +201,7 @@ def _best_of_last(base: np.ndarray, slope: np.ndarray, grid: np.ndarray) -> tupl
 
 
 def _rows(grids: Sequence[np.ndarray]) -> np.ndarray:
-    """Every combination of the grids' values (R, n), each grid thinned evenly in its logarithm if R would be too big."""
+    """Every combination of the grids' values (R, n), grids thinned evenly in their logarithm if R would be too big."""
     if not grids:
         return np.zeros((1, 0), dtype=int)
     most = int(ROWS ** (1 / len(grids)))
