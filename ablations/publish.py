@@ -52,6 +52,8 @@ def text_of(study: Study) -> StudyText:
         arms={name: arm.about for name, arm in study.arms.items()},
         seeds=study.seeds,
         published=study.file.published,
+        baselines={arm: study.baseline_of(arm) for arm in study.arms},
+        levels=study.file.levels(),
     )
 
 

@@ -58,7 +58,7 @@ def show(study: "Study", console: "Console") -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from ablations.studies import BUDGETS
+    from dsv2.study import BUDGETS
 
     console.rule(f"{study.name} at scale {study.scale}")
     console.print(study.file.question, highlight=False)
@@ -66,15 +66,19 @@ def show(study: "Study", console: "Console") -> None:
     console.print(f"[bold]Held equal:[/bold] {', '.join(study.file.equal) or 'nothing'}", highlight=False)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("arm")
-    for column in ("params", "active", "FLOPs/tok", "KV/tok", "tokens", "steps", "seeds"):
-        table.add_column(column, justify="right")
+    for column in ("params", "active", "FLOPs/tok", "KV/tok", "tokens", "steps", "seeds", "mismatch"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in study.budgets():
-        mark = " (baseline)" if row["arm"] == study.file.baseline else ""
+        mark = " (baseline)" if row["arm"] == study.baseline_of(row["arm"]) else ""
         amounts = [amount(row[name]) for name in (*BUDGETS, "steps", "seeds")]
-        table.add_row(f"{row['arm']}{mark}", *amounts)
+        table.add_row(f"{row['arm']}{mark}", *amounts, f"{row['mismatch']:.2%}" if row["mismatch"] else "0")
     console.print(table)
     for name, arm in study.arms.items():
-        console.print(f"{name}: {arm.about}", highlight=False, markup=False)
+        solved = ", ".join(f"{key}={value}" for key, value in study.changes[name].items())
+        text = f"{name}: {arm.about}" + (f"; to hold the budgets equal, {solved}" if solved else "")
+        console.print(text, highlight=False, markup=False)
+    for name, probe in study.probes.items():
+        console.print(f"Every arm is also trained on {name}: {probe.about}", highlight=False, markup=False)
 
 
 def amount(value: int) -> str:
@@ -115,7 +119,8 @@ def _main(arguments: list[str]) -> int:
     show(study, console)
     if request.dry_run:
         for arm, node in study.arms.items():
-            console.print(f"{arm}: {' '.join(node.overrides)}", highlight=False, markup=False, soft_wrap=True)
+            words = " ".join((*node.overrides, *(f"model.{key}={value}" for key, value in study.changes[arm].items())))
+            console.print(f"{arm}: {words}", highlight=False, markup=False, soft_wrap=True)
         return 0
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)

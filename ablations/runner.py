@@ -54,7 +54,8 @@ def run_study(study: Study, *, workers: int | None, launcher: str, console: Cons
 def _open_data(study: Study) -> list[str]:
     """Prepare every corpus once, before the trials ask for it at the same time; what there is to warn of."""
     warnings = []
-    for run in study.configs.values():
+    runs = dict.fromkeys(study.run_of(arm, probe) for arm in study.arms for probe in (None, *study.file.probes))
+    for run in runs:
         settings = run.trainer
         source = run.data.open(
             sequence_length=settings.sequence_length, seed=0, validation_tokens=settings.validation_tokens

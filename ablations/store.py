@@ -1,6 +1,7 @@
 """What a study has stored, as data frames."""
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from dsv2.training.result import read_result
 
 
 class Results(pd.DataFrame):
-    """One row a trial: arm, seed, fingerprint, status, tokens, seconds, folder, and the final value of every metric."""
+    """One row an arm and seed: status, tokens, seconds, folder of its trial, and the final value of every metric."""
 
     @property
     def _constructor(self) -> type["Results"]:
@@ -66,21 +67,36 @@ def results(name: str, scale: str = "smoke") -> Results:
 
 
 def results_of(study: Study) -> Results:
-    """One row for every trial of `study`, in its order; `status` is unfinished where there is no result yet."""
-    rows: list[dict[str, Any]] = []
+    """One row for every arm and seed of `study`, in its order; `status` is unfinished where there is no result yet.
+
+    A probe's outcome stands in columns of its own, as in recall/accuracy; a row is finished once its probes are too.
+    """
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
     for trial in study.trials:
         result = read_result(trial.folder)
-        rows.append(
-            {
+        status = result.get("status", "unfinished")
+        if trial.probe is None:
+            rows[trial.arm, trial.seed] = {
                 "arm": trial.arm,
                 "seed": trial.seed,
                 "fingerprint": trial.folder.name,
-                "status": result.get("status", "unfinished"),
+                "status": status,
                 "tokens": result.get("tokens"),
                 "seconds": result.get("seconds"),
                 "error": result.get("error"),
                 "folder": str(trial.folder),
-            }
-            | result.get("metrics", {})
-        )
-    return Results(rows)
+            } | result.get("metrics", {})
+            continue
+        row = rows[trial.arm, trial.seed]
+        if row["status"] == "finished" != status:
+            row |= {"status": status, "error": f"{trial.probe}: {result.get('error')}" if result else None}
+        if status == "finished":
+            row[f"{trial.probe}/accuracy"] = result["metrics"]["val/accuracy"]
+            row[f"{trial.probe}/steps_to_half"] = steps_to_half(_rows(trial.folder / "metrics.jsonl"))
+    return Results(rows.values())
+
+
+def steps_to_half(logged: list[dict[str, Any]]) -> float:
+    """The first logged step whose validation accuracy is at least a half; infinity where none is."""
+    reached = (row["step"] for row in logged if row.get("val/accuracy", 0.0) >= 0.5)
+    return float(next(reached, math.inf))

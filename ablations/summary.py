@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -34,6 +34,15 @@ class StudyText:
     arms: Mapping[str, str]  # in order, each with a line that describes it
     seeds: Sequence[int]
     published: str | None = None
+    baselines: Mapping[str, str] = field(default_factory=dict)  # arm -> its own baseline, where it is another one
+    levels: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # arm -> level of each factor, of a grid
+
+    def families(self) -> dict[str, list[str]]:
+        """Baseline -> the arms that are compared with it, itself among them; Holm corrects over these."""
+        found: dict[str, list[str]] = {}
+        for arm in self.arms:
+            found.setdefault(self.baselines.get(arm, self.baseline), []).append(arm)
+        return found
 
 
 def chosen(study: StudyText, results: pd.DataFrame) -> pd.DataFrame:
@@ -50,11 +59,12 @@ def study_effects(study: StudyText, results: pd.DataFrame) -> list[Effect]:
     return [
         effect
         for metric, direction in study.metrics.items()
+        for baseline, arms in study.families().items()
         for effect in compare(
             chosen(study, results),
             metric,
-            arms=list(study.arms),
-            baseline=study.baseline,
+            arms=arms,
+            baseline=baseline,
             seeds=list(study.seeds),
             direction=direction,
             margin=study.margin.get(metric),
@@ -90,7 +100,8 @@ def _alike(found: Mapping[str, Sequence[Effect]]) -> list[str]:
 
 
 def against(study: StudyText) -> str:
-    return f"Against {study.baseline}, {len(study.seeds)} paired seeds, p < {ALPHA} after Holm's correction"
+    baselines = " and ".join(study.families())
+    return f"Against {baselines}, {len(study.seeds)} paired seeds, p < {ALPHA} after Holm's correction"
 
 
 def _sentence(study: StudyText, metric: str, effects: Sequence[Effect]) -> str:
@@ -174,11 +185,17 @@ def verdict_table(study: StudyText, results: pd.DataFrame, console: "Console | N
     others = [metric for metric in study.metrics if metric != main and f"{metric} mean" in means]
 
     table = Table(title=f"{study.name} ({study.scale})", title_justify="left")
-    for header in ("arm", "n", main, f"minus {study.baseline} [95%]", "verdict"):
+    for header in (
+        "arm",
+        "n",
+        main,
+        "minus baseline [95%]" if len(study.families()) > 1 else f"minus {study.baseline} [95%]",
+        "verdict",
+    ):
         table.add_column(header, justify="left" if header in ("arm", "verdict") else "right")
     for row in means.to_dict("records"):
         arm, effect = row["arm"], found.get((row["arm"], main))
-        word = "baseline" if arm == study.baseline else _word(effect) or "no verdict"
+        word = "baseline" if arm in study.families() else _word(effect) or "no verdict"
         value = spread(row.get(f"{main} mean", math.nan), row.get(f"{main} sd", math.nan))
         table.add_row(arm, str(row["n"]), value, difference(effect), word)
     console.print(table)

@@ -126,6 +126,8 @@ def config_classes(annotation: Any) -> list[type[ConfigBase]]:
 
 def _leaf(value: Any, annotation: Any, key: str) -> Any:
     def frozen(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {name: frozen(part) for name, part in item.items()}
         return tuple(map(frozen, item)) if isinstance(item, list) else item
 
     try:

@@ -1,5 +1,8 @@
 """`python -m dsv2.train [overrides]`: train one model. A plain Hydra application.
 
+`study=NAME arm=ARM [scale=...] [probe=...] [seed=...]` stand for all overrides of that arm, so that a W&B agent or a job
+can train one trial of a study, into the study's own folder.
+
 The last line on stdout is the path of the run directory, `runs/train/<fingerprint>`. Exit status: 2 for a mistake in
 the configuration, 1 for a run that failed or diverged, 130 and 143 for one that was stopped.
 """
@@ -12,7 +15,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from dsv2.config import CONFIG_DIR, ConfigError, compose, without_shape
+from dsv2.config import CONFIG_DIR, ConfigError, compose, register_resolvers, without_shape
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")
@@ -32,7 +35,8 @@ def _train(values: dict[str, Any]) -> Path:
     from dsv2.run import from_plain
 
     run = from_plain(without_shape(values))
-    folder = runs_root() / (run.study or "train") / run.fingerprint()
+    within = f"{run.study}/{run.scale}/trials" if run.study and run.scale else run.study or "train"
+    folder = runs_root() / within / run.fingerprint()
 
     from dsv2.training import process
     from dsv2.training.fit import Diverged, Interrupted, fit
@@ -53,12 +57,34 @@ def stop(status: int, message: str) -> None:
     sys.exit(status)
 
 
+def expanded(words: list[str]) -> list[str]:
+    """The command line with an arm of a study replaced by its overrides; those that were given win."""
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    if not ("study" in given and "arm" in given):
+        return words
+    from dsv2.study import Plan
+
+    plan = Plan(given["study"], given.get("scale", "smoke"))
+    flags = [word for word in words if "=" not in word]
+    own = [*plan.words(given["arm"], given.get("probe")), f"study={plan.name}", f"scale={plan.scale}"]
+    rest = [word for word in words if "=" in word and not word.startswith(("study=", "scale=", "seed="))]
+    seed = given.get("seed", "0")
+    if not seed.isdigit():
+        raise ConfigError("seed", seed, "one seed, 0 or more; ablations.run trains several")
+    return [*flags, *own, *rest, f"seed={int(seed) + plan.arms[given['arm']].seed_offset}"]
+
+
 def main() -> None:
     """The application, its errors told in one line instead of Hydra's way."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where Hydra would print them and exit with 1
+    register_resolvers()
+    try:
+        sys.argv[1:] = expanded(sys.argv[1:])
+    except ConfigError as error:
+        stop(2, f"error: {error}")
     try:
         train()
     except (HydraException, OmegaConfBaseException) as error:

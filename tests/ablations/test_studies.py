@@ -1,12 +1,18 @@
 """Studies: what they make of their file, and which comparisons they refuse."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import yaml
 
-import ablations.studies
+import dsv2.study
 from ablations import results, study
 from ablations.run import main, parse
-from dsv2.config import CONFIG_DIR, ConfigError
+from ablations.store import steps_to_half
+from dsv2.config import CONFIG_DIR, ConfigError, plain
+from dsv2.study import BUDGETS, EQUAL_WITHIN
+from dsv2.training.losses import BalanceLoss
 
 
 def write(tmp_path, monkeypatch, **changes):
@@ -16,7 +22,7 @@ def write(tmp_path, monkeypatch, **changes):
         (tmp_path / group).mkdir()
     (tmp_path / "sweep" / "mine.yaml").write_text(yaml.safe_dump(node))
     (tmp_path / "scale" / "smoke.yaml").write_text((CONFIG_DIR / "scale" / "smoke.yaml").read_text())
-    monkeypatch.setattr(ablations.studies, "CONFIG_DIR", tmp_path)
+    monkeypatch.setattr(dsv2.study, "CONFIG_DIR", tmp_path)
 
 
 def test_arms_are_paired_by_seed():
@@ -45,11 +51,24 @@ def test_the_six_arms_are_what_the_study_says():
     assert configs["paper"].model.ffn.dropping is None
 
 
-def test_the_same_study_at_every_scale():
-    for path in sorted((CONFIG_DIR / "scale").glob("*.yaml")):
-        table = study("balance_losses", scale=path.stem, seeds=[0]).accounting()
-        assert next(iter(table["arm"])) == "none"
-        assert table["total_params"].nunique() == 1
+SCALES = sorted(path.stem for path in (CONFIG_DIR / "scale").glob("*.yaml"))
+STUDIES = sorted(path.stem for path in (CONFIG_DIR / "sweep").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_plans_at_every_scale(name, scale):
+    planned = study(name, scale=scale)
+    assert len(planned.seeds) >= planned.file.seeds >= 2
+    for row in planned.budgets():
+        assert row["mismatch"] <= EQUAL_WITHIN
+        reference = next(other for other in planned.budgets() if other["arm"] == planned.baseline_of(row["arm"]))
+        for budget in BUDGETS:
+            if budget not in (*planned.file.differs, *planned.arms[row["arm"]].differs):
+                assert row[budget] == pytest.approx(reference[budget], rel=EQUAL_WITHIN), (row["arm"], budget)
+    assert all(run.scale == scale and run.study == name for run in planned.configs.values())
+    fingerprints = [trial.folder.name for trial in planned.trials if trial.seed == planned.seeds[0]]
+    assert len(set(fingerprints)) == len(planned.arms) * (1 + len(planned.probes))
 
 
 @pytest.mark.parametrize(
@@ -57,6 +76,15 @@ def test_the_same_study_at_every_scale():
     [
         ({"baseline": "nothing"}, "baseline='nothing' is not valid: one of the arms"),
         ({"metric": "val/accuracy"}, "metric='val/accuracy' is not valid: one of the judged metrics"),
+        (
+            {"judged": {"val/loss": "lower", "val/beauty": "higher"}},
+            "judged=.* is not valid: metrics that runs log; not",
+        ),
+        ({"seeds": 1}, "seeds=1 is not valid: at least 2: one seed gives no interval"),
+        ({"differs": ["tokens"]}, "differs=.* is not valid: none that `equal` names; tokens is in both"),
+        ({"grid": {"loss.expert": [0, 1]}}, "arms=.* is not valid: either arms or a grid"),
+        ({"probes": ["chess"]}, "probe='chess' is not valid: choose one of arithmetic"),
+        ({"adjust": {"beauty": 4}}, "adjust"),
         ({"equal": ["beauty"]}, "equal=.'beauty',. is not valid: some of total_params"),
         ({"margin": {"x": 1.0}}, "margin=.* is not valid: judged metrics only; not x"),
         ({"arms": {"none": {"about": "", "overrides": []}}}, "arms=.* is not valid: at least two"),
@@ -83,6 +111,10 @@ def test_duplicate_and_unequal_arms_are_refused(tmp_path, monkeypatch):
     (tmp_path / "second").mkdir()
     write(tmp_path / "second", monkeypatch, arms=wider)
     with pytest.raises(ConfigError, match=r"arms\.wide\.total_params=\d+ is not valid: within 1% of none's"):
+        study("mine")
+    (tmp_path / "third").mkdir()
+    write(tmp_path / "third", monkeypatch, arms=wider, equal=["tokens"])
+    with pytest.raises(ConfigError, match=r"arms\.wide\.total_params=.*since `differs` does not name it"):
         study("mine")
 
 
@@ -132,3 +164,56 @@ def test_damaged_files_are_named_not_fatal(runs, capsys):
     (runs / "balance_losses" / "smoke" / "study.json").write_text("{")
     with pytest.raises(ConfigError, match=r"study\.json is damaged; run the study again"):
         results("balance_losses")
+
+
+def test_the_solver_holds_the_budgets_equal():
+    planned = study("kv_rank")
+    assert planned.changes["rank1"] == {}
+    assert planned.changes["quarter"]["dense.width"] > 176 > planned.changes["double"]["dense.width"]
+    for arm, changes in planned.changes.items():
+        assert planned.configs[arm].model.dense.width == changes.get("dense.width", 176)
+
+
+def test_a_grid_is_every_combination():
+    planned = study("balance_grid")
+    assert len(planned.arms) == 8
+    assert planned.configs["expert0.003_device0.0_communication0.02"].loss == BalanceLoss.Config(
+        expert=0.003, device=0.0, communication=0.02
+    )
+
+
+def test_arms_of_two_sizes_have_baselines_of_their_own():
+    planned = study("attention_moe")
+    assert {arm: planned.baseline_of(arm) for arm in planned.arms}["large_mla"] == "large_mha"
+    assert planned.configs["large_mla"].model.dim > planned.configs["small_mla"].model.dim
+    key = {arm: run.model.attention for arm, run in planned.configs.items()}
+    assert (key["small_mha_key_norm"].key_norm, key["small_mha_partial_rope"].key_norm) == (True, False)
+
+
+def test_identical_arms_differ_in_their_seeds_alone():
+    trials = {trial.arm: trial.run for trial in study("aa", seeds=[3]).trials}
+    assert [run.seed for run in trials.values()] == [3, 1003, 2003, 3003]
+    assert len({plain(replace(run, seed=0), identity=True).__repr__() for run in trials.values()}) == 1
+
+
+def test_probes_are_trials_of_the_same_model():
+    trials = [trial for trial in study("attention_dense", seeds=[0]).trials if trial.arm == "mqa"]
+    assert [trial.probe for trial in trials] == [None, "recall", "copying", "arithmetic"]
+    text, *tasks = (trial.run.model for trial in trials)
+    assert {(task.num_layers, task.ffn, task.attention) for task in tasks} == {
+        (text.num_layers, text.ffn, text.attention)
+    }
+
+
+def test_a_study_of_ones_own_is_a_path(tmp_path):
+    node = yaml.safe_load((CONFIG_DIR / "sweep" / "kv_rank.yaml").read_text())
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(node))
+    assert study(f"{tmp_path}/mine.yaml").folder.parts[-2:] == ("mine", "smoke")
+    with pytest.raises(ConfigError, match="there is no .*yours.yaml"):
+        study(f"{tmp_path}/yours.yaml")
+
+
+def test_steps_to_half():
+    logged = [{"step": 10}, {"step": 20, "val/accuracy": 0.49}, {"step": 30, "val/accuracy": 0.5}]
+    assert steps_to_half(logged) == 30
+    assert steps_to_half(logged[:2]) == math.inf
