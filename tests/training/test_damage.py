@@ -38,12 +38,15 @@ def test_a_run_with_damaged_files_ends_with_the_same_rows(quick, tmp_path, capsy
         path.write_bytes(path.read_bytes() + b"\0\0\0\n")
 
     damages = {"routing.parquet": half, "metrics.jsonl": cut_last, "checkpoints/manifest.json": half}
-    for name, damage in [*damages.items(), ("metrics.jsonl", junk), ("routing.parquet", Path.unlink)]:
+    damages["routing_snapshots.parquet"] = half
+    removed = [(name, Path.unlink) for name in ("routing.parquet", "routing_snapshots.parquet")]
+    for name, damage in [*damages.items(), ("metrics.jsonl", junk), *removed]:
         (folder / "result.json").unlink()
         damage(folder / name)
         fit.fit(run, folder)
         assert rows(folder) == expected
         assert len(pd.read_parquet(folder / "routing.parquet")) == 3 * 16
+        assert len(pd.read_parquet(folder / "routing_snapshots.parquet")) == 4 * 512 * 2
         assert all(torch.equal(weight, weights[key]) for key, weight in load_model(folder).state_dict().items())
         # Only a damage that training cannot mend by cutting the logs back makes it start again.
         assert ("damaged" in capsys.readouterr().err) == (damage is not junk)

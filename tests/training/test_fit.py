@@ -41,7 +41,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def assert_same_run(one: Path, other: Path) -> None:
     """Bit-identical weights, optimiser and logs."""
     assert rows(one) == rows(other)
-    pd.testing.assert_frame_equal(*(pd.read_parquet(folder / "routing.parquet") for folder in (one, other)))
+    for log in ("routing.parquet", "routing_snapshots.parquet"):
+        pd.testing.assert_frame_equal(*(pd.read_parquet(folder / log) for folder in (one, other)))
     for name, weight in weights(one).items():
         assert torch.equal(weight, weights(other)[name]), name
     states = [checkpoints.load(checkpoints.latest(folder / "checkpoints")) for folder in (one, other)]
@@ -177,6 +178,7 @@ def test_a_failed_save_is_fatal_and_the_old_checkpoint_stays(quick, tmp_path, mo
 def test_dense_and_bfloat16_runs_train(quick, tmp_path):
     dense = fit.fit(dsv2.load([*quick, "model/ffn=dense", "model/attention=gqa"]), tmp_path / "dense")
     assert not any(name.startswith("routing/") for name in dense["metrics"])
+    assert not list((tmp_path / "dense").glob("routing*"))
     low = fit.fit(dsv2.load([*quick, "trainer.precision=bf16"]), tmp_path / "low")
     full = fit.fit(dsv2.load(quick), tmp_path / "full")
     assert low["metrics"]["val/loss"] == pytest.approx(full["metrics"]["val/loss"], rel=0.02)

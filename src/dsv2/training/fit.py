@@ -1,6 +1,7 @@
 """Train one run in its directory, resuming whatever is there: `fit(run, folder)`.
 
-A run directory holds `config.yaml`, `metrics.jsonl`, `routing.parquet`, `checkpoints/` and, last, `result.json`.
+A run directory holds `config.yaml`, `metrics.jsonl`, `routing.parquet`, `routing_snapshots.parquet`, `checkpoints/`
+and, last, `result.json`.
 """
 
 import contextlib
@@ -29,6 +30,7 @@ from dsv2.training import checkpoints, sinks
 from dsv2.training.callbacks.checkpoint import AtomicCheckpointIO, Checkpointer
 from dsv2.training.callbacks.progress import Progress
 from dsv2.training.callbacks.recorder import Recorder
+from dsv2.training.callbacks.snapshots import SNAPSHOTS, Snapshots, snapped
 from dsv2.training.module import Diverged, Module
 from dsv2.training.provenance import provenance
 from dsv2.training.result import RESULT, finished, read_result
@@ -105,6 +107,7 @@ def _train(run: Run.Config, folder: Path) -> dict[str, Any]:
         default_root_dir=folder,
         logger=sinks.build(run, folder, run.fingerprint()),
         callbacks=[
+            *([Snapshots(run, recorder.validation, folder)] if run.model.num_moe_layers else []),
             recorder,
             *([Progress(batches)] if settings.progress else []),
             Checkpointer(folder / "checkpoints", settings.checkpoint_every, batches.num_steps),
@@ -148,12 +151,13 @@ def _resumable(run: Run.Config, folder: Path) -> Path | None:
             lines = metrics.read_text().splitlines(keepends=True)[: len(logged)]
             steps = [json.loads(line)["step"] for line in lines if line.endswith("\n")]
             routed = sorted(pd.read_parquet(routing)["step"].unique()) if run.balanced else logged
-            if steps == logged == routed[: len(logged)]:
+            snapshots_whole = not run.model.num_moe_layers or snapped(folder, run, step)
+            if steps == logged == routed[: len(logged)] and snapshots_whole:
                 write_text(metrics, "".join(lines))  # later lines are trained again, and the last may be half a line
                 return checkpoint
         except (OSError, ValueError, KeyError, TypeError):
             pass
         print(f"warning: the logs in {folder} are damaged; training starts again from step 0", file=sys.stderr)
-    for log in (metrics, routing):
+    for log in (metrics, routing, folder / SNAPSHOTS):
         log.unlink(missing_ok=True)
     return None

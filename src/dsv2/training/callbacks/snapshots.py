@@ -1,0 +1,91 @@
+"""Which experts a fixed probe of validation text goes to, over training: `routing_snapshots.parquet`.
+
+One row per snapshot, MoE layer, token and slot (the K chosen experts, highest affinity first). A resumed run keeps the
+rows up to its checkpoint's step, so that a killed run leaves the same rows as one that was not.
+
+B sequences, T tokens, K experts a token.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from dsv2.data.source import Batch
+from dsv2.files import replacing
+from dsv2.models.moe.router import Routing
+from dsv2.models.transformer import Transformer
+from dsv2.run import Run
+
+SNAPSHOTS = "routing_snapshots.parquet"
+PROBE_TOKENS = 512  # at most; a forward of so many costs well under 1% of the steps between two validations
+
+
+class Snapshots(L.Callback):
+    """Routes the probe before the first step, at every validation and after the last step."""
+
+    def __init__(self, run: Run.Config, validation: Batch, folder: Path) -> None:
+        self.every, self.num_steps = run.trainer.validate_every, run.trainer.batches().num_steps
+        self.path, self.probe = folder / SNAPSHOTS, probe(validation)
+        self.rows: list[pd.DataFrame] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step == 0:
+            self.rows = [self._snapshot(0, pl_module)]
+        else:
+            rows = pd.read_parquet(self.path)
+            self.rows = [rows[rows["step"] <= trainer.global_step]]
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if step % self.every == 0 or step == self.num_steps:
+            self.rows.append(self._snapshot(step, pl_module))
+
+    def on_save_checkpoint(self, *_: Any) -> None:
+        """Make the rows durable, before a checkpoint says that its step happened."""
+        self.rows = [pd.concat(self.rows, ignore_index=True)]
+        with replacing(self.path) as scratch:
+            self.rows[0].to_parquet(scratch, index=False, compression="zstd")
+
+    @torch.no_grad()
+    def _snapshot(self, step: int, module: L.LightningModule) -> pd.DataFrame:
+        model = module.model
+        assert isinstance(model, Transformer)
+        was_training = model.training
+        routings = model.eval()(self.probe.to(module.device)).routings
+        model.train(was_training)
+        first = model.config.num_layers - len(routings)
+        return pd.concat([snapshot_rows(step, first + layer, routing) for layer, routing in enumerate(routings)])
+
+
+def probe(validation: Batch) -> Tensor:
+    """(B, T) int64, at most `PROBE_TOKENS` tokens: validation sequences evenly spread, so that all domains are met."""
+    inputs = validation.inputs[:, :PROBE_TOKENS]
+    count = min(max(PROBE_TOKENS // inputs.shape[1], 1), len(inputs))
+    return inputs[torch.arange(count) * len(inputs) // count]
+
+
+def snapshot_rows(step: int, layer: int, routing: Routing) -> pd.DataFrame:
+    """A row a token of the flattened probe and slot, in as few bytes as the numbers need."""
+    experts = routing.experts.flatten(0, 1).cpu().numpy()  # (B T, K)
+    tokens, slots = np.indices(experts.shape)
+    return pd.DataFrame(
+        {
+            "step": np.full(experts.size, step, dtype=np.int32),
+            "layer": np.full(experts.size, layer, dtype=np.int16),
+            "token": tokens.ravel().astype(np.int16),
+            "slot": slots.ravel().astype(np.int16),
+            "expert": experts.ravel().astype(np.int16),
+        }
+    )
+
+
+def snapped(folder: Path, run: Run.Config, step: int) -> bool:
+    """Whether the snapshots of a run are whole up to `step`. Raises OSError or ValueError for a file that is not."""
+    every, last = run.trainer.validate_every, run.trainer.batches().num_steps
+    expected = sorted({*range(0, step + 1, every), *([step] if step == last else [])})
+    return sorted(pd.read_parquet(folder / SNAPSHOTS)["step"].unique())[: len(expected)] == expected
