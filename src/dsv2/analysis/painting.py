@@ -1,0 +1,138 @@
+"""A text with each token painted by the expert or device it is sent to, as HTML; `plots_tokens` has it for print.
+
+T tokens, K experts a token, E experts, D devices.
+"""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from dsv2.models.moe.router import Routing
+
+By = Literal["expert", "device"]
+TINT = 0.55  # of the palette's colour in white, so that black text is read on every one
+
+
+class Paint(NamedTuple):
+    """How one token is drawn."""
+
+    text: str
+    group: int | None  # its expert or device; None where another one is highlighted
+    struck: bool  # the pair that gave it its colour is dropped
+    note: str  # all its experts, gates and drops
+
+
+@dataclass(frozen=True)
+class Html:
+    """Markup that a notebook shows by itself; `str` gives it to anything else."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return self.text
+
+
+def paints(
+    tokens: Sequence[str],
+    routing: Routing,
+    *,
+    by: By = "device",
+    num_devices: int = 1,
+    sequence: int = 0,
+    choice: int = 0,
+    highlight: int | None = None,
+) -> list[Paint]:
+    """The T `tokens` of one sequence by their `choice`-th expert (0: highest affinity) or its device.
+
+    `highlight` paints one expert or device alone. Raises ValueError where these do not fit the routing of one layer.
+    """
+    batch, length, num_experts = routing.affinities.shape
+    top_k = routing.experts.shape[-1]
+    rules = {
+        "by": (by, "expert or device", by in ("expert", "device")),
+        "num_devices": (
+            num_devices,
+            f"a divisor of {num_experts} experts",
+            num_devices > 0 and num_experts % num_devices == 0,
+        ),
+        "sequence": (sequence, f"0 to {batch - 1}", 0 <= sequence < batch),
+        "choice": (choice, f"0 to {top_k - 1}", 0 <= choice < top_k),
+        "tokens": (len(tokens), f"as many as were routed, {length}", len(tokens) == length),
+    }
+    for field, (value, valid, good) in rules.items():
+        if not good:
+            raise ValueError(f"{field}={value}: {valid}")
+    per_device = num_experts // num_devices
+    experts, gates = routing.experts[sequence].tolist(), routing.gates[sequence].tolist()
+    dropped = [[False] * top_k] * length if routing.dropped is None else routing.dropped[sequence].tolist()
+    painted = []
+    for text, chosen, weights, drops in zip(tokens, experts, gates, dropped, strict=True):
+        group = chosen[choice] if by == "expert" else chosen[choice] // per_device
+        shown = group if highlight in (None, group) else None
+        painted.append(Paint(text, shown, drops[choice], _note(chosen, weights, drops, per_device)))
+    return painted
+
+
+def _note(experts: list[int], gates: list[float], dropped: list[bool], per_device: int) -> str:
+    return "\n".join(
+        f"expert {expert} on device {expert // per_device}, gate {gate:.3f}" + (", dropped" if drop else "")
+        for expert, gate, drop in zip(experts, gates, dropped, strict=True)
+    )
+
+
+def colours(count: int) -> list[tuple[float, float, float]]:
+    """A light colour for each of so many groups: up to ten that the colour-blind tell apart, else even hues."""
+    import seaborn as sns
+
+    palette = sns.color_palette("colorblind", count) if count <= 10 else sns.husl_palette(count, l=0.6)
+    red, green, blue = ([1 - TINT * (1 - colour[i]) for colour in palette] for i in range(3))
+    return list(zip(red, green, blue, strict=True))
+
+
+def num_groups(routing: Routing, by: By, num_devices: int) -> int:
+    return routing.affinities.shape[-1] if by == "expert" else num_devices
+
+
+def paint_html(
+    tokens: Sequence[str],
+    routing: Routing,
+    *,
+    by: By = "device",
+    num_devices: int = 1,
+    sequence: int = 0,
+    choice: int = 0,
+    highlight: int | None = None,
+    title: str | None = None,
+) -> Html:
+    """`paints` as HTML that needs nothing else: a tooltip names all experts of a token, dropped ones are struck.
+
+    With more than ten groups hues alone do not tell them apart: hover, or use `highlight`.
+    """
+    painted = paints(
+        tokens, routing, by=by, num_devices=num_devices, sequence=sequence, choice=choice, highlight=highlight
+    )
+    palette = [
+        f"rgb({','.join(str(round(255 * part)) for part in c)})" for c in colours(num_groups(routing, by, num_devices))
+    ]
+    used = sorted({paint.group for paint in painted if paint.group is not None})
+    key = " ".join(f'<span style="background:{palette[group]}">&nbsp;{group}&nbsp;</span>' for group in used)
+    head = f"<b>{html.escape(title)}</b><br>" if title else ""
+    body = "".join(_span(paint, palette) for paint in painted)
+    block = "font-family:monospace;white-space:pre-wrap;line-height:1.6;color:black;background:white;padding:.5em"
+    return Html(f'<div style="{block}">{head}{by}: {key}\n\n{body}</div>')
+
+
+def _span(paint: Paint, palette: list[str]) -> str:
+    style = f"background:{palette[paint.group]}" if paint.group is not None else ""
+    style += ";text-decoration:line-through 2px" if paint.struck else ""
+    text = html.escape(visible(paint.text))
+    return f'<span style="{style}" title="{html.escape(paint.note)}">{text}</span>'
+
+
+def visible(token: str) -> str:
+    """The token with its line breaks shown before they are made."""
+    return token.replace("\r", "").replace("\n", "↵\n")
