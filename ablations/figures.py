@@ -9,6 +9,9 @@ import pandas as pd
 
 from ablations.summary import StudyText
 from dsv2.analysis import plots
+from dsv2.analysis.factorial import Term
+from dsv2.analysis.plots_cost import loss_over_budgets
+from dsv2.analysis.plots_factorial import factorial_forest
 from dsv2.analysis.verdicts import Effect
 
 DPI = 150
@@ -27,7 +30,9 @@ def draw(
     results: pd.DataFrame,
     metrics: pd.DataFrame,
     routing: pd.DataFrame | None,
+    accounting: pd.DataFrame,
     effects: Sequence[Effect],
+    terms: Sequence[Term],
     step_floor: Mapping[str, float],
     final_floor: Mapping[str, float],
 ) -> tuple[Picture, ...]:
@@ -42,11 +47,14 @@ def draw(
     pictures = []
     if any(effect.n > 1 for effect in effects):
         text = (
-            f"Each arm minus {study.baseline}, paired by seed, with 95% t intervals. Filled: better or worse after "
-            "Holm's correction; square: equivalent within the margin (grey band); hollow: neither."
+            f"Each arm minus {' or '.join(study.families())}, paired by seed, with 95% t intervals. Filled: better or "
+            "worse after Holm's correction; square: equivalent within the margin (grey band); hollow: neither."
         )
         figure = plots.forest(effects, margins=study.margin, directions=study.metrics)
         pictures.append(_picture("effects", text, figure))
+    if terms:
+        text = "Main effects and, below the line, interactions, with 95% t intervals. Filled: decided after Holm."
+        pictures.append(_picture("factors", text, factorial_forest(terms, directions=study.metrics)))
     for metric in dict.fromkeys([study.metric, "val/loss"]):
         if metric in results and results[metric].notna().any():
             text = f"{metric} of every seed at the end; bar: mean; grey lines join the arms of one seed."
@@ -55,10 +63,16 @@ def draw(
     if "val/loss" in logged:
         axes = plots.loss_over_tokens(metrics, arms=arms)
         pictures.append(_picture("loss", f"Validation loss over training, {over}.", axes))
-        if len(arms) > 1 and {study.baseline} < set(metrics["arm"]):
-            text = f"Validation loss minus that of {study.baseline} at the same seed, {over}."
-            axes = plots.difference_over_tokens(metrics, study.baseline, arms=arms)
-            pictures.append(_picture("loss_difference", text, axes))
+        for baseline, family in study.families().items():
+            if {baseline} < (set(metrics["arm"]) & set(family)):
+                text = f"Validation loss minus that of {baseline} at the same seed, {over}."
+                mine = metrics[metrics["arm"].isin(family)]
+                axes = plots.difference_over_tokens(mine, baseline, arms=arms)
+                name = "loss_difference" if baseline == study.baseline else f"loss_difference_{baseline}"
+                pictures.append(_picture(name, text, axes))
+    if {"val/loss", "perf/tokens_per_s"} <= logged:
+        text = f"Validation loss over tokens, training FLOPs and seconds, {over}."
+        pictures.append(_picture("budgets", text, loss_over_budgets(metrics, accounting, arms=arms)))
     if logged & set(plots.IMBALANCE):
         text = f"Balance over training, {over}" + ("; dashed: a router that chooses at random." if step_floor else ".")
         figure = plots.imbalance_over_training(metrics, floor=step_floor, arms=arms)

@@ -1,7 +1,7 @@
 """`python -m dsv2.train [overrides]`: train one model. A plain Hydra application.
 
-`study=NAME arm=ARM [scale=...] [probe=...] [seed=...]` stand for all overrides of that arm, so that a W&B agent or a job
-can train one trial of a study, into the study's own folder.
+`study=NAME arm=ARM [scale=...] [probe=...] [seed=...]` stand for all overrides of that arm, so that a W&B agent or a
+job can train one trial of a study, into the study's own folder.
 
 The last line on stdout is the path of the run directory, `runs/train/<fingerprint>`. Exit status: 2 for a mistake in
 the configuration, 1 for a run that failed or diverged, 130 and 143 for one that was stopped.

@@ -154,7 +154,7 @@ def test_dense_studies_have_no_routing_figures_and_stale_ones_go(tmp_path: Path)
     (tmp_path / "figures" / "expert_load.png").write_bytes(b"old")
     _, markdown = report(text_of(tables, {"val/loss": "lower"}), tables, tmp_path, routing=False)
     names = {path.stem for path in (tmp_path / "figures").iterdir()}
-    assert names == {"effects", "loss", "loss_difference", "val_loss_by_arm"}
+    assert names == {"effects", "loss", "loss_difference", "budgets", "val_loss_by_arm"}
     assert "routing" not in markdown
 
 

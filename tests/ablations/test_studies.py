@@ -209,7 +209,7 @@ def test_a_study_of_ones_own_is_a_path(tmp_path):
     node = yaml.safe_load((CONFIG_DIR / "sweep" / "kv_rank.yaml").read_text())
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(node))
     assert study(f"{tmp_path}/mine.yaml").folder.parts[-2:] == ("mine", "smoke")
-    with pytest.raises(ConfigError, match="there is no .*yours.yaml"):
+    with pytest.raises(ConfigError, match=r"there is no .*yours\.yaml"):
         study(f"{tmp_path}/yours.yaml")
 
 

@@ -18,7 +18,7 @@ from dsv2.analysis.verdicts import paired_values
 def factorial_forest(
     terms: Sequence[Term], *, directions: Mapping[str, str] | None = None, title: str | None = None
 ) -> Figure:
-    """Each term with its 95% interval, a panel a metric; interactions below the line. Filled where decided after Holm."""
+    """Each term with its 95% interval, a panel a metric; interactions below the line. Filled: decided after Holm."""
     metrics, names = (list(dict.fromkeys(t.metric for t in terms)), list(dict.fromkeys(t.term for t in terms)))
     mains = len({term.term for term in terms if term.order == 1})
     colour = sns.color_palette("colorblind")[0]

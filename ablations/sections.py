@@ -1,0 +1,201 @@
+"""The sections of a report: paragraphs, a table and figures each, out of the tables that the trials left behind."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pandas as pd
+
+from ablations.summary import StudyText, arm_statistics, finished, number, spread
+from dsv2.analysis.budgets import loss_at_equal
+from dsv2.analysis.factorial import FACTORIAL_RULE, Term, factorial, factorial_rows, factorial_text
+from dsv2.analysis.statistics import ALPHA, detectable_in_sd
+from dsv2.analysis.verdicts import RULE, Effect, difference_text
+from dsv2.metrics import quantity
+
+if TYPE_CHECKING:
+    from ablations.figures import Picture
+
+
+class Table(NamedTuple):
+    header: list[str]
+    rows: list[list[str]]
+
+
+class Section(NamedTuple):
+    title: str
+    paragraphs: list[str]
+    table: Table | None = None
+    pictures: "tuple[Picture, ...]" = ()
+
+
+def sections_of(
+    study: StudyText,
+    results: pd.DataFrame,
+    metrics: pd.DataFrame,
+    effects: Sequence[Effect],
+    terms: Sequence[Term],
+    accounting: pd.DataFrame,
+    provenance: Mapping[str, Any],
+    others: list[str],
+    pictures: "tuple[Picture, ...]",
+    floor: Mapping[str, float],
+) -> list[Section]:
+    """Every section that the tables allow, in the order of a report."""
+    arms = "; ".join(f"{arm}: {text}" for arm, text in study.arms.items())
+    ran = finished(results)
+    trials = (
+        f"{len(ran)} of {len(study.arms) * len(study.seeds)} trials finished, {ran['seconds'].sum():,.0f} s in all."
+    )
+    flat = pd.json_normalize(dict(provenance)).to_dict("records")[0] if provenance else {}
+    changed = any(str(key).endswith("dirty") and bool(value) for key, value in flat.items())
+    dirty = ["The code had uncommitted changes: the commit alone does not reproduce this."] if changed else []
+    sections = [
+        Section("The other metrics", others) if others else None,
+        Section("Question", [study.question, f"Predicted: {study.prediction}", f"Arms - {arms}."]),
+        Section(
+            "Results by arm", [f"Mean ± standard deviation over seeds. {trials}"], _arm_table(study, results, floor)
+        ),
+        Section("Figures", [], None, pictures) if pictures else None,
+        Section("Effects", [RULE], _effect_table(effects)) if effects else None,
+        Section(
+            "Main effects and interactions", [FACTORIAL_RULE, *factorial_text(terms)], Table(*factorial_rows(terms))
+        )
+        if terms
+        else None,
+        _probes(study, results),
+        _at_equal(study, metrics, accounting),
+        Section("What could have been detected", *_detectable(study, effects)) if effects else None,
+        Section("Held equal", [], _equality(study, accounting)),
+        Section("Published", [study.published]) if study.published else None,
+        Section("Accounting", [], Table(list(accounting.columns), _cells(accounting))),
+        Section("Provenance", dirty, Table(["what", "value"], [[str(k), str(v)] for k, v in flat.items()])),
+    ]
+    return [section for section in sections if section is not None]
+
+
+def factorial_terms(study: StudyText, results: pd.DataFrame) -> list[Term]:
+    """Main effects and interactions in every judged metric, of a study whose arms are a grid."""
+    factors = {
+        arm: {key.rpartition(".")[2]: level for key, level in cell.items()} for arm, cell in study.levels.items()
+    }
+    varied = [name for name in next(iter(factors.values()), {}) if len({str(c[name]) for c in factors.values()}) > 1]
+    design = {arm: {name: cell[name] for name in varied} for arm, cell in factors.items()}
+    if not varied:
+        return []
+    return [
+        term
+        for metric, direction in study.metrics.items()
+        if metric in results
+        for term in factorial(results, metric, design, seeds=list(study.seeds), direction=direction)
+    ]
+
+
+def _factors(terms: Sequence[Term]) -> Section:
+    text = [FACTORIAL_RULE, *factorial_text(terms)]
+    return Section("Main effects and interactions", text, Table(*factorial_rows(terms)))
+
+
+def _probes(study: StudyText, results: pd.DataFrame) -> Section | None:
+    """Tasks are learned in a sharp transition, so a mean over seeds hides what a share of seeds tells."""
+    probes = [column.removesuffix("/steps_to_half") for column in results if column.endswith("/steps_to_half")]
+    if not probes:
+        return None
+    rows = []
+    for arm in study.arms:
+        mine, cells = finished(results[results["arm"] == arm]), []
+        for probe in probes:
+            steps = mine[f"{probe}/steps_to_half"]
+            made = steps[steps < math.inf]
+            median = f", median step {made.median():,.0f}" if len(made) else ""
+            cells.append(f"{len(made)} of {len(mine)}{median}; {spread(mine[f'{probe}/accuracy'].mean(), math.nan)}")
+        rows.append([arm, *cells])
+    text = (
+        "Every arm was also trained on each task alone. How many seeds came to answer half of the questions and when, "
+        "then the mean accuracy at the end. Such tasks are learned all at once: with few seeds the share is the result."
+    )
+    return Section("Tasks", [text], Table(["arm", *probes], rows))
+
+
+def _at_equal(study: StudyText, metrics: pd.DataFrame, accounting: pd.DataFrame) -> Section | None:
+    """Who is ahead depends on what is held equal: tokens, FLOPs or seconds."""
+    logged = set(metrics["metric"])
+    if not {"val/loss", "perf/tokens_per_s"} <= logged:
+        return None
+    table = loss_at_equal(metrics, accounting)
+    means, sds = table.groupby("arm").mean(numeric_only=True), table.groupby("arm").std(numeric_only=True)
+    columns = ("per_token", "per_flop", "per_second")
+    rows = [
+        [arm, *(spread(means.loc[arm, column], sds.loc[arm, column]) for column in columns)]
+        for arm in study.arms
+        if arm in means.index
+    ]
+    text = (
+        f"Validation loss (mean ± standard deviation) at the largest budget that every trial reached: "
+        f"{table.attrs['tokens']:,.0f} tokens, {table.attrs['flops']:.3g} training FLOPs, "
+        f"{table.attrs['seconds']:.3g} seconds. Seconds are those of a machine that ran several trials at once."
+    )
+    return Section("Per token, per FLOP and per second", [text], Table(["arm", "tokens", "FLOPs", "seconds"], rows))
+
+
+def _cells(table: pd.DataFrame) -> list[list[str]]:
+    return [[number(value) for value in row] for row in table.itertuples(index=False)]
+
+
+def _arm_table(study: StudyText, results: pd.DataFrame, floor: Mapping[str, float]) -> Table:
+    table = arm_statistics(study, results)
+    judged = [metric for metric in study.metrics if f"{metric} mean" in table]
+    rows = [
+        [row["arm"], str(row["n"]), *(spread(row[f"{m} mean"], row[f"{m} sd"]) for m in judged)]
+        for row in table.to_dict("records")
+    ]
+    if any(metric in floor for metric in judged):
+        rows.append(["random router", "", *(number(floor.get(metric)) for metric in judged)])
+    return Table(["arm", "n", *(quantity(metric).short for metric in judged)], rows)
+
+
+def _effect_table(effects: Sequence[Effect]) -> Table:
+    header = ["metric", "arm", "difference [95% t]", "[95% BCa]", "p (Holm)", "p (sign flip)", "verdict", "note"]
+    rows = []
+    for effect in effects:
+        bca = difference_text(effect.mean, effect.bca_low, effect.bca_high)
+        rows.append(
+            [
+                quantity(effect.metric).short,
+                effect.arm,
+                difference_text(effect.mean, effect.low, effect.high),
+                bca.partition(" ")[2],
+                "" if math.isnan(effect.p_holm) else f"{effect.p_holm:.2g}",
+                f"{effect.p_sign_flip:.2g}",
+                effect.word,
+                effect.note,
+            ]
+        )
+    return Table(header, rows)
+
+
+def _detectable(study: StudyText, effects: Sequence[Effect]) -> tuple[list[str], Table]:
+    rows = []
+    for metric in dict.fromkeys(effect.metric for effect in effects):
+        found = [effect.detectable for effect in effects if effect.metric == metric]
+        rows.append([quantity(metric).short, number(min(found)), number(max(found)), number(study.margin.get(metric))])
+    family = max(len(study.arms) - 1, 1)
+    in_sd = detectable_in_sd(len(study.seeds), ALPHA / family)
+    text = (
+        f"With {len(study.seeds)} seeds and {family} arms compared, a true difference is found in four of five such "
+        f"studies when it is {in_sd:.2g} standard deviations of the paired differences; smaller ones would often "
+        "have been missed. By the spread seen here, from the quietest arm to the noisiest:"
+    )
+    return [text], Table(["metric", "smallest found, from", "to", "margin stated"], rows)
+
+
+def _equality(study: StudyText, accounting: pd.DataFrame) -> Table:
+    """What the study holds equal, and how equal every accounted number came out over the arms."""
+    rows = []
+    for column in accounting.select_dtypes("number").columns:
+        low, high = accounting[column].min(), accounting[column].max()
+        apart = "equal" if low == high else f"{(high - low) / max(abs(high), abs(low)):.2%} apart"
+        rows.append([str(column), "yes" if column in study.equal else "", number(low), number(high), apart])
+    named = {row[0] for row in rows}
+    rows += [[thing, "yes", "", "", ""] for thing in study.equal if thing not in named]
+    return Table(["quantity", "held equal", "lowest arm", "highest arm", "over the arms"], rows)
