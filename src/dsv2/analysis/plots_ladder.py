@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 from dsv2.analysis.ladder import Ladder, Prediction, band
 from dsv2.analysis.statistics import Values, t_interval
@@ -124,7 +124,8 @@ def _foretold(ax: Axes, one: Prediction, colour: str, step: int) -> None:
 def _finish(ax: Axes, title: str | None) -> None:
     low, high = ax.get_xlim()
     if high < 15 * low:
-        ax.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))  # within a decade these are labelled, and more collide
+        ax.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))  # within a decade these are labelled; more would collide
+        ax.xaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
     ax.set_xlabel("training compute (FLOPs)")
     columns = 3 if max((len(text) for text in ax.get_legend_handles_labels()[1]), default=0) < 12 else 2
     ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.22), ncols=columns)
