@@ -65,8 +65,9 @@ def expanded(words: list[str]) -> list[str]:
     from dsv2.study import Plan
 
     plan = Plan(given["study"], given.get("scale", "smoke"))
+    probe = None if given.get("probe") in (None, "null") else given["probe"]
     flags = [word for word in words if "=" not in word]
-    own = [*plan.words(given["arm"], given.get("probe")), f"study={plan.name}", f"scale={plan.scale}"]
+    own = [*plan.words(given["arm"], probe), f"study={plan.name}", f"scale={plan.scale}"]
     rest = [word for word in words if "=" in word and not word.startswith(("study=", "scale=", "seed="))]
     seed = given.get("seed", "0")
     if not seed.isdigit():

@@ -1,0 +1,70 @@
+"""`python -m ablations.wandb_sweeps`: write `configs/wandb/<study>.yaml`, a W&B sweep file for every study.
+
+    wandb sweep configs/wandb/balance_losses.yaml     # prints the id of the sweep
+    wandb agent ENTITY/dsv2/ID                        # on as many machines as there are
+
+An agent trains one trial after another with `python -m dsv2.train study=... arm=... seed=...` into the study's folder, so
+that `python -m ablations.report` judges what agents have trained as it does any other trials. For another scale change
+`parameters.scale.value` and, where the scale has other seeds, `parameters.seed.values`.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dsv2.config import CONFIG_DIR
+from dsv2.files import write_text
+from dsv2.study import Plan
+
+SCALE = "smoke"
+HEADER = "# Made from configs/sweep/{name}.yaml by `python -m ablations.wandb_sweeps`: edit the study, not this file.\n"
+
+
+def studies() -> list[str]:
+    return sorted(path.stem for path in (CONFIG_DIR / "sweep").glob("*.yaml"))
+
+
+def path_of(name: str) -> Path:
+    return CONFIG_DIR / "wandb" / f"{name}.yaml"
+
+
+def sweep_file(name: str) -> str:
+    """The text of a study's sweep file: every arm with every seed, on the study's data and on its probes."""
+    plan = Plan(name, SCALE)
+    parameters: dict[str, Any] = {
+        "study": {"value": name},
+        "scale": {"value": SCALE},
+        "arm": {"values": list(plan.arms)},
+        "seed": {"values": list(plan.seeds)},
+    }
+    if plan.probes:
+        parameters["probe"] = {"values": ["null", *plan.probes]}
+    goal = {"lower": "minimize", "higher": "maximize"}[plan.file.judged[plan.file.metric]]
+    sweep = {
+        "name": name,
+        "project": "dsv2",
+        "description": " ".join(plan.file.question.split()),
+        "method": "grid",
+        "metric": {"name": plan.file.metric, "goal": goal},
+        "parameters": parameters,
+        "command": ["${env}", "${interpreter}", "-m", "dsv2.train", "${args_no_hyphens}", "logger.wandb.mode=online"],
+    }
+    return HEADER.format(name=name) + yaml.safe_dump(sweep, sort_keys=False, width=120)
+
+
+def main() -> int:
+    """Write every file; those of studies that are gone are removed."""
+    for name in studies():
+        path_of(name).parent.mkdir(exist_ok=True)
+        write_text(path_of(name), sweep_file(name))
+        print(path_of(name))
+    for path in path_of("").parent.glob("*.yaml"):
+        if path.stem not in studies():
+            path.unlink()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""W&B's sweep files are in step with the studies, valid by W&B's own schema, and each trial they name can be trained."""
+
+import itertools
+
+import pytest
+import yaml
+
+from ablations import study
+from ablations.wandb_sweeps import path_of, studies, sweep_file
+from dsv2.config import ConfigError, compose
+from dsv2.run import from_plain
+from dsv2.train import expanded
+
+
+@pytest.mark.parametrize("name", studies())
+def test_the_files_are_in_step_with_the_studies(name):
+    assert path_of(name).read_text() == sweep_file(name), "run python -m ablations.wandb_sweeps"
+
+
+def test_there_is_a_file_for_every_study_and_no_other():
+    assert sorted(path.stem for path in path_of("").parent.glob("*.yaml")) == studies()
+
+
+@pytest.mark.parametrize("name", studies())
+@pytest.mark.filterwarnings("ignore::UserWarning")  # `sweeps` speaks to an older pydantic
+def test_the_files_are_valid_by_the_official_schema(name):
+    from sweeps.config.schema import sweep_config_jsonschema, validator
+
+    sweep = yaml.safe_load(path_of(name).read_text())
+    assert not list(validator.iter_errors(sweep))
+    assert not any(mark in key for key in sweep["parameters"] for mark in "/+")
+    assert list(validator.iter_errors(sweep | {"method": "guess"}))
+    assert "parameters" in sweep_config_jsonschema["required"]
+
+
+@pytest.mark.parametrize("name", ["balance_losses", "attention_dense", "aa"])
+def test_an_agent_trains_exactly_the_studys_trials(name):
+    parameters = yaml.safe_load(path_of(name).read_text())["parameters"]
+    options = [parameter.get("values", [parameter.get("value")]) for parameter in parameters.values()]
+    few = [values[:2] for values in options]
+    wanted = {trial.folder.name for trial in study(name).trials}
+    made = set()
+    for values in itertools.product(*few):
+        words = expanded([f"{key}={value}" for key, value in zip(parameters, values, strict=True)])
+        made.add(from_plain(compose(words)).fingerprint())
+    assert made <= wanted
+    assert len(made) == len(list(itertools.product(*few)))
+
+
+def test_the_command_line_of_an_arm():
+    words = expanded(["--cfg", "job", "study=balance_losses", "arm=paper", "seed=3", "optim.lr=1e-4"])
+    assert words[:2] == ["--cfg", "job"]
+    assert "loss.device=0.05" in words
+    assert words[-2:] == ["optim.lr=1e-4", "seed=3"]
+    assert expanded(["arm=mine", "optim.lr=1e-4"]) == ["arm=mine", "optim.lr=1e-4"]
+    assert expanded(["study=aa", "arm=b", "seed=3"])[-1] == "seed=1003"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["study=nope", "arm=a"], "sweep='nope' is not valid: choose one of"),
+        (["study=aa", "arm=z"], "arm='z' is not valid: one of a, b, c, d"),
+        (["study=aa", "arm=a", "scale=huge"], "scale='huge' is not valid"),
+        (["study=aa", "arm=a", "seed=1,2"], "seed='1,2' is not valid: one seed"),
+        (["study=aa", "arm=a", "probe=recall"], "probe='recall' is not valid: one of this study's, which has none"),
+    ],
+)
+def test_bad_names_are_refused(words, message):
+    with pytest.raises(ConfigError, match=message):
+        expanded(words)
