@@ -1,4 +1,4 @@
-"""Parameters, FLOPs and cache sizes against the modules and against what was published."""
+"""Parameters, FLOPs and cache sizes against the modules and by hand; published figures are in test_published."""
 
 import json
 
@@ -46,23 +46,6 @@ def test_presets_agree_with_the_meta_device(preset):
 
 
 @pytest.mark.parametrize(
-    ("preset", "total", "active"),
-    [
-        ("v2", 235.74e9, 21.4e9),
-        ("v2_lite", 15.71e9, 2.66e9),
-        ("deepseek_moe_16b", 16.38e9, 2.83e9),
-        ("deepseek_moe_2b", 2.0e9, 0.3e9),
-        ("deepseek_7b", 6.91e9, 6.91e9),
-        ("deepseek_67b", 67.4e9, 67.4e9),
-    ],
-)
-def test_published_parameters(preset, total, active):
-    result = dsv2.account(dsv2.load([f"model={preset}"]).model)
-    assert result.total_params == pytest.approx(total, rel=0.025)
-    assert result.active_params == pytest.approx(active, rel=0.025 if preset != "deepseek_moe_2b" else 0.12)
-
-
-@pytest.mark.parametrize(
     ("overrides", "elements"),
     [
         (["model=v2_lite"], 15_552),
@@ -71,36 +54,8 @@ def test_published_parameters(preset, total, active):
         (["model=v2", "model/attention=mha", "model.attention.num_heads=56"], 860_160),
     ],
 )
-def test_published_cache_elements(overrides, elements):
+def test_cache_elements_of_table_9(overrides, elements):
     assert dsv2.account(dsv2.load(overrides).model).kv_elements_per_token == elements
-
-
-def test_the_abstracts_cache_reduction():
-    dense = dsv2.account(dsv2.load(["model=deepseek_67b"]).model, kv_bits=16).kv_bytes_per_token
-    latent = dsv2.account(dsv2.load(["model=v2"]).model, kv_bits=6).kv_bytes_per_token
-    assert 1 - latent / dense == pytest.approx(0.933, abs=0.0005)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "context", "tera"),
-    [
-        (["model=deepseek_7b"], 4096, 183.5),
-        (["model=deepseek_moe_16b"], 4096, 74.4),
-        (["model=deepseek_moe_2b", "model/ffn=dense"], 2048, 2.9),
-        (
-            [
-                "model=deepseek_moe_2b",
-                "model.shape={num_experts: 16, top_k: 2, num_shared: 0, expert_dim: 3408}",
-            ],
-            2048,
-            4.3,
-        ),
-        (["model=deepseek_moe_2b", "model/ffn=dense", "model.shape.ffn_dim=54528"], 2048, 24.6),
-    ],
-)
-def test_published_flops(overrides, context, tera):
-    result = dsv2.account(dsv2.load(overrides).model, context=context)
-    assert result.flops_per_token * context / 1e12 == pytest.approx(tera, rel=0.025)
 
 
 def test_the_command_prints_what_the_function_says(capsys):

@@ -1,0 +1,36 @@
+"""GPU hours and money of a training run. They follow from FLOPs only with a utilisation that someone measured."""
+
+from typing import NamedTuple
+
+from dsv2.config import ConfigError
+
+H800_PEAK = 989e12  # dense bfloat16 FLOPs a second
+
+
+class Cost(NamedTuple):
+    flops: float
+    gpu_hours: float
+    price: float
+
+
+def training_cost(
+    flops_per_token: float, tokens: float, mfu: float, peak_flops: float = H800_PEAK, price_per_hour: float = 0.0
+) -> Cost:
+    """What `tokens` tokens take on devices that reach the share `mfu` of `peak_flops`.
+
+    `mfu` counts these FLOPs alone, so it depends on how they are counted; recomputation, bubbles and waiting lower it.
+    """
+    for name, value in (("flops_per_token", flops_per_token), ("tokens", tokens), ("gpu_peak", peak_flops)):
+        if not value > 0:
+            raise ConfigError(name, value, "positive")
+    if not 0 < mfu <= 1:
+        raise ConfigError("mfu", mfu, "a share of the peak, above 0 and at most 1")
+    if not price_per_hour >= 0:
+        raise ConfigError("gpu_price", price_per_hour, "0 or more")
+    hours = flops_per_token * tokens / (mfu * peak_flops) / 3600
+    return Cost(flops_per_token * tokens, hours, hours * price_per_hour)
+
+
+def implied_mfu(flops_per_token: float, tokens: float, gpu_hours: float, peak_flops: float = H800_PEAK) -> float:
+    """The utilisation at which `tokens` tokens take so many GPU hours."""
+    return training_cost(flops_per_token, tokens, 1.0, peak_flops).gpu_hours / gpu_hours

@@ -1,0 +1,66 @@
+"""What expert parallelism sends: bytes of the all-to-all of one MoE layer, worked out for a router at random.
+
+E experts in D equal groups, one a device; K experts a token, M most devices a token.
+
+Conventions: a token travels to its experts and its result back, and both gradients the other way: four crossings of
+`dim` elements. Tokens are spread evenly over the same D devices, so 1 / D of all sends stay at home and cost nothing.
+A token is sent once a pair, to every expert it chose, or once a device, which is what the device limit and the
+communication loss (section 2.2.3) count; in the latter case the results of a device's experts come back summed.
+A router at random takes every K of the E experts equally often; with a limit it visits the smaller of M and the devices
+it would have visited, for the M with its best experts are the first M in the order of its affinities.
+"""
+
+from math import comb
+from typing import NamedTuple
+
+from dsv2.config import ConfigError
+from dsv2.models.ffn import SwiGLU
+from dsv2.models.moe.router import check_routing
+from dsv2.models.transformer import Transformer
+
+CROSSINGS = 4  # there and back, forward and backward
+
+
+class Traffic(NamedTuple):
+    """One MoE layer and token, averaged over tokens."""
+
+    num_devices: int  # D
+    max_devices: int | None  # M
+    top_k: int  # pairs a token
+    devices: float  # distinct devices a token reaches, router at random, no limit
+    devices_limited: float  # the same under the limit M
+    most_devices: int  # that any token can reach: min(K, D, M)
+    bytes_by_pair: float
+    bytes_by_device: float  # each token once to a device, no limit
+    bytes_by_device_limited: float
+
+
+def all_to_all(model: Transformer.Config, *, element_bytes: float = 2) -> Traffic | None:
+    """The traffic of a MoE layer's own D and M; None for a dense model."""
+    if element_bytes <= 0:
+        raise ConfigError("element_bytes", element_bytes, "positive")
+    ffn = model.ffn
+    if isinstance(ffn, SwiGLU.Config):
+        return None
+    most = min(ffn.top_k, ffn.num_devices if ffn.max_devices is None else ffn.max_devices)
+    free = expected_devices(ffn.num_experts, ffn.top_k, ffn.num_devices)
+    limited = expected_devices(ffn.num_experts, ffn.top_k, ffn.num_devices, ffn.max_devices)
+    one = CROSSINGS * model.dim * element_bytes * (1 - 1 / ffn.num_devices)
+    return Traffic(
+        ffn.num_devices, ffn.max_devices, ffn.top_k, free, limited, most, ffn.top_k * one, free * one, limited * one
+    )
+
+
+def expected_devices(num_experts: int, top_k: int, num_devices: int, max_devices: int | None = None) -> float:
+    """Mean number of distinct devices that a router at random sends a token to."""
+    check_routing(num_experts, top_k, num_devices, max_devices)
+    most = num_devices if max_devices is None else max_devices
+    group, ways = num_experts // num_devices, comb(num_experts, top_k)
+    mean = 0
+    for reached in range(1, num_devices + 1):
+        # choices of K experts that touch exactly `reached` given devices, by inclusion and exclusion
+        exact = sum(
+            (-1) ** (reached - some) * comb(reached, some) * comb(some * group, top_k) for some in range(reached + 1)
+        )
+        mean += min(reached, most) * comb(num_devices, reached) * exact
+    return mean / ways
