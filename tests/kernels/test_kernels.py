@@ -41,6 +41,19 @@ def test_rms_norm(shape):
     )
 
 
+def test_rms_norm_keeps_bfloat16_beside_float32_weights():
+    """As in MLA's latents while products run in bfloat16: a wider result would be cast back by every product."""
+    x, w = random(3, 64).bfloat16(), random(64, seed=1)
+    for function in (rms_norm, reference.rms_norm):
+        leaves = x.clone().requires_grad_(), w.clone().requires_grad_()
+        out = function(*leaves, 1e-6)
+        assert out.dtype == torch.bfloat16
+        wide = reference.rms_norm(x.float(), w, 1e-6)
+        assert torch.allclose(out.float(), wide, rtol=2**-7, atol=0)  # two roundings to 8 bits
+        out.float().sum().backward()
+        assert [leaf.grad.dtype for leaf in leaves] == [torch.bfloat16, torch.float32]
+
+
 @pytest.mark.parametrize("shape", [(1, 2), (3, 5, 14), (2, 64)])
 def test_swiglu(shape):
     compare(swiglu, reference.swiglu, random(*shape))

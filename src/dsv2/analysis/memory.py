@@ -98,10 +98,10 @@ def _attention(attention: AttentionConfig, dim: int, length: int, product: int) 
         queries, keys = heads * attention.head_dim, attention.num_kv_heads * attention.head_dim
         norm = product * keys + WIDE * attention.num_kv_heads if getattr(attention, "key_norm", False) else 0
         return _inputs(dim, 3, product) + norm + product * 2 * (queries + keys) + WIDE * heads
-    latents = product * attention.kv_latent_dim + WIDE + _inputs(attention.kv_latent_dim, 2, product)  # around its norm
+    latents = 2 * product * attention.kv_latent_dim + WIDE  # before and after its norm
     products = 4
     if attention.q_latent_dim is not None:
-        latents += product * attention.q_latent_dim + WIDE + _inputs(attention.q_latent_dim, 2, product)
+        latents += 2 * product * attention.q_latent_dim + WIDE
         products = 3
     width, v_dim = attention.head_dim + attention.rope_dim, attention.v_dim
     if v_dim > width:  # the one case without a fused kernel: the weights of all keys are kept

@@ -13,8 +13,7 @@ class _RMSNorm(torch.autograd.Function):
         norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         scale = (norm.square() / x.shape[-1] + eps).rsqrt()  # 1 / rms
         ctx.save_for_backward(x, w, scale)
-        normed = (wide * scale).to(x.dtype)
-        return normed.mul_(w) if normed.dtype == w.dtype else normed * w
+        return (wide * scale).to(x.dtype).mul_(w)  # in place, so that a wider weight does not widen the result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

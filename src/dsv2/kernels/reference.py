@@ -12,7 +12,7 @@ def rms_norm(x: Tensor, w: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * w over the last axis, computed in float32 or wider; same shape and dtype as x."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return w * normed.to(x.dtype)
+    return (w * normed.to(x.dtype)).to(x.dtype)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
