@@ -12,6 +12,11 @@ METRICS = {
     "val/loss": Quantity("val loss", "validation loss (nats/token)"),
     "val/bpb": Quantity("val bpb", "validation loss (bits/byte)"),
     "val/accuracy": Quantity("val accuracy", "validation tokens predicted (share)"),
+    "bench/cloze": Quantity("cloze", "cloze questions answered (share right)"),
+    "bench/cloze_margin": Quantity("cloze margin", "truth - best distractor (nats/byte)"),
+    "bench/copying": Quantity("copying", "second copy predicted (share of tokens)"),
+    "bench/copying_gain": Quantity("copying gain", "saved in a second copy (nats/token)"),
+    "bench/arithmetic": Quantity("arithmetic", "exercises answered (share right)"),
     "train/loss": Quantity("train loss", "training loss (nats/token)"),
     "train/ce": Quantity("train ce", "training cross-entropy (nats/token)"),
     "routing/max_violation": Quantity("expert violation", "busiest expert / mean - 1"),
@@ -31,7 +36,21 @@ METRICS = {
     "perf/tokens_per_s": Quantity("tokens/s", "tokens per second"),
 }
 
+CHANCE = {"bench/cloze": 1 / 4, "bench/arithmetic": 1 / 4, "bench/copying": 1 / 64, "bench/copying_gain": 0.0}
+
 
 def quantity(metric: str) -> Quantity:
     """How a logged metric is called in a figure or table; its own name where none is known."""
-    return METRICS.get(metric, Quantity(metric.rpartition("/")[2].replace("_", " "), metric))
+    if metric in METRICS:
+        return METRICS[metric]
+    whole, _, domain = metric.rpartition("_")
+    if whole in ("val/bpb", "bench/cloze"):
+        short, label = METRICS[whole]
+        return Quantity(f"{short} {domain}", f"{label}, {domain}")
+    return Quantity(metric.rpartition("/")[2].replace("_", " "), metric)
+
+
+def chance(metric: str) -> float | None:
+    """What a model gets that has learnt nothing but the form of the task; None where there is no such level."""
+    of_one_domain = metric.startswith("bench/cloze_") and metric not in METRICS
+    return CHANCE.get("bench/cloze" if of_one_domain else metric)

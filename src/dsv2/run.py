@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsv2.config import ConfigBase, ConfigError, compose, digest, plain, setting, structure
+from dsv2.data.corpora import Text
 from dsv2.data.source import Source
+from dsv2.evaluation.benchmarks import TextBenchmarks
 from dsv2.models.moe.layer import MoE
 from dsv2.models.transformer import Transformer
 from dsv2.training.loggers import Logging
@@ -28,6 +30,7 @@ class Run:
         loss: BalanceLoss.Config
         trainer: Training.Config
         logger: Logging.Config
+        benchmarks: TextBenchmarks.Config | None = None  # computed at the last step
         study: str | None = setting(None)  # which study, scale, arm and probe this run is of: names, not computation
         scale: str | None = setting(None)
         arm: str | None = setting(None)
@@ -41,6 +44,14 @@ class Run:
                 every = self.trainer.log_every
                 good = getattr(self.trainer, step) % every == 0
                 self.require(good, f"trainer.{step}", f"a multiple of trainer.log_every={every}")
+            if self.benchmarks is not None:
+                if not isinstance(self.data, Text.Config):
+                    raise ConfigError("benchmarks", "text", "none for data without text, as these synthetic sequences")
+                length = self.trainer.sequence_length
+                for name, tokens in self.benchmarks.lengths().items():
+                    fits = tokens <= length
+                    valid = f"{tokens} tokens a question, at most trainer.sequence_length={length}"
+                    self.require(fits, f"benchmarks.{name}", valid)
 
         @property
         def balanced(self) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dsv2.data.source import NOT_SCORED, Batch
+from dsv2.data.source import NOT_SCORED, Batch, count_bytes
 from dsv2.models.attention import MLA
 from dsv2.models.ffn import SwiGLU
 from dsv2.models.moe.dropping import Dropping
@@ -14,7 +14,7 @@ from dsv2.models.moe.layer import MoE
 from dsv2.models.transformer import Transformer
 from dsv2.training.evaluate import evaluate
 from tests import references
-from tests.tolerances import FLOAT32_MODULE
+from tests.tolerances import FLOAT32, FLOAT32_MODULE
 
 VOCAB, SEQUENCES, LENGTH = 11, 7, 5
 TOKEN_BYTES = np.array([0, 1, 1, 2, 3, 5, 1, 4, 2, 1, 7], dtype=np.int32)  # token 0 is no text
@@ -78,6 +78,40 @@ def test_loss_and_bits_per_byte_do_not_depend_on_the_batch_size(batch_size: int)
     assert found["val/bpb"] == pytest.approx(nats / num_bytes / math.log(2), rel=FLOAT32_MODULE)
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_accuracy_is_the_share_of_scored_targets_predicted(batch_size: int) -> None:
+    network, batch = model(), sequences()
+    with torch.no_grad():
+        predicted = network.eval()(batch.inputs).logits.argmax(-1)
+    batch.targets[0] = predicted[0]  # five are right, at least
+    right, scored = 0, 0
+    for guess, target in zip(predicted.flatten().tolist(), batch.targets.flatten().tolist(), strict=True):
+        scored += target != NOT_SCORED
+        right += target == guess
+    found = evaluate(network.train(), batch, batch_size=batch_size, token_bytes=None)
+    assert found["val/accuracy"] == right / scored
+    assert 0 < right < scored
+
+
+def test_bits_per_byte_of_domains_add_up() -> None:
+    """Each domain's is that of its targets alone; weighted by their bytes they make the whole."""
+    network, batch = model(), sequences()
+    domains = torch.tensor([0, 0, 0, 0, 2, 2, 2], dtype=torch.int8)[:, None].repeat(1, LENGTH)
+    domains[0, 3:] = 2  # a window with an end of a document in it
+    batch = batch._replace(domains=domains)
+    names = ("code", "empty", "words")
+    found = evaluate(network, batch, batch_size=3, token_bytes=TOKEN_BYTES, domains=names)
+    assert {name for name in found if "bpb" in name} == {"val/bpb", "val/bpb_code", "val/bpb_words"}
+    total = 0.0
+    for number, name in ((0, "code"), (2, "words")):
+        alone = batch._replace(targets=batch.targets.where(domains == number, NOT_SCORED))
+        own = evaluate(network, alone, batch_size=3, token_bytes=TOKEN_BYTES)["val/bpb"]
+        assert found[f"val/bpb_{name}"] == pytest.approx(own, rel=FLOAT32)
+        total += own * count_bytes(alone.targets, TOKEN_BYTES)
+    assert found["val/bpb"] == pytest.approx(total / count_bytes(batch.targets, TOKEN_BYTES), rel=FLOAT32)
+    assert "val/bpb_code" not in evaluate(network, batch, batch_size=3, token_bytes=TOKEN_BYTES, domains=("code",))
+
+
 def test_a_uniform_guess_costs_log_v() -> None:
     """Equal logits everywhere: ln V nats a token, and log2 V bits over the mean bytes of the scored targets."""
     network, batch = model(), sequences()
@@ -119,4 +153,4 @@ def test_the_mode_and_the_weights_stay(training: bool) -> None:
 
 def test_a_dense_model_routes_nothing() -> None:
     found = evaluate(model(SwiGLU.Config(width=8)), sequences(), batch_size=4, token_bytes=None)
-    assert found.keys() == {"val/loss"}
+    assert found.keys() == {"val/loss", "val/accuracy"}

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import dsv2
+from dsv2.config import ConfigError
 from dsv2.saved import load_model, load_run
 from dsv2.training import checkpoints, fit, process
 from dsv2.training.callbacks.recorder import Recorder
@@ -56,8 +57,17 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert results[0]["metrics"] == results[1]["metrics"]
 
 
+BENCHMARKS = [
+    "benchmarks=text",
+    "benchmarks.cloze_questions=8",
+    "benchmarks.cloze_context=12",
+    "benchmarks.copying_strings=4",
+    "benchmarks.copying_length=16",
+]
+
+
 def test_a_run_leaves_what_it_promises(quick, tmp_path):
-    run = dsv2.load([*quick, "study=s", "arm=a"])
+    run = dsv2.load([*quick, *BENCHMARKS, "study=s", "arm=a"])
     result = fit.fit(run, tmp_path / "run")
     assert result["status"] == "finished"
     assert (result["arm"], result["seed"], result["steps"], result["tokens"]) == ("a", 0, 12, 1536)
@@ -72,9 +82,12 @@ def test_a_run_leaves_what_it_promises(quick, tmp_path):
     promised = (
         "train/loss train/ce train/balance_expert train/balance_device train/balance_comm train/lr train/grad_norm"
     )
-    promised += " val/loss val/bpb routing/max_violation routing/entropy routing/dead_experts"
+    promised += " val/loss val/bpb val/accuracy routing/max_violation routing/entropy routing/dead_experts"
     promised += " routing/device_max_violation routing/drop_rate routing/devices_per_token"
     assert set(promised.split()) <= logged[-1].keys()
+    benchmarks = {"bench/cloze", "bench/cloze_margin", "bench/copying", "bench/copying_gain"}
+    assert [{name for name in row if name.startswith("bench/")} for row in logged] == [set()] * 5 + [benchmarks]
+    assert {name: result["metrics"][name] for name in benchmarks} == {name: logged[-1][name] for name in benchmarks}
     assert [row["train/lr"] for row in logged[:3]] == pytest.approx([3e-3 * s / 20 for s in (2, 4, 6)])  # warming up
     last = logged[-1]
     parts = last["train/balance_expert"] + last["train/balance_device"] + last["train/balance_comm"]
@@ -96,8 +109,8 @@ def test_a_finished_run_is_not_trained_again(quick, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("crash_at", [1, 4, 7, 12])
 def test_a_crashed_run_ends_as_if_it_had_not(quick, tmp_path, monkeypatch, crash_at):
-    quick = [*quick, "model.ffn.dropping={_target_: dsv2.models.moe.dropping.Dropping.Config, exempt_ratio: 0.5}"]
-    run = dsv2.load(quick)
+    dropping = "model.ffn.dropping={_target_: dsv2.models.moe.dropping.Dropping.Config, exempt_ratio: 0.5}"
+    run = dsv2.load([*quick, *BENCHMARKS, dropping])
     fit.fit(run, tmp_path / "whole")
     inner = Recorder.on_train_batch_end
 
@@ -116,6 +129,13 @@ def test_a_crashed_run_ends_as_if_it_had_not(quick, tmp_path, monkeypatch, crash
     torch.rand(1)  # whatever else drew random numbers meanwhile
     fit.fit(run, tmp_path / "killed")
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_corpus_too_small_for_its_benchmarks_costs_no_training(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(Module, "training_step", lambda *_: pytest.fail("trained"))
+    long = ["trainer.sequence_length=2000", "trainer.tokens=8000", "trainer.validation_tokens=2000"]
+    with pytest.raises(ConfigError, match=r"cloze_context=1900 is not valid: smaller: held-out"):
+        fit.fit(dsv2.load([*quick, *BENCHMARKS, *long, "benchmarks.cloze_context=1900"]), tmp_path / "run")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(quick, tmp_path, monkeypatch):

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from dsv2.analysis.accounting import account
 from dsv2.analysis.routing import Counts, Measures, count, mean_measures, measure
+from dsv2.data.packing import PackedText
 from dsv2.data.source import Source
+from dsv2.evaluation.benchmarks import TextBenchmarks
 from dsv2.files import replacing, sync, write_text
 from dsv2.training.evaluate import evaluate
 from dsv2.training.module import Module, Step
@@ -27,12 +29,16 @@ LOSSES = ("train/loss", "train/ce", "train/balance_expert", "train/balance_devic
 
 
 class Recorder(L.Callback):
-    """Logs every `log_every` steps, validates every `validate_every`, and both at the last step."""
+    """Logs every `log_every` steps, validates every `validate_every`; both, and the benchmarks, at the last step."""
 
     def __init__(self, module: Module, source: Source, folder: Path) -> None:
         run = module.config
         self.run, self.source, self.folder = run, source, folder
         self.validation = source.validation()
+        self.benchmarks: TextBenchmarks | None = None  # made now, so that a corpus too small for them costs no training
+        if run.benchmarks is not None:
+            assert isinstance(source, PackedText)  # the config takes no benchmarks for other data
+            self.benchmarks = run.benchmarks.build(source)
         self.num_steps = module.batches.num_steps
         self.flops_per_token = account(run.model, context=run.trainer.sequence_length).flops_per_token
         self.seconds = 0.0  # trained so far, over all attempts, validation left out
@@ -101,7 +107,10 @@ class Recorder(L.Callback):
                 self.validation,
                 batch_size=settings.batch.size,
                 token_bytes=self.source.token_bytes,
+                domains=self.source.domains,
             )
+        if final and self.benchmarks is not None:
+            row |= self.benchmarks.run(pl_module.model, batch_tokens=settings.batch.size * settings.sequence_length)
         self._record_routing(step)
         self.last |= row
         for logger in trainer.loggers:

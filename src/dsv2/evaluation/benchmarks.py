@@ -1,0 +1,88 @@
+"""What a trained model can do with text, in numbers that move at small scale: cloze, copying, arithmetic."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dsv2.config import ConfigBase
+from dsv2.data.packing import PackedText
+from dsv2.evaluation import cloze, copying, exercises
+from dsv2.evaluation.choice import Choice, answer
+from dsv2.models.transformer import Transformer
+
+
+class TextBenchmarks:
+    """Questions from a corpus: the same for all arms and seeds, a pure function of corpus, tokenizer and sizes."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ConfigBase):
+        cloze_questions: int = 256
+        cloze_context: int = 32  # tokens
+        cloze_continuation: int = 16  # tokens of each of the four
+        copying_strings: int = 32
+        copying_length: int = 24  # tokens of a string, which is shown twice
+        exercises: int = 64  # only for a corpus with the domain maths
+
+        def __post_init__(self) -> None:
+            for name in ("cloze_questions", "cloze_context", "cloze_continuation", "copying_strings", "exercises"):
+                self.require(getattr(self, name) > 0, name, "positive")
+            most = copying.SYMBOLS
+            self.require(2 <= self.copying_length <= most, "copying_length", f"2 to {most}, the different symbols")
+
+        def lengths(self) -> dict[str, int]:
+            """Tokens that a question takes, by the field that sets it; a model has to be trained on as many."""
+            cloze = self.cloze_context + self.cloze_continuation
+            return {"cloze_context": cloze, "copying_length": 2 * self.copying_length}
+
+        def build(self, source: PackedText) -> "TextBenchmarks":
+            return TextBenchmarks(self, source)
+
+    def __init__(self, config: Config, source: PackedText) -> None:
+        """Makes all questions. Raises ConfigError where the corpus has too little held-out text."""
+        tokenizer, held_out = source.store.tokenizer, source.store.val
+        self.domains, self.token_bytes = source.domains, tokenizer.token_bytes
+        self.cloze = cloze.questions(
+            held_out,
+            self.domains,
+            count=config.cloze_questions,
+            context=config.cloze_context,
+            continuation=config.cloze_continuation,
+        )
+        self.strings = copying.strings(held_out.tokens, count=config.copying_strings, length=config.copying_length)
+        self.exercises = list[Choice]()
+        if exercises.DOMAIN in self.domains:
+            self.exercises = exercises.questions(
+                tokenizer,
+                domain=self.domains.index(exercises.DOMAIN),
+                count=config.exercises,
+                longest=source.sequence_length,
+            )
+
+    def run(self, model: Transformer, *, batch_tokens: int) -> dict[str, float]:
+        """All of them, at most `batch_tokens` tokens a pass. Draws no random numbers."""
+        return {
+            **self.run_cloze(model, batch_tokens=batch_tokens),
+            **self.run_copying(model, batch_tokens=batch_tokens),
+            **(self.run_arithmetic(model, batch_tokens=batch_tokens) if self.exercises else {}),
+        }
+
+    def run_cloze(self, model: Transformer, *, batch_tokens: int) -> dict[str, float]:
+        """`bench/cloze`, the share of questions answered right; with several domains `bench/cloze_<domain>` as well;
+        and `bench/cloze_margin`, the mean nats a byte between the truth and the best distractor."""
+        answers = answer(model, self.cloze, self.token_bytes, batch_tokens=batch_tokens)
+        found = {"bench/cloze": float(answers.correct.mean()), "bench/cloze_margin": float(answers.margin.mean())}
+        if len(self.domains) > 1:
+            asked = np.array([question.domain for question in self.cloze])
+            for number in np.unique(asked):
+                found[f"bench/cloze_{self.domains[number]}"] = float(answers.correct[asked == number].mean())
+        return found
+
+    def run_copying(self, model: Transformer, *, batch_tokens: int) -> dict[str, float]:
+        """`bench/copying`, accuracy on the second copy, and `bench/copying_gain` in nats a token."""
+        found = copying.copy(model, self.strings, batch_tokens=batch_tokens)
+        return {"bench/copying": found.accuracy, "bench/copying_gain": found.gain}
+
+    def run_arithmetic(self, model: Transformer, *, batch_tokens: int) -> dict[str, float]:
+        """`bench/arithmetic`, the share of exercises whose answer was chosen."""
+        answers = answer(model, self.exercises, self.token_bytes, batch_tokens=batch_tokens)
+        return {"bench/arithmetic": float(answers.correct.mean())}

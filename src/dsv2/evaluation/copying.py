@@ -1,0 +1,48 @@
+"""In-context copying: a string of random tokens, shown twice; is the second copy predicted from the first?
+
+S strings, L tokens a string.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dsv2.config import ConfigError
+from dsv2.data.tokenizer import END_ID
+from dsv2.evaluation.scoring import Question, likelihoods
+from dsv2.models.transformer import Transformer
+
+SYMBOLS = 64  # the most frequent tokens; one of them guessed is right once in 64 times
+
+
+class Copied(NamedTuple):
+    accuracy: float  # of argmax over the whole vocabulary, on the second copy
+    gain: float  # nats a token that the second copy costs less than the first
+
+
+def strings(tokens: np.ndarray, *, count: int, length: int) -> np.ndarray:
+    """(S, L) int64: different tokens in each string, out of the SYMBOLS most frequent of `tokens`.
+
+    A pure function of the arguments. Raises ConfigError for strings longer than there are symbols.
+    """
+    if length > SYMBOLS:
+        raise ConfigError("benchmarks.copying_length", length, f"at most {SYMBOLS}, the different symbols of a string")
+    counts = np.bincount(tokens, minlength=SYMBOLS + 1)
+    counts[END_ID] = -1
+    frequent = np.argsort(-counts, kind="stable")[:SYMBOLS]
+    drawn = np.random.Philox(np.random.SeedSequence([count, length])).random_raw(count * SYMBOLS)
+    return frequent[np.argsort(drawn.reshape(count, SYMBOLS), axis=1, kind="stable")[:, :length]]
+
+
+def copy(model: Transformer, shown: np.ndarray, *, batch_tokens: int) -> Copied:
+    """Score the second copy of each string (S, L) against its first.
+
+    The first token of a copy is left out of both: that a copy begins there is not to be known.
+    """
+    asked: Sequence[Question] = [Question(row[:1], [*row[1:], *row]) for row in shown.tolist()]
+    found = likelihoods(model, asked, batch_tokens=batch_tokens)
+    length = shown.shape[1]
+    nats = np.array([one.nats for one in found])  # (S, 2 L - 1): L - 1 tokens of the first copy, L of the second
+    hits = np.array([one.hits for one in found])
+    return Copied(float(hits[:, length:].mean()), float(nats[:, length:].mean() - nats[:, : length - 1].mean()))
