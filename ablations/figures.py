@@ -51,32 +51,32 @@ def draw(
             "worse after Holm's correction; square: equivalent within the margin (grey band); hollow: neither."
         )
         figure = plots.forest(effects, margins=study.margin, directions=study.metrics)
-        pictures.append(_picture("effects", text, figure))
+        pictures.append(picture("effects", text, figure))
     if terms:
         text = "Main effects and, below the line, interactions, with 95% t intervals. Filled: decided after Holm."
-        pictures.append(_picture("factors", text, factorial_forest(terms, directions=study.metrics)))
+        pictures.append(picture("factors", text, factorial_forest(terms, directions=study.metrics)))
     for metric in dict.fromkeys([study.metric, "val/loss"]):
         if metric in results and results[metric].notna().any():
             text = f"{metric} of every seed at the end; bar: mean; grey lines join the arms of one seed."
             axes = plots.metric_by_arm(results, metric, floor=final_floor.get(metric), arms=arms)
-            pictures.append(_picture(_name(metric), text, axes))
+            pictures.append(picture(_name(metric), text, axes))
     if "val/loss" in logged:
         axes = plots.loss_over_tokens(metrics, arms=arms)
-        pictures.append(_picture("loss", f"Validation loss over training, {over}.", axes))
+        pictures.append(picture("loss", f"Validation loss over training, {over}.", axes))
         for baseline, family in study.families().items():
             if {baseline} < (set(metrics["arm"]) & set(family)):
                 text = f"Validation loss minus that of {baseline} at the same seed, {over}."
                 mine = metrics[metrics["arm"].isin(family)]
                 axes = plots.difference_over_tokens(mine, baseline, arms=arms)
                 name = "loss_difference" if baseline == study.baseline else f"loss_difference_{baseline}"
-                pictures.append(_picture(name, text, axes))
+                pictures.append(picture(name, text, axes))
     if {"val/loss", "perf/tokens_per_s"} <= logged:
         text = f"Validation loss over tokens, training FLOPs and seconds, {over}."
-        pictures.append(_picture("budgets", text, loss_over_budgets(metrics, accounting, arms=arms)))
+        pictures.append(picture("budgets", text, loss_over_budgets(metrics, accounting, arms=arms)))
     if logged & set(plots.IMBALANCE):
         text = f"Balance over training, {over}" + ("; dashed: a router that chooses at random." if step_floor else ".")
         figure = plots.imbalance_over_training(metrics, floor=step_floor, arms=arms)
-        pictures.append(_picture("imbalance", text, figure))
+        pictures.append(picture("imbalance", text, figure))
     if routing is not None and len(routing):
         routing = routing[routing["arm"].isin(arms) & routing["seed"].isin(list(study.seeds))]
     if routing is not None and len(routing):
@@ -85,12 +85,12 @@ def draw(
             f"Load of each expert over training, seed {seed} alone: 1 (white) is the mean. Experts are sorted by their "
             "final load in each panel, busiest on top."
         )
-        pictures.append(_picture("expert_load", text, plots.load_heatmap(routing, seed=seed, arms=arms)))
+        pictures.append(picture("expert_load", text, plots.load_heatmap(routing, seed=seed, arms=arms)))
         text = (
             "Load of the devices at the last logged step, busiest first, mean over seeds and layers. Hatched: over the "
             "budget of capacity factor 1.0, with its share of all pairs."
         )
-        pictures.append(_picture("device_load", text, plots.device_load(routing, arms=arms)))
+        pictures.append(picture("device_load", text, plots.device_load(routing, arms=arms)))
     return tuple(pictures)
 
 
@@ -98,7 +98,8 @@ def _name(metric: str) -> str:
     return metric.replace("/", "_") + "_by_arm"
 
 
-def _picture(name: str, caption: str, drawn: Any) -> Picture:
+def picture(name: str, caption: str, drawn: Any) -> Picture:
+    """A Figure, or the one of an Axes, as a PNG; it is closed."""
     figure = drawn.get_figure() if hasattr(drawn, "get_xlim") else drawn
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)

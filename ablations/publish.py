@@ -1,6 +1,8 @@
 """From a study's store to its report: collects what the trials left behind and has it judged and drawn.
 
-`python -m ablations.report sweep=NAME [scale=...]` rebuilds a report from what is stored, without training.
+`python -m ablations.report sweep=NAME [scale=...] [--table]` rebuilds a report from what is stored, without training;
+of several scales also that of their ladder. `--table` prints the results as the paper prints its Tables 8 and 9, and
+writes them as Markdown, LaTeX and HTML, instead.
 """
 
 import sys
@@ -8,15 +10,19 @@ from typing import Any
 
 from rich.console import Console
 
+from ablations.ladder import report_ladder
 from ablations.report import StudyText, write_report
 from ablations.run import parse
 from ablations.store import Results, results_of
 from ablations.studies import Study, stored
 from ablations.summary import verdict_table
+from ablations.tables import write_tables
 from dsv2.analysis.statistics import random_floor
 from dsv2.config import ConfigError
 from dsv2.models.moe.layer import MoE
 from dsv2.training.result import read_result
+
+TABLE = "--table"
 
 
 def report_study(study: Study, console: Console) -> None:
@@ -99,13 +105,22 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 0
     try:
-        request, overrides = parse(arguments)
+        request, overrides = parse([word for word in arguments if word != TABLE])
         if overrides:
             raise ConfigError("overrides", " ".join(overrides), "none: a report speaks of what was last run")
-        study = stored(request.sweep, request.scale)
-        if not study.folder.is_dir():
-            raise ConfigError("sweep", request.sweep, f"a study that has been run; there is nothing in {study.folder}")
-        report_study(study, Console())
+        studies = [stored(request.sweep, scale) for scale in request.scales]
+        for study in studies:
+            if not study.folder.is_dir():
+                valid = f"a study that has been run; there is nothing in {study.folder}"
+                raise ConfigError("sweep", request.sweep, valid)
+        console = Console()
+        for study in studies:
+            if TABLE in arguments:
+                print(write_tables(study, results_of(study), study.folder / "report"))
+            else:
+                report_study(study, console)
+        if len(studies) > 1:
+            report_ladder(studies, console)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -5,18 +5,17 @@ Needs no torch: everything is rebuilt from the tables that the trials left behin
 and is empty or None for dense models; `accounting` has one row an arm.
 """
 
-import base64
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ablations.sections import Section, factorial_terms, sections_of
+from ablations.page import write_page
+from ablations.sections import factorial_terms, sections_of
 from ablations.summary import StudyText, arm_statistics, chosen, finished, study_effects, summary, verdict_table
 from dsv2.analysis.verdicts import IncompleteStudy
-from dsv2.files import replacing
 
 __all__ = ["StudyText", "summary", "verdict_table", "write_report"]
 
@@ -56,48 +55,8 @@ def write_report(
     sections = sections_of(
         study, results, metrics, effects, terms, accounting, provenance, others, pictures, final_floor or {}
     )
-    files = {f"figures/{picture.name}.png": picture.png for picture in pictures}
-    for stale in set((folder / "figures").glob("*.png")) - {folder / name for name in files}:
-        stale.unlink(missing_ok=True)  # of an earlier report with other metrics
-    for name, data in files.items():
-        _write(folder / name, data)
-    _write(folder / "table.csv", arm_statistics(study, results).to_csv(index=False).encode())
-    _write(folder / "report.md", _markdown(study, headline, sections).encode())
-    _write(folder / "report.html", _html(study, headline, sections).encode())
-    return folder / "report.html"
-
-
-# ---- writing ---------------------------------------------------------------------------------------------------------
-
-
-def _markdown(study: StudyText, headline: str, sections: Sequence[Section]) -> str:
-    lines = [f"# {study.name} ({study.scale})", "", f"**{headline}**", ""]
-    for section in sections:
-        lines += [f"## {section.title}", ""]
-        for paragraph in section.paragraphs:
-            lines += [paragraph, ""]
-        if section.table:
-            cells = [section.table.header, ["---"] * len(section.table.header), *section.table.rows]
-            lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells] + [""]
-        for picture in section.pictures:
-            lines += [f"![{picture.caption}](figures/{picture.name}.png)", "", f"*{picture.caption}*", ""]
-    return "\n".join(lines)
-
-
-def _html(study: StudyText, headline: str, sections: Sequence[Section]) -> str:
-    import jinja2
-
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
-    template = environment.get_template("report.html.j2")
-    return template.render(study=study, headline=headline, sections=sections)
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as scratch:
-        scratch.write_bytes(data)
+    table = arm_statistics(study, results).to_csv(index=False)
+    return write_page(folder, f"{study.name} ({study.scale})", headline, sections, pictures, table)
 
 
 if __name__ == "__main__":

@@ -28,13 +28,18 @@ class Request(ConfigBase):
     """What the command line asks for, besides overrides of the trials."""
 
     sweep: str
-    scale: str = "smoke"
+    scale: str | tuple[str, ...] = "smoke"  # several: a ladder, its last report says what holds along it
     seeds: tuple[int, ...] | None = None
     workers: int | None = None
     launcher: Literal["local", "slurm", "ray"] = "local"
     dry_run: bool = False
 
+    @property
+    def scales(self) -> tuple[str, ...]:
+        return (self.scale,) if isinstance(self.scale, str) else self.scale
+
     def __post_init__(self) -> None:
+        self.require(len(set(self.scales)) == len(self.scales) > 0, "scale", "at least one, each once")
         self.require(self.workers is None or self.workers > 0, "workers", "at least 1")
 
 
@@ -115,17 +120,31 @@ def _main(arguments: list[str]) -> int:
     from ablations.studies import Study
 
     console = Console()
-    study = Study(request.sweep, request.scale, request.seeds, overrides)
-    show(study, console)
+    studies = [Study(request.sweep, scale, request.seeds, overrides) for scale in request.scales]
     if request.dry_run:
-        for arm, node in study.arms.items():
-            words = " ".join((*node.overrides, *(f"model.{key}={value}" for key, value in study.changes[arm].items())))
-            console.print(f"{arm}: {words}", highlight=False, markup=False, soft_wrap=True)
+        for study in studies:
+            show(study, console)
+            words(study, console)
         return 0
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, _terminate)
-    return 0 if study.run(workers=request.workers, launcher=request.launcher) else 1
+    finished = True
+    for study in studies:
+        show(study, console)
+        finished &= study.run(workers=request.workers, launcher=request.launcher)
+    if len(studies) > 1:
+        from ablations.ladder import report_ladder
+
+        report_ladder(studies, console)
+    return 0 if finished else 1
+
+
+def words(study: "Study", console: "Console") -> None:
+    """Print what every arm overrides, what the solver changed included."""
+    for arm, node in study.arms.items():
+        solved = [f"model.{key}={value}" for key, value in study.changes[arm].items()]
+        console.print(f"{arm}: {' '.join((*node.overrides, *solved))}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _terminate(number: int, frame: Any) -> None:

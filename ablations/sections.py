@@ -98,7 +98,8 @@ def _factors(terms: Sequence[Term]) -> Section:
 
 def _probes(study: StudyText, results: pd.DataFrame) -> Section | None:
     """Tasks are learned in a sharp transition, so a mean over seeds hides what a share of seeds tells."""
-    probes = [column.removesuffix("/steps_to_half") for column in results if column.endswith("/steps_to_half")]
+    names = list(map(str, results.columns))
+    probes = [name.removesuffix("/steps_to_half") for name in names if name.endswith("/steps_to_half")]
     if not probes:
         return None
     rows = []
@@ -126,7 +127,7 @@ def _at_equal(study: StudyText, metrics: pd.DataFrame, accounting: pd.DataFrame)
     means, sds = table.groupby("arm").mean(numeric_only=True), table.groupby("arm").std(numeric_only=True)
     columns = ("per_token", "per_flop", "per_second")
     rows = [
-        [arm, *(spread(means.loc[arm, column], sds.loc[arm, column]) for column in columns)]
+        [arm, *(spread(float(means[column][arm]), float(sds[column][arm])) for column in columns)]
         for arm in study.arms
         if arm in means.index
     ]

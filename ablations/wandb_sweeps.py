@@ -3,8 +3,8 @@
     wandb sweep configs/wandb/balance_losses.yaml     # prints the id of the sweep
     wandb agent ENTITY/dsv2/ID                        # on as many machines as there are
 
-An agent trains one trial after another with `python -m dsv2.train study=... arm=... seed=...` into the study's folder, so
-that `python -m ablations.report` judges what agents have trained as it does any other trials. For another scale change
+An agent trains one trial after another with `python -m dsv2.train study=... arm=... seed=...`, into the study's folder:
+`python -m ablations.report` judges what agents have trained as it does any other trials. For another scale change
 `parameters.scale.value` and, where the scale has other seeds, `parameters.seed.values`.
 """
 

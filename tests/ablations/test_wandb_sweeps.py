@@ -1,4 +1,4 @@
-"""W&B's sweep files are in step with the studies, valid by W&B's own schema, and each trial they name can be trained."""
+"""W&B sweep files: in step with the studies, valid by W&B's own schema, and every trial they name can be trained."""
 
 import itertools
 
