@@ -1,15 +1,15 @@
 """Runs a study's unfinished trials on an executor, watching them through the files they write."""
 
-import json
 import time
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
-from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
 
 from ablations.launch import WorkerDied, executor
+from ablations.progress import Progress
 from ablations.studies import Study, Trial
 from ablations.trial import Outcome, locked, run_trial
 from dsv2.config import plain
@@ -19,7 +19,6 @@ from dsv2.training.result import finished
 POLL_SECONDS = 0.5
 BUSY_SECONDS = 2.0  # between two looks at a trial that another runner has
 PLAIN_SECONDS = 15.0  # between two lines of progress where there is no terminal
-SURE_SECONDS = 5.0  # of progress, before a rate is told
 
 
 def run_study(study: Study, *, workers: int | None, launcher: str, console: Console | None = None) -> bool:
@@ -117,17 +116,12 @@ def _record(trial: Trial, error: Exception) -> Outcome:
 
 
 class _Watch:
-    """Progress over all trials in tokens, read from their `metrics.jsonl`; a bar on a terminal, lines elsewhere."""
+    """Progress over all trials, told as a bar on a terminal and as lines elsewhere."""
 
     def __init__(self, todo: list[Trial], console: Console) -> None:
-        self.todo, self.console = todo, console
-        self.totals = {trial.folder: trial.run.trainer.batches().total_tokens for trial in todo}
-        self.seen = {folder: tokens_logged(folder) for folder in self.totals}  # what earlier attempts left
-        self.from_tokens, self.from_time = sum(self.seen.values()), time.monotonic()  # what the rate counts from
-        self.moving = False  # workers take seconds to start; the rate counts from their first step
+        self.console, self.progress = console, Progress(todo)
         self.printed = time.monotonic()
-        self.finished, self.failed = 0, 0
-        self.bar = Progress(
+        self.bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -147,56 +141,19 @@ class _Watch:
 
     def ended(self, trial: Trial, outcome: Outcome) -> None:
         if outcome.status == "finished":
-            self.seen[trial.folder] = self.totals[trial.folder]
-            self.finished += 1
+            self.progress.end(trial, None)
             self.look()
-            self.console.print(f"  {trial.name} finished   {self.rate()}", highlight=False)
+            self.console.print(f"  {trial.name} finished   {self.progress.rate()}", highlight=False)
         else:
-            self.totals[trial.folder] = self.seen[trial.folder]  # the rest of it will not be trained
-            self.failed += 1
-            text = f"  {trial.name} {outcome.status}: {outcome.error}"
-            self.console.print(text, style="red", highlight=False, markup=False)
+            text = f"{outcome.status}: {outcome.error}"
+            self.progress.end(trial, text)
+            self.console.print(f"  {trial.name} {text}", style="red", highlight=False, markup=False)
         self.printed = time.monotonic()
 
     def look(self) -> None:
         """Update the bar; without a terminal print a line now and then."""
-        for folder, total in self.totals.items():
-            if self.seen[folder] < total:
-                self.seen[folder] = min(tokens_logged(folder), total)
-        done = sum(self.seen.values())
-        if done < self.from_tokens or (done > self.from_tokens and not self.moving):
-            self.moving = done > self.from_tokens  # less: a resumed trial went back to its checkpoint
-            self.from_tokens, self.from_time = done, time.monotonic()
-        self.bar.update(self.task, completed=self.finished + self.failed, rate=self.rate())
+        self.progress.look()
+        self.bar.update(self.task, completed=len(self.progress.errors), rate=self.progress.rate())
         if not self.console.is_terminal and time.monotonic() - self.printed > PLAIN_SECONDS:
-            ended = f"{self.finished} of {len(self.todo)} trials" + (f", {self.failed} failed" if self.failed else "")
-            self.console.print(f"  {ended}   {self.rate()}", highlight=False)
+            self.console.print(f"  {self.progress.count()}   {self.progress.rate()}", highlight=False)
             self.printed = time.monotonic()
-
-    def rate(self) -> str:
-        """Share of the tokens, tokens a second and time left; the latter two only once they mean something."""
-        done, total = sum(self.seen.values()), max(sum(self.totals.values()), 1)
-        share = f"{done / total:.0%} of {total / 1e6:,.1f}M tokens"
-        seconds = time.monotonic() - self.from_time
-        if not self.moving or seconds < SURE_SECONDS or done <= self.from_tokens:
-            return share
-        rate = (done - self.from_tokens) / seconds
-        minutes, seconds_left = divmod(round((total - done) / rate), 60)
-        left = (
-            f"{minutes // 60}:{minutes % 60:02d}:{seconds_left:02d}"
-            if minutes >= 60
-            else f"{minutes}:{seconds_left:02d}"
-        )
-        return f"{share}, {rate:,.0f} tok/s, {left} left"
-
-
-def tokens_logged(folder: Path) -> int:
-    """How far a trial's last complete line of metrics says it is, in tokens; 0 where there is none to be read."""
-    path = folder / "metrics.jsonl"
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 8192))
-            lines = file.read().split(b"\n")[:-1]
-        return int(json.loads(lines[-1])["tokens"]) if lines else 0
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return 0  # it is only for show

@@ -1,6 +1,7 @@
 """A study at a scale as trials: every arm with every seed, on the study's own data and on its probes."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,10 +65,29 @@ class Study(Plan):
         return pd.DataFrame(self.budgets())
 
     def run(self, workers: int | None = None, launcher: str = "local") -> bool:
-        """Run what is not finished yet and write the report; True if every trial finished."""
+        """Run what is not finished yet and write the report; True if every trial finished.
+
+        In a notebook the same command runs in a process of its own, shown live. It outlives an interrupted cell and a
+        restarted kernel, and this watches it again; `stop` ends it.
+        """
+        from ablations.attach import in_notebook
+
+        if in_notebook():
+            from ablations.live import run_live
+
+            return run_live(self, workers=workers, launcher=launcher)
         from ablations.runner import run_study
 
         return run_study(self, workers=workers, launcher=launcher)
+
+    def stop(self) -> bool:
+        """End the process that a notebook's `run` started, resumably; False where there is none."""
+        from ablations.attach import find
+
+        runner = find(self.folder)
+        if runner is not None:
+            runner.stop()
+        return runner is not None
 
     def remember(self) -> None:
         """Note what was asked for, so that results and reports of this store speak of the same trials."""
@@ -77,12 +97,15 @@ class Study(Plan):
         )
 
     @property
+    def arguments(self) -> list[str]:
+        """What `python -m ablations.run` is given to run it."""
+        seeds = [] if self.asked is None else [f"seeds=[{','.join(map(str, self.asked))}]"]
+        return [f"sweep={self.source}", f"scale={self.scale}", *seeds, *self.overrides]
+
+    @property
     def command(self) -> str:
         """What a user types to run it."""
-        seeds = [] if self.asked is None else [f"'seeds=[{','.join(map(str, self.asked))}]'"]
-        return " ".join(
-            ["python -m ablations.run", f"sweep={self.source}", f"scale={self.scale}", *seeds, *self.overrides]
-        )
+        return f"python -m ablations.run {shlex.join(self.arguments)}"
 
 
 def study(name: str, scale: str = "smoke", seeds: Sequence[int] | None = None, overrides: Sequence[str] = ()) -> Study:

@@ -15,8 +15,9 @@ from rich.console import Console
 
 from ablations import launch, runner, study
 from ablations.launch import JobPool, WorkerDied
+from ablations.progress import tokens_logged
 from ablations.run import main
-from ablations.runner import _run_all, _Watch, tokens_logged
+from ablations.runner import _run_all, _Watch
 from ablations.store import results_of
 from ablations.trial import LOCK, Outcome, locked, run_trial
 from dsv2.config import ConfigError, plain
@@ -186,24 +187,24 @@ def write_tokens(folder: Path, tokens: int) -> None:
 
 def test_the_rate_counts_from_the_first_step_and_leaves_out_what_failed(small, console, monkeypatch):
     clock = [1000.0]
-    monkeypatch.setattr(runner.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     first, second, *_ = two = small.trials[:2]
     write_tokens(first.folder, 400)  # of an attempt that was killed; its checkpoint is older
     watch = _Watch(two, console)
     clock[0] += 100  # workers start
     write_tokens(first.folder, 100)
     watch.look()
-    assert watch.rate() == "3% of 0.0M tokens"
+    assert watch.progress.rate() == "3% of 0.0M tokens"
     write_tokens(first.folder, 200)
     clock[0] += 1
     watch.look()
     write_tokens(first.folder, 1200)
     clock[0] += 10
     watch.look()
-    assert watch.rate() == "39% of 0.0M tokens, 100 tok/s, 0:19 left"
+    assert watch.progress.rate() == "39% of 0.0M tokens, 100 tok/s, 0:19 left"
     watch.ended(second, Outcome("failed", "why"))
     watch.look()
-    assert watch.rate() == "78% of 0.0M tokens, 100 tok/s, 0:03 left"
+    assert watch.progress.rate() == "78% of 0.0M tokens, 100 tok/s, 0:03 left"
 
 
 @pytest.mark.parametrize(

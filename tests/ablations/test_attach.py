@@ -1,0 +1,186 @@
+"""A runner as a process of its own: found again, shared by callers, stopped, and honest about how it ended."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from ablations import study, trial
+from ablations.attach import LOG, RECORD, AnotherRequest, Runner, RunnerFailed, attach, birth, find, in_notebook
+from ablations.run import STOPPED
+from dsv2.training.result import finished
+
+PAIR = Path(__file__).with_name("pair.yaml")
+CALLER = """
+import sys
+from ablations import study
+from ablations.attach import attach
+print(attach(study(sys.argv[1], seeds=[0], overrides=sys.argv[2:]), workers=1).pid)
+"""
+
+
+@pytest.fixture
+def pair(quick):
+    """Gives studies of two trials of 12 steps, with overrides of their own."""
+    return lambda *overrides: study(str(PAIR), seeds=[0], overrides=[*quick, *overrides])
+
+
+@pytest.fixture
+def small(pair):
+    return pair()
+
+
+@pytest.fixture
+def ended():
+    """Ends the runner that a test leaves behind."""
+    left = []
+    yield left.append
+    for runner in left:
+        runner.stop()
+
+
+def record(folder: Path, **changed) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    values = {"pid": os.getpid(), "birth": birth(os.getpid()), "request": "other", "command": ["python", "-m", "x"]}
+    (folder / RECORD).write_text(json.dumps(values | changed))
+
+
+def living(group: int) -> list[int]:
+    """The processes of a group that have not ended."""
+    pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    return [pid for pid in pids if birth(pid) is not None and os.getpgid(pid) == group]
+
+
+def wait_for(condition, seconds: float = 90) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+# ---- who lives -------------------------------------------------------------------------------------------------------
+
+
+def test_a_process_is_known_by_its_birth():
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    born = birth(child.pid)
+    assert born is not None
+    assert born == birth(child.pid) != birth(os.getpid())
+    child.communicate(b"\n")
+    assert birth(child.pid) is None
+    zombie = subprocess.Popen([sys.executable, "-c", ""])
+    wait_for(lambda: birth(zombie.pid) is None)  # though nobody has waited for it
+    zombie.wait()
+
+
+def test_stale_records_are_ignored(tmp_path):
+    assert find(tmp_path) is None
+    record(tmp_path)
+    assert find(tmp_path).pid == os.getpid()
+    record(tmp_path, birth=f"{birth(os.getpid())}0")  # the pid has come again
+    assert find(tmp_path) is None
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    record(tmp_path, pid=gone.pid)
+    assert find(tmp_path) is None
+    for text in ("", '{"pid": 1', "[]", '{"pid": 1}'):
+        (tmp_path / RECORD).write_text(text)
+        assert find(tmp_path) is None
+
+
+def test_a_runner_of_other_trials_is_not_taken_for_ours(small):
+    record(small.folder)
+    with pytest.raises(AnotherRequest, match=rf"being run with other .*process {os.getpid()}: -m x"):
+        attach(small)
+
+
+def test_this_is_no_notebook():
+    assert not in_notebook()
+
+
+# ---- how it ended ----------------------------------------------------------------------------------------------------
+
+
+def test_the_end_is_told_from_files(small):
+    record(small.folder, birth="ended")
+    runner = Runner(folder=small.folder, **json.loads((small.folder / RECORD).read_text()))
+    (small.folder / LOG).write_text("\n".join(f"line {number}" for number in range(40)) + "\nKeyError: 'what'\n")
+    with pytest.raises(RunnerFailed, match="ended early") as broken:
+        runner.check(small)
+    assert str(broken.value).endswith("line 39\nKeyError: 'what'")
+    assert "line 25" not in str(broken.value)
+    (small.folder / LOG).write_text(f"6 trials\n{STOPPED}\n")
+    assert runner.check(small) is False
+    (small.folder / "report").mkdir()
+    (small.folder / "report" / "report.html").write_text("<html>")
+    assert runner.check(small) is False  # reported, but no trial has finished
+    os.utime(small.folder / "report" / "report.html", (0, 0))  # of an earlier run
+    (small.folder / LOG).write_text("")
+    with pytest.raises(RunnerFailed, match="it said nothing"):
+        runner.check(small)
+
+
+# ---- real runners ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_callers_at_once_share_one_runner(small, ended):
+    path = os.pathsep.join([str(Path(trial.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-c", CALLER, small.source, *small.overrides]
+    with ThreadPoolExecutor(3) as pool:
+        said = list(
+            pool.map(lambda _: subprocess.check_output(command, env=os.environ | {"PYTHONPATH": path}), range(3))
+        )
+    pids = {int(text) for text in said}
+    assert len(pids) == 1
+    runner = attach(small)
+    ended(runner)
+    assert {runner.pid} == pids
+    wait_for(lambda: not runner.alive(), 300)
+    assert runner.check(small) is True
+    assert all(finished(one.folder) for one in small.trials)
+    assert find(small.folder) is None
+    assert "report.html" in runner.log.read_text()
+
+
+@pytest.mark.slow
+def test_stopping_is_resumable(pair, ended):
+    long = pair("trainer.tokens=12800")
+    assert long.stop() is False
+    runner = attach(long, workers=2)
+    ended(runner)
+    wait_for(lambda: list(long.folder.glob("trials/*/checkpoints/step-*.ckpt")))
+    assert long.stop() is True
+    assert not runner.alive()
+    assert runner.check(long) is False
+    checkpoints = list(long.folder.glob("trials/*/checkpoints/step-*.ckpt"))
+    assert checkpoints
+    wait_for(lambda: not living(runner.pid), 5)
+    again = attach(long, workers=2)
+    ended(again)
+    assert again.pid != runner.pid
+    wait_for(lambda: not again.alive(), 300)
+    assert again.check(long) is True
+
+
+@pytest.mark.slow
+def test_failing_trials_and_a_failing_runner(pair, corpus, tmp_path, ended):
+    wild = pair("optim.lr=1e30")
+    runner = attach(wild)
+    ended(runner)
+    wait_for(lambda: not runner.alive(), 300)
+    assert runner.check(wild) is False
+    texts = tmp_path / "texts"
+    shutil.copytree(Path(corpus).parent, texts)
+    broken = pair(f"data.path={texts}/*.txt")
+    shutil.rmtree(texts)
+    runner = attach(broken)
+    wait_for(lambda: not runner.alive())
+    with pytest.raises(RunnerFailed, match=r"data\.path"):
+        runner.check(broken)
