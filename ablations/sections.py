@@ -11,7 +11,7 @@ from dsv2.analysis.budgets import loss_at_equal
 from dsv2.analysis.factorial import FACTORIAL_RULE, Term, factorial, factorial_rows, factorial_text
 from dsv2.analysis.statistics import ALPHA, detectable_in_sd
 from dsv2.analysis.verdicts import RULE, Effect, difference_text
-from dsv2.metrics import quantity
+from dsv2.metrics import chance, quantity
 
 if TYPE_CHECKING:
     from ablations.figures import Picture
@@ -152,6 +152,8 @@ def _arm_table(study: StudyText, results: pd.DataFrame, floor: Mapping[str, floa
     ]
     if any(metric in floor for metric in judged):
         rows.append(["random router", "", *(number(floor.get(metric)) for metric in judged)])
+    if any(chance(metric) is not None for metric in judged):
+        rows.append(["chance", "", *(number(chance(metric)) for metric in judged)])
     return Table(["arm", "n", *(quantity(metric).short for metric in judged)], rows)
 
 

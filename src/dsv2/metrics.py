@@ -17,6 +17,7 @@ METRICS = {
     "bench/copying": Quantity("copying", "second copy predicted (share of tokens)"),
     "bench/copying_gain": Quantity("copying gain", "saved in a second copy (nats/token)"),
     "bench/arithmetic": Quantity("arithmetic", "exercises answered (share right)"),
+    "val/loss_at_capacity": Quantity("loss, dropping", "validation loss where evaluation drops (nats/token)"),
     "train/loss": Quantity("train loss", "training loss (nats/token)"),
     "train/ce": Quantity("train ce", "training cross-entropy (nats/token)"),
     "routing/max_violation": Quantity("expert violation", "busiest expert / mean - 1"),
@@ -36,7 +37,15 @@ METRICS = {
     "perf/tokens_per_s": Quantity("tokens/s", "tokens per second"),
 }
 
-CHANCE = {"bench/cloze": 1 / 4, "bench/arithmetic": 1 / 4, "bench/copying": 1 / 64, "bench/copying_gain": 0.0}
+CHANCE = {
+    "bench/cloze": 1 / 4,
+    "bench/arithmetic": 1 / 4,
+    "bench/copying": 1 / 64,
+    "bench/copying_gain": 0.0,
+    "recall/accuracy": 1 / 31,
+    "copying/accuracy": 1 / 63,
+    "arithmetic/accuracy": 1 / 10,
+}
 
 
 def quantity(metric: str) -> Quantity:

@@ -169,7 +169,7 @@ class Plan:
             *node.overrides,
             *node.scales.get(self.scale, ()),
             *QUIET,
-            *((*self.probes[probe].overrides, *scale.probe) if probe is not None else ()),
+            *((*self.probes[probe].overrides, "benchmarks=none", *scale.probe) if probe is not None else ()),
             *self.overrides,
         ]
 

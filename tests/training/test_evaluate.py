@@ -12,7 +12,7 @@ from dsv2.models.ffn import SwiGLU
 from dsv2.models.moe.dropping import Dropping
 from dsv2.models.moe.layer import MoE
 from dsv2.models.transformer import Transformer
-from dsv2.training.evaluate import evaluate
+from dsv2.training.evaluate import evaluate, loss_at_capacity
 from tests import references
 from tests.tolerances import FLOAT32, FLOAT32_MODULE
 
@@ -154,3 +154,28 @@ def test_the_mode_and_the_weights_stay(training: bool) -> None:
 def test_a_dense_model_routes_nothing() -> None:
     found = evaluate(model(SwiGLU.Config(width=8)), sequences(), batch_size=4, token_bytes=None)
     assert found.keys() == {"val/loss", "val/accuracy"}
+
+
+def test_evaluation_that_drops():
+    """Against the model's own training mode, which drops; nobody is exempt, and the model itself is left as it was."""
+    dropping, batch = model(), sequences()
+    found = loss_at_capacity(dropping.eval(), batch, batch_size=3)
+    assert not dropping.training
+    nats, scored = 0.0, 0
+    dropping.train()
+    for first in range(0, SEQUENCES, 3):
+        targets = batch.targets[first : first + 3]
+        logits = dropping(batch.inputs[first : first + 3]).logits.detach().double().log_softmax(-1)
+        for b, t in (targets != NOT_SCORED).nonzero().tolist():
+            nats -= float(logits[b, t, targets[b, t]])
+            scored += 1
+    assert found == pytest.approx(nats / scored, rel=FLOAT32_MODULE)
+    plain = evaluate(dropping, batch, batch_size=3, token_bytes=None)["val/loss"]
+    assert abs(found - plain) > 0.01
+
+
+def test_a_model_that_knows_no_dropping_is_given_capacity_1():
+    without = MoE.Config(num_experts=6, top_k=2, expert_dim=4, num_devices=3)
+    with_it = MoE.Config(num_experts=6, top_k=2, expert_dim=4, num_devices=3, dropping=Dropping.Config())
+    losses = [loss_at_capacity(model(ffn), sequences(), batch_size=3) for ffn in (without, with_it)]
+    assert losses[0] == losses[1]

@@ -1,5 +1,7 @@
 """Loss, accuracy, bits per byte and expert load of a model over a whole validation set."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ import torch.nn.functional as F
 from dsv2.analysis.routing import Counts, count, mean_measures, measure
 from dsv2.data.source import NOT_SCORED, Batch, bits_per_byte, count_bytes
 from dsv2.evaluation.scoring import evaluating
+from dsv2.models.moe.dropping import Dropping
 from dsv2.models.moe.layer import MoE
 from dsv2.models.transformer import Transformer
 
@@ -53,3 +56,27 @@ def evaluate(
                     result[f"val/bpb_{name}"] = bits_per_byte(nats[here].sum().item(), num_bytes)
     routing = mean_measures([measure(layer) for layer in counts])
     return result | {f"val/{name}": value for name, value in routing.items()}
+
+
+@torch.no_grad()
+def loss_at_capacity(model: Transformer, batch: Batch, *, batch_size: int) -> float:
+    """Validation loss (nats a scored token) where evaluation drops too, of each `batch_size` sequences what is over the
+    devices' budgets, nobody exempt: what a model loses when it is not used as it was trained (section 2.2.4).
+
+    The budget is that of the model's own dropping, else capacity factor 1.0. `model` is left as it is.
+    """
+    moe = model.config.ffn
+    assert isinstance(moe, MoE.Config)
+    dropping = replace(moe.dropping or Dropping.Config(), exempt_ratio=0.0)
+    with torch.device("meta"):
+        dropper = replace(model.config, ffn=replace(moe, dropping=dropping)).build(ops=model.ops)
+    dropper.load_state_dict(model.state_dict(), assign=True)
+    dropper.train()
+    nats, device = 0.0, model.embedding.device
+    for first in range(0, len(batch.inputs), batch_size):
+        targets = batch.targets[first : first + batch_size].to(device)
+        logits = dropper(batch.inputs[first : first + batch_size].to(device)).logits.float()
+        nats += F.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=NOT_SCORED, reduction="sum"
+        ).item()
+    return nats / int((batch.targets != NOT_SCORED).sum())

@@ -20,7 +20,8 @@ from dsv2.data.packing import PackedText
 from dsv2.data.source import Source
 from dsv2.evaluation.benchmarks import TextBenchmarks
 from dsv2.files import replacing, sync, write_text
-from dsv2.training.evaluate import evaluate
+from dsv2.models.moe.layer import MoE
+from dsv2.training.evaluate import evaluate, loss_at_capacity
 from dsv2.training.module import Module, Step
 from dsv2.training.peak import peak_flops
 from dsv2.training.sinks import Wandb
@@ -111,6 +112,10 @@ class Recorder(L.Callback):
             )
         if final and self.benchmarks is not None:
             row |= self.benchmarks.run(pl_module.model, batch_tokens=settings.batch.size * settings.sequence_length)
+        if final and type(self.run.model.ffn) is MoE.Config and self.run.model.ffn.num_devices > 1:
+            row["val/loss_at_capacity"] = loss_at_capacity(
+                pl_module.model, self.validation, batch_size=settings.batch.size
+            )
         self._record_routing(step)
         self.last |= row
         for logger in trainer.loggers:
