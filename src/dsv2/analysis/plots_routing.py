@@ -31,7 +31,7 @@ def load_heatmap(
     Experts are sorted by their final load, busiest on top, so that the two ends of the colour scale, alike in a
     black-and-white print, are told apart by place. One scale for all: 1 is the mean, white.
     """
-    shown = _routed(routing, arms)
+    shown = routed(routing, arms)
     seed = int(routing["seed"].min()) if seed is None else seed
     one = routing[routing["seed"] == seed]
     if one.empty:
@@ -92,7 +92,7 @@ def device_load(routing: pd.DataFrame, *, arms: Sequence[str] | None = None, tit
 
     What lies over the budget of capacity factor 1.0 is hatched; the printed share is the mean over seeds and layers.
     """
-    shown = _routed(routing, arms)
+    shown = routed(routing, arms)
     blue, red = (sns.color_palette("colorblind")[i] for i in (0, 3))
     ranked = {arm: _device_loads(routing[routing["arm"] == arm]) for arm in shown}
     highest = max(loads.mean(0).max() for loads in ranked.values())
@@ -117,7 +117,7 @@ def device_load(routing: pd.DataFrame, *, arms: Sequence[str] | None = None, tit
     return figure
 
 
-def _routed(routing: pd.DataFrame, arms: Sequence[str] | None) -> list[str]:
+def routed(routing: pd.DataFrame, arms: Sequence[str] | None) -> list[str]:
     """The arms that route, in the study's order."""
     if not len(routing):
         raise ValueError("routing: the table is empty; a dense study has no load to draw")
