@@ -115,12 +115,17 @@ def _ffn(ffn: Any, dim: int, product: int) -> int:
     """Bytes a token of one layer."""
     if isinstance(ffn, SwiGLU.Config):
         return _inputs(dim, 1, product) + 3 * product * ffn.width
-    routing = WIDE * (dim + ffn.num_experts) + (3 * INDEX + product) * ffn.top_k  # affinities; order, inverse, choice
+    routing = (2 * INDEX + product) * ffn.top_k  # order, inverse and gates
+    routed = any(weight.name == "router.w" for weight in ffn.weights(dim))  # not by a hash
+    if routed:
+        routing += WIDE * (dim + ffn.num_experts) + INDEX * ffn.top_k  # its input, affinities and choice
+    if getattr(ffn, "jitter", 0):
+        routing += WIDE * dim  # Switch's noise on what its router sees
     experts = product * ffn.top_k * (2 * dim + 3 * ffn.expert_dim)
     if not ffn.num_shared:
         return routing + experts
-    copy = 0 if product == WIDE else product * dim
-    return routing + experts + copy + 3 * product * ffn.num_shared * ffn.expert_dim
+    shared = 0 if routed and product == WIDE else product * dim  # the router's input serves both in float32
+    return routing + experts + shared + 3 * product * ffn.num_shared * ffn.expert_dim
 
 
 def _cast_weights(model: Transformer.Config) -> int:
