@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from dsv2 import Routing, drop
 from dsv2.models.moe.dropping import Dropping
+from dsv2.models.moe.hints import Hints
 from dsv2.models.moe.layer import MoE
 from tests import references
 from tests.tolerances import FLOAT32, same_values_and_gradients
@@ -98,7 +99,7 @@ def test_a_layer_in_training(capacity_factor: float, exempt: list[bool]) -> None
     layer = references.randomise(config.build(5).double(), seed=1).train()
     leaves = {"u": references.random(2, 7, 5, seed=2), **dict(layer.named_parameters())}
     own = references.twin(leaves)
-    y, routing = layer(leaves["u"], exempt=torch.tensor(exempt))
+    y, routing = layer(leaves["u"], Hints(exempt=torch.tensor(exempt)))
     s = references.affinities(own["u"], own["router.w"])
     dropped = references.drop(s, routing.experts, 3, capacity_factor, torch.tensor(exempt))
     assert torch.equal(routing.dropped, dropped)
@@ -113,11 +114,11 @@ def test_a_layer_in_evaluation_drops_nothing() -> None:
     layer = references.randomise(config.build(5).double(), seed=3)
     leaves = {"u": references.random(2, 7, 5, seed=4), **dict(layer.named_parameters())}
     own = references.twin(leaves)
-    y, routing = layer.eval()(leaves["u"], exempt=torch.tensor([False, True]))
+    y, routing = layer.eval()(leaves["u"], Hints(exempt=torch.tensor([False, True])))
     assert routing.dropped is None
     expected = references.moe(own["u"], own, experts=routing.experts, expert_dim=3)
     same_values_and_gradients(y, expected, leaves, own, FLOAT32)
-    _, routing = layer.train()(leaves["u"], exempt=torch.tensor([False, True]))
+    _, routing = layer.train()(leaves["u"], Hints(exempt=torch.tensor([False, True])))
     assert routing.dropped[0].all()
     assert not routing.dropped[1].any()
 
@@ -128,7 +129,7 @@ def test_a_huge_capacity_is_no_dropping() -> None:
     results = []
     for dropping in (None, Dropping.Config(capacity_factor=1e6, exempt_ratio=0.0)):
         layer = references.randomise(MoE.Config(**SIZES, dropping=dropping).build(5).double(), seed=6).train()
-        y, routing = layer(u, exempt=torch.tensor([False, False]))
+        y, routing = layer(u, Hints(exempt=torch.tensor([False, False])))
         assert routing.dropped is None or not routing.dropped.any()
         results.append([y, *torch.autograd.grad(y.square().sum(), [u, *layer.parameters()])])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -5,6 +5,7 @@ import torch
 
 from dsv2 import Routing
 from dsv2.models.moe.dropping import Dropping
+from dsv2.models.moe.hints import Hints
 from dsv2.models.moe.layer import MoE
 from tests import references
 from tests.tolerances import FLOAT32, FLOAT32_MODULE, FLOAT64, close, same_values_and_gradients
@@ -83,7 +84,7 @@ def test_replayed_choices_have_live_gates() -> None:
     own = references.twin(leaves)
     experts = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(7)).argsort(-1)[..., :2]
     stale = torch.full((2, 3, 4), 0.25)
-    y, routing = layer(leaves["u"], replay=Routing(stale, experts, stale[..., :2]))
+    y, routing = layer(leaves["u"], Hints(replay=Routing(stale, experts, stale[..., :2])))
     assert torch.equal(routing.experts, experts)
     s = references.affinities(own["u"], own["router.w"])
     close(routing.affinities, s, FLOAT32)
@@ -96,7 +97,7 @@ def test_replaying_its_own_choice_changes_nothing() -> None:
     layer = references.randomise(MoE.Config(num_experts=4, top_k=2, expert_dim=3).build(5).double(), seed=8)
     u = references.random(1, 7, 5, seed=9)
     y, routing = layer(u)
-    again, replayed = layer(u, replay=routing)
+    again, replayed = layer(u, Hints(replay=routing))
     close(again, y, FLOAT64)
     assert torch.equal(replayed.experts, routing.experts)
 
@@ -109,8 +110,8 @@ def test_it_remembers_nothing(training: bool) -> None:
     layer = references.randomise(config.build(5).double(), seed=10).train(training)
     before = references.remembered(layer)
     u, exempt = references.random(2, 7, 5, seed=11), torch.tensor([False, True])
-    first, routing = layer(u, exempt=exempt)
-    second, same = layer(u, exempt=exempt)
+    first, routing = layer(u, Hints(exempt=exempt))
+    second, same = layer(u, Hints(exempt=exempt))
     assert references.remembered(layer) == before
     assert torch.equal(first, second)
     assert all(a is b is None or torch.equal(a, b) for a, b in zip(routing, same, strict=True))

@@ -193,6 +193,8 @@ def config_to_hf(config: Transformer.Config) -> dict[str, Any]:
         raise ConfigError("attention", attention, "MLA, the attention of deepseek_v2")
     if config.dim % attention.num_heads:
         raise ConfigError("dim", config.dim, f"a multiple of num_heads={attention.num_heads}, as transformers requires")
+    if type(ffn) not in (MoE.Config, SwiGLU.Config):
+        raise ConfigError("ffn", ffn, "DeepSeekMoE or a dense SwiGLU, what deepseek_v2 has")
     num_dense = config.num_dense_layers
     if isinstance(ffn, SwiGLU.Config):
         if num_dense and dense is not None and dense.width != ffn.width:

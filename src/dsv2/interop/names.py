@@ -80,10 +80,12 @@ def table(config: Transformer.Config, *, fused: bool = False) -> Iterator[Row]:
     """Every tensor of this model's checkpoint.
 
     `fused` names the routed experts as transformers holds them in memory, one 3-D tensor each, not as it saves them.
-    Raises ValueError for attention other than MLA.
+    Raises ValueError for attention other than MLA and for experts other than DeepSeekMoE's.
     """
     if not isinstance(config.attention, MLA.Config):
         raise ValueError(f"attention={config.attention!r}: a deepseek_v2 checkpoint has MLA")
+    if type(config.ffn) not in (MoE.Config, SwiGLU.Config):
+        raise ValueError(f"ffn={config.ffn!r}: a deepseek_v2 checkpoint has DeepSeekMoE or a dense SwiGLU")
     yield Row("model.embed_tokens.weight", (Part("embedding"),))
     yield Row("model.norm.weight", (Part("norm.w"),))
     if not config.tie_embeddings:

@@ -16,6 +16,8 @@ from dsv2.models.attention import AttentionConfig
 from dsv2.models.attention.cache import Cache
 from dsv2.models.ffn import SwiGLU
 from dsv2.models.init import initialise
+from dsv2.models.moe import MoEConfig
+from dsv2.models.moe.hints import Hints
 from dsv2.models.moe.layer import MoE
 from dsv2.models.moe.router import Routing
 from dsv2.models.norm import RMSNorm
@@ -38,7 +40,7 @@ class Transformer(nn.Module):
         dim: int
         num_layers: int
         attention: AttentionConfig
-        ffn: MoE.Config | SwiGLU.Config  # of every layer past the first `num_dense_layers`
+        ffn: MoEConfig | SwiGLU.Config  # of every layer past the first `num_dense_layers`
         num_dense_layers: int = 0
         dense: SwiGLU.Config | None = None  # the first layers' FFN
         rope: Rope.Config = field(default_factory=Rope.Config)
@@ -54,7 +56,7 @@ class Transformer(nn.Module):
             given = self.dense is not None or self.num_dense_layers == 0
             self.require(given, "dense", f"needed for num_dense_layers={self.num_dense_layers}")
 
-        def ffns(self) -> list[MoE.Config | SwiGLU.Config]:
+        def ffns(self) -> list[MoEConfig | SwiGLU.Config]:
             """The feed-forward network of each layer."""
             return [
                 self.dense if self.dense is not None and layer < self.num_dense_layers else self.ffn
@@ -96,11 +98,13 @@ class Transformer(nn.Module):
         caches: Sequence[Cache] | None = None,
         exempt: Tensor | None = None,
         routings: Sequence[Routing] | None = None,
+        seed: int | None = None,
     ) -> Output:
         """Logits of the next token for tokens (B, T) int64.
 
         `caches`, one a layer, hold earlier tokens and are extended. `exempt` (B,) bool: sequences that token dropping
         spares. `routings`, one per MoE layer, replays recorded choices of experts with gates from the live affinities.
+        `seed`, another one every step, decides what a router draws in training; without it torch's generator does.
         """
         start = caches[0].length if caches else 0
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
@@ -109,7 +113,8 @@ class Transformer(nn.Module):
         x, chosen = F.embedding(tokens, self.embedding), []
         for index, layer in enumerate(self.layers):
             replay = next(recorded) if routings and isinstance(layer.ffn, MoE) else None
-            x, routing = layer(x, rotations, caches[index] if caches else None, exempt, replay)
+            hints = Hints(tokens, exempt, replay, None if seed is None else seed * len(self.layers) + index)
+            x, routing = layer(x, rotations, caches[index] if caches else None, hints)
             if routing is not None:
                 chosen.append(routing)
         logits = self.ops.linear(self.norm(x), self.embedding if self.head is None else self.head)
@@ -119,18 +124,16 @@ class Transformer(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then + ffn(norm(.))."""
 
-    def __init__(self, config: Transformer.Config, ffn: MoE.Config | SwiGLU.Config, rope: Rope, ops: Ops) -> None:
+    def __init__(self, config: Transformer.Config, ffn: MoEConfig | SwiGLU.Config, rope: Rope, ops: Ops) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.attention = config.attention.build(config.dim, rope, ops)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn = ffn.build(config.dim, ops)
 
-    def forward(
-        self, x: Tensor, rotations: Tensor, cache: Cache | None, exempt: Tensor | None, replay: Routing | None
-    ) -> tuple[Tensor, Routing | None]:
+    def forward(self, x: Tensor, rotations: Tensor, cache: Cache | None, hints: Hints) -> tuple[Tensor, Routing | None]:
         x = x + self.attention(self.attention_norm(x), rotations, cache)
         if isinstance(self.ffn, MoE):
-            y, routing = self.ffn(self.ffn_norm(x), exempt, replay)
+            y, routing = self.ffn(self.ffn_norm(x), hints)
             return x + y, routing
         return x + self.ffn(self.ffn_norm(x)), None

@@ -1,4 +1,4 @@
-"""What is minimised: cross-entropy plus the weighted balance losses of every MoE layer.
+"""What is minimised: cross-entropy plus the weighted balance losses that every MoE layer's type has.
 
 B batch, T tokens, V vocabulary.
 """
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from dsv2.config import ConfigBase
 from dsv2.data.source import NOT_SCORED
-from dsv2.models.moe.balance import balance_losses_per_sequence
 from dsv2.models.moe.layer import MoE
 from dsv2.models.moe.router import Routing
 
@@ -29,7 +28,11 @@ class Losses(NamedTuple):
 
 
 class BalanceLoss:
-    """Coefficients of the balance losses, summed over layers (section 2.2.3)."""
+    """Coefficients of the balance losses, summed over layers (section 2.2.3).
+
+    One whose loss the model's FFN does not have changes nothing: all three for a dense one and for a hash layer, device
+    and communication for GShard and Switch, whose auxiliary loss `expert` weighs.
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ConfigBase):
@@ -56,6 +59,5 @@ def training_loss(
     if moe is not None and any((alphas.expert, alphas.device, alphas.communication)):
         weights = torch.tensor((alphas.expert, alphas.device, alphas.communication), device=ce.device)
         for routing in routings:
-            parts = balance_losses_per_sequence(routing, num_devices=moe.num_devices, max_devices=moe.max_devices)
-            balance = balance + weights * torch.stack(parts).mean(-1)
+            balance = balance + weights * torch.stack(moe.balance_losses(routing)).mean(-1)
     return Losses(ce + balance.sum(), ce, *balance.unbind())

@@ -40,18 +40,24 @@ class Module(L.LightningModule):
         self.grad_norm = torch.zeros(())  # of the last step, before clipping; what the callbacks log
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        output = self.model(batch.inputs, exempt=self._exempt(len(batch.inputs)))
+        exempt = self._exempt(len(batch.inputs))
+        output = self.model(batch.inputs, exempt=exempt, seed=self._step_seed)
         losses = training_loss(output.logits, batch.targets, output.routings, self.moe, self.config.loss)
         if not torch.isfinite(losses.total):
             raise Diverged(f"the loss became {losses.total.item()} in step {self.global_step + 1}")
         step = Step(Losses(*(loss.detach() for loss in losses)), detached(output.routings))
         return {"loss": losses.total, "step": step}
 
+    @property
+    def _step_seed(self) -> int:
+        """Of what is drawn in this step, from the run's seed and the step alone, so that a resumed run draws alike."""
+        return self.config.seed * 1_000_003 + self.global_step
+
     def _exempt(self, batch_size: int) -> Tensor | None:
-        """(B,) bool: the sequences that token dropping spares, drawn from the run's seed and the step alone."""
+        """(B,) bool: the sequences that token dropping spares, drawn from the step's seed."""
         if self.moe is None or self.moe.dropping is None:
             return None
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.global_step)
+        generator = torch.Generator().manual_seed(self._step_seed)
         return (torch.rand(batch_size, generator=generator) < self.moe.dropping.exempt_ratio).to(self.device)
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from dsv2.config import ConfigBase
 from dsv2.kernels.attention import attention
 from dsv2.models.attention.cache import Cache
+from dsv2.models.norm import RMSNorm
 from dsv2.models.ops import PLAIN, Ops
 from dsv2.models.rope import Rope, rotate
 from dsv2.models.weights import Weight
+
+KEY_NORM_EPS = 1e-6  # whatever the rest of the model uses; as MLA's latent norms
 
 
 class GQA(nn.Module):
@@ -25,6 +28,7 @@ class GQA(nn.Module):
         num_kv_heads: int
         head_dim: int
         rope_dim: int | None = None  # None: the whole head
+        key_norm: bool = False  # RMSNorm of each head's key before RoPE, one weight for all heads
 
         def __post_init__(self) -> None:
             self.require(self.num_heads > 0, "num_heads", "positive")
@@ -44,7 +48,8 @@ class GQA(nn.Module):
         def weights(self, dim: int) -> list[Weight]:
             heads, groups = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
             shapes = {"w_q": (heads, dim), "w_k": (groups, dim), "w_v": (groups, dim), "w_o": (dim, heads)}
-            return [Weight(name, shape) for name, shape in shapes.items()]
+            norm = [Weight("k_norm.w", (self.head_dim,))] if self.key_norm else []
+            return [*(Weight(name, shape) for name, shape in shapes.items()), *norm]
 
         def score_flops(self, context: int) -> int:
             """FLOPs a token to score `context` keys and sum their values, forward."""
@@ -66,12 +71,14 @@ class GQA(nn.Module):
         self.w_k = nn.Parameter(torch.empty(groups, dim))
         self.w_v = nn.Parameter(torch.empty(groups, dim))
         self.w_o = nn.Parameter(torch.empty(dim, heads))
+        self.k_norm = RMSNorm(config.head_dim, KEY_NORM_EPS) if config.key_norm else None
 
     def forward(self, h: Tensor, rotations: Tensor, cache: Cache | None = None) -> Tensor:
         """h (B, T, d) with rotations of its positions (T, R / 2), after what `cache` holds: (B, T, d)."""
         linear, head_dim = self.ops.linear, self.config.head_dim
         q = self._rotate(linear(h, self.w_q).unflatten(-1, (-1, head_dim)), rotations)  # (B, T, H, D)
-        k = self._rotate(linear(h, self.w_k).unflatten(-1, (-1, head_dim)), rotations)  # (B, T, G, D)
+        k = linear(h, self.w_k).unflatten(-1, (-1, head_dim))  # (B, T, G, D)
+        k = self._rotate(k if self.k_norm is None else self.k_norm(k), rotations)
         v = linear(h, self.w_v).unflatten(-1, (-1, head_dim))  # (B, T, G, D)
         start = 0
         if cache is not None:

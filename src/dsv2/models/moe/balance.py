@@ -1,4 +1,4 @@
-"""The three balance losses (section 2.2.3), pure functions of a `Routing`.
+"""The three balance losses (section 2.2.3) and that of GShard and Switch, pure functions of a `Routing`.
 
 B sequences, T tokens, E experts, K experts a token, D devices, M most devices a token.
 """
@@ -52,6 +52,19 @@ def balance_losses(routing: Routing, *, num_devices: int = 1, max_devices: int |
     """The losses averaged over the batch's sequences: float32 scalars. Perfect balance gives expert = device = 1."""
     losses = balance_losses_per_sequence(routing, num_devices=num_devices, max_devices=max_devices)
     return BalanceLosses(*(loss.mean() for loss in losses))
+
+
+def first_choice_losses(routing: Routing) -> BalanceLosses:
+    """E sum_e f_e P_e as `expert`, the one auxiliary loss of GShard and Switch, and zeros for the others; (B,) each.
+
+    f is the share of the batch's tokens whose first choice is e, whether or not it had room, and P the mean affinity:
+    of each sequence, so that the mean over sequences is the loss over the whole batch. Gradients reach P only.
+    """
+    affinities, first = routing.affinities.float(), routing.experts[..., 0]
+    num_experts = affinities.shape[-1]
+    f = torch.bincount(first.flatten(), minlength=num_experts) / first.numel()  # (E,)
+    expert = num_experts * affinities.mean(1) @ f
+    return BalanceLosses(expert, torch.zeros_like(expert), torch.zeros_like(expert))
 
 
 def load_per_sequence(experts: Tensor, num_experts: int) -> Tensor:

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from dsv2.config import ConfigBase
 from dsv2.models.ffn import SwiGLU
+from dsv2.models.moe.balance import BalanceLosses, balance_losses_per_sequence
 from dsv2.models.moe.dispatch import Dispatcher, LocalDispatch
 from dsv2.models.moe.dropping import Dropping, drop
 from dsv2.models.moe.experts import Experts
+from dsv2.models.moe.hints import NONE, Hints
 from dsv2.models.moe.router import Router, Routing, route, routing_rules
 from dsv2.models.ops import PLAIN, Ops
 from dsv2.models.weights import Weight
@@ -48,25 +50,37 @@ class MoE(nn.Module):
                 *(Weight(f"shared.{weight.name}", weight.shape) for weight in shared),
             ]
 
+        def balance_losses(self, routing: Routing) -> BalanceLosses:
+            """What this type of layer asks of its routing, per sequence: (B,) each, before the alphas.
+
+            A loss that a type does not have is zero, whatever its alpha.
+            """
+            return balance_losses_per_sequence(routing, num_devices=self.num_devices, max_devices=self.max_devices)
+
+        def refuse_what_is_deepseeks(self, kind: str) -> None:
+            """For the types that share these fields but not what some of them mean."""
+            self.require(self.max_devices is None, "max_devices", f"null, {kind} has no device limit")
+            self.require(self.routed_scaling_factor == 1, "routed_scaling_factor", f"1, {kind} scales no output")
+            self.require(self.dropping is None, "dropping", f"null, {kind} drops nothing by device")
+
+        def build_router(self, dim: int) -> nn.Module:
+            return Router(self.num_experts, dim)
+
         def build(self, dim: int, ops: Ops = PLAIN, dispatcher: Dispatcher | None = None) -> "MoE":
             return MoE(self, dim, ops, dispatcher or LocalDispatch())
 
     def __init__(self, config: Config, dim: int, ops: Ops, dispatcher: Dispatcher) -> None:
         super().__init__()
         self.config, self.dispatcher = config, dispatcher
-        self.router = Router(config.num_experts, dim)
+        self.router = config.build_router(dim)
         self.experts = Experts(config.num_experts, dim, config.expert_dim, ops)
         self.shared = (
             SwiGLU.Config(width=config.num_shared * config.expert_dim).build(dim, ops) if config.num_shared else None
         )
 
-    def forward(self, u: Tensor, exempt: Tensor | None = None, replay: Routing | None = None) -> tuple[Tensor, Routing]:
-        """u (B, T, d) to (B, T, d) and the routing that made it.
-
-        `exempt` (B,) bool marks sequences whose pairs are never dropped. `replay` takes the experts of an earlier
-        routing, with gates from the live affinities.
-        """
-        routing = self.route(u, exempt, replay)
+    def forward(self, u: Tensor, hints: Hints = NONE) -> tuple[Tensor, Routing]:
+        """u (B, T, d) to (B, T, d) and the routing that made it."""
+        routing = self.route(u, hints)
         rows, counts, ticket = self.dispatcher.dispatch(u, routing)
         shared = (
             self.shared(u) if self.shared is not None else None
@@ -76,19 +90,20 @@ class MoE(nn.Module):
             routed = routed * self.config.routed_scaling_factor
         return routed if shared is None else shared + routed, routing
 
-    def route(self, u: Tensor, exempt: Tensor | None = None, replay: Routing | None = None) -> Routing:
+    def route(self, u: Tensor, hints: Hints = NONE) -> Routing:
         """Choose experts for u (B, T, d); in training mode also which pairs a device has no room for."""
         config = self.config
         affinities = self.router(u)
-        if replay is None:
+        if hints.replay is None:
             experts, gates = route(
                 affinities, top_k=config.top_k, num_devices=config.num_devices, max_devices=config.max_devices
             )
         else:
-            experts, gates = replay.experts, affinities.gather(-1, replay.experts)
+            experts = hints.replay.experts
+            gates = affinities.gather(-1, experts)
         routing = Routing(affinities, experts, gates)
         if config.dropping is None or not self.training:
             return routing
         capacity = config.dropping.capacity_factor
-        over = drop(routing, num_devices=config.num_devices, capacity_factor=capacity, exempt=exempt)
+        over = drop(routing, num_devices=config.num_devices, capacity_factor=capacity, exempt=hints.exempt)
         return routing._replace(dropped=over)

@@ -14,8 +14,8 @@ class Routing(NamedTuple):
 
     affinities: Tensor  # (B, T, E) float32, softmax over the experts
     experts: Tensor  # (B, T, K) int64, chosen experts, highest affinity first
-    gates: Tensor  # (B, T, K) float32, their affinities, not renormalised
-    dropped: Tensor | None = None  # (B, T, K) bool, pairs over a device's budget; None where nothing may be dropped
+    gates: Tensor  # (B, T, K) float32, their affinities, not renormalised (GShard: over the two chosen)
+    dropped: Tensor | None = None  # (B, T, K) bool, pairs left out in training; None where nothing may be dropped
 
 
 class Router(nn.Module):

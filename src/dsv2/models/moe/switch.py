@@ -1,0 +1,61 @@
+"""The Switch layer (arXiv 2101.03961, section 2): one expert a token.
+
+B batch, T tokens, d model width, E routed experts.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dsv2.models.moe.balance import BalanceLosses, first_choice_losses
+from dsv2.models.moe.capacity import over_capacity
+from dsv2.models.moe.dispatch import Dispatcher, LocalDispatch
+from dsv2.models.moe.hints import NONE, Hints
+from dsv2.models.moe.layer import MoE
+from dsv2.models.moe.router import Routing, route
+from dsv2.models.ops import PLAIN, Ops
+
+
+class Switch(MoE):
+    """The best expert, weighted by its affinity p_i (2), not renormalised.
+
+    In training an expert has room for `capacity_factor` B T / E tokens of the batch (3); later ones are `dropped` and
+    carried by the residual stream. Each number that the router sees, not the experts, is multiplied there by its own
+    draw from 1 - jitter to 1 + jitter (appendix C). Evaluation drops nothing and draws nothing, so that a result does
+    not depend on what shares a batch.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(MoE.Config):
+        top_k: int = 1
+        capacity_factor: float = 1.25
+        jitter: float = 1e-2  # 0: none
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self.require(self.top_k == 1, "top_k", "1, Switch chooses one expert")
+            self.require(self.capacity_factor > 0, "capacity_factor", "positive")
+            self.require(0 <= self.jitter < 1, "jitter", "from 0 to below 1")
+            self.refuse_what_is_deepseeks("Switch")
+
+        def balance_losses(self, routing: Routing) -> BalanceLosses:
+            """N sum_i f_i P_i over the batch as `expert` (4-6), before its alpha; no others."""
+            return first_choice_losses(routing)
+
+        def build(self, dim: int, ops: Ops = PLAIN, dispatcher: Dispatcher | None = None) -> "Switch":
+            return Switch(self, dim, ops, dispatcher or LocalDispatch())
+
+    config: Config
+
+    def route(self, u: Tensor, hints: Hints = NONE) -> Routing:
+        config = self.config
+        seen = u.float()
+        if self.training and config.jitter:
+            seen = seen * (1 + config.jitter * (2 * hints.uniform(*u.shape, device=u.device) - 1))
+        affinities = self.router(seen)  # (1)
+        experts = route(affinities, top_k=1)[0] if hints.replay is None else hints.replay.experts
+        routing = Routing(affinities, experts, affinities.gather(-1, experts))
+        if not self.training:
+            return routing
+        dropped = over_capacity(experts, num_experts=config.num_experts, capacity_factor=config.capacity_factor)
+        return routing._replace(dropped=dropped)
