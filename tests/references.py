@@ -265,8 +265,11 @@ def gqa(
     thetas: list[float],
     rope_factor: float = 1.0,
     softmax_factor: float = 1.0,
+    key_norm: bool = False,
 ) -> Tensor:
     """Head i reads key-value group i // (H / G) (appendix C); RoPE turns a head's last rope_dim channels; h (B, T, d).
+
+    With `key_norm` each head's key is normed before it is turned.
 
     num_kv_heads = 1 is MQA; with num_kv_heads = num_heads it must be `mha`.
     """
@@ -274,11 +277,14 @@ def gqa(
     def turn_last(x: Tensor, t: int) -> Tensor:
         return torch.cat([x[: head_dim - rope_dim], turn(x[head_dim - rope_dim :], t, thetas, rope_factor)])
 
+    def normed(k: Tensor) -> Tensor:
+        return rms_norm(k, w["k_norm.w"], LATENT_EPS) if key_norm else k
+
     scale = softmax_factor / math.sqrt(head_dim)
     sequences = []
     for sequence in h:
         q = [[turn_last(x, t) for x in heads(w["w_q"] @ token, head_dim)] for t, token in enumerate(sequence)]
-        k = [[turn_last(x, t) for x in heads(w["w_k"] @ token, head_dim)] for t, token in enumerate(sequence)]
+        k = [[turn_last(normed(x), t) for x in heads(w["w_k"] @ token, head_dim)] for t, token in enumerate(sequence)]
         v = [heads(w["w_v"] @ token, head_dim) for token in sequence]
         out = []
         for i in range(num_heads):

@@ -21,6 +21,9 @@ SMALL = ["model.dim=16", "model.num_layers=3", "model.vocab_size=2048"]
     [
         [],
         ["model/ffn=dense"],
+        ["model/ffn=gshard"],
+        ["model/ffn=switch", "model.ffn.num_shared=1"],
+        ["model/ffn=hash"],
         ["model.ffn.num_shared=0"],
         ["model.num_dense_layers=0", "model.tie_embeddings=true"],
         ["model.shape.q_latent_dim=12"],
@@ -37,12 +40,34 @@ def test_sums_are_the_modules_own(attention, more):
 PRESETS = ["v2", "v2_lite", "deepseek_moe_2b", "deepseek_moe_16b", "deepseek_7b", "deepseek_67b"]
 
 
+@pytest.mark.parametrize("more", [[], ["model/ffn=gshard"], ["model/ffn=switch"], ["model/ffn=hash"]])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_presets_agree_with_the_meta_device(preset):
-    model = dsv2.load([f"model={preset}"]).model
+def test_presets_agree_with_the_meta_device(preset, more):
+    model = dsv2.load([f"model={preset}", *more]).model
     with torch.device("meta"):
         built = model.build()
     assert dsv2.account(model).total_params == sum(weight.numel() for weight in built.parameters())
+
+
+@pytest.mark.parametrize("preset", ["tiny", "small", *PRESETS])
+def test_baselines_have_the_parameters_of_the_fine_experts(preset):
+    """All of them in total; GShard, of two experts a token, also actively, the others fewer."""
+    fine, gshard, switch, hashed = (
+        dsv2.account(dsv2.load([f"model={preset}", f"model/ffn={kind}"]).model)
+        for kind in ("moe", "gshard", "switch", "hash")
+    )
+    for other in (gshard, switch, hashed):
+        assert other.total_params == pytest.approx(fine.total_params, rel=0.007)
+    assert gshard.active_params == pytest.approx(fine.active_params, rel=0.025)
+    assert hashed.active_params < switch.active_params < fine.active_params
+
+
+def test_key_norm_is_counted():
+    model = dsv2.load(["model/attention=gqa", "model.attention.key_norm=true"]).model
+    plain = dsv2.load(["model/attention=gqa"]).model
+    assert dsv2.account(model).total_params == sum(weight.numel() for weight in model.build().parameters())
+    assert dsv2.account(model).total_params - dsv2.account(plain).total_params == 3 * 16  # a vector in every layer
+    assert dsv2.account(model).flops_per_token == dsv2.account(plain).flops_per_token
 
 
 @pytest.mark.parametrize(

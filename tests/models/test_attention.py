@@ -25,6 +25,7 @@ GQA_CASES = {
     "MHA": ((2, 7, 5), {"num_heads": 3, "num_kv_heads": 3, "head_dim": 4}),
     "GQA": ((1, 7, 6), {"num_heads": 6, "num_kv_heads": 2, "head_dim": 4}),
     "MQA": ((3, 2, 5), {"num_heads": 4, "num_kv_heads": 1, "head_dim": 2}),
+    "key norm": ((2, 5, 6), {"num_heads": 4, "num_kv_heads": 2, "head_dim": 6, "rope_dim": 2, "key_norm": True}),
     "RoPE in part": ((1, 5, 6), {"num_heads": 4, "num_kv_heads": 2, "head_dim": 6, "rope_dim": 2}),
     "RoPE in part, wide": ((2, 3, 6), {"num_heads": 2, "num_kv_heads": 1, "head_dim": 8, "rope_dim": 4}),
 }

@@ -17,8 +17,8 @@ from dsv2.interop.hf_config import config_from_hf, config_to_hf, read_config
 from dsv2.interop.huggingface import from_hf, to_hf
 from dsv2.models.attention import GQA
 from dsv2.models.ffn import SwiGLU
+from dsv2.models.moe import GShard, Hash, MoE, Switch
 from dsv2.models.moe.dropping import Dropping
-from dsv2.models.moe.layer import MoE
 from dsv2.models.transformer import Transformer
 from tests.parity.twins import LIMITED, tokens, twin, yarn
 
@@ -239,10 +239,20 @@ def mla() -> Transformer.Config:
     return config_from_hf(CONFIG)
 
 
-def test_what_deepseek_v2_cannot_hold_is_refused() -> None:
+def test_what_deepseek_v2_cannot_hold_is_refused(tmp_path: Path) -> None:
     fields = {name: value for name, value in vars(mla()).items() if name != "attention"}
     with pytest.raises(ValueError, match=r"^attention=.*MLA"):
         config_to_hf(Transformer.Config(**fields, attention=GQA.Config(num_heads=4, num_kv_heads=4, head_dim=8)))
+    normed = GQA.Config(num_heads=4, num_kv_heads=4, head_dim=8, key_norm=True)
+    with pytest.raises(ValueError, match=r"^attention=.*key_norm=True.*MLA"):
+        config_to_hf(Transformer.Config(**fields, attention=normed))
+    for kind in (GShard, Switch, Hash):
+        baseline = Transformer.Config(**vars(mla()) | {"ffn": kind.Config(num_experts=4, expert_dim=8)})
+        with pytest.raises(ValueError, match=rf"^ffn={kind.__name__}\.Config.*DeepSeekMoE or a dense SwiGLU"):
+            config_to_hf(baseline)
+        with pytest.raises(ValueError, match=rf"^ffn={kind.__name__}\.Config.*DeepSeekMoE or a dense SwiGLU"):
+            to_hf(baseline.build(), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match=r"^dense.width=40 is not valid: 48"):
         config_to_hf(Transformer.Config(**vars(mla()) | {"ffn": SwiGLU.Config(width=48)}))
 

@@ -138,6 +138,31 @@ def test_a_corpus_too_small_for_its_benchmarks_costs_no_training(quick, tmp_path
         fit.fit(dsv2.load([*quick, *BENCHMARKS, *long, "benchmarks.cloze_context=1900"]), tmp_path / "run")
 
 
+@pytest.mark.parametrize(("kind", "crash_at"), [("gshard", 6), ("switch", 3), ("hash", 6)])
+def test_a_crashed_run_of_a_baseline_ends_as_if_it_had_not(quick, tmp_path, monkeypatch, kind, crash_at):
+    """What GShard and Switch draw belongs to the step: a resumed run draws it again, whatever drew meanwhile."""
+    run = dsv2.load([*quick, f"model/ffn={kind}", "model.ffn.num_experts=4", "loss.expert=0.01"])
+    whole = fit.fit(run, tmp_path / "whole")
+    dropped = whole["metrics"]["routing/drop_rate"]
+    assert (0 < dropped < 1) if kind != "hash" else dropped == 0
+    assert (whole["metrics"]["train/balance_expert"] > 0) == (kind != "hash")
+    assert whole["metrics"]["train/balance_device"] == whole["metrics"]["train/balance_comm"] == 0
+    inner = Recorder.on_train_batch_end
+
+    def crash(self, trainer, *arguments):
+        inner(self, trainer, *arguments)
+        if trainer.global_step == crash_at:
+            raise OSError("the machine went away")
+
+    monkeypatch.setattr(Recorder, "on_train_batch_end", crash)
+    with pytest.raises(OSError, match="went away"):
+        fit.fit(run, tmp_path / "killed")
+    monkeypatch.setattr(Recorder, "on_train_batch_end", inner)
+    torch.manual_seed(99)
+    fit.fit(run, tmp_path / "killed")
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(quick, tmp_path, monkeypatch):
     run = dsv2.load(quick)
     inner = Module.training_step

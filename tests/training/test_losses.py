@@ -5,7 +5,7 @@ import torch
 
 from dsv2 import Routing
 from dsv2.data.source import NOT_SCORED
-from dsv2.models.moe.layer import MoE
+from dsv2.models.moe import GShard, Hash, MoE, Switch
 from dsv2.training.losses import BalanceLoss, cross_entropy, training_loss
 from tests import references
 from tests.tolerances import FLOAT32, close, same_values_and_gradients
@@ -81,6 +81,31 @@ def test_balance_is_added_with_its_alphas_over_all_layers(alphas: tuple[float, f
     for name, part in zip(("expert", "device", "communication"), weighted, strict=True):
         close(getattr(losses, name), torch.as_tensor(part), FLOAT32, name)
     same_values_and_gradients(losses.total, ce + sum(weighted), leaves, own, FLOAT32)
+
+
+@pytest.mark.parametrize("kind", [GShard, Switch, Hash])
+def test_a_type_has_its_own_losses(kind: type) -> None:
+    """GShard and Switch one, which alpha_1 weighs, summed over layers; a hash layer none, whatever the alphas."""
+    logits, targets = predictions(4)
+    moe = kind.Config(num_experts=6, expert_dim=1)
+    routings = [layer(30 + i) for i in range(LAYERS)]
+    routings = [r._replace(experts=r.experts[..., : moe.top_k], gates=r.gates[..., : moe.top_k]) for r in routings]
+    leaves = {"logits": logits} | {f"s{i}": routing.affinities for i, routing in enumerate(routings)}
+    own = references.twin(leaves)
+    alphas = BalanceLoss.Config(expert=0.3, device=0.5, communication=0.7)
+    losses = training_loss(logits, targets, routings, moe, alphas)
+    expected = sum(first_choice_loss(own[f"s{i}"], r.experts) for i, r in enumerate(routings)) * (kind is not Hash)
+    close(losses.expert, 0.3 * expected, FLOAT32, "expert")
+    assert not any((losses.device, losses.communication))
+    ce = scored_only(own["logits"], targets)
+    same_values_and_gradients(losses.total, ce + 0.3 * expected, leaves, own, FLOAT32)
+
+
+def first_choice_loss(s: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
+    """N sum_i f_i P_i over all tokens of the batch, f of what stands first in experts (B, T, K)."""
+    first, rows = experts[..., 0].flatten().tolist(), s.flatten(0, 1)
+    P = [sum(row[i] for row in rows) / len(rows) for i in range(s.shape[-1])]
+    return len(P) * sum(first.count(i) / len(first) * P_i for i, P_i in enumerate(P))
 
 
 @pytest.mark.parametrize("moe", [None, MOE], ids=["dense", "alphas 0"])
