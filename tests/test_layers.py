@@ -13,7 +13,7 @@ ALLOWED = {  # package -> parts of dsv2 it may import
     "inference": {"models", "config", "data", "inference", "saved"},
     "interop": {"models", "config", "files", "interop", "saved"},
     "data": {"config", "paths", "files", "data"},
-    "evaluation": {"models", "config", "data", "evaluation"},
+    "evaluation": {"models", "config", "data", "evaluation", "inference", "saved", "files", "metrics"},
     "analysis": {"models", "config", "analysis", "metrics"},
 }
 FRAMEWORKS = {"lightning", "hydra", "omegaconf", "wandb", "ablations"}

@@ -1,4 +1,4 @@
-"""`python -m dsv2 COMMAND`: account, import-hf, export-hf, generate."""
+"""`python -m dsv2 COMMAND`: account, import-hf, export-hf, generate, eval."""
 
 import argparse
 import sys
@@ -35,6 +35,17 @@ def main(argv: list[str] | None = None) -> int:
     parse.add_argument("--seed", type=int, default=0)
     parse.set_defaults(run=_generate)
 
+    parse = commands.add_parser("eval", help="benchmarks of a trained run: our own, and lm-evaluation-harness'")
+    parse.add_argument("run_dir", type=Path, metavar="RUN")
+    parse.add_argument(
+        "--tasks", required=True, metavar="A,B", help="cloze, copying, arithmetic or any of the harness'"
+    )
+    parse.add_argument("--include-path", type=Path, metavar="DIR", help="a folder with task files of your own")
+    parse.add_argument("--limit", type=int, help="questions of each of the harness' tasks (default all)")
+    parse.add_argument("--batch-size", type=int, default=8, help="sequences a pass (default 8)")
+    parse.add_argument("--out", type=Path, metavar="FILE.json", help="write the scores there as well")
+    parse.set_defaults(run=_eval)
+
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)
@@ -70,6 +81,21 @@ def _generate(arguments: argparse.Namespace) -> None:
             seed=arguments.seed,
         )
     )
+
+
+def _eval(arguments: argparse.Namespace) -> None:
+    from dsv2.evaluation.command import evaluate_run, show, write
+
+    scores = evaluate_run(
+        arguments.run_dir,
+        arguments.tasks.split(","),
+        include_path=arguments.include_path,
+        limit=arguments.limit,
+        batch_size=arguments.batch_size,
+    )
+    show(scores)
+    if arguments.out is not None:
+        write(arguments.out, arguments.run_dir, scores)
 
 
 if __name__ == "__main__":

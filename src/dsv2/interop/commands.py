@@ -3,6 +3,7 @@
 A run directory holds `config.yaml`, whose `model` is the typed config, and `model.safetensors` under our own names.
 """
 
+import shutil
 from pathlib import Path
 
 import yaml
@@ -13,6 +14,8 @@ from dsv2.interop.atomic import new_directory, require_free
 from dsv2.interop.huggingface import from_hf, to_hf
 from dsv2.saved import CONFIG, WEIGHTS, load_model
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")  # copied where they are, for texts to be evaluated on
+
 
 def import_hf(path: str | Path, out: str | Path) -> None:
     """Turn the DeepseekV2 checkpoint directory `path` into a run directory `out`. ValueError where `out` is taken."""
@@ -21,6 +24,9 @@ def import_hf(path: str | Path, out: str | Path) -> None:
     with new_directory(out) as folder:
         (folder / CONFIG).write_text(yaml.safe_dump({"model": plain(model.config)}, sort_keys=False))
         save_file(model.state_dict(), folder / WEIGHTS)
+        for name in TOKENIZER_FILES:
+            if (file := Path(path) / name).is_file():
+                shutil.copyfile(file, folder / name)
 
 
 def export_hf(run: str | Path, out: str | Path) -> None:

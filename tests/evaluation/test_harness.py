@@ -1,0 +1,267 @@
+"""The harness' three kinds of requests, against plain loops over our model; and a task of its own from the command."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import dsv2
+from dsv2.__main__ import main
+from dsv2.data.packing import PackedText
+from dsv2.data.source import NOT_SCORED, Batch
+from dsv2.data.tokenizer import END_ID
+from dsv2.evaluation.harness import Harness
+from dsv2.evaluation.reader import Reader, open_reader
+from dsv2.training import fit
+from dsv2.training.evaluate import evaluate
+from tests.evaluation.stubs import knowing
+from tests.tolerances import FLOAT32_MODULE
+
+LENGTH = 32
+
+
+@pytest.fixture
+def source(quick: list[str]) -> PackedText:
+    opened = dsv2.load(quick).data.open(sequence_length=LENGTH, seed=0, validation_tokens=512)
+    assert isinstance(opened, PackedText)
+    return opened
+
+
+@pytest.fixture
+def harness(quick: list[str], source: PackedText) -> Harness:
+    model = dsv2.load([*quick, "model.init_std=0.3"]).model.build()
+    return Harness(Reader(model, source.store.tokenizer, END_ID, LENGTH), batch_size=3)
+
+
+def requests(*arguments: tuple[Any, ...]) -> list[Any]:
+    return [SimpleNamespace(args=one) for one in arguments]
+
+
+@torch.no_grad()
+def looped(harness: Harness, context: list[int], continuation: list[int]) -> tuple[float, bool]:
+    """Token by token, each from at most LENGTH tokens before the last of the continuation."""
+    read, nats, greedy = list(context), 0.0, True
+    for token in continuation:
+        logits = harness.reader.model.eval()(torch.tensor([read])).logits[0, -1].double()
+        nats += (logits[token] - logits.exp().sum().log()).item()
+        greedy &= int(logits.argmax()) == token
+        read.append(token)
+    return nats, greedy
+
+
+def test_loglikelihood_is_that_of_a_loop(harness: Harness, capsys: pytest.CaptureFixture[str]) -> None:
+    encode = harness.reader.tokenizer.encode
+    pairs = [("Ban ben", " bin bon"), ("Fun", " gar"), ("", "Lor kar"), ("Dist dust den", " mor")]
+    long = ("Ban ben bin bon bun " * 10 + "end", " fen fin")
+    found = harness.loglikelihood(requests(*pairs, long), disable_tqdm=True)
+    for (context, continuation), (nats, greedy) in zip([*pairs, long], found, strict=True):
+        ids = encode(continuation)
+        kept = (encode(context) or [END_ID])[-(LENGTH + 1 - len(ids)) :]
+        expected = looped(harness, kept, ids)
+        assert nats == pytest.approx(expected[0], rel=FLOAT32_MODULE)
+        assert greedy == expected[1]
+    assert "cut from the left to the 32 tokens of training" in capsys.readouterr().err
+
+
+def test_greedy_is_told_from_not_greedy(source: PackedText) -> None:
+    """A model that knows one text finds it greedy, and no other, not even one that differs in its last token."""
+    tokenizer = source.store.tokenizer
+    read, other = tokenizer.encode("Ban ben bin"), tokenizer.encode("Ban ben bon")
+    model = knowing([read], tokenizer.vocab_size)
+    harness = Harness(Reader(model, tokenizer, END_ID, LENGTH), batch_size=1)
+    found = harness.loglikelihood(requests(("Ban", " ben bin"), ("Ban", " ben bon")), disable_tqdm=True)
+    assert [greedy for _, greedy in found] == [True, False]
+    assert read != other
+
+
+def test_rolling_is_the_validation_loss_of_the_same_text(harness: Harness, source: PackedText) -> None:
+    """A held-out document as one long text: the same nats as `evaluate` over its windows."""
+    first, second = source.store.val.starts[:2].tolist()
+    ids = source.store.val.tokens[first : second - 1].tolist()
+    text = source.store.tokenizer.decode(ids)
+    assert len(ids) > 3 * LENGTH
+    assert len(ids) % LENGTH != 0
+    rows = -(-len(ids) // LENGTH)
+    read = torch.zeros(rows * LENGTH, dtype=torch.long)
+    wanted = torch.full((rows * LENGTH,), NOT_SCORED)
+    read[: len(ids)], wanted[: len(ids)] = torch.tensor([END_ID, *ids[:-1]]), torch.tensor(ids)
+    batch = Batch(read.view(rows, LENGTH), wanted.view(rows, LENGTH), None)
+    loss = evaluate(harness.reader.model, batch, batch_size=2, token_bytes=None)["val/loss"]
+    short = source.store.tokenizer.decode(ids[:5])
+    found = harness.loglikelihood_rolling(requests((text,), (short,)))
+    assert found[0] == pytest.approx(-loss * len(ids), rel=FLOAT32_MODULE)
+    assert found[1] == pytest.approx(looped(harness, [END_ID], ids[:5])[0], rel=FLOAT32_MODULE)
+
+
+def test_a_continuation_longer_than_training_is_scored_in_windows(harness: Harness) -> None:
+    ids = harness.reader.tokenizer.encode(" ban ben" * 20)
+    assert len(ids) > LENGTH
+    ((nats, _),) = harness._loglikelihood_tokens([(("", ""), [5, 7], ids)])
+    expected = looped(harness, [7], ids[:LENGTH])[0]
+    for start in range(LENGTH, len(ids), LENGTH):
+        expected += looped(harness, [ids[start - 1]], ids[start : start + LENGTH])[0]
+    assert nats == pytest.approx(expected, rel=FLOAT32_MODULE)
+
+
+def test_generation_is_greedy_and_stops(harness: Harness) -> None:
+    """The tokens of `dsv2.generate`, up to the first of the stop strings, even one that spans tokens."""
+    model, tokenizer, context = harness.reader.model, harness.reader.tokenizer, "Ban ben"
+    ids = tokenizer.encode(context)
+    continued = dsv2.generate(model, torch.tensor([ids]), max_new_tokens=12)[0, len(ids) :].tolist()
+    assert END_ID not in continued
+    text = tokenizer.decode(continued)
+    stop = text[4:7]
+    settings = [{"until": [], "max_gen_toks": 12}, {"until": ["zzzz", stop], "max_gen_toks": 12}, {"until": "zzzz"}]
+    whole, stopped, most = harness.generate_until(requests(*((context, setting) for setting in settings)))
+    assert whole == text
+    assert stopped == text[: text.index(stop)] != text
+    assert most.startswith(text)
+    with pytest.raises(ValueError, match="do_sample=True: only greedy"):
+        harness.generate_until(requests((context, {"do_sample": True, "temperature": 1.0})))
+
+
+def test_generation_stops_at_the_end_of_the_text(source: PackedText) -> None:
+    tokenizer = source.store.tokenizer
+    ids = tokenizer.encode("Ban ben bin")
+
+    class Fixed(torch.nn.Module):
+        """Goes through a text whose places its caches count, then ends it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            config = dsv2.load(["model=tiny", f"data.vocab_size={tokenizer.vocab_size}"]).model
+            self.inner, self.config = config.build(), config
+            self.embedding, self.layers, self.place = self.inner.embedding, self.inner.layers, 0
+
+        def forward(self, tokens: torch.Tensor, **_: Any) -> Any:
+            self.place += tokens.shape[1]
+            logits = torch.zeros(1, tokens.shape[1], tokenizer.vocab_size)
+            logits[0, -1, [*ids, END_ID][self.place]] = 1
+            return SimpleNamespace(logits=logits)
+
+    harness = Harness(Reader(Fixed(), tokenizer, END_ID, LENGTH), batch_size=1)
+    assert harness.generate_until(requests((tokenizer.decode(ids[:2]), {"max_gen_toks": 20}))) == [
+        tokenizer.decode(ids[2:])
+    ]
+
+
+# ---- the command ----
+
+
+@pytest.fixture
+def run_dir(quick: list[str], tmp_path: Path) -> Path:
+    settings = ["benchmarks=text", "benchmarks.cloze_questions=8", "benchmarks.cloze_context=12"]
+    settings += ["benchmarks.copying_strings=4", "benchmarks.copying_length=16"]
+    fit.fit(dsv2.load([*quick, *settings]), tmp_path / "run")
+    return tmp_path / "run"
+
+
+def write_task(folder: Path) -> list[dict[str, Any]]:
+    """A local multiple-choice task of 4 questions."""
+    folder.mkdir()
+    rows = [{"q": f"Ban{n * ' ben'}", "choices": [" bin bon", " bun", " dor"], "gold": n % 3} for n in range(4)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = {
+        "task": "words",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": f"{folder}/rows.jsonl"}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{q}}",
+        "doc_to_choice": "choices",
+        "doc_to_target": "gold",
+        "target_delimiter": "",
+        "metric_list": [{"metric": "acc"}],
+    }
+    (folder / "words.yaml").write_text(yaml.safe_dump(task))
+    return rows
+
+
+@pytest.mark.slow
+def test_a_local_task_from_the_command(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows, out = write_task(tmp_path / "tasks"), tmp_path / "scores.json"
+    arguments = ["eval", str(run_dir), "--include-path", str(tmp_path / "tasks"), "--out", str(out)]
+    assert main([*arguments, "--tasks", "words,cloze,copying"]) == 0
+    shown = capsys.readouterr().out
+    scores = {(row["task"], row["metric"]): row for row in json.loads(out.read_text())["scores"]}
+
+    harness = Harness(open_reader(run_dir), batch_size=1)
+    encode, right = harness.reader.tokenizer.encode, 0
+    for row in rows:
+        nats = [looped(harness, encode(row["q"]), encode(choice))[0] for choice in row["choices"]]
+        right += nats.index(max(nats)) == row["gold"]
+    assert scores["words", "acc"]["value"] == right / len(rows)
+    assert scores["words", "acc"]["stderr"] is not None
+    metrics = json.loads((run_dir / "result.json").read_text())["metrics"]
+    for name in ("cloze", "copying"):
+        assert scores[name, f"bench/{name}"]["value"] == pytest.approx(metrics[f"bench/{name}"], rel=FLOAT32_MODULE)
+        assert f"bench/{name}" in shown
+
+    assert main([*arguments, "--tasks", "words", "--limit", "1"]) == 0
+    first = json.loads(out.read_text())["scores"][0]["value"]
+    assert first in (0.0, 1.0)
+
+    assert main([*arguments, "--tasks", "wrods"]) == 2
+    assert "error: wrods: no such task; did you mean words" in capsys.readouterr().err
+    (tmp_path / "tasks" / "rows.jsonl").unlink()
+    assert main([*arguments, "--tasks", "words"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: words: cannot be loaded; FileNotFoundError")
+
+
+def test_mistakes_are_told_in_a_line(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        (["--tasks", "arithmetic"], "arithmetic: this run's corpus has no domain maths, only text"),
+        (["--tasks", ","], "--tasks: name some"),
+        (["--tasks", "cloze", "--limit", "0"], "--limit 0: 1 or more"),
+        (["--tasks", "cloze", "--batch-size", "0"], "--batch-size 0: 1 or more"),
+        (["--tasks", "cloze", "--include-path", str(tmp_path / "none")], "none: no such folder"),
+    ):
+        assert main(["eval", str(run_dir), *arguments]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_without_the_package_own_benchmarks_remain(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["eval", str(run_dir), "--tasks", "hellaswag"]) == 2
+    assert "hellaswag: needs lm-evaluation-harness: pip install 'dsv2[eval]'" in capsys.readouterr().err
+    assert main(["eval", str(run_dir), "--tasks", "copying"]) == 0
+
+
+def test_an_imported_model_needs_its_tokenizer(run_dir: Path, source: PackedText, tmp_path: Path) -> None:
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    folder = tmp_path / "imported"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump({"model": config["model"]}))
+    with pytest.raises(ValueError, match=r"an imported model without tokenizer\.json"):
+        open_reader(folder)
+    source.store.tokenizer.save(folder / "tokenizer.json")
+    from safetensors.torch import save_file
+
+    save_file(open_reader(run_dir).model.state_dict(), folder / "model.safetensors")
+    with pytest.raises(ValueError, match="names neither a bos_token nor an eos_token"):
+        open_reader(folder)
+    (folder / "tokenizer_config.json").write_text('{"eos_token": {"content": "<|endoftext|>"}}')
+    reader = open_reader(folder)
+    assert reader.start == END_ID
+    assert reader.tokenizer.encode("Ban ben") == source.store.tokenizer.encode("Ban ben")
+    assert reader.tokenizer.decode(reader.tokenizer.encode("Ban ben")) == "Ban ben"
+    expected = Harness(open_reader(run_dir), batch_size=1).loglikelihood(requests(("Ban", " ben")), disable_tqdm=True)
+    assert Harness(reader, batch_size=1).loglikelihood(requests(("Ban", " ben")), disable_tqdm=True) == expected
+    assert main(["eval", str(folder), "--tasks", "cloze"]) == 2
+
+
+@pytest.mark.slow
+def test_the_example_task_is_what_its_maker_makes() -> None:
+    import runpy
+
+    folder = Path(__file__).parents[2] / "docs" / "eval"
+    made = runpy.run_path(str(folder / "make.py"))["lines"]()
+    assert (folder / "speeches_cloze.jsonl").read_text(encoding="utf-8").splitlines() == made
+    assert {json.loads(line)["answer"] for line in made} == {0, 1, 2, 3}
