@@ -45,9 +45,20 @@ def kept_bytes(overrides: list[str], precision: str, batch: int, length: int) ->
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("ffn", [["dense"], ["moe"], ["moe", "num_shared=0"], ["moe", "max_devices=3"]])
 @pytest.mark.parametrize(
-    "attention", [["mha"], ["gqa"], ["mqa", "rope_dim=8"], ["mla"], ["mla", "q_latent_dim=20"], ["mla", "v_dim=24"]]
+    "ffn", [["dense"], ["moe"], ["moe", "num_shared=0"], ["moe", "max_devices=3"], ["gshard"], ["switch"], ["hash"]]
+)
+@pytest.mark.parametrize(
+    "attention",
+    [
+        ["mha"],
+        ["gqa"],
+        ["mqa", "rope_dim=8"],
+        ["mha", "key_norm=true"],
+        ["mla"],
+        ["mla", "q_latent_dim=20"],
+        ["mla", "v_dim=24"],
+    ],
 )
 def test_activations_are_what_autograd_keeps(attention, ffn, precision):
     overrides = [

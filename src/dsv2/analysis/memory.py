@@ -16,6 +16,7 @@ from dsv2.analysis.accounting import account
 from dsv2.config import ConfigError
 from dsv2.models.attention import GQA, AttentionConfig
 from dsv2.models.ffn import SwiGLU
+from dsv2.models.moe import MoEConfig, Switch
 from dsv2.models.transformer import Transformer
 
 WIDE = 4  # bytes of float32
@@ -96,7 +97,7 @@ def _attention(attention: AttentionConfig, dim: int, length: int, product: int) 
     heads = attention.num_heads
     if isinstance(attention, GQA.Config):
         queries, keys = heads * attention.head_dim, attention.num_kv_heads * attention.head_dim
-        norm = product * keys + WIDE * attention.num_kv_heads if getattr(attention, "key_norm", False) else 0
+        norm = product * keys + WIDE * attention.num_kv_heads if attention.key_norm else 0
         return _inputs(dim, 3, product) + norm + product * 2 * (queries + keys) + WIDE * heads
     latents = 2 * product * attention.kv_latent_dim + WIDE  # before and after its norm
     products = 4
@@ -111,7 +112,7 @@ def _attention(attention: AttentionConfig, dim: int, length: int, product: int) 
     return _inputs(dim, products, product) + latents + heads * inner
 
 
-def _ffn(ffn: Any, dim: int, product: int) -> int:
+def _ffn(ffn: MoEConfig | SwiGLU.Config, dim: int, product: int) -> int:
     """Bytes a token of one layer."""
     if isinstance(ffn, SwiGLU.Config):
         return _inputs(dim, 1, product) + 3 * product * ffn.width
@@ -119,7 +120,7 @@ def _ffn(ffn: Any, dim: int, product: int) -> int:
     routed = any(weight.name == "router.w" for weight in ffn.weights(dim))  # not by a hash
     if routed:
         routing += WIDE * (dim + ffn.num_experts) + INDEX * ffn.top_k  # its input, affinities and choice
-    if getattr(ffn, "jitter", 0):
+    if isinstance(ffn, Switch.Config) and ffn.jitter:
         routing += WIDE * dim  # Switch's noise on what its router sees
     experts = product * ffn.top_k * (2 * dim + 3 * ffn.expert_dim)
     if not ffn.num_shared:
