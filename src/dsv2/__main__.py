@@ -1,4 +1,4 @@
-"""`python -m dsv2 COMMAND`: account, import-hf, export-hf, generate, eval."""
+"""`python -m dsv2 COMMAND`: account, import-hf, export-hf, generate, eval, analyse."""
 
 import argparse
 import sys
@@ -45,6 +45,13 @@ def main(argv: list[str] | None = None) -> int:
     parse.add_argument("--batch-size", type=int, default=8, help="sequences a pass (default 8)")
     parse.add_argument("--out", type=Path, metavar="FILE.json", help="write the scores there as well")
     parse.set_defaults(run=_eval)
+
+    parse = commands.add_parser("analyse", help="what the experts of a trained run do")
+    parse.add_argument("run_dir", type=Path, metavar="RUN")
+    parse.add_argument("--out", type=Path, metavar="DIR", help="where the report goes (default RUN/analysis)")
+    parse.add_argument("--only", default="", metavar="A,B", help="some of the analyses (default: all that apply)")
+    parse.add_argument("--against", type=Path, metavar="RUN2", help="another run on the same text, to compare with")
+    parse.set_defaults(run=_analyse)
 
     arguments = parser.parse_args(argv)
     try:
@@ -96,6 +103,15 @@ def _eval(arguments: argparse.Namespace) -> None:
     show(scores)
     if arguments.out is not None:
         write(arguments.out, arguments.run_dir, scores)
+
+
+def _analyse(arguments: argparse.Namespace) -> None:
+    from dsv2.analyse import analyse
+
+    names = [name for name in arguments.only.split(",") if name]
+    report = analyse(arguments.run_dir, out=arguments.out, only=names, against=arguments.against)
+    if report is not None:
+        print(report)
 
 
 if __name__ == "__main__":

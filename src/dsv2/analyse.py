@@ -1,0 +1,87 @@
+"""`python -m dsv2 analyse RUN`: what the experts of a trained run do, as tables, figures and one page.
+
+Losses are over the run's own validation text, with 95% intervals over its sequences: they say how far other text could
+move them, not how far other seeds would.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from dsv2.analysis.experts import DoesNotApply
+from dsv2.analysis.page import Section, cells, write_pages
+from dsv2.analysis.sections import ANALYSES, Subject
+from dsv2.config import ConfigError
+from dsv2.saved import load_model, load_run
+from dsv2.training.callbacks.snapshots import SNAPSHOTS
+
+SHOWN = 10  # rows of a table in the terminal
+
+
+def analyse(
+    folder: Path, *, out: Path | None = None, only: Sequence[str] = (), against: Path | None = None
+) -> Path | None:
+    """Run all analyses that apply, or `only` those named; print tables, write pages, give the path of report.html.
+
+    `against` is another run on the same validation text, to compare with. None where nothing applies, as for a dense
+    run. Raises ValueError for an unknown name, for a folder without config or weights, and for other text.
+    """
+    if unknown := [name for name in only if name not in ANALYSES]:
+        raise ConfigError("only", ",".join(unknown), f"one or more of {', '.join(ANALYSES)}")
+    run = subject(folder, None if against is None else subject(against))
+    if run.against and not torch.equal(run.validation.targets, run.against.validation.targets):
+        raise ConfigError("against", str(against), f"a run on the validation text of {folder}")
+    sections, left_out = [], []
+    for name in only or ANALYSES:
+        try:
+            section = ANALYSES[name](run)
+        except DoesNotApply as reason:
+            left_out.append(f"{name} does not apply: {reason}.")
+            continue
+        _show(section)
+        sections.append(section)
+    print(*left_out, sep="\n", end="\n" if left_out else "")
+    if not sections:
+        return None
+    count, length = run.validation.inputs.shape
+    what = f"Run {folder.name}: {count} validation sequences of {length} tokens."
+    compared = [f"Compared with {run.against.name}, {against}."] if run.against else []
+    return write_pages(
+        f"What the experts of {run.name} do", [what, *compared, *left_out], sections, out or folder / "analysis"
+    )
+
+
+def subject(folder: Path, against: Subject | None = None) -> Subject:
+    """A run's newest weights and its validation text. Raises ValueError for what is no run, or has no weights."""
+    run, model = load_run(folder), load_model(folder)
+    settings, snapshots = run.trainer, folder / SNAPSHOTS
+    source = run.data.open(
+        sequence_length=settings.sequence_length, seed=run.seed, validation_tokens=settings.validation_tokens
+    )
+    return Subject(
+        f"{run.arm}-s{run.seed}" if run.arm else folder.name,
+        model,
+        source,
+        batch_size=settings.batch.size,
+        snapshots=pd.read_parquet(snapshots) if snapshots.is_file() else None,
+        against=against,
+    )
+
+
+def _show(section: Section) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(section.title, style="bold")
+    for whole in section.tables.values():
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for name in whole:
+            table.add_column(str(name), justify="right" if pd.api.types.is_numeric_dtype(whole[name]) else "left")
+        for row in cells(whole.head(SHOWN)).itertuples(index=False):
+            table.add_row(*row)
+        console.print(table)
+    console.print(section.finding + "\n", highlight=False, soft_wrap=True)

@@ -1,0 +1,129 @@
+"""Passes of a model over validation text, batch by batch: losses of every sequence, and where its tokens were routed.
+
+S sequences, T tokens, L MoE layers, E routed experts, K of them a token.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy import special
+
+from dsv2.data.source import NOT_SCORED, Batch
+from dsv2.models.transformer import Output, Transformer
+
+Floats = NDArray[np.float64]
+CONFIDENCE = 0.95
+
+
+class Losses(NamedTuple):
+    """Nats of each sequence, summed over its scored tokens, and how many those are."""
+
+    nats: Floats  # (S,)
+    scored: Floats  # (S,)
+
+    @property
+    def mean(self) -> float:
+        """Nats a scored token."""
+        return float(self.nats.sum() / self.scored.sum())
+
+
+class Interval(NamedTuple):
+    """A mean with its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Observed(NamedTuple):
+    """What one pass over the validation text saw."""
+
+    losses: Losses
+    tokens: NDArray[np.int64]  # (S, T)
+    domains: NDArray[np.int64] | None  # (S, T), index into the data's domains; None: the data have none
+    num_experts: int  # E
+    layers: tuple[int, ...]  # L, numbers of the MoE layers within the model
+    experts: NDArray[np.int16]  # (L, S, T, K)
+    gates: NDArray[np.float32]  # (L, S, T, K)
+    entropy: NDArray[np.float32]  # (L, S, T) of the affinities of a token, over log E
+    mean_affinity: Floats  # (L, E)
+
+
+def losses_of(
+    model: Transformer, batch: Batch, *, batch_size: int, seen: Callable[[int], Any] = lambda sequences: None
+) -> Losses:
+    """Losses of every sequence of `batch`, worked through `batch_size` at a time; `seen` hears how many are done."""
+    parts = [losses for _, losses in _passes(model, batch, batch_size, seen)]
+    return _joined(parts)
+
+
+def observe(
+    model: Transformer, batch: Batch, *, batch_size: int, seen: Callable[[int], Any] = lambda sequences: None
+) -> Observed:
+    """Losses and routing in one pass. Raises ValueError for a model without MoE layers."""
+    if not model.config.num_moe_layers:
+        raise ValueError("model: it has no MoE layers, so nothing is routed")
+    losses, experts, gates, entropy, affinity = [], [], [], [], []
+    for output, part in _passes(model, batch, batch_size, seen):
+        losses.append(part)
+        num_experts = output.routings[0].affinities.shape[-1]
+        experts.append(torch.stack([r.experts for r in output.routings]).to(torch.int16).cpu())
+        gates.append(torch.stack([r.gates for r in output.routings]).float().cpu())
+        affinities = torch.stack([r.affinities for r in output.routings]).double()
+        entropy.append((torch.special.entr(affinities).sum(-1) / np.log(max(num_experts, 2))).float().cpu())
+        affinity.append(affinities.sum((1, 2)).cpu())
+    config = model.config
+    return Observed(
+        losses=_joined(losses),
+        tokens=batch.inputs.numpy(),
+        domains=None if batch.domains is None else batch.domains.long().numpy(),
+        num_experts=num_experts,
+        layers=tuple(range(config.num_layers - config.num_moe_layers, config.num_layers)),
+        experts=torch.cat(experts, 1).numpy(),
+        gates=torch.cat(gates, 1).numpy(),
+        entropy=torch.cat(entropy, 1).numpy(),
+        mean_affinity=(torch.stack(affinity).sum(0) / batch.inputs.numel()).numpy(),
+    )
+
+
+def difference(losses: Losses, plain: Losses) -> Interval:
+    """Change of the mean loss, paired by sequence, with the interval that sampling other sequences leaves.
+
+    It says nothing about other seeds: both losses are of one training. Without at least two sequences it is infinite.
+    """
+    if not np.array_equal(losses.scored, plain.scored):
+        raise ValueError("losses: of other sequences than those that they are compared with")
+    change, scored = losses.nats - plain.nats, plain.scored
+    mean = float(change.sum() / scored.sum())
+    count = len(change)
+    if count < 2:
+        return Interval(mean, -np.inf, np.inf)
+    residual = change - mean * scored  # of the ratio of two sums, to first order
+    error = float(np.sqrt((residual**2).sum() * count / (count - 1)) / scored.sum())
+    reach = float(special.stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * error
+    return Interval(mean, mean - reach, mean + reach)
+
+
+def _passes(
+    model: Transformer, batch: Batch, batch_size: int, seen: Callable[[int], Any]
+) -> Iterator[tuple[Output, Losses]]:
+    assert not model.training, "training mode may drop tokens"
+    device = model.embedding.device
+    for first in range(0, len(batch.inputs), batch_size):
+        inputs, targets = (part[first : first + batch_size].to(device) for part in batch[:2])
+        with torch.no_grad():
+            output = model(inputs)
+            nats = F.cross_entropy(
+                output.logits.flatten(0, 1).float(), targets.flatten(), ignore_index=NOT_SCORED, reduction="none"
+            ).view_as(targets)
+        scored = (targets != NOT_SCORED).sum(1)
+        yield output, Losses(nats.double().sum(1).cpu().numpy(), scored.double().cpu().numpy())
+        seen(len(inputs))
+
+
+def _joined(parts: list[Losses]) -> Losses:
+    return Losses(*(np.concatenate(column) for column in zip(*parts, strict=True)))
