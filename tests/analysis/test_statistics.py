@@ -231,3 +231,50 @@ def test_what_would_have_been_seen_allows_for_the_number_of_arms() -> None:
         assert len(effects) == family
         expected = st.detectable_in_sd(6, 0.05 / family) * DELTA.std(ddof=1)
         assert [effect.detectable for effect in effects] == pytest.approx([expected] * family, rel=1e-9)
+
+
+def test_rounding_is_neither_a_difference_nor_a_spread() -> None:
+    """One shift on different values differs in the last bits; a t-test of that noise would find p = 0."""
+    base = np.array([0.9, 1.7, 3.3, 4.7])
+    for shift in (1e-6, -1e-4, 0.3):
+        delta = (base + shift) - base
+        assert np.ptp(delta) > 0
+        effect = one({"base": base, "arm": base + shift}, margin=1.0)
+        assert effect.word == "undecided"
+        assert "no spread" in effect.note
+        assert math.isnan(effect.p_equivalence)
+    assert one({"base": base, "arm": base * (1 + 2e-16)}).word == "identical"
+    small = one({"base": base, "arm": base + 1e-9 * np.array([-1.0, -2.0, -1.5, -1.7])})
+    assert small.word == "better"  # small, and no rounding
+    assert "-1.5e-09 [" in small.verdict or "-1.6e-09 [" in small.verdict
+
+
+def test_equal_differences_leave_no_noise_for_equivalence() -> None:
+    assert math.isnan(st.equivalence_p(np.full(4, 0.25), 1.0))
+    assert math.isnan(st.equivalence_p(np.full(4, 0.1) + np.array([0, 1e-17, 0, 0]), 1.0))
+    assert st.equivalence_p(np.zeros(4), 1.0) == 0
+    for margin in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="margin="):
+            st.equivalence_p(DELTA, margin)
+
+
+def test_equivalence_is_corrected_over_the_arms() -> None:
+    """Alone an arm is equivalent; beside four of which three are not, Holm asks for less than p = 0.05."""
+    noise = np.array([-0.9, 1.2, 0.3, -0.4, 1.5, -0.7])
+    margin = next(m for m in np.linspace(0.5, 3, 251) if st.equivalence_p(noise, m) < 0.04)
+    base = np.linspace(5, 6, 6)
+    alone = judge({"base": base, "arm": base + noise}, "x", baseline="base", direction="lower", margin=margin)
+    assert [effect.word for effect in alone] == ["equivalent"]
+    far = {f"far{i}": base + noise * (1 + i) + 9 for i in range(3)}
+    among = judge({"base": base, "arm": base + noise} | far, "x", baseline="base", direction="lower", margin=margin)
+    assert among[0].word == "undecided"
+    assert among[0].p_equivalence == pytest.approx(4 * alone[0].p_equivalence)
+
+
+def test_a_seed_is_counted_once_and_arms_have_equally_many() -> None:
+    with pytest.raises(ValueError, match=r"seeds=\[0, 0, 1\]: each once"):
+        compare(table(), "val/loss", arms=["base", "arm"], baseline="base", seeds=[0, 0, 1], direction="lower")
+    with pytest.raises(ValueError, match=r"\(1,\) of the arm, \(4,\) of the baseline"):
+        one({"base": np.zeros(4), "arm": np.zeros(1)})
+    with pytest.raises(ValueError, match="baseline='base': one of arm"):
+        one({"arm": np.zeros(3)})

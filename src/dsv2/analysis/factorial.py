@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from dsv2.analysis.statistics import ALPHA, Values, detectable_in_sd, holm, paired_p, t_interval
+from dsv2.analysis.statistics import ALPHA, Values, detectable_in_sd, holm, paired_p, t_interval, without_rounding
 from dsv2.analysis.style import quantity
 from dsv2.analysis.verdicts import IncompleteStudy, difference_text, paired_values
 
@@ -144,10 +144,9 @@ def factorial(
 
 
 def _sum(values: Mapping[str, Values], weight: Mapping[str, float]) -> Values:
-    """(n,) of the contrast, seed by seed. What is only rounding beside the values that cancel in it is zero."""
+    """(n,) of the contrast, seed by seed."""
     terms = np.array([weight[arm] * values[arm] for arm in weight])  # (c, n)
-    total: Values = terms.sum(0)
-    return np.where(np.abs(total) <= 1e-13 * np.abs(terms).sum(0), 0.0, total)
+    return without_rounding(terms.sum(0), float(np.abs(terms).sum(0).max()))
 
 
 def _word(term: Term, direction: str) -> str:

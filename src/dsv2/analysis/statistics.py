@@ -27,6 +27,23 @@ class Interval(NamedTuple):
 # ---- one set of paired differences -----------------------------------------------------------------------------------
 
 
+def paired_differences(arm: Values, baseline: Values) -> Values:
+    """(n,) arm minus baseline, seed by seed, `without_rounding`."""
+    if arm.shape != baseline.shape or arm.ndim != 1 or arm.size == 0:
+        raise ValueError(f"values: {arm.shape} of the arm, {baseline.shape} of the baseline; one number a seed of both")
+    size = max(np.abs(arm).max(), np.abs(baseline).max())
+    return without_rounding(np.asarray(arm, dtype=float) - baseline, float(size))
+
+
+def without_rounding(differences: Values, size: float) -> Values:
+    """Differences (n,) of values as large as `size`, with what is only the rounding of those values taken for no
+    difference and no spread: a t-test would find that noise of 1e-16 proves everything."""
+    rounding = 4 * np.finfo(float).eps * size
+    if differences.size > 1 and np.ptp(differences) <= rounding:
+        differences = np.full_like(differences, differences.mean())
+    return np.where(np.abs(differences) <= rounding, 0.0, differences)
+
+
 def t_interval(differences: Values, level: float = 1 - ALPHA) -> Interval:
     """Interval of the mean of (n,) differences by Student's t; NaN for one seed."""
     n = _checked(differences).size
@@ -72,15 +89,16 @@ def sign_flip_p(differences: Values) -> float:
 
 
 def equivalence_p(differences: Values, margin: float) -> float:
-    """Two one-sided t-tests: small when the mean lies inside (-margin, margin)."""
+    """Two one-sided t-tests: small when the mean lies inside (-margin, margin). 0 where all are zero; NaN for one seed,
+    or where equal non-zero differences leave nothing to estimate the noise from."""
     n = _checked(differences).size
-    if margin <= 0:
-        raise ValueError(f"margin={margin}: positive")
+    if not 0 < margin < math.inf:
+        raise ValueError(f"margin={margin}: positive and finite")
     if n < 2:
         return math.nan
+    if _no_spread(differences):
+        return math.nan if differences.any() else 0.0
     error = differences.std(ddof=1) / math.sqrt(n)
-    if error == 0:
-        return 0.0 if differences.mean() == 0 else math.nan
     return float(special.stdtr(n - 1, -(margin - abs(differences.mean())) / error))
 
 

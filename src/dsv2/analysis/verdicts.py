@@ -20,6 +20,7 @@ from dsv2.analysis.statistics import (
     detectable_in_sd,
     equivalence_p,
     holm,
+    paired_differences,
     paired_p,
     seeds_for_equivalence,
     seeds_needed,
@@ -35,6 +36,7 @@ RULE = (
     "t intervals of the mean difference, not widened for the number of arms. The bootstrap (BCa) interval and the "
     "exact sign-flip p-value are printed as a check and decide nothing: with n seeds the latter cannot go below 2/2^n."
 )
+MOST_DECIMALS = 8  # smaller differences are shown with an exponent
 
 
 class Verdict(NamedTuple):
@@ -81,13 +83,15 @@ def difference_text(mean: float, low: float, high: float) -> str:
     if math.isnan(low):
         return f"{mean:+.2g}"
     digits = decimals(low, high)
+    if digits == MOST_DECIMALS:
+        return f"{mean:+.2g} [{low:+.2g}, {high:+.2g}]"
     return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
 def decimals(low: float, high: float) -> int:
     """How many decimals show two digits of the interval's half width."""
     half = (high - low) / 2
-    return min(max(1 - math.floor(math.log10(half)), 0), 8) if half > 0 else 3
+    return min(max(1 - math.floor(math.log10(half)), 0), MOST_DECIMALS) if half > 0 else 3
 
 
 class IncompleteStudy(ValueError):
@@ -103,6 +107,8 @@ class IncompleteStudy(ValueError):
 
 def missing_trials(results: pd.DataFrame, arms: Sequence[str], seeds: Sequence[int]) -> list[str]:
     """The (arm, seed) pairs without a finished trial, in words. Two trials of one pair are an error."""
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds={list(seeds)}: each once; a seed counted twice is no second trial")
     status: dict[tuple[str, int], str] = {}
     for arm, seed, value in zip(results["arm"], results["seed"], results["status"], strict=True):
         if (arm, seed) in status:
@@ -167,8 +173,10 @@ def judge(
     """`compare` on arrays: arm to its (n,) values, all in one order of seeds."""
     if direction not in ("lower", "higher"):
         raise ValueError(f"direction={direction!r}: 'lower' or 'higher'")
+    if baseline not in values:
+        raise ValueError(f"baseline={baseline!r}: one of {', '.join(values)}")
     others = [arm for arm in values if arm != baseline]
-    deltas = {arm: values[arm] - values[baseline] for arm in others}
+    deltas = {arm: paired_differences(values[arm], values[baseline]) for arm in others}
     p = [paired_p(delta) for delta in deltas.values()]
     p_same = [math.nan if margin is None else equivalence_p(delta, margin) for delta in deltas.values()]
     effects = []
@@ -235,5 +243,6 @@ def _what_would_decide(effect: Effect, margin: float | None, family: int) -> str
     text = f"{unseen}; {more} a difference of this size"
     if margin is not None:
         same = seeds_for_equivalence(margin, effect.sd, ALPHA / family)
-        text += f", about {same or f'over {MOST_SEEDS:,}'} would show equivalence within {margin:g} if there is none"
+        enough = f"about {same}" if same else f"over {MOST_SEEDS:,}"
+        text += f", {enough} would show equivalence within {margin:g} if there is none"
     return text
