@@ -12,7 +12,7 @@ from rich.console import Console
 
 from ablations.ladder import report_ladder
 from ablations.report import StudyText, write_report
-from ablations.run import parse
+from ablations.run import PLAIN_WIDTH, parse
 from ablations.store import Results, results_of
 from ablations.studies import Study, stored
 from ablations.summary import verdict_table
@@ -113,7 +113,7 @@ def main(arguments: list[str]) -> int:
             if not study.folder.is_dir():
                 valid = f"a study that has been run; there is nothing in {study.folder}"
                 raise ConfigError("sweep", request.sweep, valid)
-        console = Console()
+        console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
         for study in studies:
             if TABLE in arguments:
                 print(write_tables(study, results_of(study), study.folder / "report"))

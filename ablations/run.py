@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # this module is imported again in every worker, before it ca
     from ablations.studies import Study
 
 
+PLAIN_WIDTH = 120  # columns, where there is no terminal to ask
 STOPPED = "\nstopped; what was saved stays, the same command goes on from there"
 
 
@@ -70,7 +71,7 @@ def show(study: "Study", console: "Console") -> None:
     console.print(f"[bold]Prediction:[/bold] {study.file.prediction}", highlight=False)
     console.print(f"[bold]Held equal:[/bold] {', '.join(study.file.equal) or 'nothing'}", highlight=False)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("arm")
+    table.add_column("arm", no_wrap=True)
     for column in ("params", "active", "FLOPs/tok", "KV/tok", "tokens", "steps", "seeds", "mismatch"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in study.budgets():
@@ -119,7 +120,7 @@ def _main(arguments: list[str]) -> int:
 
     from ablations.studies import Study
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     studies = [Study(request.sweep, scale, request.seeds, overrides) for scale in request.scales]
     if request.dry_run:
         for study in studies:
