@@ -1,4 +1,4 @@
-"""`python -m dsv2 COMMAND`: account, import-hf, export-hf, generate, eval, analyse."""
+"""`python -m dsv2 COMMAND`: account, import-hf, export-hf, generate, eval, analyse, explore."""
 
 import argparse
 import sys
@@ -53,12 +53,20 @@ def main(argv: list[str] | None = None) -> int:
     parse.add_argument("--against", type=Path, metavar="RUN2", help="another run on the same text, to compare with")
     parse.set_defaults(run=_analyse)
 
+    parse = commands.add_parser("explore", help="a local page that shows how a run, or two, route a text")
+    parse.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN", help="one run, or two to compare")
+    parse.add_argument("--port", type=int, help="default: 5006, or the next that is free")
+    parse.add_argument("--no-browser", action="store_true", help="only print the address")
+    parse.set_defaults(run=_explore)
+
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)
     except (ConfigError, ValueError, FileNotFoundError, FileExistsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
@@ -112,6 +120,14 @@ def _analyse(arguments: argparse.Namespace) -> None:
     report = analyse(arguments.run_dir, out=arguments.out, only=names, against=arguments.against)
     if report is not None:
         print(report)
+
+
+def _explore(arguments: argparse.Namespace) -> None:
+    if len(arguments.run_dirs) > 2:
+        raise ConfigError("RUN", " ".join(map(str, arguments.run_dirs)), "one run, or two to compare")
+    from dsv2.explore.serve import serve
+
+    serve(arguments.run_dirs, port=arguments.port, browser=not arguments.no_browser)
 
 
 if __name__ == "__main__":

@@ -46,14 +46,21 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     newest = checkpoints.latest(folder / "checkpoints")
     if newest is None:
         raise ValueError(f"{folder}: has neither {WEIGHTS} nor a sound checkpoint")
-    state = checkpoints.load(newest, map_location="cpu")["state_dict"]
+    return _weights_of(newest)
+
+
+def _weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    state = checkpoints.load(checkpoint, map_location="cpu")["state_dict"]
     return {name.removeprefix("model."): tensor for name, tensor in state.items()}
 
 
-def load_model(folder: Path) -> Transformer:
-    """The model of a trained or imported run, in evaluation mode, in the precision it was saved in."""
+def load_model(folder: Path, step: int | None = None) -> Transformer:
+    """The model of a trained or imported run, in evaluation mode, in the precision it was saved in.
+
+    `step` takes the checkpoint of that step, as listed by `checkpoints.steps`, instead of the newest weights.
+    """
     config = structure(load_config(folder)["model"], Transformer.Config, "model")
-    weights = load_weights(folder)
+    weights = load_weights(folder) if step is None else _weights_of(folder / "checkpoints" / checkpoints.name_of(step))
     with torch.device("meta"):
         model: Transformer = config.build()
     try:

@@ -3,6 +3,7 @@
 V vocabulary.
 """
 
+import codecs
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
@@ -84,6 +85,14 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids; bytes that are not UTF-8 become U+FFFD, unused ids nothing."""
         return b"".join(self._bytes[index] for index in ids).decode(errors="replace")
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """Text of each token, which joins to their `decode`: a character made of several tokens is the last one's."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        found = [decoder.decode(self._bytes[index]) for index in ids]
+        if found:
+            found[-1] += decoder.decode(b"", final=True)
+        return found
 
     @cached_property
     def token_bytes(self) -> np.ndarray:

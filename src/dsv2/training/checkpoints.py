@@ -61,6 +61,13 @@ def latest(folder: Path) -> Path | None:
     return None
 
 
+def steps(folder: Path) -> list[int]:
+    """The steps of the sound checkpoints in `folder`, oldest first; touches nothing, so a run may be saving there."""
+    listed = _manifest(folder)
+    sound = [name for name in listed if (path := folder / name).is_file() and _checksum(path) == listed[name]["sha256"]]
+    return sorted(listed[name]["step"] for name in sound)
+
+
 def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / MANIFEST
     try:

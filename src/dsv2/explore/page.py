@@ -1,0 +1,185 @@
+"""The page itself: a text painted by what one model, or two, did with it, and the studies that were run.
+
+`view(RUN)` shows it in a notebook; `serve` gives it an address of its own.
+"""
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import panel as pn
+
+from dsv2.analysis.plots_text import busiest, load_profiles, text_load
+from dsv2.analysis.style import PAGE
+from dsv2.explore.browse import Browser
+from dsv2.explore.compare import agree
+from dsv2.explore.look import drawn, html_pane, labelled, picture
+from dsv2.explore.painting import DIFFERENCE, MODES, agreement, heading, painted, token_table
+from dsv2.explore.subject import Subject, model_at, open_subject
+from dsv2.explore.trace import Trace, budget, loads, trace
+
+WIDTH, HALF = 1120, 5.4  # pixels of the page at most, and inches of a figure beside another
+NOTHING = "nothing"
+STRETCH = {"sizing_mode": "stretch_width"}
+
+
+class Choice(NamedTuple):
+    """Weights of a run that can be looked at."""
+
+    subject: Subject
+    step: int
+
+
+class Side:
+    """What is shown of one model."""
+
+    def __init__(self) -> None:
+        self.heading, self.text, self.figure, self.tokens = html_pane(), html_pane(), picture(), html_pane()
+        parts = (self.heading, self.text, self.figure, self.tokens)
+        self.column = pn.Column(*parts, min_width=480, margin=0, styles={"flex": "1 1 480px"}, **STRETCH)
+        self.drawn: tuple[Any, ...] = ()  # what the figure shows
+
+    def draw(self, load: pd.DataFrame, room: int, width: float, *most: float) -> None:
+        """A new figure where anything in it has changed, which takes longer than all the rest."""
+        wanted = (load.to_numpy().tobytes(), room, width, most)
+        if wanted != self.drawn:
+            self.figure.object, self.drawn = drawn(text_load(load, room, width=width, busiest=most)), wanted
+
+
+class Explorer:
+    """The tab of the text: its widgets and what follows from them. One for every visitor of the page."""
+
+    def __init__(self, subjects: Sequence[Subject]) -> None:
+        self.refreshing = False
+        self.traces: dict[tuple[str, str], Trace] = {}  # (name of the choice, text), of the text that is shown
+        self.choices = _choices(subjects)
+        names = list(self.choices)
+        newest = [_name(subject, subject.steps[-1], subjects) for subject in subjects]
+        dropping = subjects[0].moe.dropping
+        capacity = dropping.capacity_factor if dropping is not None else 1.0
+        self.text = pn.widgets.TextAreaInput(
+            name="Text", value=subjects[0].held_out, rows=5, max_length=1_000_000, **STRETCH
+        )
+        self.trace = pn.widgets.Button(name="Trace", button_type="primary", width=100)
+        self.a = pn.widgets.Select(name="A", options=names, value=newest[0], width=340)
+        self.b = pn.widgets.Select(
+            name="Compare with B", options=[NOTHING, *names], value=(*newest, NOTHING)[1], width=340
+        )
+        self.layer = pn.widgets.RadioButtonGroup(options=subjects[0].moe_layers)
+        self.paint = pn.widgets.RadioButtonGroup(options=list(MODES))
+        self.capacity = pn.widgets.FloatSlider(
+            name="Capacity factor", start=0.1, end=max(4.0, capacity), step=0.05, value=capacity, width=300
+        )
+        self.message, self.legend, self.agreement, self.profiles = html_pane(), html_pane(), html_pane(), picture(460)
+        self.sides = (Side(), Side())
+        sides = pn.FlexBox(*(side.column for side in self.sides), gap="24px", **STRETCH)
+        self.shown = pn.Column(self.legend, sides, self.agreement, self.profiles, **STRETCH)
+        self.trace.on_click(self.refresh)
+        for widget in (self.text, self.a, self.b, self.layer, self.paint):
+            widget.param.watch(self.refresh, "value")
+        self.capacity.param.watch(self.refresh, "value_throttled")
+        self.refresh()
+
+    def view(self) -> pn.Column:
+        return pn.Column(
+            self.text,
+            self.trace,
+            pn.FlexBox(self.a, self.b, self.capacity, gap="12px", **STRETCH),
+            pn.FlexBox(labelled("Layer", self.layer), labelled("Paint tokens by", self.paint), gap="24px", **STRETCH),
+            self.message,
+            self.shown,
+            **STRETCH,
+        )
+
+    def refresh(self, *_: Any) -> None:
+        """Show what the widgets ask for; a text or a model that cannot be shown becomes a message."""
+        if self.refreshing:
+            return  # the widgets that this very refresh has given other options
+        self.refreshing, message = True, ""
+        try:
+            with pn.io.hold():  # the browser gets all changes at once, not a page that is half of the last request
+                self._show()
+        except (ValueError, OSError) as error:
+            message = f'<p class="message">{html.escape(str(error))}</p>'
+        finally:
+            self.refreshing = False
+        self.message.object = message
+        self.message.visible, self.shown.visible = bool(message), not message
+
+    def _show(self) -> None:
+        names = [name for name in (self.a.value, self.b.value) if name != NOTHING]
+        shown = [self.choices[name] for name in names]
+        self._offer(shown[0].subject, shown[-1].subject, len(shown) > 1)
+        layer, mode, capacity = self.layer.value, self.paint.value, float(self.capacity.value or 0)
+        traces = [self._traced(name) for name in names]
+        loaded = [loads(traced, layer, capacity) for traced in traces]
+        scale = (HALF if len(names) > 1 else PAGE, *busiest(*loaded))
+        legend = (MODES | DIFFERENCE)[mode] + (" A is painted by its loss." if mode in DIFFERENCE else "")
+        self.legend.object = f'<p class="note">{legend} Hover over a token for all of its experts.</p>'
+        for letter, name, side, traced, load in zip("AB", names, self.sides, traces, loaded, strict=False):
+            own = "loss" if mode in DIFFERENCE and letter == "A" else mode
+            room = budget(traced, layer, capacity)
+            side.heading.object = heading(f"{letter}: {name}" if len(names) > 1 else name, traced, load, room)
+            side.text.object = painted(traced, layer, capacity, own, reference=traces[0])
+            side.draw(load, room, *scale)
+            side.tokens.object = f"<h2>Tokens</h2>{token_table(traced, layer, capacity)}"
+        for part in (self.sides[1].column, self.agreement, self.profiles):
+            part.visible = len(names) > 1
+        if len(names) > 1:
+            same_run = shown[0].subject.folder == shown[1].subject.folder
+            one, other = traces
+            self.agreement.object = agreement(one, other, agree(one, other, layer, same_run=same_run))
+            self.profiles.object = drawn(load_profiles(dict(zip("AB", loaded, strict=True))))
+
+    def _offer(self, one: Subject, other: Subject, two: bool) -> None:
+        """Only layers that both have, and the difference of losses only where two have the same tokens."""
+        common = [layer for layer in one.moe_layers if layer in other.moe_layers]
+        if not common:
+            raise ValueError("A and B have no MoE layer of the same number, so there is nothing to set side by side")
+        modes = [*MODES, *(DIFFERENCE if two and one.tokenizer.hash == other.tokenizer.hash else ())]
+        for widget, options in ((self.layer, common), (self.paint, modes)):
+            if widget.options != options:
+                kept = widget.value if widget.value in options else options[0]
+                widget.param.update(options=options, value=kept)
+
+    def _traced(self, name: str) -> Trace:
+        subject, step = self.choices[name]
+        text = self.text.value or ""
+        self.traces = {key: traced for key, traced in self.traces.items() if key[1] == text}
+        if (name, text) not in self.traces:
+            self.traces[name, text] = trace(
+                model_at(subject.folder, step),
+                subject.tokenizer,
+                text,
+                most_tokens=subject.most_tokens,
+                num_devices=subject.moe.num_devices,
+            )
+        return self.traces[name, text]
+
+
+def build(subjects: Sequence[Subject]) -> pn.Column:
+    """The whole page, for one visitor."""
+    tabs = pn.Tabs(("Text", Explorer(subjects).view()), ("Studies", Browser().column), dynamic=True, **STRETCH)
+    title = html_pane("<h1>Where the tokens go</h1>")
+    return pn.Column(title, tabs, max_width=WIDTH, styles={"margin": "0 auto", "padding": "0 16px"}, **STRETCH)
+
+
+def view(*run_dirs: str | Path) -> pn.Column:
+    """The page in a notebook cell, for one run or two. ValueError where a run cannot be explored."""
+    pn.extension()
+    return build([open_subject(Path(folder)) for folder in run_dirs])
+
+
+def _choices(subjects: Sequence[Subject]) -> dict[str, Choice]:
+    """Every step of every subject by its name, the newest first."""
+    pairs = [(subject, step) for subject in subjects for step in reversed(subject.steps)]
+    return {_name(subject, step, subjects): Choice(subject, step) for subject, step in pairs}
+
+
+def _name(subject: Subject, step: int, subjects: Sequence[Subject]) -> str:
+    """Of a run at a step, which tells the subjects apart."""
+    alone = sum(other.name == subject.name for other in subjects) == 1
+    run = subject.name if alone else str(subject.folder)
+    return f"{run}, step {step:,}" if step else f"{run}, initial weights"

@@ -1,0 +1,69 @@
+"""`python -m dsv2 explore RUN [RUN2]`: the page on 127.0.0.1, for nobody but this machine."""
+
+import asyncio
+import errno
+import webbrowser
+from pathlib import Path
+from typing import Any
+
+import panel as pn
+from bokeh.settings import settings
+from tornado.websocket import WebSocketClosedError
+
+from dsv2.explore.page import build
+from dsv2.explore.subject import Subject, open_subject
+
+ADDRESS = "127.0.0.1"
+FIRST_PORT, TRIES = 5006, 50  # where no port is asked for, the first that is free
+
+
+def serve(run_dirs: list[Path], *, port: int | None = None, browser: bool = True) -> None:
+    """Serve the page until Ctrl-C, which ends in KeyboardInterrupt; its address is the last line on stdout.
+
+    Raises ValueError for a run that cannot be explored and for a `port` that is taken.
+    """
+    if port is not None and not 0 < port < 1 << 16:
+        raise ValueError(f"port={port}: between 1 and 65535")
+    subjects = [open_subject(folder) for folder in run_dirs]
+    ports = [port] if port is not None else range(FIRST_PORT, FIRST_PORT + TRIES)
+    server = next(filter(None, (_listen(subjects, one) for one in ports)), None)
+    if server is None:
+        raise ValueError(
+            f"port={port}: taken by another process; name another, or none for the first that is free"
+            if port is not None
+            else f"port: {ports[0]} to {ports[-1]} are all taken; name one with --port"
+        )
+    url = f"http://{ADDRESS}:{server.port}/"
+    server.start()
+    asyncio.get_event_loop().set_exception_handler(_on_error)
+    if browser:
+        server.io_loop.add_callback(webbrowser.open, url)
+    print("Ctrl-C ends it.", url, sep="\n", flush=True)
+    server.io_loop.start()  # Panel's handler of SIGINT stops it
+    server.stop()
+    raise KeyboardInterrupt
+
+
+def _on_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """As usual, but for a visitor who leaves while something is being sent, which is no error."""
+    if not isinstance(context.get("exception"), WebSocketClosedError):
+        loop.default_exception_handler(context)
+
+
+def _listen(subjects: list[Subject], port: int) -> pn.io.server.Server | None:
+    """A server on the port, or None where it is taken. Pages of other origins get no web socket."""
+    origins = [f"{host}:{port}" for host in (ADDRESS, "localhost")]
+    settings.allowed_ws_origin = origins  # else BOKEH_ALLOW_WS_ORIGIN would replace them
+    settings.resources = "server"  # else BOKEH_RESOURCES could name a CDN
+
+    def page() -> pn.Column:  # a function, since Panel takes nothing else for a page that each visitor gets anew
+        return build(subjects)
+
+    try:
+        return pn.io.server.get_server(
+            {"/": page}, port=port, address=ADDRESS, websocket_origin=origins, title="dsv2 explore", start=False
+        )
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return None

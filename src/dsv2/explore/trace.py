@@ -1,0 +1,122 @@
+"""A text through a model: what every MoE layer did with every token, and how surprising each token was.
+
+T tokens, E experts, K experts a token, D devices. The text is one sequence, routed as in evaluation: nothing is really
+dropped, and `dropped` says which pairs a device of a given capacity would have had no room for.
+"""
+
+import math
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dsv2.data.source import bits_per_byte
+from dsv2.data.tokenizer import Tokenizer
+from dsv2.models.moe.dropping import drop
+from dsv2.models.moe.router import Routing
+from dsv2.models.transformer import Transformer
+
+
+class Trace(NamedTuple):
+    """One text and what a model made of it."""
+
+    pieces: tuple[str, ...]  # T, which join to the text; a character of several tokens stands at its last
+    num_bytes: int  # of the text after its first token
+    losses: Tensor  # (T,) float32, nats; NaN for the first token, which nothing predicts
+    routings: dict[int, Routing]  # layer -> (1, T, .), MoE layers only
+    num_devices: int  # D
+
+    @property
+    def loss(self) -> float:
+        """Nats a token, over the tokens that are predicted; NaN for a text of one token."""
+        return float(self.losses[1:].mean())
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Independent of the tokenizer; NaN for a text of one token."""
+        return bits_per_byte(float(self.losses[1:].sum()), self.num_bytes) if self.num_bytes else math.nan
+
+
+@torch.no_grad()
+def trace(model: Transformer, tokenizer: Tokenizer, text: str, *, most_tokens: int, num_devices: int) -> Trace:
+    """The text as one sequence through a model in evaluation mode.
+
+    Raises ValueError for a text without tokens, with more than `most_tokens`, or that is no Unicode text.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"character {error.start + 1} of the text is half of a surrogate pair") from None
+    ids = tokenizer.encode(text)
+    if not ids:
+        raise ValueError("there is no text: type or paste at least one character")
+    if len(ids) > most_tokens:
+        fits = len(tokenizer.decode(ids[:most_tokens]))
+        raise ValueError(
+            f"the text has {len(ids):,} tokens; the run was trained on sequences of {most_tokens:,}, and later "
+            f"positions mean nothing to it: take at most {most_tokens:,} tokens, about {fits:,} characters"
+        )
+    tokens = torch.tensor([ids], device=model.embedding.device)
+    logits, routings = model(tokens)
+    losses = F.cross_entropy(logits[0, :-1].float(), tokens[0, 1:], reduction="none").cpu()
+    first = model.config.num_layers - len(routings)
+    return Trace(
+        pieces=tuple(tokenizer.pieces(ids)),
+        num_bytes=int(tokenizer.token_bytes[ids[1:]].sum()),
+        losses=torch.cat((torch.full((1,), math.nan), losses)),
+        routings={first + place: _cpu(routing) for place, routing in enumerate(routings)},
+        num_devices=num_devices,
+    )
+
+
+def _cpu(routing: Routing) -> Routing:
+    return Routing(routing.affinities.cpu(), routing.experts.cpu(), routing.gates.cpu())  # evaluation drops nothing
+
+
+def dropped(traced: Trace, layer: int, capacity_factor: float) -> Tensor:
+    """(T, K) bool: the pairs over their device's budget of `capacity_factor` times the mean load, in this text."""
+    return drop(traced.routings[layer], num_devices=traced.num_devices, capacity_factor=capacity_factor)[0]
+
+
+def budget(traced: Trace, layer: int, capacity_factor: float) -> int:
+    """Pairs that each device has room for."""
+    return math.floor(capacity_factor * traced.routings[layer].experts.numel() / traced.num_devices)
+
+
+def pairs(traced: Trace, layer: int, capacity_factor: float) -> pd.DataFrame:
+    """One row a token and expert that it chose, highest affinity first: token, slot, expert, device, gate, dropped."""
+    routing = traced.routings[layer]
+    num_tokens, top_k = routing.experts.shape[1:]
+    expert = routing.experts.flatten()
+    return pd.DataFrame(
+        {
+            "token": torch.arange(num_tokens).repeat_interleave(top_k).numpy(),
+            "slot": torch.arange(top_k).repeat(num_tokens).numpy(),
+            "expert": expert.numpy(),
+            "device": (expert // _per_device(traced, layer)).numpy(),
+            "gate": routing.gates.flatten().float().numpy(),
+            "dropped": dropped(traced, layer, capacity_factor).flatten().numpy(),
+        }
+    )
+
+
+def loads(traced: Trace, layer: int, capacity_factor: float) -> pd.DataFrame:
+    """One row an expert: expert, device, load (pairs, dropped ones included), dropped."""
+    experts = traced.routings[layer].experts[0]
+    num_experts = traced.routings[layer].affinities.shape[-1]
+    over = experts[dropped(traced, layer, capacity_factor)]
+    expert = torch.arange(num_experts)
+    return pd.DataFrame(
+        {
+            "expert": expert.numpy(),
+            "device": (expert // _per_device(traced, layer)).numpy(),
+            "load": torch.bincount(experts.flatten(), minlength=num_experts).numpy(),
+            "dropped": torch.bincount(over, minlength=num_experts).numpy(),
+        }
+    )
+
+
+def _per_device(traced: Trace, layer: int) -> int:
+    return traced.routings[layer].affinities.shape[-1] // traced.num_devices
