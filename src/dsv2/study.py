@@ -1,6 +1,6 @@
 """Study files: a question, arms that answer it, and the budgets at which they are compared.
 
-`configs/sweep/<name>.yaml` and `configs/scale/<name>.yaml` become one typed run for every arm. Whatever would make the
+`configs/sweep/<name>.yaml` and `configs/scales/<name>.yaml` become one typed run for every arm. Whatever would make the
 comparison unfair is refused here: budgets that differ without saying so, arms that are the same, a claim on one seed.
 """
 
@@ -53,7 +53,7 @@ class StudyFile(ConfigBase):
     grid: dict[str, tuple[Any, ...]] | None = None  # instead of arms: override key -> levels, every combination an arm
     differs: tuple[str, ...] = ()  # budgets that may be further apart
     adjust: dict[str, int] = field(default_factory=dict)  # what the solver may change, in steps, to hold `equal`
-    probes: tuple[str, ...] = ()  # tasks that every arm is also trained on, `configs/probe/<name>.yaml`
+    probes: tuple[str, ...] = ()  # tasks that every arm is also trained on, `configs/probes/<name>.yaml`
     published: str | None = None
     base: tuple[str, ...] = ()  # overrides that all arms share
     scales: dict[str, tuple[str, ...]] = field(default_factory=dict)  # scale -> overrides of this study there
@@ -105,7 +105,7 @@ class StudyFile(ConfigBase):
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleFile(ConfigBase):
-    """`configs/scale/<name>.yaml`."""
+    """`configs/scales/<name>.yaml`."""
 
     seeds: tuple[int, ...]
     overrides: tuple[str, ...] = ()
@@ -115,7 +115,7 @@ class ScaleFile(ConfigBase):
 
 @dataclass(frozen=True, kw_only=True)
 class Probe(ConfigBase):
-    """`configs/probe/<name>.yaml`: a synthetic task that shows what an architecture can do."""
+    """`configs/probes/<name>.yaml`: a synthetic task that shows what an architecture can do."""
 
     about: str
     overrides: tuple[str, ...]
@@ -257,8 +257,11 @@ def _overrides(levels: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(f"{key}={value}" for key, value in levels.items())
 
 
+FOLDERS = {"sweep": "sweep", "scale": "scales", "probe": "probes"}  # Hydra would take scale= for a group of its own
+
+
 def _read(group: str, name: str) -> dict[str, Any]:
-    path = CONFIG_DIR / group / f"{name}.yaml"
+    path = CONFIG_DIR / FOLDERS[group] / f"{name}.yaml"
     if not path.is_file():
         options = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
         raise ConfigError(group, name, f"choose one of {options}")
