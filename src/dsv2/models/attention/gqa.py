@@ -75,6 +75,10 @@ class GQA(nn.Module):
 
     def forward(self, h: Tensor, rotations: Tensor, cache: Cache | None = None) -> Tensor:
         """h (B, T, d) with rotations of its positions (T, R / 2), after what `cache` holds: (B, T, d)."""
+        return self.ops.linear(self.attend(h, rotations, cache).flatten(-2), self.w_o)
+
+    def attend(self, h: Tensor, rotations: Tensor, cache: Cache | None = None) -> Tensor:
+        """What every head has read, before the output matrix: (B, T, H, D)."""
         linear, head_dim = self.ops.linear, self.config.head_dim
         q = self._rotate(linear(h, self.w_q).unflatten(-1, (-1, head_dim)), rotations)  # (B, T, H, D)
         k = linear(h, self.w_k).unflatten(-1, (-1, head_dim))  # (B, T, G, D)
@@ -84,7 +88,7 @@ class GQA(nn.Module):
         if cache is not None:
             start = cache.length
             k, v = cache.append(k, v)  # (B, S, G, D)
-        return linear(attention(q, k, v, scale=self.scale, start=start).flatten(-2), self.w_o)
+        return attention(q, k, v, scale=self.scale, start=start)
 
     def _rotate(self, x: Tensor, rotations: Tensor) -> Tensor:
         rope_dim = self.config.rotary_dim
