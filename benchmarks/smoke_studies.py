@@ -1,0 +1,54 @@
+"""`python -m benchmarks.smoke_studies [STUDY ...]`: plans every study at every scale and runs each at smoke, in turn.
+
+Prints a table and writes benchmarks/results/smoke_studies.json: seconds of each dry run against 5, minutes of each run
+against 10. A study that is stored already is only judged again, so give DSV2_RUNS an empty folder for honest times.
+The exit status is 1 if a study fails or takes longer.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from ablations.ladder import SCALES
+from ablations.wandb_sweeps import studies
+
+RESULT = Path(__file__).parent / "results" / "smoke_studies.json"
+PLAN_SECONDS, RUN_SECONDS = 5.0, 600.0
+
+
+def timed(*words: str) -> tuple[float, bool]:
+    """Seconds of a command, and whether it ended well; what it printed is shown if not."""
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "ablations.run", *words], capture_output=True, text=True)
+    if done.returncode != 0:
+        print(done.stdout[-2000:], done.stderr[-2000:], file=sys.stderr)
+    return time.perf_counter() - start, done.returncode == 0
+
+
+def main(names: list[str]) -> int:
+    rows, good = [], True
+    print(f"{'study':<20} {'slowest plan':>14} {'run':>8}")
+    for name in names or studies():
+        plans = [timed(f"sweep={name}", f"scale={scale}", "dry_run=true") for scale in SCALES]
+        seconds, finished = timed(f"sweep={name}", "scale=smoke")
+        row = {
+            "study": name,
+            "plan_seconds": {scale: round(plan, 1) for scale, (plan, _) in zip(SCALES, plans, strict=True)},
+            "run_seconds": round(seconds),
+            "finished": finished and all(ended for _, ended in plans),
+        }
+        slowest = max(row["plan_seconds"].values())
+        row["in_time"] = slowest < PLAN_SECONDS and seconds < RUN_SECONDS
+        good &= row["finished"] and row["in_time"]
+        marks = "" if row["finished"] and row["in_time"] else "  FAILED" if not row["finished"] else "  too slow"
+        print(f"{name:<20} {slowest:>12.1f} s {seconds / 60:>6.1f} min{marks}", flush=True)
+        rows.append(row)
+    RESULT.write_text(json.dumps({"cores": len(os.sched_getaffinity(0)), "studies": rows}, indent=1) + "\n")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
