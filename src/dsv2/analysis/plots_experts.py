@@ -38,7 +38,7 @@ def loss_changes(table: pd.DataFrame, *, title: str | None = None) -> Figure:
         ax.axvline(0, color="0.3", linewidth=0.8)
         ax.set_yticks(places, [str(name) for name in changed.iloc[:, 0]])
         ax.set_ylim(len(changed) - 0.5, -0.5)
-        lowest, highest = min(float(drawn.min(axis=None)), 0.0), max(float(ends.max()), 0.0)
+        lowest, highest = min(float(np.nanmin(drawn.to_numpy(dtype=float))), 0.0), max(float(ends.max()), 0.0)
         reach = (highest - lowest) or 1e-3
         ax.set_xlim(lowest - 0.05 * reach, highest + 0.3 * reach)
         ax.set_xlabel(f"change of loss ({NATS})")
