@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-all lint bench lab clean
+.PHONY: setup demo test test-all lint bench smoke-studies wandb-demo lab clean
 
 setup: $(STAMP)
 
@@ -32,6 +32,15 @@ test-all: lint
 
 bench: setup
 	$(BIN)/python -m benchmarks.training_step
+
+# Every study planned at every scale and run at smoke; about 25 minutes on 2 cores.
+smoke-studies: setup
+	$(BIN)/python -m benchmarks.smoke_studies
+
+# A study as offline W&B runs, and the last of them read back; `wandb sync` uploads them once there is a key.
+wandb-demo: setup
+	$(BIN)/python -m ablations.run sweep=routing_collapse scale=smoke logger.wandb.mode=offline
+	$(BIN)/wandb leet inspect --summary "$$(ls -td runs/routing_collapse/smoke/trials/*/wandb/offline-run-*/*.wandb | head -1)"
 
 lab: setup
 	$(BIN)/jupyter lab notebooks

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def inspect(path, *options):
 def test_an_offline_run_is_named_grouped_and_complete(quick, tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     quick = [*quick, "logger.wandb.mode=offline", "study=balance", "arm=paper", "seed=3"]
-    run = dsv2.load(quick)
+    run = replace(dsv2.load(quick), scale="smoke")
     result = fit.fit(run, tmp_path / "run")
     (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
     assert file.name == f"run-{run.fingerprint()}.wandb"
@@ -34,10 +35,19 @@ def test_an_offline_run_is_named_grouped_and_complete(quick, tmp_path, monkeypat
     assert (made["display_name"], made["run_id"]) == ("paper-s3", run.fingerprint())
     assert made["config"]["update"]["model.ffn.top_k"] == 2
     assert made["config"]["update"]["loss.device"] == 0.05
-    history = [record["history"]["item"] for record in records if record["type"] == "history"]
+    logged = [record["history"]["item"] for record in records if record["type"] == "history"]
+    history = [row for row in logged if "train/loss" in row]
     assert [row["trainer/global_step"] for row in history] == [2, 4, 6, 8, 10, 12]
     assert [row["train/loss"] for row in history] == [row["train/loss"] for row in rows(tmp_path / "run")]
     summary = json.loads(inspect(file, "--summary"))["summary"]
+    assert made["tags"] == ["smoke"]
+    (shown,) = [row for row in logged if any(name.startswith("routing/load") for name in row)]
+    assert len({name.partition(".")[0] for row in logged for name in row}) < 60  # no key a layer or expert
+    assert "routing/load_histogram._type" in shown or "routing/load_histogram" in shown
+    (table,) = (file.parent / "files" / "media" / "table" / "routing").glob("load_*.table.json")
+    written = json.loads(table.read_text())
+    assert written["columns"] == ["layer", "expert", "device", "load", "dropped"]
+    assert len(written["data"]) == 8 * run.model.num_moe_layers
     assert {name: summary[name] for name in result["metrics"]} == pytest.approx(result["metrics"])
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from dsv2.config import plain
@@ -46,6 +47,7 @@ class Wandb(WandbLogger):
             id=fingerprint,
             group=run.study,
             job_type=run.arm,
+            tags=[tag for tag in (run.scale, run.probe) if tag is not None],
             dir=folder,
             mode=settings.mode,
             resume="allow" if settings.mode == "online" else None,
@@ -63,8 +65,25 @@ class Wandb(WandbLogger):
         )
         super().__init__(experiment=started)
 
-    def summarise(self, metrics: dict[str, float]) -> None:
-        """Make these the run's summary, which is what W&B's tables and sweeps compare."""
+    def summarise(self, metrics: dict[str, float], routing: pd.DataFrame | None) -> None:
+        """Make these the run's summary, which is what W&B's tables and sweeps compare, and show the last load.
+
+        The load of every layer and expert is one table, with a histogram and a chart of the devices, not a key each.
+        """
+        if routing is not None:
+            import wandb
+
+            last = routing[routing["step"] == routing["step"].max()][["layer", "expert", "device", "load", "dropped"]]
+            share = last["load"] / last.groupby("layer")["load"].transform("mean")
+            devices = last.assign(share=share).groupby("device", as_index=False)["share"].mean()
+            chart = wandb.plot.bar(wandb.Table(dataframe=devices), "device", "share", title="load of a device / mean")
+            self.experiment.log(
+                {
+                    "routing/load": wandb.Table(dataframe=last),
+                    "routing/load_histogram": wandb.Histogram(share.tolist()),
+                    "routing/device_load": chart,
+                }
+            )
         self.experiment.summary.update(metrics)
 
     def finalize(self, status: str) -> None:

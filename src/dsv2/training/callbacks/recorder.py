@@ -81,7 +81,7 @@ class Recorder(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for logger in trainer.loggers:
             if isinstance(logger, Wandb):
-                logger.summarise(self.final())
+                logger.summarise(self.final(), pd.concat(self.routing) if self.routing else None)
 
     def final(self) -> dict[str, float]:
         """The newest value of every metric; `routing/*` over the validation set, drops over the last logged steps."""
