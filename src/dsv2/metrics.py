@@ -14,6 +14,7 @@ METRICS = {
     "val/accuracy": Quantity("val accuracy", "validation tokens predicted (share)"),
     "bench/cloze": Quantity("cloze", "cloze questions answered (share right)"),
     "bench/cloze_margin": Quantity("cloze margin", "truth - best distractor (nats/byte)"),
+    "bench/cloze_context": Quantity("cloze by context", "cloze questions answered by context (share right)"),
     "bench/copying": Quantity("copying", "second copy predicted (share of tokens)"),
     "bench/copying_gain": Quantity("copying gain", "saved in a second copy (nats/token)"),
     "bench/arithmetic": Quantity("arithmetic", "exercises answered (share right)"),

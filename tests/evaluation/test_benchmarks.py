@@ -16,7 +16,7 @@ from dsv2.data.packing import PackedText
 from dsv2.data.source import Source
 from dsv2.evaluation import cloze, copying, exercises
 from dsv2.evaluation.benchmarks import TextBenchmarks
-from dsv2.evaluation.choice import CHOICES, Choice, answer
+from dsv2.evaluation.choice import CHOICES, Choice, answer, answer_by_context
 from dsv2.metrics import METRICS, chance, quantity
 from tests.evaluation.stubs import Stub, knowing, uniform
 from tests.tolerances import FLOAT32
@@ -129,6 +129,19 @@ def test_length_is_normalised_by_bytes() -> None:
     assert found.margin == pytest.approx([2 * math.log(5) * (1 / 4 - 1 / 8)], rel=FLOAT32)
 
 
+def test_by_context_a_common_text_is_no_likelier() -> None:
+    """Of a text that is likely anywhere and one that the context makes likely, the second is chosen; with 2 bytes each
+    the score is half the nats that the context saves."""
+    log = torch.tensor([[0.1, 0.6, 0.1, 0.1, 0.1], [0.1, 0.5, 0.2, 0.1, 0.1]]).log()  # after 0, and after 1
+    question = Choice([0, 1], [[2], [1], [3], [4]], 0)
+    model, token_bytes = Stub(lambda read: log[read[-1]]), np.full(5, 2, dtype=np.int32)
+    assert answer(model, [question], token_bytes, batch_tokens=64).correct.tolist() == [0.0]
+    found = answer_by_context(model, [question], token_bytes, start=0, batch_tokens=64)
+    assert found.correct.tolist() == [1.0]
+    assert found.margin == pytest.approx([math.log(0.2 / 0.1) / 2], rel=FLOAT32)  # the others but 1 save nothing
+    assert answer_by_context(uniform(5), [question], token_bytes, start=0, batch_tokens=64).correct.tolist() == [0.25]
+
+
 def test_bigrams_of_the_training_text_beat_chance(source: PackedText) -> None:
     counts = torch.full((VOCAB, VOCAB), 0.1)
     tokens = torch.from_numpy(source.store.train.tokens.astype(np.int64))
@@ -226,6 +239,7 @@ def test_metrics_do_not_depend_on_the_batch_nor_on_chance(two_domains: PackedTex
     assert found.keys() == {
         "bench/cloze",
         "bench/cloze_margin",
+        "bench/cloze_context",
         "bench/cloze_maths",
         "bench/cloze_words",
         "bench/copying",
@@ -245,17 +259,24 @@ def test_one_domain_without_maths_has_fewer(source: PackedText) -> None:
     assert run(source, uniform(VOCAB), 512).keys() == {
         "bench/cloze",
         "bench/cloze_margin",
+        "bench/cloze_context",
         "bench/copying",
         "bench/copying_gain",
     }
 
 
 def test_every_metric_has_a_name_and_tasks_a_chance() -> None:
-    for name in ("cloze", "cloze_margin", "copying", "copying_gain", "arithmetic"):
+    for name in ("cloze", "cloze_margin", "cloze_context", "copying", "copying_gain", "arithmetic"):
         assert f"bench/{name}" in METRICS
     assert quantity("bench/cloze_code").label == "cloze questions answered (share right), code"
     assert quantity("val/bpb_maths").label == "validation loss (bits/byte), maths"
-    assert chance("bench/cloze") == chance("bench/cloze_code") == chance("bench/arithmetic") == 1 / CHOICES
+    assert (
+        chance("bench/cloze")
+        == chance("bench/cloze_code")
+        == chance("bench/cloze_context")
+        == chance("bench/arithmetic")
+        == 1 / CHOICES
+    )
     assert chance("bench/cloze_margin") is None
     assert chance("val/loss") is None
 

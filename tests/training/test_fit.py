@@ -85,7 +85,7 @@ def test_a_run_leaves_what_it_promises(quick, tmp_path):
     promised += " val/loss val/bpb val/accuracy routing/max_violation routing/entropy routing/dead_experts"
     promised += " routing/device_max_violation routing/drop_rate routing/devices_per_token"
     assert set(promised.split()) <= logged[-1].keys()
-    benchmarks = {"bench/cloze", "bench/cloze_margin", "bench/copying", "bench/copying_gain"}
+    benchmarks = {"bench/cloze", "bench/cloze_margin", "bench/cloze_context", "bench/copying", "bench/copying_gain"}
     assert [{name for name in row if name.startswith("bench/")} for row in logged] == [set()] * 5 + [benchmarks]
     assert {name: result["metrics"][name] for name in benchmarks} == {name: logged[-1][name] for name in benchmarks}
     assert [row["train/lr"] for row in logged[:3]] == pytest.approx([3e-3 * s / 20 for s in (2, 4, 6)])  # warming up

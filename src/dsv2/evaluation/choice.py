@@ -30,13 +30,33 @@ class Answers(NamedTuple):
 
 
 def answer(model: Transformer, questions: Sequence[Choice], token_bytes: np.ndarray, *, batch_tokens: int) -> Answers:
-    """Let the model choose by mean log-likelihood a byte, so that a short continuation is no likelier for its length.
+    """Let the model choose by mean log-likelihood a byte, so that short continuations have no advantage."""
+    return judge(scores(model, questions, token_bytes, batch_tokens=batch_tokens))
 
-    `token_bytes` (V,): bytes of text that each token stands for.
+
+def answer_by_context(
+    model: Transformer, questions: Sequence[Choice], token_bytes: np.ndarray, *, start: int, batch_tokens: int
+) -> Answers:
+    """Let it choose by the nats a byte that the context saves, against `start` alone as the context.
+
+    Whether a text is a common one, which decides most choices of a small model, then no longer counts.
     """
+    alone = [choice._replace(context=[start]) for choice in questions]
+    within, without = (scores(model, some, token_bytes, batch_tokens=batch_tokens) for some in (questions, alone))
+    return judge(within - without)
+
+
+def scores(
+    model: Transformer, questions: Sequence[Choice], token_bytes: np.ndarray, *, batch_tokens: int
+) -> np.ndarray:
+    """Mean log-likelihood a byte of each choice, (Q, C) float64. `token_bytes` (V,): bytes of text of each token."""
     asked = [Question(choice.context, one) for choice in questions for one in choice.continuations]
     found = likelihoods(model, asked, batch_tokens=batch_tokens)
     sizes = np.array([token_bytes[np.asarray(continuation)].sum() for _, continuation in asked])
-    scores = (np.array([one.total for one in found]) / sizes).reshape(len(questions), -1)  # (Q, C)
-    best = scores == scores.max(axis=1, keepdims=True)
-    return Answers(best[:, 0] / best.sum(axis=1), scores[:, 0] - scores[:, 1:].max(axis=1))
+    return (np.array([one.total for one in found]) / sizes).reshape(len(questions), -1)
+
+
+def judge(scored: np.ndarray) -> Answers:
+    """What a model that takes the highest of its scores (Q, C) gets, the true choice first."""
+    best = scored == scored.max(axis=1, keepdims=True)
+    return Answers(best[:, 0] / best.sum(axis=1), scored[:, 0] - scored[:, 1:].max(axis=1))
