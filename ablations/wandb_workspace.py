@@ -1,4 +1,4 @@
-"""`python -m ablations.wandb_workspace sweep=NAME [entity=ENTITY] [project=dsv2]`: a study as a W&B workspace of panels.
+"""`python -m ablations.wandb_workspace sweep=NAME [entity=...] [project=dsv2]`: a study as a W&B workspace of panels.
 
 Runs are filtered to the study and grouped by arm, so that seeds collapse into a mean with its range; losses, budgets,
 balance and every judged metric get panels. Needs W&B's server and a key (`wandb login`); `entity=` left out prints the
