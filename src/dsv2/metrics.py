@@ -40,6 +40,7 @@ METRICS = {
 
 CHANCE = {
     "bench/cloze": 1 / 4,
+    "bench/cloze_context": 1 / 4,
     "bench/arithmetic": 1 / 4,
     "bench/copying": 1 / 64,
     "bench/copying_gain": 0.0,
