@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from dsv2.analysis.account_command import account_command, add_arguments
+from dsv2.accounts.command import account_command, add_arguments
 from dsv2.config import ConfigError
 
 

@@ -170,7 +170,7 @@ def _print_cost(console: "Console", cost: "Cost | None", arguments: argparse.Nam
 
 
 def _published(as_json: bool) -> None:
-    from dsv2.analysis.published import PUBLISHED, WHAT, compare
+    from dsv2.accounts.published import PUBLISHED, WHAT, compare
 
     rows = [compare(figure) for figure in PUBLISHED]
     if as_json:
