@@ -59,6 +59,7 @@ def text_of(study: Study) -> StudyText:
         seeds=study.seeds,
         published=study.file.published,
         baselines={arm: study.baseline_of(arm) for arm in study.arms},
+        identical=any(arm.seed_offset for arm in study.arms.values()),
         levels=study.file.levels(),
     )
 

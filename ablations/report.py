@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from ablations.page import write_page
-from ablations.sections import factorial_terms, sections_of
+from ablations.sections import FALSE_CAPTION, factorial_terms, false_verdicts, sections_of
 from ablations.summary import StudyText, arm_statistics, chosen, finished, study_effects, summary, verdict_table
 from dsv2.analysis.verdicts import IncompleteStudy
 
@@ -37,7 +37,8 @@ def write_report(
     `step_floor` and `final_floor` are `random_floor` for the tokens of one logged step and of the validation set.
     `provenance` may nest (versions). Without a result for every trial the report says so and gives no verdict.
     """
-    from ablations.figures import draw  # matplotlib only here
+    from ablations.figures import draw, picture  # matplotlib only here
+    from dsv2.analysis.plots_calibration import false_positive_rates
 
     results = chosen(study, results)
     try:
@@ -48,12 +49,15 @@ def write_report(
         effects = []  # one seed is no effect
     headline, sentences = summary(study, effects, missing)
     terms = factorial_terms(study, results) if effects else []
+    rates = false_verdicts(study, results) if study.identical and not missing else []
     pictures = draw(
         study, finished(results), metrics, routing, accounting, effects, terms, step_floor or {}, final_floor or {}
     )
+    if rates:
+        pictures = (picture("false_verdicts", FALSE_CAPTION, false_positive_rates(rates)), *pictures)
     others = [text for text in sentences if text not in headline]
     sections = sections_of(
-        study, results, metrics, effects, terms, accounting, provenance, others, pictures, final_floor or {}
+        study, results, metrics, effects, terms, rates, accounting, provenance, others, pictures, final_floor or {}
     )
     table = arm_statistics(study, results).to_csv(index=False)
     return write_page(folder, f"{study.name} ({study.scale})", headline, sections, pictures, table)

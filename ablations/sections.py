@@ -8,6 +8,7 @@ import pandas as pd
 
 from ablations.summary import StudyText, arm_statistics, finished, number, spread
 from dsv2.analysis.budgets import loss_at_equal
+from dsv2.analysis.calibration import TrialsRate, from_trials
 from dsv2.analysis.factorial import FACTORIAL_RULE, Term, factorial, factorial_rows, factorial_text
 from dsv2.analysis.statistics import ALPHA, detectable_in_sd
 from dsv2.analysis.verdicts import RULE, Effect, difference_text
@@ -15,6 +16,9 @@ from dsv2.metrics import chance, quantity
 
 if TYPE_CHECKING:
     from ablations.figures import Picture
+
+FALSE_DRAWS = 1000  # studies drawn from an A/A study's trials
+FALSE_CAPTION = "Share of studies drawn from identical trials that call an arm better or worse, with 95% intervals."
 
 
 class Table(NamedTuple):
@@ -35,6 +39,7 @@ def sections_of(
     metrics: pd.DataFrame,
     effects: Sequence[Effect],
     terms: Sequence[Term],
+    rates: Sequence[TrialsRate],
     accounting: pd.DataFrame,
     provenance: Mapping[str, Any],
     others: list[str],
@@ -52,6 +57,7 @@ def sections_of(
     dirty = ["The code had uncommitted changes: the commit alone does not reproduce this."] if changed else []
     sections = [
         Section("The other metrics", others) if others else None,
+        _calibration(rates) if rates else None,
         Section("Question", [study.question, f"Predicted: {study.prediction}", f"Arms - {arms}."]),
         Section(
             "Results by arm", [f"Mean ± standard deviation over seeds. {trials}"], _arm_table(study, results, floor)
@@ -89,6 +95,39 @@ def factorial_terms(study: StudyText, results: pd.DataFrame) -> list[Term]:
         if metric in results
         for term in factorial(results, metric, design, seeds=list(study.seeds), direction=direction)
     ]
+
+
+def false_verdicts(study: StudyText, results: pd.DataFrame) -> list[TrialsRate]:
+    """How often identical arms would be told apart in a study of 5 seeds (fewer where there are few trials)."""
+    done = finished(results)
+    arms = max(2, min(len(study.arms), 4))
+    seeds = min(5, len(done) // (2 * arms))
+    if seeds < 2:
+        return []
+    return [from_trials(done, metric, seeds, arms, FALSE_DRAWS) for metric in study.metrics if metric in done]
+
+
+def _calibration(rates: Sequence[TrialsRate]) -> Section:
+    first = rates[0]
+    text = (
+        f"All {first.trials} trials are alike but for their seeds, so any verdict of better or worse is false. Studies "
+        f"of {first.arms} arms and {first.seeds} seeds drawn from them, {first.draws:,} for each metric, tell equal arms "
+        "apart this often; 5% is promised. Intervals allow for the draws sharing trials: they are as sure as so many "
+        "independent studies."
+    )
+    rows = [
+        [
+            quantity(rate.metric).short,
+            f"{rate.rate:.1%}",
+            f"{rate.low:.1%} to {rate.high:.1%}",
+            f"{rate.effective:,.0f}",
+            "above 5%" if rate.low > ALPHA else "no more than 5% is compatible with it",
+        ]
+        for rate in rates
+    ]
+    return Section(
+        "False verdicts", [text], Table(["metric", "false", "95% interval", "independent studies", "that is"], rows)
+    )
 
 
 def _factors(terms: Sequence[Term]) -> Section:
