@@ -111,8 +111,8 @@ def _calibration(rates: Sequence[TrialsRate]) -> Section:
     first = rates[0]
     text = (
         f"All {first.trials} trials are alike but for their seeds, so any verdict of better or worse is false. Studies "
-        f"of {first.arms} arms and {first.seeds} seeds drawn from them, {first.draws:,} for each metric, tell equal arms "
-        "apart this often; 5% is promised. Intervals allow for the draws sharing trials: they are as sure as so many "
+        f"of {first.arms} arms and {first.seeds} seeds drawn from them, {first.draws:,} a metric, tell equal arms "
+        "apart this often; 5% is promised. Intervals allow for draws that share trials: they are as sure as so many "
         "independent studies."
     )
     rows = [
@@ -121,7 +121,7 @@ def _calibration(rates: Sequence[TrialsRate]) -> Section:
             f"{rate.rate:.1%}",
             f"{rate.low:.1%} to {rate.high:.1%}",
             f"{rate.effective:,.0f}",
-            "above 5%" if rate.low > ALPHA else "no more than 5% is compatible with it",
+            "above 5%" if rate.low > ALPHA else "compatible with 5%",
         ]
         for rate in rates
     ]

@@ -27,7 +27,7 @@ def workspace(name: str, entity: str, project: str) -> Any:
     def lines(metrics: tuple[str, ...]) -> list[Any]:
         return [panels.LinePlot(title=quantity(metric).label, x="tokens", y=[metric]) for metric in metrics]
 
-    bars = [panels.BarPlot(title=quantity(metric).label, metrics=[metric]) for metric in plan.file.judged]
+    bars: list[Any] = [panels.BarPlot(title=quantity(metric).label, metrics=[metric]) for metric in plan.file.judged]
     sections = [
         ws.Section(name="At the end, by arm", panels=bars, is_open=True),
         ws.Section(name="Loss", panels=lines(LOSSES), is_open=True),

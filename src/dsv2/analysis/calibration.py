@@ -230,7 +230,7 @@ def _identical(results: pd.DataFrame, metric: str) -> Values:
     if metric not in results:
         raise ValueError(f"results: no metric {metric!r}; there are {', '.join(map(str, results.columns))}")
     done = results[results["status"] == "finished"] if "status" in results else results
-    measured = [column for column in done if column == metric or ("/" in str(column) and column[:5] != "perf/")]
+    measured = [name for name in map(str, done.columns) if name == metric or ("/" in name and name[:5] != "perf/")]
     twins = done[done.duplicated(measured, keep=False)]
     if len(twins):
         names = ", ".join(f"{arm} seed {seed}" for arm, seed in zip(twins["arm"], twins["seed"], strict=True))
