@@ -33,15 +33,24 @@ def test_the_pins_are_what_is_installed():
 
 
 def test_the_extras_are_the_promised_ones():
-    assert set(PROJECT["optional-dependencies"]) == {"explore", "notebooks", "hf", "launchers", "eval", "gpu", "dev"}
+    assert set(PROJECT["optional-dependencies"]) == {
+        "docs",
+        "explore",
+        "notebooks",
+        "hf",
+        "launchers",
+        "eval",
+        "gpu",
+        "dev",
+    }
 
 
 def test_environment_yml_points_at_both():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     pip = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
-    assert pip == ["--constraint constraints.txt", "--editable .[dev,eval,explore,hf,notebooks]"]
+    assert pip == ["--constraint constraints.txt", "--editable .[dev,docs,eval,explore,hf,notebooks]"]
     makefile = (ROOT / "Makefile").read_text()
-    assert "--constraint constraints.txt --editable '.[dev,eval,explore,hf,notebooks]'" in makefile
+    assert "--constraint constraints.txt --editable '.[dev,docs,eval,explore,hf,notebooks]'" in makefile
 
 
 @pytest.mark.slow

@@ -9,15 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.markdown import blocks, commands
+
 README = (Path(__file__).parents[1] / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.S)
-COMMANDS = [
-    line.partition("  #")[0].strip()
-    for language, block in BLOCKS
-    if not language
-    for line in block.splitlines()
-    if line.startswith("python -m")
-]
+BLOCKS = blocks(README)
+COMMANDS = [line for line in commands(README) if line.startswith("python -m")]
 
 
 def run(command: str, tmp_path: Path) -> str:
@@ -31,7 +27,7 @@ def run(command: str, tmp_path: Path) -> str:
 
 def test_the_readme_has_commands():
     assert len(COMMANDS) >= 9
-    assert {"make demo", "make test"} <= {line.split("  ")[0] for _, block in BLOCKS for line in block.splitlines()}
+    assert {"make demo", "make test"} <= set(commands(README))
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if "dry_run" in line or "account" in line])

@@ -1,0 +1,114 @@
+"""What mkdocs does while it builds: writes the page of studies, and puts code beside the equations.
+
+Both come from the files themselves, so that neither can fall out of step with what runs.
+"""
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+
+from dsv2.config import CONFIG_DIR, structure
+from dsv2.study import StudyFile
+
+ROOT = Path(__file__).parents[1]
+CODE = re.compile(r"^\[\[(?P<path>[\w/.]+\.py)::(?P<name>[\w.]+)\]\]$", flags=re.M)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the page of studies."""
+    files.append(File.generated(config, "studies.md", content=studies_page()))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Replace each line `[[file.py::Name.method]]` by that function's source."""
+    return CODE.sub(lambda found: code_block(found["path"], found["name"]), markdown)
+
+
+def code_block(path: str, name: str) -> str:
+    """The source of a function, method or class, fenced, under the path it comes from."""
+    file = ROOT / path
+    if not file.is_file():
+        raise PluginError(f"{path}: no such file, asked for {name}")
+    text = file.read_text()
+    node: ast.AST = ast.parse(text)
+    for part in name.split("."):
+        kinds = (ast.FunctionDef, ast.ClassDef)
+        found = [inner for inner in getattr(node, "body", []) if isinstance(inner, kinds) and inner.name == part]
+        if not found:
+            raise PluginError(f"{path}: has no {name}")
+        node = found[0]
+    lines = text.splitlines()[node.lineno - 1 : node.end_lineno]  # type: ignore[attr-defined]
+    indent = len(lines[0]) - len(lines[0].lstrip())
+    return "\n".join([f"`{path}`", "", "```python {.source}", *(line[indent:] for line in lines), "```"])
+
+
+# ---- the page of studies ---------------------------------------------------------------------------------------------
+
+
+def studies_page() -> str:
+    """Every file in `configs/sweep`: question, prediction, what is held equal, arms and the command."""
+    names = sorted(path.stem for path in (CONFIG_DIR / "sweep").glob("*.yaml"))
+    scales = ", ".join(f"`scale={path.stem}`" for path in sorted((CONFIG_DIR / "scale").glob("*.yaml")))
+    studies = {name: read_study(name) for name in names}
+    lines = [
+        "# Studies",
+        "",
+        f"Each is one file in `configs/sweep`, from which this page is made. Any of them runs at {scales}.",
+        "",
+        "| study | question | judged by | arms | seeds, at least |",
+        "|---|---|---|---|---|",
+    ]
+    for name, study in studies.items():
+        row = [f"[{name}](#{name})", study.question, f"`{study.metric}`", len(study.all_arms()), study.seeds]
+        lines.append(_row(row))
+    for name, study in studies.items():
+        lines += ["", *_section(name, study)]
+    return "\n".join(lines) + "\n"
+
+
+def read_study(name: str) -> StudyFile:
+    study: StudyFile = structure(yaml.safe_load((CONFIG_DIR / "sweep" / f"{name}.yaml").read_text()), StudyFile)
+    return study
+
+
+def _section(name: str, study: StudyFile) -> list[str]:
+    judged = ", ".join(f"`{metric}` ({better})" for metric, better in study.judged.items())
+    held = f"Held equal within 1%: {', '.join(study.equal)}."
+    if study.differs:
+        held += f" May differ: {', '.join(study.differs)}."
+    if study.adjust:
+        held += f" The solver may change, to hold that: {', '.join(f'`{key}`' for key in study.adjust)}."
+    if study.probes:
+        held += f" Every arm is also trained on {', '.join(study.probes)}."
+    command = f"python -m ablations.run sweep={name}"
+    return [
+        f"## {name} {{#{name}}}",
+        "",
+        f"**{study.question.strip()}**",
+        "",
+        f"Predicted: {study.prediction}",
+        "",
+        *([f"Published: {study.published}", ""] if study.published else []),
+        f"Judged, and which direction is better: {judged}. Baseline: `{study.baseline}`.",
+        "",
+        held,
+        "",
+        *["```", f"{command} dry_run=true", command, "```", ""],
+        "| arm | what it is | overrides |",
+        "|---|---|---|",
+        *(
+            _row([arm, node.about, " ".join(f"`{override}`" for override in node.overrides)])
+            for arm, node in study.all_arms().items()
+        ),
+    ]
+
+
+def _row(cells: list[Any]) -> str:
+    return "| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,206 @@
+"""The site builds without a warning, its commands are ones that exist, and its Python runs."""
+
+import functools
+import importlib.util
+import re
+import shlex
+import types
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ablations.run import parse
+from ablations.studies import study
+from dsv2.__main__ import main
+from dsv2.config import ConfigError
+from dsv2.run import load
+from tests.markdown import Block, blocks, commands
+from tests.test_readme import run
+
+ROOT = Path(__file__).parents[2]
+OWN = "extending.md"  # run to the letter by its own test
+PAGES = {
+    path.name: path.read_text()
+    for path in (*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md")
+    if path.name != OWN
+}
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+COMMANDS = [(page, command) for page, text in PAGES.items() for command in commands(text)]
+PYTHON = [(page, block) for page, text in PAGES.items() for block in blocks(text) if block.language == "python"]
+
+
+@pytest.fixture(scope="module")
+def hooks() -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site; mkdocs refuses any warning, a link to a page or heading that is not there among them."""
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    folder = tmp_path_factory.mktemp("site")
+    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder), strict=True))
+    return folder
+
+
+class References(HTMLParser):
+    """What a page makes a browser load or follow."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.links: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {name: value for name, value in attrs if value}
+        if tag in ("script", "img", "iframe") and "src" in found:
+            self.loads.append(found["src"])
+        elif tag == "link" and found.get("rel") in ("stylesheet", "icon", "preload", "preconnect"):
+            self.loads.append(found["href"])
+        elif tag == "a" and "href" in found:
+            self.links.append(found["href"])
+
+
+def test_every_page_is_built_and_asks_no_other_host(site: Path) -> None:
+    built = {path.stem for path in site.glob("*.html")}
+    assert {"index", "tutorial", "studies", "report", "equations", "gallery", "extending", "cluster", "wandb"} <= built
+    for page in site.glob("*.html"):
+        loads = References(page.read_text()).loads
+        assert loads
+        assert not [url for url in loads if "//" in url], page.name
+
+
+def test_links_and_images_lead_to_files(site: Path) -> None:
+    for page in site.glob("*.html"):
+        if page.name == "404.html":
+            continue  # its links are absolute
+        found = References(page.read_text())
+        for target in (*found.links, *found.loads):
+            if "://" in target or target.startswith(("#", "mailto:", "data:")):
+                continue
+            assert (site / target.partition("#")[0].partition("?")[0]).exists(), f"{page.name}: {target}"
+
+
+def test_every_study_is_on_its_page(site: Path) -> None:
+    page = (site / "studies.html").read_text()
+    for path in (ROOT / "configs" / "sweep").glob("*.yaml"):
+        assert f'id="{path.stem}"' in page
+        for arm in yaml.safe_load(path.read_text()).get("arms") or {}:
+            assert f">{arm}<" in page, f"{path.stem}: {arm}"
+
+
+def test_the_code_on_a_page_is_the_code_that_runs(site: Path, hooks: types.ModuleType) -> None:
+    block = hooks.code_block("src/dsv2/models/attention/mla.py", "MLA._absorbed")
+    lines = block.split("```")[1].splitlines()[1:]
+    source = (ROOT / "src/dsv2/models/attention/mla.py").read_text().splitlines()
+    start = next(i for i, line in enumerate(source) if "def _absorbed" in line)
+    assert lines == [line[4:] for line in source[start : start + len(lines)]]
+    assert lines[-1].startswith("    return ")
+    assert "[[src/" not in (site / "equations.html").read_text()
+
+
+@pytest.mark.parametrize("what", [("src/dsv2/none.py", "route"), ("src/dsv2/models/moe/router.py", "Router.none")])
+def test_code_that_is_gone_stops_the_build(what: tuple[str, str], hooks: types.ModuleType) -> None:
+    from mkdocs.exceptions import PluginError
+
+    with pytest.raises(PluginError, match=what[0]):
+        hooks.code_block(*what)
+
+
+planned = functools.cache(study)  # pages name the same ones again and again
+
+
+def check(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Raise unless everything that can be known of a command line without running it is right."""
+    words = shlex.split(command)
+    while words and re.fullmatch(r"[A-Z0-9_]+=\S*", words[0]):
+        words = words[1:]
+    match words:
+        case ["make", target]:
+            assert target in TARGETS, target
+        case ["source" | "export" | "git" | "cd" | "wandb", *_]:
+            pass
+        case ["pip", "install", *_]:
+            pass
+        case ["python", "-m", "ablations.run" | "ablations.report", *rest]:
+            request, overrides = parse(rest)
+            for scale in request.scales:
+                planned(request.sweep, scale, request.seeds, tuple(overrides))
+        case ["python", "-m", "dsv2.train", *rest]:
+            named = {word.partition("=")[0] for word in rest}
+            if "study" not in named:
+                load([word for word in rest if word != "-m"])
+        case ["python", "-m", "dsv2", name, *rest]:
+            with pytest.raises(SystemExit, match="0"):
+                main([name, "--help"])
+            shown = capsys.readouterr().out
+            assert not [word for word in rest if word.startswith("--") and word.partition("=")[0] not in shown]
+            if name == "account" and "--hf" not in rest:
+                assert main([name, *rest]) == 0
+        case ["python", "-m", module, *_]:
+            assert importlib.util.find_spec(module), module
+        case ["python", path, *_]:
+            assert (ROOT / path).is_file(), path
+        case _:
+            raise AssertionError(f"no test knows the command {words[0]}")
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_every_command_line_is_one_that_exists(
+    page: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check(command, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "make tea",
+        "python -m ablations.run sweep=nothing",
+        "python -m dsv2.train model=tiny optim.rate=1",
+        "python -m dsv2 generate RUN --promt x",
+        "python -m dsv2 sing",
+        "python -m benchmarks.nothing",
+        "sudo make demo",
+    ],
+)
+def test_a_wrong_command_line_is_seen(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises((AssertionError, ConfigError, pytest.fail.Exception)):
+        check(command, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(("page", "block"), PYTHON)
+def test_every_python_block_runs(page: str, block: Block) -> None:
+    exec(compile(block.text, page, "exec"), {})
+
+
+def test_pages_have_commands_and_python() -> None:
+    assert len({page for page, _ in COMMANDS}) >= 6
+    assert len({page for page, _ in PYTHON}) >= 4
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    made, trained = tmp_path / "runs", ""
+    for command in commands(PAGES["tutorial.md"]):
+        if not command.startswith("python"):
+            continue
+        if "ablations.run" in command and "dry_run" not in command:
+            command += " trainer.tokens=10240 trainer.validate_every=5 trainer.checkpoint_every=5"  # minutes otherwise
+            command = command if "seeds" in command else f"{command} 'seeds=[0,1]'"
+        printed = run(re.sub(r"\bRUN\b", trained, command), tmp_path)
+        if "dsv2.train" in command:
+            trained = printed.splitlines()[-1]
+    assert (made / "balance_losses" / "smoke" / "report" / "report.html").is_file()
