@@ -1,7 +1,8 @@
 """A text through a model: what every MoE layer did with every token, and how surprising each token was.
 
 T tokens, E experts, K experts a token, D devices. The text is one sequence, routed as in evaluation: nothing is really
-dropped, and `dropped` says which pairs a device of a given capacity would have had no room for.
+dropped, and `dropped` says which pairs a device of a given capacity would have had no room for by DeepSeek-V2's rule,
+also for GShard and Switch, which drop by expert where they train.
 """
 
 import math
