@@ -75,26 +75,32 @@ def _wait_for_server(server: subprocess.Popen, address: str, log: Path) -> None:
 
 def test_the_tour(lab: str, tmp_path: Path) -> None:
     with chromium(width=1280, height=1600) as tab:
-        page = tab.page
-        page.goto(lab)
-        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(timeout=120_000)
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        widths = _progress(page, tmp_path)
-        assert len(widths) >= 3, widths
-        assert widths == sorted(widths), widths
-        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(timeout=400_000)
-        _slide(page, tmp_path)
-        page.keyboard.press("Control+s")
-        _check_saved(tmp_path / "notebooks" / TOUR.name)
-        page.screenshot(path=tmp_path / "end.png")
+        try:
+            _tour(tab.page, lab, tmp_path)
+        finally:
+            tab.page.screenshot(path=tmp_path / "end.png")
         assert tab.outside() == []
+
+
+def _tour(page: Page, lab: str, folder: Path) -> None:
+    idle = page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]")
+    page.goto(lab)
+    idle.wait_for(timeout=120_000)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    widths = _progress(page, folder)
+    assert len(widths) >= 3, widths
+    assert widths == sorted(widths), widths
+    idle.wait_for(timeout=400_000)
+    _slide(page, folder)
+    page.keyboard.press("Control+s")
+    _check_saved(folder / "notebooks" / TOUR.name)
 
 
 def _progress(page: Page, folder: Path) -> list[float]:
     """The widths of the bar, in percent, that were seen until the study ended."""
     bar = page.locator(".widget-hprogress .progress-bar")
-    bar.wait_for(state="attached", timeout=120_000)
+    bar.wait_for(state="attached", timeout=60_000)
     bar.scroll_into_view_if_needed()
     found: list[float] = []
     while (style := page.evaluate(WIDTH)) is not None:  # gone: the curves as they are in the end took its place
