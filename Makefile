@@ -43,7 +43,7 @@ wandb-demo: setup
 	$(BIN)/wandb leet inspect --summary "$$(ls -td runs/routing_collapse/smoke/trials/*/wandb/offline-run-*/*.wandb | head -1)"
 
 lab: setup
-	$(BIN)/jupyter lab notebooks
+	DSV2_RUNS=$${DSV2_RUNS:-$(CURDIR)/runs} $(BIN)/jupyter lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 # The site, in site/; any warning ends it.
 docs: setup

@@ -15,9 +15,10 @@ from ablations.report import StudyText, write_report
 from ablations.run import PLAIN_WIDTH, parse
 from ablations.store import Results, results_of
 from ablations.studies import Study, stored
-from ablations.summary import verdict_table
+from ablations.summary import against, study_effects, summary, verdict_table
 from ablations.tables import write_tables
 from dsv2.analysis.statistics import random_floor
+from dsv2.analysis.verdicts import IncompleteStudy
 from dsv2.config import ConfigError
 from dsv2.models.moe.layer import MoE
 from dsv2.training.result import read_result
@@ -41,6 +42,17 @@ def report_study(study: Study, console: Console) -> None:
         final_floor=_floor(study, per_step=False),
     )
     console.print(f"report:  {path}\nfigures: {path.parent / 'figures'}", highlight=False, soft_wrap=True)
+
+
+def verdict(study: Study) -> str:
+    """What is stored says, in sentences: overall, then one a judged metric with the study's own first."""
+    text = text_of(study)
+    try:
+        effects, missing = study_effects(text, results_of(study)), []
+    except IncompleteStudy as error:
+        effects, missing = [], error.missing
+    overall, sentences = summary(text, effects, missing)
+    return "\n".join([f"{against(text)}:", *sentences] if sentences else [overall])
 
 
 def text_of(study: Study) -> StudyText:

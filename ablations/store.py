@@ -9,7 +9,10 @@ from typing import Any
 import pandas as pd
 
 from ablations.studies import Study, stored
+from dsv2.analysis.routing import Measures
 from dsv2.training.result import read_result
+
+ROUTING = ["arm", "seed", "step", "layer", "expert", "device", "load", "dropped", *Measures._fields]
 
 
 class Results(pd.DataFrame):
@@ -20,7 +23,11 @@ class Results(pd.DataFrame):
         return Results
 
     def metrics(self) -> pd.DataFrame:
-        """Long: one row a trial, logged step and metric; columns arm, seed, step, tokens, metric, value."""
+        """Long: one row a trial, logged step and metric; columns arm, seed, step, tokens, metric, value.
+
+        tokens: trained on up to the step. metric: a logged name (`dsv2.metrics.METRICS`); `routing/*` is averaged over
+        layers and the steps since the last logged one, `val/*` is there at the steps that validate.
+        """
         frames = []
         for arm, seed, folder in zip(self["arm"], self["seed"], self["folder"], strict=True):
             if rows := _rows(Path(folder) / "metrics.jsonl"):
@@ -30,7 +37,13 @@ class Results(pd.DataFrame):
         return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
 
     def routing(self) -> pd.DataFrame:
-        """One row a trial, logged step, layer and expert; columns as in `routing.parquet`, after arm and seed."""
+        """Long: one row a trial, logged step, MoE layer and expert; empty for dense models.
+
+        Columns arm, seed, step, layer, expert, device (that holds the expert), load (token-expert pairs since the last
+        logged step, dropped ones included) and dropped (pairs); then the measures of the whole layer, the same on each
+        of its rows: max_violation, entropy, dead_experts, device_max_violation, received_max_violation, drop_rate,
+        overflow, devices_per_token (`dsv2.analysis.routing.Measures`).
+        """
         frames = []
         for arm, seed, folder in zip(self["arm"], self["seed"], self["folder"], strict=True):
             frame = _frame(Path(folder) / "routing.parquet")
@@ -38,7 +51,7 @@ class Results(pd.DataFrame):
                 frame.insert(0, "seed", seed)
                 frame.insert(0, "arm", arm)
                 frames.append(frame)
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["arm", "seed", "step"])
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=ROUTING)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -62,7 +75,11 @@ def _frame(path: Path) -> pd.DataFrame | None:
 
 
 def results(name: str, scale: str = "smoke") -> Results:
-    """The results of study `name` as it was last run at `scale`."""
+    """The results of study `name` as it was last run at `scale`: a data frame, one row an arm and seed.
+
+    Columns arm, seed, fingerprint, status (finished, failed, diverged or unfinished), tokens, seconds (of training),
+    error, folder, then one for the final value of each metric, and of each probe recall/accuracy and the like.
+    """
     return results_of(stored(name, scale))
 
 

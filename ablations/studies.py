@@ -89,6 +89,12 @@ class Study(Plan):
             runner.stop()
         return runner is not None
 
+    def verdict(self) -> str:
+        """What its stored results say, in sentences; that there is no verdict where trials are missing."""
+        from ablations.publish import verdict
+
+        return verdict(self)
+
     def remember(self) -> None:
         """Note what was asked for, so that results and reports of this store speak of the same trials."""
         self.folder.mkdir(parents=True, exist_ok=True)
