@@ -121,7 +121,9 @@ def _slide(page: Page, folder: Path) -> None:
     for key, name in (("End", "last_step"), ("Home", "again")):
         page.locator(".widget-hslider .noUi-handle").focus()
         page.keyboard.press(key)
-        page.wait_for_function("old => [...document.querySelectorAll('img.widget-image')].at(-1).src != old", arg=source)
+        page.wait_for_function(
+            "old => [...document.querySelectorAll('img.widget-image')].at(-1).src != old", arg=source
+        )
         source = picture.get_attribute("src")
         now = picture.screenshot(path=folder / f"{name}.png")
         assert (now == first) == (key == "Home")
