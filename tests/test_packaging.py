@@ -41,6 +41,7 @@ def test_the_extras_are_the_promised_ones():
         "launchers",
         "eval",
         "gpu",
+        "wandb",
         "dev",
     }
 
