@@ -14,7 +14,7 @@ from ablations.attach import Runner, attach
 from ablations.progress import Curves, Progress
 from ablations.studies import Study
 from dsv2.analysis import plots
-from dsv2.analysis.style import PAGE, STYLE
+from dsv2.analysis.style import PAGE, STYLE, quantity
 
 try:
     import ipywidgets as widgets
@@ -125,10 +125,11 @@ def draw(curves: Curves, arms: list[str]) -> Figure:
     """Training loss and, where there are experts, imbalance: mean and range over the seeds that are so far."""
     table = curves.table()
     shown = [metric for metric in curves.metrics if metric in set(table["metric"])]
-    figure = Figure(figsize=(PAGE, 2.1), layout="constrained")
+    figure = Figure(figsize=(PAGE, 2.3), layout="constrained")
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
     for ax, metric in zip(axes, shown, strict=True):
         plots.loss_over_tokens(table, metric, arms=arms, ax=ax)
+        ax.set_ylabel(quantity(metric).label.replace(" (", "\n("))
         legend = ax.get_legend()
         handles, labels = legend.legend_handles, [text.get_text() for text in legend.get_texts()]
         legend.remove()

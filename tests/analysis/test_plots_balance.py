@@ -121,6 +121,9 @@ def test_load_at_a_step_is_that_of_its_table(six: Tables) -> None:
     assert len(figure.axes[0].lines) == 7  # between eight devices
     with pytest.raises(ValueError, match="step=3, seed=0"):
         plots_balance.load_at(six.routing, 3)
+    one_layer = plots_balance.load_at(six.routing[six.routing["layer"] == 1], 20, arms=["paper"])
+    box = one_layer.axes[0].collections[0].get_datalim(one_layer.axes[0].transData)
+    assert (box.width, box.height) == (32, 1)  # one row of cells is drawn too
 
 
 def test_the_slider_draws_the_step_it_stands_at(six: Tables, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,7 +133,8 @@ def load_at(
             table = one[one["arm"] == arm]
             load = table.pivot(index="layer", columns="expert", values="load")
             load = load.div(load.mean(axis=1), axis=0)
-            mesh = ax.pcolormesh(load.columns, load.index, load, norm=norm, cmap="RdBu_r", rasterized=True)
+            across, down = (np.append(i, i[-1] + 1) - 0.5 for i in (load.columns.to_numpy(), load.index.to_numpy()))
+            mesh = ax.pcolormesh(across, down, load, norm=norm, cmap="RdBu_r", rasterized=True)
             first = table.groupby("device")["expert"].min()
             for border in sorted(set(first))[1:]:
                 ax.axvline(border - 0.5, color="black", linewidth=0.5)
