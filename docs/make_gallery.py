@@ -11,9 +11,9 @@ DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "results"
 HEAD = """# Gallery
 
-Every figure here is of a study that was run, on two CPU cores, with the command above it; `python docs/make_gallery.py` takes
-them from the reports under `results/`. Once a study has run on your machine, its figures are drawn again from what it
-stored:
+Every figure here is of a study that was run, on two CPU cores, with the command above it; `python docs/make_gallery.py`
+takes them from the reports under `results/`. Once a study has run on your machine, its figures are drawn again from
+what it stored:
 
 ```
 python -m ablations.report sweep=balance_losses scale=tiny
