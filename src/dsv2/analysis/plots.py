@@ -21,6 +21,7 @@ from dsv2.analysis.plots_routing import device_load as device_load
 from dsv2.analysis.plots_routing import load_heatmap as load_heatmap
 from dsv2.analysis.style import STYLE, arm_styles, arms_of, entitle, headline, panels, quantity, single
 
+PANEL_TITLE = 36  # characters of 7 points that fit above one of three panels
 IMBALANCE = [f"routing/{name}_violation" for name in ("max", "device_max", "received_max")] + [
     f"routing/{name}" for name in ("dead_experts", "overflow", "drop_rate")
 ]
@@ -102,7 +103,7 @@ def imbalance_over_training(
             draw_curves(ax, curves(metrics, metric, styles), styles)
             if floor and metric in floor:
                 ax.axhline(floor[metric], color="black", linestyle=(0, (4, 2)), linewidth=0.9, label="random router")
-            ax.set_title(quantity(metric).label, fontsize=7)
+            ax.set_title(textwrap.fill(quantity(metric).label, PANEL_TITLE), fontsize=7)
             ax.set_ylim(bottom=0)
             tokens_axis(ax)
         found, labels = handles(axes)
@@ -174,7 +175,7 @@ def forest(
                 ax.plot([row.low, row.high], [place, place], color=colour, linewidth=1.4, solid_capstyle="butt")
                 marker, face = ("s" if row.word == "equivalent" else "o"), (colour if decided else "white")
                 ax.plot(row.mean, place, marker=marker, color=colour, markerfacecolor=face, markersize=4.5)
-            ax.set_title(quantity(metric).label, fontsize=7)
+            ax.set_title(textwrap.fill(quantity(metric).label, PANEL_TITLE), fontsize=7)
             ax.xaxis.set_major_locator(MaxNLocator(4))
             ax.grid(False, axis="y")
             better = (directions or {}).get(metric)
