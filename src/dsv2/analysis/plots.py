@@ -5,6 +5,7 @@ dash of its own for each arm, so that a black-and-white print still reads. `arms
 study's whole list even to plot a part of it. `title` states the finding.
 """
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
