@@ -49,9 +49,9 @@ def test_the_extras_are_the_promised_ones():
 def test_environment_yml_points_at_both():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     pip = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
-    assert pip == ["--constraint constraints.txt", "--editable .[dev,docs,eval,explore,hf,notebooks]"]
+    assert pip == ["--constraint constraints.txt", "--editable .[dev,docs,eval,explore,hf,notebooks,wandb]"]
     makefile = (ROOT / "Makefile").read_text()
-    assert "--constraint constraints.txt --editable '.[dev,docs,eval,explore,hf,notebooks]'" in makefile
+    assert "--constraint constraints.txt --editable '.[dev,docs,eval,explore,hf,notebooks,wandb]'" in makefile
 
 
 @pytest.mark.slow
