@@ -13,7 +13,10 @@ from ablations import trial
 ROOT = Path(trial.__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MOST_LINES = 15
-SMALL = "trainer.tokens=10240 trainer.validation_tokens=2048 trainer.validate_every=10 trainer.checkpoint_every=10"
+SMALL = " ".join(
+    f"trainer.{setting}"
+    for setting in ("tokens=10240", "validation_tokens=2048", "log_every=2", "validate_every=10", "checkpoint_every=10")
+)
 MAGIC = "%matplotlib inline"
 
 every = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -42,7 +45,7 @@ def test_rules(path: Path):
         assert not cell.outputs
         assert cell.execution_count is None
         assert len(cell.source.splitlines()) <= MOST_LINES, cell.source
-        tree = ast.parse(cell.source.removeprefix(MAGIC))
+        tree = ast.parse("\n".join(line for line in cell.source.splitlines() if not line.startswith("%")))
         defined = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
         assert not [node for node in ast.walk(tree) if isinstance(node, defined)], "functions live in the package"
 
