@@ -193,12 +193,16 @@ def test_a_damaged_checkpoint_costs_steps_not_the_run(quick, tmp_path, capsys):
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
+    scratch = folder / ".step-000000012.ckpt.1.tmp"
+    scratch.touch()  # a run may be writing it, so readers leave it alone
     assert checkpoints.latest(folder).name == "step-000000008.ckpt"
+    assert scratch.exists()
     assert "step-000000012.ckpt is damaged" in capsys.readouterr().err
     before = rows(tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()
     fit.fit(run, tmp_path / "run")
     assert rows(tmp_path / "run") == before
+    assert not scratch.exists()
 
 
 def test_a_failed_save_is_fatal_and_the_old_checkpoint_stays(quick, tmp_path, monkeypatch):

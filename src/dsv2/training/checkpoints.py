@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dsv2.files import replacing, sweep, write_json
+from dsv2.files import replacing, write_json
 
 KEEP = 2
 MANIFEST = "manifest.json"
@@ -50,8 +50,10 @@ def load(path: Path, map_location: Any | None = None) -> dict[str, Any]:
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest checkpoint in `folder` whose checksum holds, or None. Says on stderr which it had to pass over."""
-    sweep(folder)
+    """The newest checkpoint in `folder` whose checksum holds, or None. Says on stderr which it had to pass over.
+
+    Touches nothing, so a run may be saving there.
+    """
     listed = _manifest(folder)
     for name in sorted(listed, key=lambda name: listed[name]["step"], reverse=True):
         path = folder / name

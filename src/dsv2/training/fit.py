@@ -49,7 +49,8 @@ def fit(run: Run.Config, folder: Path) -> dict[str, Any]:
     if (done := finished(folder)) is not None:
         return done
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    sweep(folder)
+    for left in (folder, folder / "checkpoints"):
+        sweep(left)
     write_text(folder / "config.yaml", yaml.safe_dump(plain(run), sort_keys=False))
     started, on_interrupt = time.time(), signal.getsignal(signal.SIGINT)
     try:
