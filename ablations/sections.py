@@ -64,11 +64,7 @@ def sections_of(
         ),
         Section("Figures", [], None, pictures) if pictures else None,
         Section("Effects", [RULE], _effect_table(effects)) if effects else None,
-        Section(
-            "Main effects and interactions", [FACTORIAL_RULE, *factorial_text(terms)], Table(*factorial_rows(terms))
-        )
-        if terms
-        else None,
+        _factors(terms) if terms else None,
         _probes(study, results),
         _at_equal(study, metrics, accounting),
         Section("What could have been detected", *_detectable(study, effects)) if effects else None,
@@ -173,7 +169,8 @@ def _at_equal(study: StudyText, metrics: pd.DataFrame, accounting: pd.DataFrame)
     text = (
         f"Validation loss (mean ± standard deviation) at the largest budget that every trial reached: "
         f"{table.attrs['tokens']:,.0f} tokens, {table.attrs['flops']:.3g} training FLOPs, "
-        f"{table.attrs['seconds']:.3g} seconds. Seconds are those of a machine that ran several trials at once."
+        f"{table.attrs['seconds']:.3g} seconds. Seconds are those of a machine that ran several trials at once: where "
+        "other work ran beside some arms and not others, they tell when an arm ran, not what it costs."
     )
     return Section("Per token, per FLOP and per second", [text], Table(["arm", "tokens", "FLOPs", "seconds"], rows))
 
