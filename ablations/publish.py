@@ -70,6 +70,7 @@ def text_of(study: Study) -> StudyText:
         arms={name: arm.about for name, arm in study.arms.items()},
         seeds=study.seeds,
         published=study.file.published,
+        shows_at=study.file.shows_at,
         baselines={arm: study.baseline_of(arm) for arm in study.arms},
         identical=any(arm.seed_offset for arm in study.arms.values()),
         levels=study.file.levels(),

@@ -70,6 +70,7 @@ def sections_of(
         Section("What could have been detected", *_detectable(study, effects)) if effects else None,
         Section("Held equal", [], _equality(study, accounting)),
         Section("Published", [study.published]) if study.published else None,
+        Section("Where the effect is expected to show", [study.shows_at]) if study.shows_at else None,
         Section("Accounting", [], Table(list(accounting.columns), _cells(accounting))),
         Section("Provenance", dirty, Table(["what", "value"], [[str(k), str(v)] for k, v in flat.items()])),
     ]

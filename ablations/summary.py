@@ -34,6 +34,7 @@ class StudyText:
     arms: Mapping[str, str]  # in order, each with a line that describes it
     seeds: Sequence[int]
     published: str | None = None
+    shows_at: str | None = None
     baselines: Mapping[str, str] = field(default_factory=dict)  # arm -> its own baseline, where it is another one
     identical: bool = False  # an A/A study: its arms differ in their seeds alone
     levels: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # arm -> level of each factor, of a grid

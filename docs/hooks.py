@@ -96,6 +96,7 @@ def _section(name: str, study: StudyFile) -> list[str]:
         f"Predicted: {study.prediction}",
         "",
         *([f"Published: {study.published}", ""] if study.published else []),
+        *([f"Where the effect is expected to show: {study.shows_at}", ""] if study.shows_at else []),
         f"Judged, and which direction is better: {judged}. Baseline: `{study.baseline}`.",
         "",
         held,

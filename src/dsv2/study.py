@@ -55,6 +55,7 @@ class StudyFile(ConfigBase):
     adjust: dict[str, int] = field(default_factory=dict)  # what the solver may change, in steps, to hold `equal`
     probes: tuple[str, ...] = ()  # tasks that every arm is also trained on, `configs/probes/<name>.yaml`
     published: str | None = None
+    shows_at: str | None = None  # tokens and seeds at which the effect is expected, and how that is known
     base: tuple[str, ...] = ()  # overrides that all arms share
     scales: dict[str, tuple[str, ...]] = field(default_factory=dict)  # scale -> overrides of this study there
     margin: dict[str, float] | None = None  # metric -> difference that would not matter

@@ -34,6 +34,7 @@ def text_of(tables: Tables, metrics: dict[str, str] = METRICS, seeds: int = 3) -
         arms={arm: f"about {arm}" for arm in arms},
         seeds=range(seeds),
         published="No ablation is published.",
+        shows_at="From 100 steps and 3 seeds.",
     )
 
 
@@ -97,6 +98,7 @@ def test_the_report_is_complete_and_self_contained(written: Path) -> None:
     for part in (
         "Published",
         "No ablation is published.",
+        "From 100 steps and 3 seeds.",
         "abc123",
         "uncommitted changes",
         "versions.torch",
