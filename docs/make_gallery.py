@@ -1,41 +1,212 @@
-"""`python docs/make_gallery.py`: write docs/gallery.md and its figures from the reports under `results/`.
+"""`python docs/make_gallery.py [NAME ...]`: draw the gallery's figures from stored runs and write docs/gallery.md.
 
-Every figure is the one of a committed report, with the command that ran the study.
+Without names all are drawn. Runs lie under `$DSV2_RUNS` (default `runs/`); a figure whose runs are not there is an
+error that names the command to run, once all others are drawn. Figures of the committed reports under `results/` are
+copied from there. The page is always written whole, from what the images say of themselves: each PNG carries its
+finding (Title) and how to read it (Description).
 """
 
-import re
-import shutil
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from io import BytesIO
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import gallery_runs as runs
+import gallery_studies as studies
+import matplotlib
+import matplotlib.pyplot as plt
+from gallery_runs import ATTENTION, BALANCE, DROPPING, Drawn, Missing
+from gallery_studies import AA, BASELINES, GRID, LADDER, LOSS, SIMULATED, copied, ends
+from matplotlib.figure import Figure
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from dsv2.analysis import (
+    plots,
+    plots_balance,
+    plots_calibration,
+    plots_cost,
+    plots_drops,
+    plots_experts,
+    plots_factorial,
+    plots_ladder,
+    plots_text,
+    plots_tokens,
+)
 
 DOCS = Path(__file__).parent
-RESULTS = DOCS.parent / "results"
+IMAGES = DOCS / "figures" / "gallery"
+DPI = 150
+MOST_BYTES = 150_000  # of an image; larger ones are cut to 256 colours
+
 HEAD = """# Gallery
 
-Every figure here is of a study that was run, on two CPU cores, with the command above it; `python docs/make_gallery.py`
-takes them from the reports under `results/`. Once a study has run on your machine, its figures are drawn again from
-what it stored:
-
-```
-python -m ablations.report sweep=balance_losses scale=tiny
-```
+Every kind of figure there is, drawn from studies that were run on two CPU cores. Above each stand the commands that
+make it: the study, run once and stored under `$DSV2_RUNS` (default `runs/`), then the figure.
+`python docs/make_gallery.py` draws all of them.
 """
 
 
-def main() -> None:
-    """Copy the figures and write the page, studies in alphabetical order."""
-    folder = DOCS / "figures" / "gallery"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    commands = dict(re.findall(r"\[(\w+)\]\(.*?`(python -m ablations.run .*?)`", (RESULTS / "README.md").read_text()))
+class Entry(NamedTuple):
+    name: str
+    heading: str  # what it shows
+    function: Callable[..., Any]  # of `dsv2.analysis.plots*`
+    command: str  # that makes what it is drawn from; "" where nothing has to be run
+    draw: Callable[[], Drawn]
+
+
+def entry(function: Callable[..., Any], heading: str, command: str, draw: Callable[[], Drawn], name: str = "") -> Entry:
+    return Entry(name or function.__name__, heading, function, command, draw)
+
+
+def of_report(study: str, figure: str, *said: Any) -> Callable[[], Drawn]:
+    """`said`: a function, or the arguments of `ends`."""
+    return partial(copied, study, figure, said[0] if callable(said[0]) else ends(*said))
+
+
+def expert(function: Callable[..., Any], heading: str, section: str, figure: str, caption: str) -> Entry:
+    return entry(function, heading, ATTENTION, partial(runs.analysis, section, figure, caption))
+
+
+SIZES = ["small_mha", "small_mla", "large_mha", "large_mla"]
+LOSSES = ["none", "expert", "device", "paper"]
+# fmt: off
+GALLERY: dict[str, list[Entry]] = {
+    "Balance and collapse": [
+        entry(plots_balance.losses_and_control, "What each balance loss controls", BALANCE, runs.losses_and_control),
+        entry(plots_balance.collapse_over_training, "Routing collapse over training", BALANCE,
+            runs.collapse_over_training),
+        entry(plots.imbalance_over_training, "Every imbalance over training", BALANCE, of_report(
+            "balance_losses", "imbalance", "routing/overflow", LOSSES, "Pairs over capacity 1.0", ".1%")),
+        entry(plots.load_heatmap, "The load of every expert over training", BALANCE, of_report(
+            "balance_losses", "expert_load", "routing/max_violation", LOSSES, "Busiest expert / mean - 1", ".2f")),
+        entry(plots_balance.load_at, "The load of every layer at one step", BALANCE, runs.load_at),
+    ],
+    "Devices and drops": [
+        entry(plots.device_load, "The load of the devices", BALANCE, of_report(
+            "balance_losses", "device_load", "routing/device_max_violation", LOSSES, "Busiest device / mean - 1",
+            ".2f")),
+        entry(plots_drops.drops_over_training, "Dropped pairs over training", DROPPING, runs.drops_over_training),
+        entry(plots_drops.drops_over_affinity, "Which pairs dropping takes", DROPPING, runs.drops_over_affinity),
+        entry(plots_text.text_load, "What one text asks of experts and devices", BALANCE, runs.text_load),
+        entry(plots_text.load_profiles, "How uneven runs are on one text", BALANCE, runs.load_profiles),
+        entry(plots_tokens.paint_tokens, "Where each token goes", BALANCE, runs.paint_tokens),
+    ],
+    "Attention and cache": [
+        entry(plots.loss_over_tokens, "Loss over training", ATTENTION, of_report(
+            "attention_moe", "loss", LOSS, SIZES, "At the end, nats a token")),
+        entry(plots.difference_over_tokens, "Difference of loss, paired by seed, over training", ATTENTION, of_report(
+            "attention_moe", "loss_difference", studies.against_mha)),
+        entry(plots_cost.loss_over_budgets, "Loss at equal tokens, FLOPs and seconds", ATTENTION, of_report(
+            "attention_moe", "budgets", studies.per_budget)),
+        entry(plots_cost.cache_over_context, "The cache of the published models", "", runs.cache_over_context),
+    ],
+    "Experts": [
+        expert(plots_experts.loss_changes, "What the shared experts are worth", "shared", "shared",
+            "What switching them off adds to the validation loss, nats a token, with 95% intervals over sequences."),
+        expert(plots_experts.loss_over_masked, "How redundant the routed experts are", "redundancy", "redundancy",
+            "The experts of highest affinity cannot be chosen, the next best are; band: 95% over sequences."),
+        expert(plots_experts.loss_over_experts, "How many routed experts are needed", "fewer", "fewer",
+            "Validation loss with fewer routed experts a token than in training; gates are not rescaled."),
+        expert(plots_experts.domain_heatmap, "Which experts favour a domain", "domains", "domain_shares",
+            "An expert's share of a domain over its share of all text; experts stand by the domain they favour."),
+        expert(plots_experts.information_bars, "How much an expert tells of the domain", "domains", "domains",
+            "Mutual information of domain and expert; by chance: whole sequences given the domains of others."),
+        expert(plots_experts.token_concentration, "How few tokens an expert lives on", "tokens", "expert_tokens",
+            "Share of an expert's token-expert pairs that its ten commonest tokens make up."),
+        expert(plots_experts.coactivation_heatmap, "Which experts are chosen together", "coactivation", "coactivation",
+            "Over experts of the same loads that are independent; experts chosen together stand together."),
+        expert(plots_experts.certainty_over_layers, "How sure the router is", "router", "router",
+            "Low entropy of a token and high entropy of the mean token: sure choices, spread over all experts."),
+        expert(plots_experts.overlap_over_training, "When routing settles", "saturation", "saturation",
+            "Overlap of a token's experts with those after the last step, on a fixed probe of validation tokens."),
+    ],
+    "Studies": [
+        entry(plots.forest, "Every effect with its interval", BALANCE, of_report(
+            "balance_losses", "effects", LOSS, LOSSES, "Validation loss, nats a token")),
+        entry(plots.metric_by_arm, "Every seed of every arm", ATTENTION, of_report(
+            "attention_moe", "val_loss_by_arm", LOSS, SIZES, "Means, nats a token")),
+        entry(plots_cost.loss_over_active, "Loss over active parameters", BASELINES, studies.loss_over_active),
+        entry(plots_factorial.factorial_forest, "Main effects and interactions", GRID, studies.factorial_forest),
+        entry(plots_factorial.interaction, "How one loss's effect depends on another", GRID, studies.interaction),
+    ],
+    "Ladders": [
+        entry(plots_ladder.loss_over_compute, "Loss over training compute", LADDER, studies.loss_over_compute),
+        entry(plots_ladder.difference_over_compute, "Does a difference hold as scale grows", LADDER,
+            studies.difference_over_compute),
+    ],
+    "Statistics": [
+        entry(plots_calibration.false_positive_rates, "False verdicts on real trials that are alike", AA, of_report(
+            "aa", "false_verdicts", studies.told_apart), "false_verdicts"),
+        entry(plots_calibration.false_positive_rates, "False verdicts on simulated studies", SIMULATED,
+            studies.false_positive_rates),
+        entry(plots_calibration.power_by_effect, "Power, stated and found", SIMULATED, studies.power_by_effect),
+    ],
+}
+# fmt: on
+ENTRIES = {each.name: each for group in GALLERY.values() for each in group}
+
+
+def save(name: str, drawn: Drawn) -> None:
+    """The figure as a PNG that says what it finds and how to read it."""
+    source: Path | BytesIO
+    if isinstance(drawn.picture, Path):
+        source, finding = drawn.picture, drawn.finding
+    else:
+        figure = drawn.picture if isinstance(drawn.picture, Figure) else drawn.picture.figure
+        assert isinstance(figure, Figure)
+        source, finding = BytesIO(), figure.get_suptitle().replace("\n", " ")
+        figure.savefig(source, format="png", dpi=DPI)
+        plt.close(figure)
+    said, path = PngInfo(), IMAGES / f"{name}.png"
+    said.add_itxt("Title", finding)
+    said.add_itxt("Description", drawn.caption)
+    with Image.open(source) as image:
+        plain = image.convert("RGB")
+    plain.save(path, pnginfo=said, dpi=(DPI, DPI), optimize=True)
+    if path.stat().st_size > MOST_BYTES:
+        plain.quantize(dither=Image.Dither.NONE).save(path, pnginfo=said, dpi=(DPI, DPI), optimize=True)
+
+
+def page() -> str:
+    """The whole of gallery.md, from the images that there are."""
     lines = [HEAD]
-    for report in sorted(RESULTS.glob("*/*/report.md")):
-        study, scale = report.parts[-3:-1]
-        lines += [f"## {study} ({scale})", "", f"`{commands[study]}`", ""]
-        for caption, name in re.findall(r"!\[(.*?)\]\(figures/(.*?)\)", report.read_text()):
-            shutil.copy(report.parent / "figures" / name, folder / f"{study}_{name}")
-            lines += [f"![{caption}](figures/gallery/{study}_{name})", "", f"*{caption}*", ""]
-    (DOCS / "gallery.md").write_text("\n".join(lines).rstrip() + "\n")
+    for group, entries in GALLERY.items():
+        lines += [f"## {group}", ""]
+        for name, heading, function, command, _ in entries:
+            commands = f"{command}\npython docs/make_gallery.py {name}".strip()
+            lines += [f"### {heading}", "", f"```\n{commands}\n```", ""]
+            path = IMAGES / f"{name}.png"
+            if not path.is_file():
+                lines += ["Not drawn yet.", ""]
+                continue
+            with Image.open(path) as image:
+                finding, caption = image.info["Title"], image.info["Description"]
+            where = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+            lines += [f"![{finding}](figures/gallery/{name}.png)", ""]
+            lines += [f"**{finding}.** {caption} Drawn by `{where}`.", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main(names: Sequence[str]) -> int:
+    """Draw those named, or all; 1 where a name is unknown or runs are missing."""
+    if unknown := [name for name in names if name not in ENTRIES]:
+        print(f"no figure {', '.join(unknown)}; there are {', '.join(ENTRIES)}", file=sys.stderr)
+        return 1
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    failed = False
+    for name in names or ENTRIES:
+        try:
+            save(name, ENTRIES[name].draw())
+        except Missing as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            failed = True
+    (DOCS / "gallery.md").write_text(page())
+    return int(failed)
 
 
 if __name__ == "__main__":
-    main()
+    matplotlib.use("Agg")
+    sys.exit(main(sys.argv[1:]))

@@ -241,3 +241,20 @@ def test_figures_draw_every_run_and_dash_what_is_foretold() -> None:
     wanted = (wide["mla"] - wide["mha"]).groupby("flops").mean()
     assert means == pytest.approx(list(wanted))
     plt.close("all")
+
+
+def test_differences_at_equal_compute_stand_beside_each_other() -> None:
+    runs = simulate(seeds=3)
+    runs = pd.concat([runs, runs[runs["arm"] == "mla"].assign(arm="other")])
+    ax = difference_over_compute(runs, fit_ladder(runs, arms=[*ARMS, "other"], baseline="mha"), "mha")
+    places = {
+        marker: [
+            line.get_xdata()[0] for line in ax.get_lines() if line.get_marker() == marker and len(line.get_xdata()) == 1
+        ]
+        for marker in "sD"
+    }
+    flops = sorted(set(runs[runs["arm"] == "mla"]["flops"]))
+    assert len(places["s"]) == len(flops)
+    np.testing.assert_allclose(np.sqrt(np.multiply(places["s"], places["D"])), flops)
+    np.testing.assert_allclose(np.divide(places["D"], places["s"]), 1.05)
+    plt.close("all")

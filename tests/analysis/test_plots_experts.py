@@ -119,3 +119,12 @@ def test_of_many_layers_six_are_shown() -> None:
     table = grid(list(range(26)), 8).rename(columns={"value": "concentration"}).assign(chance=0.3)
     titles = [ax.get_title(loc="left") for ax in plots.token_concentration(table).axes]
     assert titles == [f"layer {layer}" for layer in (0, 5, 10, 15, 20, 25)]
+
+
+def test_few_bars_stand_in_the_middle() -> None:
+    for layers in ([1], [1, 2], list(range(1, 6))):
+        low, high = (
+            plots.information_bars(per_layer(layers, "chance", "information", "most"), "domain").axes[0].get_xlim()
+        )
+        assert low + high == pytest.approx(len(layers) - 1)
+        assert high - low == pytest.approx(max(len(layers), 3) + 0.2)

@@ -123,7 +123,8 @@ def information_bars(table: pd.DataFrame, of: str, *, title: str | None = None) 
         most = table["most"]
         ax.hlines(most, places - 0.36, places + 0.36, color="black", linestyle=":", label="most possible")
         ax.set_xticks(places, [str(layer) for layer in table["layer"]])
-        ax.set_xlim(-0.6, max(len(places), 3) - 0.4)
+        spare = max(3 - len(places), 0) / 2  # on both sides of few bars, which would be as wide as the figure
+        ax.set_xlim(-0.6 - spare, len(places) - 0.4 + spare)
         ax.set_ylim(0, float(most.max()) * 1.3)
         ax.set_xlabel("MoE layer")
         ax.set_ylabel(f"mutual information of\n{of} and expert (nats)")

@@ -62,7 +62,8 @@ def difference_over_compute(
 ) -> Axes:
     """Arm minus baseline paired by seed: mean and 95% t interval at each rung, and the difference of the two curves.
 
-    Against the arm's own compute. A curve that leaves zero behind says that the difference grows with scale.
+    Against the arm's own compute, points of several arms a little beside it, so that all are seen where compute is
+    equal. A curve that leaves zero behind says that the difference grows with scale.
     """
     arms = list(ladder.fits)
     styles = arm_styles(arms)
@@ -70,8 +71,9 @@ def difference_over_compute(
     with plt.rc_context(STYLE):
         ax = ax or _single(title)
         ax.axhline(0, color="0.3", linewidth=0.8)
-        for arm in [arm for arm in arms if arm != baseline]:
-            style = styles[arm]
+        others = [arm for arm in arms if arm != baseline]
+        for i, arm in enumerate(others):
+            style, beside = styles[arm], 1.05 ** (i - (len(others) - 1) / 2)
             mine = runs[(runs["arm"] == arm) & runs["scale"].isin(list(ladder.scales))]
             told_here = [one for one in told if (one.arm, one.minus) == (arm, baseline)]
             for scale in scales:
@@ -79,7 +81,7 @@ def difference_over_compute(
                 if arm not in here or baseline not in here:
                     continue
                 delta = (here[arm] - here[baseline]).dropna().to_numpy(dtype=float)
-                flops = runs[(runs["scale"] == scale) & (runs["arm"] == arm)]["flops"].mean()
+                flops = beside * runs[(runs["scale"] == scale) & (runs["arm"] == arm)]["flops"].mean()
                 ax.plot([flops] * 2, t_interval(delta), color=style["color"], linewidth=1.2)
                 ax.plot(flops, delta.mean(), **(style | {"linestyle": "none"}))
             _curve(ax, ladder, arm, baseline, mine["flops"], [one.flops for one in told_here], style["color"])

@@ -1,0 +1,199 @@
+"""Figures of the gallery about verdicts: baselines, factors, ladders, calibration, and those copied of reports."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+from gallery_runs import Drawn, ran
+
+from ablations.ladder import LOSS, runs_of
+from ablations.publish import text_of
+from ablations.sections import factorial_terms
+from ablations.store import Results
+from ablations.studies import Study
+from dsv2.analysis import plots_balance, plots_calibration, plots_cost, plots_factorial, plots_ladder
+from dsv2.analysis.calibration import NOISE, Rate
+from dsv2.analysis.ladder import fit_ladder
+from dsv2.analysis.statistics import ALPHA, POWER, detectable_in_sd
+from dsv2.analysis.trends import trends
+from dsv2.analysis.verdicts import difference_text
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results"
+CALIBRATION = ROOT / "benchmarks" / "results" / "calibration.json"
+
+LADDER = "python -m ablations.run sweep=balance_losses 'scale=[smoke,tiny]'"
+GRID = "python -m ablations.run sweep=balance_grid scale=smoke"
+BASELINES = "python -m ablations.run sweep=moe_baselines scale=tiny"
+AA = "python -m ablations.run sweep=aa scale=tiny"
+SIMULATED = "python -m benchmarks.calibration --studies 2000"
+
+
+# ---- studies and ladders ---------------------------------------------------------------------------------------------
+
+
+def loss_over_active() -> Drawn:
+    study, results = ran("moe_baselines", "tiny", BASELINES)
+    accounting = study.accounting()
+    means, active = results.groupby("arm")[LOSS].mean(), accounting.set_index("arm")["active_params"]
+    best, worst = str(means.idxmin()), str(means.idxmax())
+    title = (
+        f"Lowest: {best}, {means[best]:.3f} nats with {active[best] / 1e6:.2f}M active parameters; "
+        f"highest: {worst}, {means[worst]:.3f} with {active[worst] / 1e6:.2f}M"
+    )
+    return Drawn(
+        plots_cost.loss_over_active(results, accounting, arms=list(study.arms), title=title),
+        "As the report's Figure 1: mean and range over seeds.",
+    )
+
+
+def grid() -> tuple[Study, Results]:
+    return ran("balance_grid", "smoke", GRID)
+
+
+def factorial_forest() -> Drawn:
+    study, results = grid()
+    terms = factorial_terms(text_of(study), results)
+    own = {metric: loss.partition("-")[0].removesuffix(" loss") for metric, loss in plots_balance.CONTROLLED.items()}
+    mains = [t for t in terms if t.order == 1 and t.term.startswith(own.get(t.metric, "none"))]
+    said = ", ".join(f"{t.term.partition('=')[0]} {t.effect:+.2f}" for t in mains)
+    title = f"Main effect of each loss on its own target: {said}"
+    return Drawn(
+        plots_factorial.factorial_forest(terms, directions=study.file.judged, title=title),
+        "Main effects and, below the line, interactions, with 95% t intervals. Filled: decided after Holm.",
+    )
+
+
+def interaction() -> Drawn:
+    study, results = grid()
+    metric = "routing/device_max_violation"
+    design = {
+        arm: {key.rpartition(".")[2]: level for key, level in cell.items()} for arm, cell in study.file.levels().items()
+    }
+    (term,) = (
+        t
+        for t in factorial_terms(text_of(study), results)
+        if (t.metric, t.order) == (metric, 2) and "expert" in t.term and "device" in t.term
+    )
+    title = (
+        "Expert-level and device-level loss together, beyond the sum of what they do apart: "
+        f"{difference_text(term.effect, term.low, term.high)}, {term.word}"
+    )
+    return Drawn(
+        plots_factorial.interaction(results, metric, design, "expert", "device", seeds=study.seeds, title=title),
+        "Parallel lines would be no interaction. Thin: single seeds, averaged over the communication loss.",
+    )
+
+
+def rungs() -> pd.DataFrame:
+    """One row a trial of the arms shown, at both scales."""
+    studies = [ran("balance_losses", scale, LADDER)[0] for scale in ("smoke", "tiny")]
+    runs = runs_of(studies)
+    return runs[runs["arm"].isin(["none", "expert", "paper"])]
+
+
+def loss_over_compute(found: Callable[[], pd.DataFrame] = rungs) -> Drawn:
+    runs = found()
+    ladder = fit_ladder(runs, arms=list(dict.fromkeys(runs["arm"])), baseline="none", loss=LOSS)
+    powers = sorted(-fit.alpha for fit in ladder.fits.values())
+    scales = " to ".join(ladder.scales)
+    title = f"From {scales} the loss goes with compute to the power {powers[0]:.3f} to {powers[-1]:.3f}, by arm"
+    return Drawn(
+        plots_ladder.loss_over_compute(runs, ladder, loss=LOSS, title=title),
+        "A point a run; a curve an arm with its 95% band. Rungs that are only predicted are open diamonds.",
+    )
+
+
+def difference_over_compute(found: Callable[[], pd.DataFrame] = rungs) -> Drawn:
+    runs = found()
+    arms = list(dict.fromkeys(runs["arm"]))
+    ladder = fit_ladder(runs, arms=arms, baseline="none", loss=LOSS)
+    said = [
+        f"{trend.arm} " + " to ".join(f"{effect.mean:+.3f} ({effect.word})" for effect in trend.effects)
+        for trend in trends(runs, arms=arms, baseline="none", loss=LOSS)
+    ]
+    title = f"Against none, {' to '.join(ladder.scales)}: {', '.join(said)}"
+    return Drawn(
+        plots_ladder.difference_over_compute(runs, ladder, "none", loss=LOSS, title=title),
+        "Paired by seed, with 95% t intervals at each rung, and the difference of the fitted curves.",
+    )
+
+
+# ---- statistics ------------------------------------------------------------------------------------------------------
+
+
+def simulated(what: str) -> list[Rate]:
+    rates = [Rate(**rate) for rate in json.loads(CALIBRATION.read_text())["rates"]]
+    return [rate for rate in rates if rate.what == what]
+
+
+def power_by_effect() -> Drawn:
+    arms = 4
+    rates = [r for r in simulated("1 x detectable found") if (r.noise, r.arms) == ("normal", arms)]
+    found = [(detectable_in_sd(rate.seeds, ALPHA / (arms - 1)), rate) for rate in rates]
+    low, high = min(rate.rate for rate in rates), max(rate.rate for rate in rates)
+    title = f"Where {POWER:.0%} is stated, {low:.1%} to {high:.1%} of simulated studies of {arms} arms find the effect"
+    return Drawn(
+        plots_calibration.power_by_effect(found, title=title),
+        "Lines: power as stated; points: simulated, at the effect that is called detectable.",
+    )
+
+
+def false_positive_rates() -> Drawn:
+    rates = simulated("false better or worse")
+    sizes = {(rate.seeds, rate.arms) for rate in rates if rate.noise != "normal"}
+    shown = [rate for rate in rates if (rate.seeds, rate.arms) in sizes]
+    kept = [rate.rate for rate in shown if rate.low <= ALPHA]
+    broken = [rate for rate in shown if rate.low > ALPHA]
+    title = f"Equal arms are told apart in {min(kept):.1%} to {max(kept):.1%} of simulated studies"
+    if broken:
+        noise = ", ".join(dict.fromkeys(rate.noise for rate in broken))
+        title += f", but in up to {max(rate.rate for rate in broken):.0%} of those with noise of the kind '{noise}'"
+    return Drawn(
+        plots_calibration.false_positive_rates(shown, title=title),
+        f"By the shape of the noise; rare: {NOISE['rare']}. Filled: the interval lies above the 5% that are promised.",
+    )
+
+
+# ---- figures of reports ----------------------------------------------------------------------------------------------
+
+
+def copied(study: str, figure: str, say: Callable[[str, pd.DataFrame], str]) -> Drawn:
+    """A figure of the report in results/ with its caption; `say` makes the finding of report.md and table.csv."""
+    folder = RESULTS / study / "tiny"
+    text, table = (folder / "report.md").read_text(), pd.read_csv(folder / "table.csv", index_col="arm")
+    captions = {name: caption for caption, name in re.findall(r"!\[(.*?)\]\(figures/(.*?)\.png\)", text)}
+    return Drawn(folder / "figures" / f"{figure}.png", captions[figure], say(text, table))
+
+
+def ends(metric: str, arms: Sequence[str], what: str, form: str = ".3f") -> Callable[[str, pd.DataFrame], str]:
+    """Says the mean of a metric at the end, arm by arm."""
+
+    def say(_: str, table: pd.DataFrame) -> str:
+        return f"{what}: " + ", ".join(f"{arm} {table[f'{metric} mean'][arm]:{form}}" for arm in arms)
+
+    return say
+
+
+def against_mha(_: str, table: pd.DataFrame) -> str:
+    loss = table[f"{LOSS} mean"]
+    away = [f"{arm} {loss[arm] - loss['small_mha']:+.3f}" for arm in loss.index if arm.startswith("small_m")][1:]
+    return f"Against small_mha at the end, nats a token: {', '.join(away)}"
+
+
+def told_apart(text: str, _: pd.DataFrame) -> str:
+    section = text.partition("## False verdicts")[2].partition("\n## ")[0]
+    rates = [float(share) for share in re.findall(r"^\|[^|]*\| ([\d.]+)% \|", section, flags=re.M)]
+    return f"Studies of identical trials tell arms apart in {min(rates)}% to {max(rates)}%, by metric"
+
+
+def per_budget(text: str, _: pd.DataFrame) -> str:
+    rows = re.findall(
+        r"^\| (\w+) \| (.*?) ± .*? \| (.*?) ± .*? \| (.*?) ± ", text.partition("## Per token")[2], flags=re.M
+    )
+    of = {arm: losses for arm, *losses in rows}
+    pairs = zip(("tokens", "FLOPs", "seconds"), of["small_mha"], of["small_mla"], strict=True)
+    said = "; ".join(f"{budget} {a} and {b}" for budget, a, b in pairs)
+    return f"MHA and MLA, small, at equal {said} (seconds of a machine that ran several trials at once)"
