@@ -12,6 +12,8 @@ from dsv2.analysis.observed import Losses, difference, losses_of, observe
 from dsv2.data.source import NOT_SCORED, Batch
 from dsv2.models.attention.gqa import GQA
 from dsv2.models.ffn import SwiGLU
+from dsv2.models.moe.gshard import GShard
+from dsv2.models.moe.hash import Hash
 from dsv2.models.moe.layer import MoE
 from dsv2.models.transformer import Transformer
 from dsv2.training.evaluate import evaluate
@@ -148,6 +150,26 @@ def test_what_does_not_apply_says_why() -> None:
         top_masked(build(MoE.Config(num_experts=2, top_k=2, expert_dim=8)))
     full = build(MoE.Config(num_experts=2, top_k=2, expert_dim=8, num_shared=1))
     assert list(shared_off(full)) == ["as trained", "shared off"]  # there is no third expert to route to
+
+
+def test_the_baselines_allow_what_their_type_allows() -> None:
+    """GShard keeps its two experts and their renormalised gates; a hash has no affinities to mask by."""
+    tokens = text().inputs
+    gshard = build(GShard.Config(num_experts=8, expert_dim=8, num_shared=1))
+    assert list(shared_off(gshard)) == ["as trained", "shared off"]
+    with pytest.raises(DoesNotApply, match="fewer than its 2 experts"):
+        fewer_experts(gshard)
+    masked = top_masked(gshard)
+    assert list(masked) == [0, 1, 2]
+    with torch.no_grad():
+        first = gshard(tokens).routings[0].affinities.argsort(-1, descending=True)
+        (routing, _) = masked[2](tokens).routings
+    assert torch.equal(routing.experts, first[..., 2:4])
+    torch.testing.assert_close(routing.gates.sum(-1), torch.ones(tokens.shape))
+    hashed = build(Hash.Config(num_experts=8, expert_dim=8))
+    with pytest.raises(DoesNotApply, match="not chosen by affinity"):
+        top_masked(hashed)
+    assert (observe(hashed, text(), batch_size=4).entropy == 0).all()
 
 
 def test_the_table_is_paired_with_its_first_row() -> None:
