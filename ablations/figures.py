@@ -1,10 +1,7 @@
 """The figures of a report, as PNG bytes with their captions."""
 
-import io
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
 
-import matplotlib.pyplot as plt
 import pandas as pd
 
 from ablations.summary import StudyText
@@ -13,16 +10,7 @@ from dsv2.analysis.factorial import Term
 from dsv2.analysis.plots_cost import loss_over_budgets
 from dsv2.analysis.plots_factorial import factorial_forest
 from dsv2.analysis.verdicts import Effect
-
-DPI = 150
-PIXELS_PER_INCH = 120  # 7 points are then 12 pixels of text
-
-
-class Picture(NamedTuple):
-    name: str
-    caption: str
-    png: bytes
-    width: int  # on a page, in CSS pixels
+from dsv2.page import Picture, picture
 
 
 def draw(
@@ -96,12 +84,3 @@ def draw(
 
 def _name(metric: str) -> str:
     return metric.replace("/", "_") + "_by_arm"
-
-
-def picture(name: str, caption: str, drawn: Any) -> Picture:
-    """A Figure, or the one of an Axes, as a PNG; it is closed."""
-    figure = drawn.get_figure() if hasattr(drawn, "get_xlim") else drawn
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
-    plt.close(figure)
-    return Picture(name, caption, buffer.getvalue(), round(figure.get_size_inches()[0] * PIXELS_PER_INCH))

@@ -8,9 +8,6 @@ from collections.abc import Sequence
 import pandas as pd
 from rich.console import Console
 
-from ablations.figures import Picture, picture
-from ablations.page import write_page
-from ablations.sections import Section, Table
 from ablations.store import results_of
 from ablations.studies import Study
 from dsv2.analysis.ladder import Prediction, fit_ladder, held_out, predict
@@ -18,6 +15,7 @@ from dsv2.analysis.ladder_table import fit_rows, ladder_text, prediction_rows
 from dsv2.analysis.plots_ladder import difference_over_compute, loss_over_compute
 from dsv2.analysis.trends import trend_rows, trends
 from dsv2.analysis.verdicts import IncompleteStudy
+from dsv2.page import Section, Table, picture, write_page
 from dsv2.paths import runs_root
 from dsv2.study import Plan
 
@@ -43,20 +41,18 @@ def report_ladder(studies: Sequence[Study], console: Console) -> None:
     first = studies[0]
     folder = runs_root() / first.name / "ladder" / "report"
     title = f"{first.name} along {', '.join(study.scale for study in studies)}"
-    runs, sections, pictures = runs_of(studies), list[Section](), list[Picture]()
+    runs, sections = runs_of(studies), list[Section]()
     headline, then = [], _next(studies)
     try:
         for baseline in dict.fromkeys(map(first.baseline_of, first.arms)):
             arms = [arm for arm in first.arms if first.baseline_of(arm) == baseline]
             if len(arms) > 1:
-                text, more, drawn = _family(runs, arms, baseline, studies, then)
+                text, more = _family(runs, arms, baseline, studies, then)
                 headline += text
                 sections += more
-                pictures += drawn
     except IncompleteStudy as error:
-        headline, sections, pictures = [f"No verdict: {error}."], [], []
-    table = runs.to_csv(index=False)
-    path = write_page(folder, title, " ".join(headline), sections, pictures, table)
+        headline, sections = [f"No verdict: {error}."], []
+    path = write_page(folder, title, " ".join(headline), sections, {"table": runs.to_csv(index=False)})
     console.print(" ".join(headline), highlight=False, markup=False)
     console.print(f"ladder:  {path}", highlight=False, soft_wrap=True)
 
@@ -70,8 +66,8 @@ def _next(studies: Sequence[Study]) -> Plan | None:
 
 def _family(
     runs: pd.DataFrame, arms: Sequence[str], baseline: str, studies: Sequence[Study], then: Plan | None
-) -> tuple[list[str], list[Section], list[Picture]]:
-    """The arms that share a baseline: what is said, the sections and the figures of them."""
+) -> tuple[list[str], list[Section]]:
+    """The arms that share a baseline: what is said, and the sections of them."""
     same = {"arms": arms, "baseline": baseline, "loss": LOSS}
     found, ladder = trends(runs, **same), fit_ladder(runs, **same)  # type: ignore[arg-type]
     told: list[Prediction] = []
@@ -96,9 +92,9 @@ def _family(
         ),
     ]
     sections = [
-        Section(f"Against {baseline}, rung by rung", text, Table(*trend_rows(found)), tuple(drawn)),
-        Section("Curves", [], Table(*fit_rows(ladder))),
+        Section(f"Against {baseline}, rung by rung", text, [Table(*trend_rows(found))], drawn),
+        Section("Curves", [], [Table(*fit_rows(ladder))]),
     ]
     if told:
-        sections.append(Section("Predictions", [], Table(*prediction_rows(told))))
-    return text[1:2], sections, drawn
+        sections.append(Section("Predictions", [], [Table(*prediction_rows(told))]))
+    return text[1:2], sections

@@ -12,10 +12,10 @@ from typing import Any
 
 import pandas as pd
 
-from ablations.page import write_page
 from ablations.sections import FALSE_CAPTION, factorial_terms, false_verdicts, sections_of
 from ablations.summary import StudyText, arm_statistics, chosen, finished, study_effects, summary, verdict_table
 from dsv2.analysis.verdicts import IncompleteStudy
+from dsv2.page import picture, write_page
 
 __all__ = ["StudyText", "summary", "verdict_table", "write_report"]
 
@@ -37,7 +37,7 @@ def write_report(
     `step_floor` and `final_floor` are `random_floor` for the tokens of one logged step and of the validation set.
     `provenance` may nest (versions). Without a result for every trial the report says so and gives no verdict.
     """
-    from ablations.figures import draw, picture  # matplotlib only here
+    from ablations.figures import draw  # matplotlib only here
     from dsv2.analysis.plots_calibration import false_positive_rates
 
     results = chosen(study, results)
@@ -60,7 +60,7 @@ def write_report(
         study, results, metrics, effects, terms, rates, accounting, provenance, others, pictures, final_floor or {}
     )
     table = arm_statistics(study, results).to_csv(index=False)
-    return write_page(folder, f"{study.name} ({study.scale})", headline, sections, pictures, table)
+    return write_page(folder, f"{study.name} ({study.scale})", headline, sections, {"table": table})
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
@@ -13,24 +13,10 @@ from dsv2.analysis.factorial import FACTORIAL_RULE, Term, factorial, factorial_r
 from dsv2.analysis.statistics import ALPHA, detectable_in_sd
 from dsv2.analysis.verdicts import RULE, Effect, difference_text
 from dsv2.metrics import chance, quantity
-
-if TYPE_CHECKING:
-    from ablations.figures import Picture
+from dsv2.page import Picture, Section, Table
 
 FALSE_DRAWS = 1000  # studies drawn from an A/A study's trials
 FALSE_CAPTION = "Share of studies drawn from identical trials that call an arm better or worse, with 95% intervals."
-
-
-class Table(NamedTuple):
-    header: list[str]
-    rows: list[list[str]]
-
-
-class Section(NamedTuple):
-    title: str
-    paragraphs: list[str]
-    table: Table | None = None
-    pictures: "tuple[Picture, ...]" = ()
 
 
 def sections_of(
@@ -43,7 +29,7 @@ def sections_of(
     accounting: pd.DataFrame,
     provenance: Mapping[str, Any],
     others: list[str],
-    pictures: "tuple[Picture, ...]",
+    pictures: Sequence[Picture],
     floor: Mapping[str, float],
 ) -> list[Section]:
     """Every section that the tables allow, in the order of a report."""
@@ -60,19 +46,19 @@ def sections_of(
         _calibration(rates) if rates else None,
         Section("Question", [study.question, f"Predicted: {study.prediction}", f"Arms - {arms}."]),
         Section(
-            "Results by arm", [f"Mean ± standard deviation over seeds. {trials}"], _arm_table(study, results, floor)
+            "Results by arm", [f"Mean ± standard deviation over seeds. {trials}"], [_arm_table(study, results, floor)]
         ),
-        Section("Figures", [], None, pictures) if pictures else None,
-        Section("Effects", [RULE], _effect_table(effects)) if effects else None,
+        Section("Figures", [], (), pictures) if pictures else None,
+        Section("Effects", [RULE], [_effect_table(effects)]) if effects else None,
         _factors(terms) if terms else None,
         _probes(study, results),
         _at_equal(study, metrics, accounting),
         Section("What could have been detected", *_detectable(study, effects)) if effects else None,
-        Section("Held equal", [], _equality(study, accounting)),
+        Section("Held equal", [], [_equality(study, accounting)]),
         Section("Published", [study.published]) if study.published else None,
         Section("Where the effect is expected to show", [study.shows_at]) if study.shows_at else None,
-        Section("Accounting", [], Table(list(accounting.columns), _cells(accounting))),
-        Section("Provenance", dirty, Table(["what", "value"], [[str(k), str(v)] for k, v in flat.items()])),
+        Section("Accounting", [], [Table(list(accounting.columns), _cells(accounting))]),
+        Section("Provenance", dirty, [Table(["what", "value"], [[str(k), str(v)] for k, v in flat.items()])]),
     ]
     return [section for section in sections if section is not None]
 
@@ -123,13 +109,13 @@ def _calibration(rates: Sequence[TrialsRate]) -> Section:
         for rate in rates
     ]
     return Section(
-        "False verdicts", [text], Table(["metric", "false", "95% interval", "independent studies", "that is"], rows)
+        "False verdicts", [text], [Table(["metric", "false", "95% interval", "independent studies", "that is"], rows)]
     )
 
 
 def _factors(terms: Sequence[Term]) -> Section:
     text = [FACTORIAL_RULE, *factorial_text(terms)]
-    return Section("Main effects and interactions", text, Table(*factorial_rows(terms)))
+    return Section("Main effects and interactions", text, [Table(*factorial_rows(terms))])
 
 
 def _probes(study: StudyText, results: pd.DataFrame) -> Section | None:
@@ -151,7 +137,7 @@ def _probes(study: StudyText, results: pd.DataFrame) -> Section | None:
         "Every arm was also trained on each task alone. How many seeds came to answer half of the questions and when, "
         "then the mean accuracy at the end. Such tasks are learned all at once: with few seeds the share is the result."
     )
-    return Section("Tasks", [text], Table(["arm", *probes], rows))
+    return Section("Tasks", [text], [Table(["arm", *probes], rows)])
 
 
 def _at_equal(study: StudyText, metrics: pd.DataFrame, accounting: pd.DataFrame) -> Section | None:
@@ -173,7 +159,7 @@ def _at_equal(study: StudyText, metrics: pd.DataFrame, accounting: pd.DataFrame)
         f"{table.attrs['seconds']:.3g} seconds. Seconds are those of a machine that ran several trials at once: where "
         "other work ran beside some arms and not others, they tell when an arm ran, not what it costs."
     )
-    return Section("Per token, per FLOP and per second", [text], Table(["arm", "tokens", "FLOPs", "seconds"], rows))
+    return Section("Per token, per FLOP and per second", [text], [Table(["arm", "tokens", "FLOPs", "seconds"], rows)])
 
 
 def _cells(table: pd.DataFrame) -> list[list[str]]:
@@ -214,7 +200,7 @@ def _effect_table(effects: Sequence[Effect]) -> Table:
     return Table(header, rows)
 
 
-def _detectable(study: StudyText, effects: Sequence[Effect]) -> tuple[list[str], Table]:
+def _detectable(study: StudyText, effects: Sequence[Effect]) -> tuple[list[str], list[Table]]:
     rows = []
     for metric in dict.fromkeys(effect.metric for effect in effects):
         found = [effect.detectable for effect in effects if effect.metric == metric]
@@ -226,7 +212,7 @@ def _detectable(study: StudyText, effects: Sequence[Effect]) -> tuple[list[str],
         f"studies when it is {in_sd:.2g} standard deviations of the paired differences; smaller ones would often "
         "have been missed. By the spread seen here, from the quietest arm to the noisiest:"
     )
-    return [text], Table(["metric", "smallest found, from", "to", "margin stated"], rows)
+    return [text], [Table(["metric", "smallest found, from", "to", "margin stated"], rows)]
 
 
 def _equality(study: StudyText, accounting: pd.DataFrame) -> Table:

@@ -6,15 +6,16 @@ DeepSeekMoE.
 """
 
 import html
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ablations.sections import Table
 from ablations.store import Results
 from ablations.studies import Study
 from ablations.summary import finished, spread
 from dsv2.files import write_text
 from dsv2.metrics import quantity
+from dsv2.page import Table
 
 
 class Published(NamedTuple):
@@ -129,7 +130,7 @@ def latex(table: Table, text: str) -> str:
 
 
 def html_table(table: Table, text: str) -> str:
-    def row(cells: list[str], tag: str) -> str:
+    def row(cells: Sequence[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
     body = "\n".join(row(cells, "td") for cells in table.rows)

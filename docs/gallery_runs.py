@@ -18,8 +18,7 @@ from dsv2.analyse import subject
 from dsv2.analysis import plots_balance, plots_cost, plots_drops, plots_text, plots_tokens
 from dsv2.analysis.drops import drops_by_affinity
 from dsv2.analysis.experts import moe_config
-from dsv2.analysis.page import Section
-from dsv2.analysis.sections import ANALYSES, Subject
+from dsv2.analysis.sections import ANALYSES, Analysis, Subject
 from dsv2.explore.subject import model_at, open_subject
 from dsv2.explore.trace import Trace, budget, dropped, loads, trace
 from dsv2.paths import runs_root
@@ -220,7 +219,7 @@ def experts() -> Subject:
 
 
 @lru_cache
-def analysed(name: str) -> Section:
+def analysed(name: str) -> Analysis:
     return ANALYSES[name](experts())
 
 

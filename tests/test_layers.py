@@ -14,7 +14,7 @@ ALLOWED = {  # package -> parts of dsv2 it may import
     "interop": {"models", "config", "files", "interop", "saved"},
     "data": {"config", "paths", "files", "data"},
     "evaluation": {"models", "config", "data", "evaluation", "inference", "saved", "files", "metrics"},
-    "analysis": {"models", "config", "data", "files", "analysis", "metrics"},
+    "analysis": {"models", "config", "data", "analysis", "metrics"},
     "accounts": {"accounts", "analysis", "config", "interop", "models", "run"},
     "training": {"analysis", "config", "data", "evaluation", "files", "kernels", "models", "run", "training"},
     "explore": {"analysis", "data", "explore", "models", "paths", "run", "saved", "training"},

@@ -11,13 +11,14 @@ import pandas as pd
 import torch
 
 from dsv2.analysis.experts import DoesNotApply
-from dsv2.analysis.page import Section, cells, write_pages
-from dsv2.analysis.sections import ANALYSES, Subject
+from dsv2.analysis.sections import ANALYSES, Analysis, Subject
 from dsv2.config import ConfigError
+from dsv2.page import Section, Table, picture, write_page
 from dsv2.saved import load_model, load_run
 from dsv2.training.callbacks.snapshots import SNAPSHOTS
 
 SHOWN = 10  # rows of a table in the terminal
+MOST_ROWS = 40  # of a table on the page; the CSV has all
 
 
 def analyse(
@@ -33,24 +34,27 @@ def analyse(
     run = subject(folder, None if against is None else subject(against))
     if run.against and not torch.equal(run.validation.targets, run.against.validation.targets):
         raise ConfigError("against", str(against), f"a run on the validation text of {folder}")
-    sections, left_out = [], []
+    found, left_out = list[Analysis](), []
     for name in only or ANALYSES:
         try:
-            section = ANALYSES[name](run)
+            analysis = ANALYSES[name](run)
         except DoesNotApply as reason:
             left_out.append(f"{name} does not apply: {reason}.")
             continue
-        _show(section)
-        sections.append(section)
+        _show(analysis)
+        found.append(analysis)
     print(*left_out, sep="\n", end="\n" if left_out else "")
-    if not sections:
+    if not found:
         return None
     count, length = run.validation.inputs.shape
     what = f"Run {folder.name}: {count} validation sequences of {length} tokens."
-    compared = [f"Compared with {run.against.name}, {against}."] if run.against else []
-    return write_pages(
-        f"What the experts of {run.name} do", [what, *compared, *left_out], sections, out or folder / "analysis"
-    )
+    if run.against:
+        what += f" Compared with {run.against.name}, {against}."
+    sections = [_section(each) for each in found]
+    if left_out:
+        sections.append(Section("What does not apply", left_out))
+    tables = {name: table.to_csv(index=False) for each in found for name, table in each.tables.items()}
+    return write_page(out or folder / "analysis", f"What the experts of {run.name} do", what, sections, tables)
 
 
 def subject(folder: Path, against: Subject | None = None) -> Subject:
@@ -70,18 +74,34 @@ def subject(folder: Path, against: Subject | None = None) -> Subject:
     )
 
 
-def _show(section: Section) -> None:
+def _section(analysis: Analysis) -> Section:
+    tables = []
+    for name, whole in analysis.tables.items():
+        more = len(whole) - MOST_ROWS
+        note = f"{more} more rows in {name}.csv." if more > 0 else ""
+        rows = _cells(whole.head(MOST_ROWS)).to_numpy().tolist()
+        tables.append(Table(list(map(str, whole.columns)), rows, note))
+    pictures = [picture(name, "", figure) for name, figure in analysis.figures.items()]
+    return Section(analysis.title, [analysis.note], tables, pictures, analysis.finding)
+
+
+def _cells(table: pd.DataFrame) -> pd.DataFrame:
+    """The table as text: floats with four significant digits, words as they are."""
+    return table.map(lambda value: f"{value:.4g}" if isinstance(value, float) else str(value))
+
+
+def _show(analysis: Analysis) -> None:
+    from rich import table as rich_table
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
 
     console = Console()
-    console.print(section.title, style="bold")
-    for whole in section.tables.values():
-        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    console.print(analysis.title, style="bold")
+    for whole in analysis.tables.values():
+        table = rich_table.Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for name in whole:
             table.add_column(str(name), justify="right" if pd.api.types.is_numeric_dtype(whole[name]) else "left")
-        for row in cells(whole.head(SHOWN)).itertuples(index=False):
+        for row in _cells(whole.head(SHOWN)).itertuples(index=False):
             table.add_row(*row)
         console.print(table)
-    console.print(section.finding + "\n", highlight=False, soft_wrap=True)
+    console.print(analysis.finding + "\n", highlight=False, soft_wrap=True)

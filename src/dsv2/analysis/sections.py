@@ -7,21 +7,31 @@ meaning for a run raises DoesNotApply.
 import sys
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from dsv2.analysis import coactivation, experts, plots_experts, specialisation
 from dsv2.analysis.experts import DoesNotApply
 from dsv2.analysis.observed import Losses, Observed, losses_of, observe
-from dsv2.analysis.page import Section
 from dsv2.data.source import Source
 from dsv2.models.moe.layer import MoE
 from dsv2.models.transformer import Transformer
 
 PAIRED = "Intervals: 95%, over validation sequences, paired by sequence; of one trained model, so not seed noise."
+
+
+class Analysis(NamedTuple):
+    """What was found, and the tables and figures, each under its file's name, that show it."""
+
+    title: str
+    finding: str
+    note: str
+    tables: Mapping[str, pd.DataFrame]
+    figures: Mapping[str, Figure]
 
 
 class Subject:
@@ -63,13 +73,13 @@ class Subject:
             return experts.compared(models, measure, column=column)
 
 
-def _shared(run: Subject) -> Section:
+def _shared(run: Subject) -> Analysis:
     table = run.compared("shared experts", experts.shared_off(run.model), "model")
     costs = dict(zip(table["model"], table["difference"], strict=True))
     both = costs.get("shared off, one more routed")
     recovered = "" if both is None else f"; one more routed expert takes {costs['shared off'] - both:+.3f} off that"
     off = table[table["model"] == "shared off"].iloc[0]
-    return Section(
+    return Analysis(
         "Can a routed expert stand in for the shared ones?",
         f"Without the shared experts the loss is {off['loss']:.3f} instead of {table['loss'][0]:.3f}, "
         f"{_signed(off)}{recovered}.",
@@ -84,7 +94,7 @@ def _shared(run: Subject) -> Section:
     )
 
 
-def _redundancy(run: Subject) -> Section:
+def _redundancy(run: Subject) -> Analysis:
     frames, unfit = [], ""
     for each in (run, run.against) if run.against else (run,):
         try:
@@ -101,7 +111,7 @@ def _redundancy(run: Subject) -> Section:
     finding = "; ".join(f"{name}, top {row['ratio']:.0%} masked: {_signed(row)}" for name, row in most)
     short = ", ".join(f"{row['difference']:+.3f} ({name})" for name, row in most)
     title = f"Best {most[0][1]['ratio']:.0%} of experts masked: {short if len(most) > 1 else short.partition(' ')[0]}"
-    return Section(
+    return Analysis(
         "How redundant are the routed experts?",
         f"{finding} nats a token.",
         "The experts of highest affinity cannot be chosen, layer by layer, token by token; the next best are. The more "
@@ -111,7 +121,7 @@ def _redundancy(run: Subject) -> Section:
     )
 
 
-def _fewer(run: Subject) -> Section:
+def _fewer(run: Subject) -> Analysis:
     table = run.compared("fewer experts", experts.fewer_experts(run.model), "experts")
     ffn = experts.moe_config(run.model)
     table["active_width"] = (ffn.num_shared + table["experts"]) * ffn.expert_dim
@@ -125,7 +135,7 @@ def _fewer(run: Subject) -> Section:
         note = f" {run.against.name} has {other:.3f}{_width(run.against)}: {least}."
     half = table.iloc[len(table) // 2]
     title = f"{half['experts']:.0f} of {ffn.top_k} routed experts: {half['difference']:+.3f} nats"
-    return Section(
+    return Analysis(
         "How many routed experts are needed?",
         f"With {half['experts']:.0f} of {ffn.top_k} routed experts the loss is {half['loss']:.3f} instead of "
         f"{table['loss'][0]:.3f}, {_signed(half)}.{note}",
@@ -136,7 +146,7 @@ def _fewer(run: Subject) -> Section:
     )
 
 
-def _domains(run: Subject) -> Section:
+def _domains(run: Subject) -> Analysis:
     observed = run.observed
     if observed.domains is None or len(np.unique(observed.domains)) < 2:
         raise DoesNotApply("the validation text has fewer than two domains (data=mixture has three)")
@@ -144,7 +154,7 @@ def _domains(run: Subject) -> Section:
     shares = specialisation.domain_shares(observed, run.source.domains)
     best = table.iloc[int(table["information"].argmax())]
     found = f"{best['information']:.3f} of {best['most']:.3f} nats, {best['chance']:.3f} by chance"
-    return Section(
+    return Analysis(
         "Do experts specialise by domain?",
         f"Layer {best['layer']:.0f} most: an expert tells {found} (p = {best['p']:.3f}).",
         f"Mutual information of domain and expert. Chance: whole sequences given the domains of others, "
@@ -166,14 +176,14 @@ def _domain_title(shares: pd.DataFrame) -> str:
     return f"Expert {top['expert']} of layer {top['layer']} gets {times}"
 
 
-def _tokens(run: Subject) -> Section:
+def _tokens(run: Subject) -> Analysis:
     observed, tokenizer = run.observed, run.source.tokenizer
     table = specialisation.token_information(observed)
     text_of = str if tokenizer is None else lambda kind: tokenizer.decode([kind])
     by_expert = specialisation.expert_tokens(observed, text_of)
     best = table.iloc[int(table["share_of_most"].argmax())]
     found = f"layer {best['layer']:.0f}, the token settles {best['share_of_most']:.0%} of the choice of experts"
-    return Section(
+    return Analysis(
         "Do experts specialise by token?",
         f"In {found}; 100% would be a table from token to experts.",
         "Mutual information of token and expert, less what it is with tokens shuffled, over the most possible. By "
@@ -191,7 +201,7 @@ def _tokens(run: Subject) -> Section:
     )
 
 
-def _coactivation(run: Subject) -> Section:
+def _coactivation(run: Subject) -> Analysis:
     top_k = experts.moe_config(run.model).top_k
     if top_k < 2:
         raise DoesNotApply("a token chooses one expert, so none are chosen together")
@@ -201,7 +211,7 @@ def _coactivation(run: Subject) -> Section:
     often = table[table["expected"] >= 10]
     top = (often if len(often) else table).iloc[0]
     found = f"{top['ratio']:.1f} times as often as if they were independent"
-    return Section(
+    return Analysis(
         "Which experts are chosen together?",
         f"Experts {top['expert']:.0f} and {top['other']:.0f} of layer {top['layer']:.0f} are chosen together {found}.",
         "Independent: experts of the same loads. far: share of pairs over 3 standard deviations of a count from that, "
@@ -211,11 +221,11 @@ def _coactivation(run: Subject) -> Section:
     )
 
 
-def _router(run: Subject) -> Section:
+def _router(run: Subject) -> Analysis:
     table = coactivation.router_certainty(run.observed)
     token, mean, top = (table[name].mean() for name in ("entropy_token", "entropy_mean", "top_gate"))
     title = f"A token's affinities have {token:.0%} of the largest entropy, their mean {mean:.0%}"
-    return Section(
+    return Analysis(
         "How sure is the router?",
         f"{title}; the top gate is {top:.0%} of the chosen gates.",
         "Low entropy of a token and high entropy of the mean: choices are sure and spread over all experts. The "
@@ -225,7 +235,7 @@ def _router(run: Subject) -> Section:
     )
 
 
-def _saturation(run: Subject) -> Section:
+def _saturation(run: Subject) -> Analysis:
     ffn = experts.moe_config(run.model)
     if run.snapshots is None:
         raise DoesNotApply("the run recorded no snapshots of its routing")
@@ -233,7 +243,7 @@ def _saturation(run: Subject) -> Section:
     last = table["step"].max()
     halfway = table[table["step"] <= last / 2].groupby("layer").last()
     found = f"by half of the steps {halfway['overlap'].mean():.0%} of a token's experts are its final ones"
-    return Section(
+    return Analysis(
         "When does routing settle?",
         f"{found.capitalize()}, {halfway['chance'].mean():.0%} by chance.",
         f"Overlap of the chosen experts with those after step {last}, of a fixed probe of validation tokens; by "
@@ -254,7 +264,7 @@ def _width(run: Subject) -> str:
     )
 
 
-ANALYSES: dict[str, Callable[[Subject], Section]] = {
+ANALYSES: dict[str, Callable[[Subject], Analysis]] = {
     "shared": _shared,
     "redundancy": _redundancy,
     "fewer": _fewer,
