@@ -72,6 +72,7 @@ def text_of(study: Study) -> StudyText:
         published=study.file.published,
         shows_at=study.file.shows_at,
         baselines={arm: study.baseline_of(arm) for arm in study.arms},
+        differs={name: arm.differs for name, arm in study.arms.items()},
         identical=any(arm.seed_offset for arm in study.arms.values()),
         levels=study.file.levels(),
     )

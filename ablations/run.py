@@ -64,7 +64,7 @@ def show(study: "Study", console: "Console") -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from dsv2.study import BUDGETS
+    from dsv2.metrics import BUDGETS
 
     console.rule(f"{study.name} at scale {study.scale}")
     console.print(study.file.question, highlight=False)

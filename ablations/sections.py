@@ -12,7 +12,7 @@ from dsv2.analysis.calibration import TrialsRate, from_trials
 from dsv2.analysis.factorial import FACTORIAL_RULE, Term, factorial, factorial_rows, factorial_text
 from dsv2.analysis.statistics import ALPHA, detectable_in_sd
 from dsv2.analysis.verdicts import RULE, Effect, difference_text
-from dsv2.metrics import chance, quantity
+from dsv2.metrics import BUDGETS, chance, quantity
 from dsv2.page import Picture, Section, Table
 
 FALSE_DRAWS = 1000  # studies drawn from an A/A study's trials
@@ -216,12 +216,22 @@ def _detectable(study: StudyText, effects: Sequence[Effect]) -> tuple[list[str],
 
 
 def _equality(study: StudyText, accounting: pd.DataFrame) -> Table:
-    """What the study holds equal, and how equal every accounted number came out over the arms."""
-    rows = []
-    for column in accounting.select_dtypes("number").columns:
-        low, high = accounting[column].min(), accounting[column].max()
-        apart = "equal" if low == high else f"{(high - low) / max(abs(high), abs(low)):.2%} apart"
-        rows.append([str(column), "yes" if column in study.equal else "", number(low), number(high), apart])
-    named = {row[0] for row in rows}
-    rows += [[thing, "yes", "", "", ""] for thing in study.equal if thing not in named]
-    return Table(["quantity", "held equal", "lowest arm", "highest arm", "over the arms"], rows)
+    """What the study holds equal, and how equal every budget came out over the arms that are compared."""
+    rows, budgets = [], accounting.set_index("arm")
+    for column in BUDGETS:
+        exempt = [arm for arm in study.arms if column in study.differs.get(arm, ())]
+        found = budgets[column].drop(exempt) if column in study.equal else budgets[column]
+        families = [found[found.index.isin(family)] for family in study.families().values()]
+        apart = max(1 - mine.min() / mine.max() for mine in families if len(mine))
+        held = f"yes, but in {', '.join(exempt)}" if exempt else "yes"
+        rows.append(
+            [
+                column,
+                held if column in study.equal else "",
+                number(found.min()),
+                number(found.max()),
+                "equal" if apart == 0 else f"{apart:.2%} apart",
+            ]
+        )
+    header = ["budget", "held equal", "lowest arm", "highest arm", "arms of one comparison"]
+    return Table(header, rows)

@@ -9,12 +9,11 @@ import pandas as pd
 
 from dsv2.analysis.statistics import ALPHA
 from dsv2.analysis.style import quantity
-from dsv2.analysis.verdicts import Effect, IncompleteStudy, compare, decimals, difference_text
+from dsv2.analysis.verdicts import UNSEEN, Effect, IncompleteStudy, compare, decimals, difference_text, unseen
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-UNSEEN = "no visible cost or gain"
 ORDER = ("better", "worse", "identical", "equivalent", UNSEEN, "undecided", "none")
 
 
@@ -36,6 +35,7 @@ class StudyText:
     published: str | None = None
     shows_at: str | None = None
     baselines: Mapping[str, str] = field(default_factory=dict)  # arm -> its own baseline, where it is another one
+    differs: Mapping[str, Sequence[str]] = field(default_factory=dict)  # arm -> what it alone does not hold equal
     identical: bool = False  # an A/A study: its arms differ in their seeds alone
     levels: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # arm -> level of each factor, of a grid
 
@@ -115,14 +115,13 @@ def _sentence(study: StudyText, metric: str, effects: Sequence[Effect]) -> str:
         names = ", ".join(_named(effect) for effect in groups[said])
         within = f" within {study.margin[metric]:g}" if said == "equivalent" else ""
         limit = max(effect.detectable for effect in groups[said])
-        unseen = f"; smaller than {limit:.2g} would not have been seen" if said in (UNSEEN, "undecided") else ""
-        parts.append(f"{said}{within}: {names}{unseen}")
+        missed = f"; smaller than {limit:.2g} would not have been seen" if said in (UNSEEN, "undecided") else ""
+        parts.append(f"{said}{within}: {names}{missed}")
     return f"{metric} - {'; '.join(parts)}."
 
 
 def _said(effect: Effect) -> str:
-    loss = effect.metric in ("val/loss", "val/bpb")
-    return UNSEEN if loss and effect.word == "undecided" and effect.low <= 0 <= effect.high else effect.word
+    return UNSEEN if effect.word == "undecided" and unseen(effect) else effect.word
 
 
 def _named(effect: Effect) -> str:

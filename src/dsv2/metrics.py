@@ -8,6 +8,9 @@ class Quantity(NamedTuple):
     label: str  # with its unit
 
 
+MODEL_BUDGETS = ("total_params", "active_params", "flops_per_token", "kv_elements_per_token")  # as in an `Account`
+BUDGETS = (*MODEL_BUDGETS, "tokens")  # what a comparison may hold equal
+
 METRICS = {
     "val/loss": Quantity("val loss", "validation loss (nats/token)"),
     "val/bpb": Quantity("val bpb", "validation loss (bits/byte)"),

@@ -16,12 +16,10 @@ import yaml
 from dsv2.analysis.accounting import account
 from dsv2.analysis.matching import match
 from dsv2.config import CONFIG_DIR, ConfigBase, ConfigError, plain, structure
-from dsv2.metrics import METRICS
+from dsv2.metrics import BUDGETS, METRICS, MODEL_BUDGETS
 from dsv2.run import Run, load
 
 EQUAL_WITHIN = 0.01  # largest relative difference that still counts as held equal
-MODEL_BUDGETS = ("total_params", "active_params", "flops_per_token", "kv_elements_per_token")
-BUDGETS = (*MODEL_BUDGETS, "tokens")
 QUIET = ("trainer.progress=false",)  # a study shows one bar for all its trials
 
 

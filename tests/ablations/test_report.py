@@ -4,15 +4,18 @@ import io
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
 
 from ablations.report import StudyText, write_report
 from ablations.summary import arm_statistics, study_effects, summary, verdict_table
+from dsv2.analysis.verdicts import UNSEEN, judge
 from tests.analysis.test_plots import SIX, Tables, fake
 
 METRICS = {"val/loss": "lower", "routing/max_violation": "lower", "routing/entropy": "higher"}
@@ -129,6 +132,25 @@ def test_an_unseen_cost_is_not_called_absent(six: Tables) -> None:
     assert "equivalent" not in loss  # no margin was stated
     assert loss in headline
     assert sentences[0].startswith("routing/entropy")  # the study's own metric first
+
+
+def test_budgets_are_compared_among_the_arms_that_hold_them(tmp_path: Path) -> None:
+    tables = fake(("none", "paper", "wide"), seeds=2, layers=1, steps=4)
+    tables.accounting["total_params"] = [1000, 995, 2000]
+    study = replace(text_of(tables, seeds=2), differs={"wide": ("total_params",)})
+    _, markdown = report(study, tables, tmp_path)
+    assert "| total_params | yes, but in wide | 995 | 1,000 | 0.50% apart |" in markdown
+    _, markdown = report(replace(study, baselines={"wide": "wide"}, differs={}), tables, tmp_path)
+    assert "| total_params | yes | 995 | 2,000 | 0.50% apart |" in markdown  # another size is no side of a comparison
+
+
+def test_nothing_is_unseen_where_no_seed_overlaps() -> None:
+    """A mean of +0.09 with every seed above the baseline's is undecided, not invisible."""
+    values = {"base": np.array([3.06, 3.12, 3.09, 3.11]), "arm": np.array([3.13, 3.28, 3.22, 3.13])}
+    (effect,) = judge(values, "val/loss", baseline="base", direction="lower", resamples=0)
+    assert effect.low < 0 < effect.mean
+    assert (effect.word, effect.separated) == ("undecided", "above")
+    assert UNSEEN not in effect.note
 
 
 def test_a_missing_trial_leaves_no_verdict(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from ablations import results, study
 from ablations.run import main, parse
 from ablations.store import steps_to_half
 from dsv2.config import CONFIG_DIR, ConfigError, plain
-from dsv2.study import BUDGETS, EQUAL_WITHIN
+from dsv2.metrics import BUDGETS
+from dsv2.study import EQUAL_WITHIN
 from dsv2.training.losses import BalanceLoss
 
 

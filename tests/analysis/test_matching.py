@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 import dsv2
 from dsv2.analysis.accounting import account
-from dsv2.analysis.matching import BUDGETS, Matched, match
+from dsv2.analysis.matching import Matched, match
 from dsv2.config import ConfigError
+from dsv2.metrics import MODEL_BUDGETS
 from dsv2.models.attention import GQA, MLA
 from dsv2.models.ffn import SwiGLU
 from dsv2.models.moe.layer import MoE
@@ -85,8 +86,8 @@ def test_total_and_active_at_once():
 
 def test_nothing_changes_where_budgets_are_equal():
     model = load("model=small")
-    assert match(model, budgets(model, *BUDGETS), {"num_layers": 1}, context=CONTEXT) == Matched(
-        model, {}, dict.fromkeys(BUDGETS, 0.0)
+    assert match(model, budgets(model, *MODEL_BUDGETS), {"num_layers": 1}, context=CONTEXT) == Matched(
+        model, {}, dict.fromkeys(MODEL_BUDGETS, 0.0)
     )
     near = match(model, {"total_params": account(model).total_params * 1.009}, {"num_layers": 1}, context=CONTEXT)
     assert near.model is model
@@ -109,7 +110,7 @@ def test_refused_values_are_skipped():
     gqa = load("model=deepseek_7b", "model/attention=gqa")
     found = match(
         gqa,
-        budgets(load("model=deepseek_7b", "model/attention=gqa", "model.attention.num_kv_heads=16"), *BUDGETS),
+        budgets(load("model=deepseek_7b", "model/attention=gqa", "model.attention.num_kv_heads=16"), *MODEL_BUDGETS),
         {"attention.num_kv_heads": 1},
         context=CONTEXT,
     )
@@ -174,7 +175,7 @@ MODELS = st.builds(
 @given(
     model=MODELS,
     other=MODELS,
-    names=st.lists(st.sampled_from(BUDGETS[:3]), min_size=1, max_size=2, unique=True),
+    names=st.lists(st.sampled_from(MODEL_BUDGETS[:3]), min_size=1, max_size=2, unique=True),
     keys=st.sampled_from([("num_layers",), ("ffn.expert_dim",), ("ffn.num_experts", "ffn.expert_dim")]),
 )
 def test_finds_what_trying_everything_finds(model, other, names, keys):

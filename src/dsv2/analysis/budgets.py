@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-BUDGETS = {"per_token": "tokens", "per_flop": "flops", "per_second": "seconds"}  # column of the table -> of the curve
+AXES = {"per_token": "tokens", "per_flop": "flops", "per_second": "seconds"}  # column of the table -> of the curve
 
 
 def spent(metrics: pd.DataFrame, accounting: pd.DataFrame, metric: str = "val/loss") -> pd.DataFrame:
@@ -37,8 +37,8 @@ def spent(metrics: pd.DataFrame, accounting: pd.DataFrame, metric: str = "val/lo
 
 def equal_budgets(table: pd.DataFrame) -> dict[str, float]:
     """The most tokens, flops and seconds that every arm and seed of `spent` reached."""
-    ends = table.groupby(["arm", "seed"])[list(BUDGETS.values())].max()
-    return {name: float(ends[name].min()) for name in BUDGETS.values()}
+    ends = table.groupby(["arm", "seed"])[list(AXES.values())].max()
+    return {name: float(ends[name].min()) for name in AXES.values()}
 
 
 def loss_at_equal(metrics: pd.DataFrame, accounting: pd.DataFrame, metric: str = "val/loss") -> pd.DataFrame:
@@ -53,12 +53,12 @@ def loss_at_equal(metrics: pd.DataFrame, accounting: pd.DataFrame, metric: str =
         {"arm": arm, "seed": seed}
         | {
             column: _at(budgets[of], one[of].to_numpy(float), one["value"].to_numpy(float))
-            for column, of in BUDGETS.items()
+            for column, of in AXES.items()
         }
         for arm in dict.fromkeys(metrics["arm"])
         for seed, one in table[table["arm"] == arm].groupby("seed")
     ]
-    found = pd.DataFrame(rows, columns=["arm", "seed", *BUDGETS])
+    found = pd.DataFrame(rows, columns=["arm", "seed", *AXES])
     found.attrs.update(budgets)
     return found
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from dsv2.analysis.accounting import account
 from dsv2.config import ConfigBase, ConfigError, config_classes
+from dsv2.metrics import MODEL_BUDGETS
 from dsv2.models.transformer import Transformer
 
-BUDGETS = ("total_params", "active_params", "flops_per_token", "kv_elements_per_token")
 REACH = 4  # a key moves between 1 / REACH and REACH times its start
 ROWS = 50_000  # most combinations of the coarser keys that are looked at; their grids are thinned to it
 SCREENED = 1_000  # a grid of at most so many values is cleared of those that the config refuses beforehand
@@ -48,8 +48,8 @@ def match(
     `within` that relative difference, naming the closest, and for a budget, key or step that cannot be.
     """
     for budget, target in targets.items():
-        if budget not in BUDGETS:
-            raise ConfigError("targets", budget, f"budgets are {', '.join(BUDGETS)}")
+        if budget not in MODEL_BUDGETS:
+            raise ConfigError("targets", budget, f"budgets are {', '.join(MODEL_BUDGETS)}")
         if not (0 < target < math.inf):
             raise ConfigError(f"targets.{budget}", target, "positive")
     search = _Search(model, targets, {key: _start(model, key, step) for key, step in adjust.items()}, context)

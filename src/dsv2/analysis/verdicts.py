@@ -39,6 +39,7 @@ RULE = (
     "fails in one run of ten and is well in the others, verdicts in its means are wrong far more often, so look at "
     "the single seeds."
 )
+UNSEEN = "no visible cost or gain"
 MOST_DECIMALS = 8  # smaller differences are shown with an exponent
 
 
@@ -234,16 +235,21 @@ def decide(effect: Effect, direction: str, margin: float | None = None, family: 
             lowest = f"{n} seeds let the sign-flip test no lower than {2 / 2**n:.2g}"
             notes.append(f"{lowest}, so this rests on the t-test alone")
         return Verdict(word, numbers, "; ".join(notes))
-    if effect.metric in ("val/loss", "val/bpb") and effect.low <= 0 <= effect.high:
-        notes.append("no visible cost or gain")
+    if unseen(effect):
+        notes.append(UNSEEN)
     return Verdict("undecided", numbers, "; ".join([*notes, _what_would_decide(effect, margin, family)]))
 
 
+def unseen(effect: Effect) -> bool:
+    """Whether nothing at all shows in a loss: its interval holds 0 and the seeds of the two arms overlap."""
+    return effect.metric in ("val/loss", "val/bpb") and effect.low <= 0 <= effect.high and not effect.separated
+
+
 def _what_would_decide(effect: Effect, margin: float | None, family: int) -> str:
-    unseen = f"smaller than {effect.detectable:.2g} would not have been seen with {effect.n} seeds"
+    limit = f"smaller than {effect.detectable:.2g} would not have been seen with {effect.n} seeds"
     needed = seeds_needed(effect.mean, effect.sd, ALPHA / family)
     more = f"about {needed} seeds would decide" if needed else f"not even {MOST_SEEDS:,} seeds would decide"
-    text = f"{unseen}; {more} a difference of this size"
+    text = f"{limit}; {more} a difference of this size"
     if margin is not None:
         same = seeds_for_equivalence(margin, effect.sd, ALPHA / family)
         enough = f"about {same}" if same else f"over {MOST_SEEDS:,}"
