@@ -15,7 +15,8 @@ from dsv2.models.moe import GShard, Hash, MoE, Switch
 from dsv2.models.moe.capacity import over_capacity
 from dsv2.models.moe.hints import Hints
 from dsv2.models.transformer import Transformer
-from tests import references, references_baselines
+from tests import references
+from tests.references import baselines as references_baselines
 from tests.tolerances import FLOAT32, FLOAT32_MODULE, close, same_values_and_gradients
 
 SHAPE = (2, 7, 5)
