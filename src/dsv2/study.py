@@ -137,9 +137,9 @@ class Plan:
         for name in sorted(self.arms, key=lambda arm: self.baseline_of(arm) != arm):  # baselines first
             self.configs[name], self.changes[name] = self._solve(name)
         self.configs = {name: self.configs[name] for name in self.arms}
-        self._on_probes = {
-            (arm, probe): self._load(arm, probe, self.changes[arm]) for arm in self.arms for probe in self.probes
-        }
+        self._on_probes: dict[tuple[str, str], Run.Config] = {}
+        for probe in self.probes:
+            self.run_of(self.file.baseline, probe)  # a probe that is wrong is refused here; the other arms' can wait
         self._refuse_duplicates()
         self._refuse_unequal()
 
@@ -177,7 +177,11 @@ class Plan:
 
     def run_of(self, arm: str, probe: str | None = None) -> Run.Config:
         """The typed run of an arm, or of its training on a probe: with the same changes of the solver."""
-        return self.configs[arm] if probe is None else self._on_probes[arm, probe]
+        if probe is None:
+            return self.configs[arm]
+        if (arm, probe) not in self._on_probes:
+            self._on_probes[arm, probe] = self._load(arm, probe, self.changes[arm])
+        return self._on_probes[arm, probe]
 
     def words(self, arm: str, probe: str | None = None) -> list[str]:
         """All overrides of an arm, for `python -m dsv2.train`. Raises `ConfigError` for names that are not there."""
