@@ -12,7 +12,7 @@ from ablations.run import main, parse
 from ablations.store import steps_to_half
 from dsv2.config import CONFIG_DIR, ConfigError, plain
 from dsv2.metrics import BUDGETS
-from dsv2.study import EQUAL_WITHIN
+from dsv2.study import EQUAL_WITHIN, Plan
 from dsv2.training.losses import BalanceLoss
 
 
@@ -205,6 +205,17 @@ def test_probes_are_trials_of_the_same_model():
     assert {(task.num_layers, task.ffn, task.attention) for task in tasks} == {
         (text.num_layers, text.ffn, text.attention)
     }
+
+
+@pytest.mark.parametrize("probe", sorted(path.stem for path in (CONFIG_DIR / "probes").glob("*.yaml")))
+def test_every_probe_is_a_task_that_can_be_scored(probe, tmp_path):
+    """Also those that no study here asks for: they are there for studies of one's own."""
+    node = yaml.safe_load((CONFIG_DIR / "sweep" / "attention_dense.yaml").read_text())
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(node | {"probes": [probe]}))
+    run = Plan(str(path), "smoke").run_of("mqa", probe)
+    source = run.data.open(sequence_length=run.trainer.sequence_length, seed=0, validation_tokens=128)
+    assert (source.validation().targets >= 0).any()
 
 
 def test_a_study_of_ones_own_is_a_path(tmp_path):
