@@ -68,7 +68,7 @@ def structure(node: Mapping[str, Any], expected: Any = ConfigBase, key: str = ""
         if name == "_target_":
             continue
         if name not in fields:
-            raise ConfigError(prefix + name, value, _one_of(name, fields))
+            raise ConfigError(prefix + name, value, one_of(name, fields))
         if config_classes(hints[name]) and isinstance(value, Mapping):
             values[name] = structure(value, hints[name], prefix + name)
         else:
@@ -144,7 +144,7 @@ def _names(classes: Sequence[type[ConfigBase]]) -> str:
     return ", ".join(target_name(cls) for cls in classes)
 
 
-def _one_of(name: str, valid: typing.Iterable[str]) -> str:
+def one_of(name: str, valid: typing.Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(valid), n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"unknown key; {hint}valid keys are {', '.join(sorted(valid))}"
@@ -174,108 +174,3 @@ def digest(*parts: Any) -> str:
     """A 16-digit name for JSON-ready values, independent of the order of keys."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-# ---- Hydra -----------------------------------------------------------------------------------------------------------
-
-
-def register_resolvers() -> None:
-    """Give YAML and overrides `${times:KEY,FACTOR}` and `${plus:KEY,TERM}`: a value relative to another one.
-
-    Studies say with them what they change whatever the size of the scale, as in half of `model.shape.expert_dim`.
-    """
-    from omegaconf import OmegaConf
-
-    def number(key: str, root: Any) -> int | float:
-        value = OmegaConf.select(root, key)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConfigError(key, value, "a number, since a value is worked out from it")
-        return value
-
-    def times(key: str, factor: float, *, _root_: Any) -> int | float:
-        value = number(key, _root_)
-        product = value * factor
-        if isinstance(value, float):
-            return product
-        if product != int(product):
-            raise ConfigError(key, value, f"a multiple of {1 / factor:g}, since {factor:g} times it is asked for")
-        return int(product)
-
-    def plus(key: str, term: float, *, _root_: Any) -> int | float:
-        return number(key, _root_) + term
-
-    OmegaConf.register_new_resolver("times", times, replace=True)
-    OmegaConf.register_new_resolver("plus", plus, replace=True)
-
-
-def compose(overrides: Sequence[str], name: str = "run") -> dict[str, Any]:
-    """Compose `configs/<name>.yaml` with Hydra overrides into plain values, interpolations resolved.
-
-    Raises `ConfigError` for an unknown key, an unknown option of a group or an override that does not parse.
-    """
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    register_resolvers()
-    parser = OverridesParser.create()
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        for text in overrides:
-            try:
-                parser.parse_override(text)
-            except HydraException:
-                raise ConfigError("override", text, "write key=value, as in optim.lr=1e-3 or model=v2_lite") from None
-        try:
-            composed = OmegaConf.to_container(hydra_compose(name, overrides=list(overrides)), resolve=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise _explain(error, overrides, name) from None
-    assert isinstance(composed, dict)
-    return without_shape(typing.cast(dict[str, Any], composed))
-
-
-def without_shape(composed: dict[str, Any]) -> dict[str, Any]:
-    """Drop `model.shape`: a preset's numbers for its attention and FFN files to interpolate, no part of the model."""
-    model = composed.get("model")
-    if isinstance(model, dict):
-        model.pop("shape", None)
-    return composed
-
-
-def _explain(error: Exception, overrides: Sequence[str], name: str) -> ConfigError:
-    """Find the override that Hydra refused, and say what would have been valid there."""
-    from hydra import compose as hydra_compose
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    parser = OverridesParser.create()
-    accepted: list[str] = []
-    for text in overrides:
-        override = parser.parse_override(text)
-        key, value = override.key_or_group, override.value()
-        group = CONFIG_DIR / key.replace(".", "/")
-        options = sorted(path.stem for path in group.glob("*.yaml"))
-        if options and isinstance(value, str) and value not in options:
-            return ConfigError(key, value, f"choose one of {', '.join(options)}")
-        try:
-            hydra_compose(name, overrides=[*accepted, text])
-        except HydraException:
-            return _locate(key, value, hydra_compose(name, overrides=accepted), error)
-        accepted.append(text)
-    return ConfigError("config", " ".join(overrides), str(error).splitlines()[0])
-
-
-def _locate(key: str, value: Any, composed: Any, error: Exception) -> ConfigError:
-    """Say at which part of a dotted key the composed config has nothing of that name."""
-    from omegaconf import OmegaConf
-
-    node = composed
-    for part in key.split("."):
-        if not OmegaConf.is_dict(node):
-            break
-        if part not in node:
-            return ConfigError(key, value, _one_of(part, [str(other) for other in node if other != "_target_"]))
-        node = node[part]
-    return ConfigError(key, value, str(error).splitlines()[0])

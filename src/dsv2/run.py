@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dsv2.config import ConfigBase, ConfigError, compose, digest, plain, setting, structure
+from dsv2.composition import compose
+from dsv2.config import ConfigBase, ConfigError, digest, plain, setting, structure
 from dsv2.data.corpora import Text
 from dsv2.data.source import Source
 from dsv2.evaluation.benchmarks import TextBenchmarks

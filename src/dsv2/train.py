@@ -15,7 +15,8 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from dsv2.config import CONFIG_DIR, ConfigError, compose, register_resolvers, without_shape
+from dsv2.composition import compose, register_resolvers, without_shape
+from dsv2.config import CONFIG_DIR, ConfigError
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")
