@@ -1,8 +1,9 @@
-"""`python -m benchmarks.smoke_studies [STUDY ...]`: plans every study at every scale and runs each at smoke, in turn.
+"""`python -m benchmarks.smoke_studies [--plans] [STUDY ...]`: plans studies at every scale, runs them at smoke.
 
 Prints a table and writes benchmarks/results/smoke_studies.json: seconds of each dry run against 5, minutes of each run
 against 10. A study that is stored already is only judged again, so give DSV2_RUNS an empty folder for honest times.
-The exit status is 1 if a study fails or takes longer.
+Without names it takes every study; those not named keep what is stored of them, and with `--plans` only the dry runs
+are timed again. The exit status is 1 if a study fails or takes longer.
 """
 
 import json
@@ -17,6 +18,7 @@ from ablations.wandb_sweeps import studies
 
 RESULT = Path(__file__).parent / "results" / "smoke_studies.json"
 PLAN_SECONDS, RUN_SECONDS = 5.0, 600.0
+RAN = ("run_seconds", "finished")  # what `timed` gives of a run
 
 
 def timed(*words: str) -> tuple[float, bool]:
@@ -28,26 +30,28 @@ def timed(*words: str) -> tuple[float, bool]:
     return time.perf_counter() - start, done.returncode == 0
 
 
-def main(names: list[str]) -> int:
-    rows, good = [], True
+def main(words: list[str]) -> int:
+    plans_only, names = "--plans" in words, [word for word in words if word != "--plans"]
+    stored = json.loads(RESULT.read_text())["studies"] if RESULT.is_file() else []
+    rows = {row["study"]: row for row in stored}
     print(f"{'study':<20} {'slowest plan':>14} {'run':>8}")
     for name in names or studies():
         plans = [timed(f"sweep={name}", f"scale={scale}", "dry_run=true") for scale in SCALES]
-        seconds, finished = timed(f"sweep={name}", "scale=smoke")
-        row = {
+        ran = rows[name] if plans_only else dict(zip(RAN, timed(f"sweep={name}", "scale=smoke"), strict=True))
+        rows[name] = {
             "study": name,
             "plan_seconds": {scale: round(plan, 1) for scale, (plan, _) in zip(SCALES, plans, strict=True)},
-            "run_seconds": round(seconds),
-            "finished": finished and all(ended for _, ended in plans),
+            "run_seconds": round(ran["run_seconds"]),
+            "finished": ran["finished"] and all(ended for _, ended in plans),
         }
-        slowest = max(row["plan_seconds"].values())
-        row["in_time"] = slowest < PLAN_SECONDS and seconds < RUN_SECONDS
-        good &= row["finished"] and row["in_time"]
-        marks = "" if row["finished"] and row["in_time"] else "  FAILED" if not row["finished"] else "  too slow"
+        slowest, seconds = max(plan for plan, _ in plans), rows[name]["run_seconds"]
+        rows[name]["in_time"] = slowest < PLAN_SECONDS and seconds < RUN_SECONDS
+        marks = "" if rows[name]["finished"] else "  FAILED"
+        marks += "" if rows[name]["in_time"] else "  too slow"
         print(f"{name:<20} {slowest:>12.1f} s {seconds / 60:>6.1f} min{marks}", flush=True)
-        rows.append(row)
-    RESULT.write_text(json.dumps({"cores": len(os.sched_getaffinity(0)), "studies": rows}, indent=1) + "\n")
-    return 0 if good else 1
+    found = [rows[name] for name in sorted(rows)]
+    RESULT.write_text(json.dumps({"cores": len(os.sched_getaffinity(0)), "studies": found}, indent=1) + "\n")
+    return 0 if all(row["finished"] and row["in_time"] for row in found) else 1
 
 
 if __name__ == "__main__":
