@@ -12,7 +12,7 @@ import torch
 from dsv2.config import ConfigError, digest, plain
 from dsv2.data.source import NOT_SCORED, Batch, Source, validation_sequences
 
-FORMAT = 1  # raise it when the same settings make other sequences
+FORMAT = 2  # raise it when the same settings make other sequences
 
 
 class Task(Source):
@@ -73,8 +73,9 @@ class Task(Source):
 class Recall(Task):
     """Associative recall: `k v k v ...`, then queries `k v`, where each v is asked for.
 
-    Keys are distinct, values need not be. Queries come in rounds, each of which asks for every pair once, until the
-    sequence is full. Id 0 pads an odd end; the lower half of the other ids are keys, the upper half values.
+    Keys are distinct, values need not be. Every query is for a pair drawn anew, until the sequence is full: were each
+    pair asked for once, ruling out the values already given would answer a third of the queries without any recall.
+    Id 0 pads an odd end; the lower half of the other ids are keys, the upper half values.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -95,18 +96,14 @@ class Recall(Task):
         def least_length(self) -> int:
             return 2 * self.num_pairs + 2
 
-        def _rounds(self, length: int) -> int:
-            return -(-((length - 2 * self.num_pairs) // 2) // self.num_pairs)
-
         def draws(self, length: int) -> int:
-            return self.half + self.num_pairs * (1 + self._rounds(length))
+            return self.half + length // 2  # the keys, P values and Q queries
 
         def make(self, drawn: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
             pairs = self.num_pairs
             keys = 1 + _permutations(drawn[:, : self.half])[:, :pairs]  # (B, P)
             values = 1 + self.half + _below(drawn[:, self.half : self.half + pairs], self.half)
-            shuffles = drawn[:, self.half + pairs : self.draws(length)].reshape(len(drawn), -1, pairs)
-            asked = _permutations(shuffles).reshape(len(drawn), -1)[:, : (length - 2 * pairs) // 2]  # (B, Q)
+            asked = _below(drawn[:, self.half + pairs : self.draws(length)], pairs)  # (B, Q)
             shown = np.concatenate([np.tile(np.arange(pairs), (len(drawn), 1)), asked], axis=1)  # (B, P + Q)
             both = [np.take_along_axis(part, shown, axis=1) for part in (keys, values)]
             tokens = np.zeros((len(drawn), length), dtype=np.int64)
