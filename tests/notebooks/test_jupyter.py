@@ -25,7 +25,8 @@ TOKEN = "only-for-this-test"
 QUICK = ["model.shape.num_experts=16", "model.shape.num_devices=8", "trainer.tokens=2560"]
 WIDTH = "document.querySelector('.widget-hprogress .progress-bar')?.style.width"
 SETTINGS = {  # every cell in the page however long it is, and no questions
-    "notebook-extension/tracker": {"windowingMode": "none", "autosaveInterval": 3600},
+    "notebook-extension/tracker": {"windowingMode": "none"},
+    "docmanager-extension/plugin": {"autosaveInterval": 3600},
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
 }
 
@@ -85,7 +86,8 @@ def test_the_tour(lab: str, tmp_path: Path) -> None:
 def _tour(page: Page, lab: str, folder: Path) -> None:
     idle = page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]")
     page.goto(lab)
-    idle.wait_for(timeout=120_000)
+    page.get_by_text("(ipykernel) | Idle").wait_for(timeout=120_000)  # before, Run asks which kernel to select
+    idle.wait_for()
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     widths = _progress(page, folder)
