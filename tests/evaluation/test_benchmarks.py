@@ -16,7 +16,7 @@ from dsv2.data.packing import PackedText
 from dsv2.data.source import Source
 from dsv2.evaluation import cloze, copying, exercises
 from dsv2.evaluation.benchmarks import TextBenchmarks
-from dsv2.evaluation.choice import CHOICES, Choice, answer, answer_by_context
+from dsv2.evaluation.choice import CHOICES, Choice, answer, answer_both_ways
 from dsv2.metrics import METRICS, chance, quantity
 from tests.evaluation.stubs import Stub, knowing, uniform
 from tests.tolerances import FLOAT32
@@ -136,10 +136,12 @@ def test_by_context_a_common_text_is_no_likelier() -> None:
     question = Choice([0, 1], [[2], [1], [3], [4]], 0)
     model, token_bytes = Stub(lambda read: log[read[-1]]), np.full(5, 2, dtype=np.int32)
     assert answer(model, [question], token_bytes, batch_tokens=64).correct.tolist() == [0.0]
-    found = answer_by_context(model, [question], token_bytes, start=0, batch_tokens=64)
+    plain, found = answer_both_ways(model, [question], token_bytes, start=0, batch_tokens=64)
+    assert plain.correct.tolist() == [0.0]
     assert found.correct.tolist() == [1.0]
     assert found.margin == pytest.approx([math.log(0.2 / 0.1) / 2], rel=FLOAT32)  # the others but 1 save nothing
-    assert answer_by_context(uniform(5), [question], token_bytes, start=0, batch_tokens=64).correct.tolist() == [0.25]
+    _, guessed = answer_both_ways(uniform(5), [question], token_bytes, start=0, batch_tokens=64)
+    assert guessed.correct.tolist() == [0.25]
 
 
 def test_bigrams_of_the_training_text_beat_chance(source: PackedText) -> None:

@@ -8,7 +8,7 @@ from dsv2.config import ConfigBase
 from dsv2.data.packing import PackedText
 from dsv2.data.tokenizer import END_ID
 from dsv2.evaluation import cloze, copying, exercises
-from dsv2.evaluation.choice import Choice, answer, answer_by_context
+from dsv2.evaluation.choice import Choice, answer, answer_both_ways
 from dsv2.models.transformer import Transformer
 
 
@@ -71,8 +71,9 @@ class TextBenchmarks:
         """`bench/cloze`, the share of questions answered right; with several domains `bench/cloze_<domain>` as well;
         `bench/cloze_margin`, the mean nats a byte between the truth and the best distractor; and `bench/cloze_context`,
         the share right if the choice is by what the context saves, which is off chance at far fewer tokens."""
-        answers = answer(model, self.cloze, self.token_bytes, batch_tokens=batch_tokens)
-        informed = answer_by_context(model, self.cloze, self.token_bytes, start=END_ID, batch_tokens=batch_tokens)
+        answers, informed = answer_both_ways(
+            model, self.cloze, self.token_bytes, start=END_ID, batch_tokens=batch_tokens
+        )
         found = {
             "bench/cloze": float(answers.correct.mean()),
             "bench/cloze_margin": float(answers.margin.mean()),

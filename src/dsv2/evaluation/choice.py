@@ -34,16 +34,16 @@ def answer(model: Transformer, questions: Sequence[Choice], token_bytes: np.ndar
     return judge(scores(model, questions, token_bytes, batch_tokens=batch_tokens))
 
 
-def answer_by_context(
+def answer_both_ways(
     model: Transformer, questions: Sequence[Choice], token_bytes: np.ndarray, *, start: int, batch_tokens: int
-) -> Answers:
-    """Let it choose by the nats a byte that the context saves, against `start` alone as the context.
+) -> tuple[Answers, Answers]:
+    """As `answer`, and by the nats a byte that the context saves, against `start` alone as the context.
 
-    Whether a text is a common one, which decides most choices of a small model, then no longer counts.
+    Whether a text is a common one, which decides most choices of a small model, does not count in the second.
     """
     alone = [choice._replace(context=[start]) for choice in questions]
     within, without = (scores(model, some, token_bytes, batch_tokens=batch_tokens) for some in (questions, alone))
-    return judge(within - without)
+    return judge(within), judge(within - without)
 
 
 def scores(
