@@ -6,6 +6,7 @@ writes them as Markdown, LaTeX and HTML, instead.
 """
 
 import sys
+import textwrap
 from typing import Any
 
 from rich.console import Console
@@ -45,14 +46,15 @@ def report_study(study: Study, console: Console) -> None:
 
 
 def verdict(study: Study) -> str:
-    """What is stored says, in sentences: overall, then one a judged metric with the study's own first."""
+    """What is stored says, in lines of a page's width: overall, then each judged metric with the study's own first."""
     text = text_of(study)
     try:
         effects, missing = study_effects(text, results_of(study)), []
     except IncompleteStudy as error:
         effects, missing = [], error.missing
     overall, sentences = summary(text, effects, missing)
-    return "\n".join([f"{against(text)}:", *sentences] if sentences else [overall])
+    said = [f"{against(text)}:", *sentences] if sentences else [overall]
+    return "\n".join(textwrap.fill(sentence, 100, subsequent_indent="  ") for sentence in said)
 
 
 def text_of(study: Study) -> StudyText:

@@ -124,6 +124,7 @@ def test_load_at_a_step_is_that_of_its_table(six: Tables) -> None:
     one_layer = plots_balance.load_at(six.routing[six.routing["layer"] == 1], 20, arms=["paper"])
     box = one_layer.axes[0].collections[0].get_datalim(one_layer.axes[0].transData)
     assert (box.width, box.height) == (32, 1)  # one row of cells is drawn too
+    assert [tick for tick in one_layer.axes[0].get_yticks() if 0.5 <= tick <= 1.5] == [1]
 
 
 def test_the_slider_draws_the_step_it_stands_at(six: Tables, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,8 +138,7 @@ def load_at(
             first = table.groupby("device")["expert"].min()
             for border in sorted(set(first))[1:]:
                 ax.axvline(border - 0.5, color="black", linewidth=0.5)
-            ax.set_yticks(list(load.index))
-            ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+            ax.yaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
             ax.set_title(textwrap.fill(f"{arm}, busiest {load.to_numpy().max():.1f}", 36), fontsize=7)
             ax.set_xlabel("expert, lines part the devices", fontsize=7)
             ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
