@@ -24,7 +24,7 @@ from dsv2.explore.trace import Trace, budget, dropped, loads, trace
 from dsv2.paths import runs_root
 
 BALANCE = "python -m ablations.run sweep=balance_losses scale=tiny"
-ATTENTION = "python -m ablations.run sweep=attention_moe scale=tiny 'seeds=[0,1,2]'"
+ATTENTION = "python -m ablations.run sweep=attention_moe scale=tiny"
 DROPPING = "python -m ablations.run sweep=token_dropping scale=smoke"
 
 
