@@ -25,9 +25,9 @@ class Published(NamedTuple):
     rows: dict[str, dict[str, str]]  # quantity -> arm -> as printed
 
 
-def _rows(arms: str, **values: str) -> dict[str, dict[str, str]]:
+def _rows(arms: str, values: dict[str, str]) -> dict[str, dict[str, str]]:
     """Rows of words in the order of `arms`."""
-    return {name.replace("_", " "): dict(zip(arms.split(), row.split(), strict=True)) for name, row in values.items()}
+    return {name: dict(zip(arms.split(), row.split(), strict=True)) for name, row in values.items()}
 
 
 _PAIRS = "small_mha small_mla large_mha large_mla"
@@ -36,31 +36,37 @@ PUBLISHED = {
         "DeepSeek-V2, Table 8: 7B dense models, 1.33T tokens",
         _rows(
             "mqa gqa mha",
-            parameters="7.1B 6.9B 6.9B",
-            BBH="33.2 35.6 37.0",
-            MMLU="37.9 41.2 45.2",
-            C_Eval="30.0 37.7 42.9",
-            CMMLU="34.6 38.4 43.5",
+            {
+                "parameters": "7.1B 6.9B 6.9B",
+                "BBH": "33.2 35.6 37.0",
+                "MMLU": "37.9 41.2 45.2",
+                "C-Eval": "30.0 37.7 42.9",
+                "CMMLU": "34.6 38.4 43.5",
+            },
         ),
     ),
     "attention_moe": Published(
         "DeepSeek-V2, Table 9: MoE models, 1.33T tokens (small) and 420B tokens (large)",
         _rows(
             _PAIRS,
-            active_parameters="2.5B 2.4B 25.0B 21.5B",
-            parameters="15.8B 15.7B 250.8B 247.4B",
-            KV_cache_per_token="110.6K 15.6K 860.2K 34.6K",
-            BBH="37.9 39.0 46.6 50.7",
-            MMLU="48.7 50.0 57.5 59.0",
-            C_Eval="51.6 50.9 57.9 59.2",
-            CMMLU="52.3 53.4 60.7 62.5",
+            {
+                "active parameters": "2.5B 2.4B 25.0B 21.5B",
+                "parameters": "15.8B 15.7B 250.8B 247.4B",
+                "KV cache per token": "110.6K 15.6K 860.2K 34.6K",
+                "BBH": "37.9 39.0 46.6 50.7",
+                "MMLU": "48.7 50.0 57.5 59.0",
+                "C-Eval": "51.6 50.9 57.9 59.2",
+                "CMMLU": "52.3 53.4 60.7 62.5",
+            },
         ),
     ),
     "moe_baselines": Published(
         "DeepSeekMoE, Tables 1 and 2: 2B parameters, 100B tokens",
         _rows(
             "dense hash switch gshard deepseek_moe gshard_x1.5 dense_x16",
-            Pile_loss="2.060 1.932 1.881 1.867 1.808 1.808 1.806",
+            {
+                "Pile loss": "2.060 1.932 1.881 1.867 1.808 1.808 1.806",
+            },
         ),
     ),
 }

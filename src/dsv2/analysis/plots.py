@@ -22,7 +22,7 @@ from dsv2.analysis.plots_routing import device_load as device_load
 from dsv2.analysis.plots_routing import load_heatmap as load_heatmap
 from dsv2.analysis.style import STYLE, arm_styles, arms_of, entitle, headline, panels, quantity, single
 
-PANEL_TITLE = 36  # characters of 7 points that fit above one of three panels
+PANEL_TITLE = 32  # characters of 7 points that fit above one of three panels
 IMBALANCE = [f"routing/{name}_violation" for name in ("max", "device_max", "received_max")] + [
     f"routing/{name}" for name in ("dead_experts", "overflow", "drop_rate")
 ]
