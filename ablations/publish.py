@@ -122,9 +122,12 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 0
     try:
-        request, overrides = parse([word for word in arguments if word != TABLE])
-        if overrides:
-            raise ConfigError("overrides", " ".join(overrides), "none: a report speaks of what was last run")
+        words = [word for word in arguments if word != TABLE]
+        if others := [word for word in words if word.partition("=")[0] not in ("sweep", "scale")]:
+            raise ConfigError(
+                "words", " ".join(others), "sweep= and scale= alone: a report speaks of what was last run"
+            )
+        request, _ = parse(words)
         studies = [stored(request.sweep, scale) for scale in request.scales]
         for study in studies:
             if not study.folder.is_dir():

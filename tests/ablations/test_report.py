@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from ablations.publish import main
 from ablations.report import StudyText, write_report
 from ablations.summary import arm_statistics, study_effects, summary, verdict_table
 from dsv2.analysis.verdicts import UNSEEN, judge
@@ -204,3 +205,9 @@ def test_the_module_needs_neither_torch_nor_matplotlib_to_import() -> None:
     code = "import sys, ablations.report; print(sorted({'torch', 'lightning', 'matplotlib.pyplot'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("word", ["seeds=[0]", "workers=2", "optim.lr=1"])
+def test_a_report_is_of_what_was_run_and_takes_nothing_else(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep=balance_losses", word]) == 2
+    assert f"words={word!r} is not valid: sweep= and scale= alone" in capsys.readouterr().err
