@@ -124,9 +124,7 @@ def main(arguments: list[str]) -> int:
     try:
         words = [word for word in arguments if word != TABLE]
         if others := [word for word in words if word.partition("=")[0] not in ("sweep", "scale")]:
-            raise ConfigError(
-                "words", " ".join(others), "sweep= and scale= alone: a report speaks of what was last run"
-            )
+            raise ConfigError("words", " ".join(others), "sweep= and scale= alone: a report is of what was last run")
         request, _ = parse(words)
         studies = [stored(request.sweep, scale) for scale in request.scales]
         for study in studies:
