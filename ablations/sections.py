@@ -63,14 +63,19 @@ def sections_of(
     return [section for section in sections if section is not None]
 
 
-def factorial_terms(study: StudyText, results: pd.DataFrame) -> list[Term]:
-    """Main effects and interactions in every judged metric, of a study whose arms are a grid."""
+def design_of(study: StudyText) -> dict[str, dict[str, Any]]:
+    """Arm to its level of each factor that varies, by the factor's last word; empty for a study that is no grid."""
     factors = {
         arm: {key.rpartition(".")[2]: level for key, level in cell.items()} for arm, cell in study.levels.items()
     }
     varied = [name for name in next(iter(factors.values()), {}) if len({str(c[name]) for c in factors.values()}) > 1]
-    design = {arm: {name: cell[name] for name in varied} for arm, cell in factors.items()}
-    if not varied:
+    return {arm: {name: cell[name] for name in varied} for arm, cell in factors.items()} if varied else {}
+
+
+def factorial_terms(study: StudyText, results: pd.DataFrame) -> list[Term]:
+    """Main effects and interactions in every judged metric, of a study whose arms are a grid."""
+    design = design_of(study)
+    if not design:
         return []
     return [
         term
@@ -233,5 +238,4 @@ def _equality(study: StudyText, accounting: pd.DataFrame) -> Table:
                 "equal" if apart == 0 else f"{apart:.2%} apart",
             ]
         )
-    header = ["budget", "held equal", "lowest arm", "highest arm", "arms of one comparison"]
-    return Table(header, rows)
+    return Table(["budget", "held equal", "lowest arm", "highest arm", "arms of one comparison"], rows)

@@ -34,6 +34,10 @@ def main(words: list[str]) -> int:
     plans_only, names = "--plans" in words, [word for word in words if word != "--plans"]
     stored = json.loads(RESULT.read_text())["studies"] if RESULT.is_file() else []
     rows = {row["study"]: row for row in stored}
+    known = rows if plans_only else studies()
+    if unknown := [name for name in names if name not in known]:
+        print(f"error: no study {', '.join(unknown)}; there are {', '.join(known)}", file=sys.stderr)
+        return 2
     print(f"{'study':<20} {'slowest plan':>14} {'run':>8}")
     for name in names or studies():
         plans = [timed(f"sweep={name}", f"scale={scale}", "dry_run=true") for scale in SCALES]

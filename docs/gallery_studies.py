@@ -10,7 +10,7 @@ from gallery_runs import Drawn, ran
 
 from ablations.ladder import LOSS, runs_of
 from ablations.publish import text_of
-from ablations.sections import factorial_terms
+from ablations.sections import design_of, factorial_terms
 from ablations.store import Results
 from ablations.studies import Study
 from dsv2.analysis import plots_balance, plots_calibration, plots_cost, plots_factorial, plots_ladder
@@ -68,13 +68,10 @@ def factorial_forest() -> Drawn:
 
 def interaction() -> Drawn:
     study, results = grid()
-    metric = "routing/device_max_violation"
-    design = {
-        arm: {key.rpartition(".")[2]: level for key, level in cell.items()} for arm, cell in study.file.levels().items()
-    }
+    metric, text = "routing/device_max_violation", text_of(study)
     (term,) = (
         t
-        for t in factorial_terms(text_of(study), results)
+        for t in factorial_terms(text, results)
         if (t.metric, t.order) == (metric, 2) and "expert" in t.term and "device" in t.term
     )
     title = (
@@ -82,7 +79,9 @@ def interaction() -> Drawn:
         f"{difference_text(term.effect, term.low, term.high)}, {term.word}"
     )
     return Drawn(
-        plots_factorial.interaction(results, metric, design, "expert", "device", seeds=study.seeds, title=title),
+        plots_factorial.interaction(
+            results, metric, design_of(text), "expert", "device", seeds=study.seeds, title=title
+        ),
         "Parallel lines would be no interaction. Thin: single seeds, averaged over the communication loss.",
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsv2.files import replacing
+from dsv2.files import replacing, write_text
 
 DPI = 150
 PIXELS_PER_INCH = 120  # 7 points are then 12 pixels of text
@@ -49,12 +49,14 @@ def write_page(folder: Path, title: str, headline: str, sections: Sequence[Secti
     drawn = {folder / "figures" / f"{each.name}.png": each.png for section in sections for each in section.pictures}
     for stale in set((folder / "figures").glob("*.png")) - set(drawn):
         stale.unlink(missing_ok=True)  # of an earlier report with other figures
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
     for path, png in drawn.items():
-        _write(path, png)
+        with replacing(path) as scratch:
+            scratch.write_bytes(png)
     for name, table in tables.items():
-        _write(folder / f"{name}.csv", table.encode())
-    _write(folder / "report.md", "\n\n".join(_markdown(title, headline, sections)).encode() + b"\n")
-    _write(folder / "report.html", _html(title, headline, sections).encode())
+        write_text(folder / f"{name}.csv", table)
+    write_text(folder / "report.md", "\n\n".join(_markdown(title, headline, sections)) + "\n")
+    write_text(folder / "report.html", _html(title, headline, sections))
     return folder / "report.html"
 
 
@@ -85,9 +87,3 @@ def _html(title: str, headline: str, sections: Sequence[Section]) -> str:
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
     template = environment.get_template("report.html.j2")
     return template.render(title=title, headline=headline, sections=sections)
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as scratch:
-        scratch.write_bytes(data)
