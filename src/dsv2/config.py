@@ -51,6 +51,11 @@ def setting(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"fingerprint": False})
 
 
+def added(default: Any) -> Any:
+    """A field that came after runs were stored: at its default it is left out of the fingerprint, so they keep theirs."""
+    return dataclasses.field(default=default, metadata={"fingerprint": "unless default"})
+
+
 # ---- from YAML to typed ----------------------------------------------------------------------------------------------
 
 
@@ -166,8 +171,12 @@ def plain(config: ConfigBase, *, identity: bool = False) -> dict[str, Any]:
             return plain(item, identity=identity)
         return [value(part) for part in item] if isinstance(item, tuple) else item
 
-    kept = (f for f in dataclasses.fields(config) if not identity or f.metadata.get("fingerprint", True))
-    return {"_target_": target_name(type(config))} | {field.name: value(getattr(config, field.name)) for field in kept}
+    def kept(field: dataclasses.Field[Any]) -> bool:
+        counts = field.metadata.get("fingerprint", True)
+        return not identity or (counts if counts != "unless default" else getattr(config, field.name) != field.default)
+
+    named = {field.name: value(getattr(config, field.name)) for field in dataclasses.fields(config) if kept(field)}
+    return {"_target_": target_name(type(config))} | named
 
 
 def digest(*parts: Any) -> str:
