@@ -52,7 +52,7 @@ def setting(default: Any) -> Any:
 
 
 def added(default: Any) -> Any:
-    """A field that came after runs were stored: at its default it is left out of the fingerprint, so they keep theirs."""
+    """A field that came after runs were stored: at its default it is not in the fingerprint, so that they keep theirs."""
     return dataclasses.field(default=default, metadata={"fingerprint": "unless default"})
 
 
@@ -171,12 +171,12 @@ def plain(config: ConfigBase, *, identity: bool = False) -> dict[str, Any]:
             return plain(item, identity=identity)
         return [value(part) for part in item] if isinstance(item, tuple) else item
 
-    def kept(field: dataclasses.Field[Any]) -> bool:
-        counts = field.metadata.get("fingerprint", True)
-        return not identity or (counts if counts != "unless default" else getattr(config, field.name) != field.default)
+    def counts(field: dataclasses.Field[Any]) -> bool:
+        when: bool | str = field.metadata.get("fingerprint", True)
+        return getattr(config, field.name) != field.default if when == "unless default" else bool(when)
 
-    named = {field.name: value(getattr(config, field.name)) for field in dataclasses.fields(config) if kept(field)}
-    return {"_target_": target_name(type(config))} | named
+    kept = (field for field in dataclasses.fields(config) if not identity or counts(field))
+    return {"_target_": target_name(type(config))} | {field.name: value(getattr(config, field.name)) for field in kept}
 
 
 def digest(*parts: Any) -> str:
