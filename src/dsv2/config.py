@@ -52,7 +52,7 @@ def setting(default: Any) -> Any:
 
 
 def added(default: Any) -> Any:
-    """A field that came after runs were stored: at its default it is not in the fingerprint, so that they keep theirs."""
+    """A field newer than stored runs: left out of the fingerprint at its default, so that they keep theirs."""
     return dataclasses.field(default=default, metadata={"fingerprint": "unless default"})
 
 
