@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -108,9 +109,16 @@ def results_of(study: Study) -> Results:
         if row["status"] == "finished" != status:
             row |= {"status": status, "error": f"{trial.probe}: {result.get('error')}" if result else None}
         if status == "finished":
+            logged = _rows(trial.folder / "metrics.jsonl")
             row[f"{trial.probe}/accuracy"] = result["metrics"]["val/accuracy"]
-            row[f"{trial.probe}/steps_to_half"] = steps_to_half(_rows(trial.folder / "metrics.jsonl"))
+            row[f"{trial.probe}/accuracy_in_training"] = accuracy_in_training(logged)
+            row[f"{trial.probe}/steps_to_half"] = steps_to_half(logged)
     return Results(rows.values())
+
+
+def accuracy_in_training(logged: list[dict[str, Any]]) -> float:
+    """Mean of the validation accuracies of a whole run: how early a task is learned, as a number that always exists."""
+    return statistics.fmean(row["val/accuracy"] for row in logged if "val/accuracy" in row)
 
 
 def steps_to_half(logged: list[dict[str, Any]]) -> float:

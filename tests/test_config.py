@@ -97,6 +97,13 @@ def test_same_computation_same_name():
     assert fingerprint("study=x", "arm=y") == base
 
 
+def test_a_field_added_later_counts_unless_it_is_at_its_default():
+    model = dsv2.load().model
+    assert "embedding_std" not in plain(model, identity=True)
+    assert plain(dataclasses.replace(model, embedding_std=1.0), identity=True)["embedding_std"] == 1.0
+    assert "embedding_std" in plain(model)
+
+
 def test_key_order_does_not_matter():
     run = dsv2.load()
 
@@ -115,6 +122,7 @@ def test_key_order_does_not_matter():
         "optim.lr=0.002",
         "optim.schedule.decay_at=[0.5,0.9]",
         "model.dim=72",
+        "model.embedding_std=1",
         "model/attention=mha",
         "loss.expert=0.1",
         "trainer.tokens=102400",

@@ -51,6 +51,11 @@ def setting(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"fingerprint": False})
 
 
+def added(default: Any) -> Any:
+    """A field newer than stored runs: left out of the fingerprint at its default, so that they keep theirs."""
+    return dataclasses.field(default=default, metadata={"fingerprint": "unless default"})
+
+
 # ---- from YAML to typed ----------------------------------------------------------------------------------------------
 
 
@@ -166,7 +171,11 @@ def plain(config: ConfigBase, *, identity: bool = False) -> dict[str, Any]:
             return plain(item, identity=identity)
         return [value(part) for part in item] if isinstance(item, tuple) else item
 
-    kept = (f for f in dataclasses.fields(config) if not identity or f.metadata.get("fingerprint", True))
+    def counts(field: dataclasses.Field[Any]) -> bool:
+        when: bool | str = field.metadata.get("fingerprint", True)
+        return getattr(config, field.name) != field.default if when == "unless default" else bool(when)
+
+    kept = (field for field in dataclasses.fields(config) if not identity or counts(field))
     return {"_target_": target_name(type(config))} | {field.name: value(getattr(config, field.name)) for field in kept}
 
 

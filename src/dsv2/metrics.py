@@ -33,10 +33,13 @@ METRICS = {
     "routing/drop_rate": Quantity("dropped", "pairs dropped (share)"),
     "routing/devices_per_token": Quantity("devices/token", "devices per token"),
     "recall/accuracy": Quantity("recall", "associative recall (share right)"),
+    "recall/accuracy_in_training": Quantity("recall, in training", "recall, mean over training (share right)"),
     "recall/steps_to_half": Quantity("recall steps", "steps to half of associative recall"),
     "copying/accuracy": Quantity("copying task", "copying, trained for (share right)"),
+    "copying/accuracy_in_training": Quantity("copying, in training", "copying task, mean over training (right)"),
     "copying/steps_to_half": Quantity("copying steps", "steps to half of copying"),
     "arithmetic/accuracy": Quantity("arithmetic task", "addition, trained for (share of digits right)"),
+    "arithmetic/accuracy_in_training": Quantity("arithmetic, in training", "addition, mean over training (right)"),
     "arithmetic/steps_to_half": Quantity("arithmetic steps", "steps to half of addition"),
     "perf/tokens_per_s": Quantity("tokens/s", "tokens per second"),
 }

@@ -9,7 +9,7 @@ import yaml
 import dsv2.study
 from ablations import results, study
 from ablations.run import main, parse
-from ablations.store import steps_to_half
+from ablations.store import accuracy_in_training, steps_to_half
 from dsv2.config import CONFIG_DIR, ConfigError, plain
 from dsv2.metrics import BUDGETS
 from dsv2.study import EQUAL_WITHIN, Plan
@@ -230,3 +230,8 @@ def test_steps_to_half():
     logged = [{"step": 10}, {"step": 20, "val/accuracy": 0.49}, {"step": 30, "val/accuracy": 0.5}]
     assert steps_to_half(logged) == 30
     assert steps_to_half(logged[:2]) == math.inf
+
+
+def test_accuracy_in_training():
+    logged = [{"step": 10}, {"step": 20, "val/accuracy": 0.25}, {"step": 30, "val/accuracy": 0.75}]
+    assert accuracy_in_training(logged) == 0.5

@@ -65,20 +65,29 @@ class TestEveryTask:
 
 
 @pytest.mark.parametrize("length", [64, 63, 40])
-def test_recall_asks_for_what_was_shown(length: int) -> None:
-    for tokens, asked in rows(opened(Recall.Config(), length=length).train(0, 20)):
-        value = dict(zip(tokens[0:16:2], tokens[1:16:2], strict=True))
-        assert len(value) == 8
+@pytest.mark.parametrize("training", [True, False])
+def test_recall_asks_for_what_was_shown(length: int, training: bool) -> None:
+    task = opened(Recall.Config(), length=length)
+    numbers = []
+    for tokens, asked in rows(task.train(0, 400) if training else task.validation()):
+        shown = list(zip(tokens[0:16:2], tokens[1:16:2], strict=True))
+        value = dict(shown)
+        numbers.append(len(value))
+        assert shown == (shown[: len(value)] * 8)[:8]
         assert not any(asked[:16])
         queries = range(16, length, 2)
         assert [place for place in range(length + 1) if asked[place]] == [place + 1 for place in queries]
         assert all(tokens[place + 1] == value[tokens[place]] for place in queries)
+    if training:
+        assert min(numbers.count(pairs) for pairs in range(1, 9)) > 25  # 400 / 8 are expected, with a deviation of 6.6
+    assert set(numbers) == (set(range(1, 9)) if training else {8})
 
 
 def test_recall_cannot_be_had_by_ruling_out() -> None:
     """What was asked before says nothing of what is asked next."""
     again, later = 0, 0
-    for tokens, _ in rows(opened(Recall.Config()).train(0, 400)):
+    task = Recall.Config().open(sequence_length=64, seed=0, validation_tokens=400 * 64)
+    for tokens, _ in rows(task.validation()):
         asked = tokens[16::2]
         later += len(asked) - 1
         again += sum(one == other for one, other in pairwise(asked))

@@ -82,10 +82,12 @@ def test_what_two_models_share_starts_alike():
     assert not any(torch.equal(mla[name], other[name]) for name in mla if mla[name].dim() > 1)
 
 
-def test_initial_weights_have_the_std_of_the_config():
-    model = dsv2.load(["model.init_std=0.006"]).model.build()
+@pytest.mark.parametrize(("overrides", "embedding"), [([], 0.006), (["model.embedding_std=0.5"], 0.5)])
+def test_initial_weights_have_the_std_of_the_config(overrides, embedding):
+    model = dsv2.load(["model.init_std=0.006", *overrides]).model.build()
     weights = dict(model.named_parameters())
-    assert weights["embedding"].std().item() == pytest.approx(0.006, rel=0.01)
+    assert weights["embedding"].std().item() == pytest.approx(embedding, rel=0.01)
+    assert weights["head"].std().item() == pytest.approx(0.006, rel=0.01)
     assert all((weight == 1).all() for weight in weights.values() if weight.dim() == 1)
 
 

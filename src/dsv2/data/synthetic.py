@@ -12,7 +12,7 @@ import torch
 from dsv2.config import ConfigError, digest, plain
 from dsv2.data.source import NOT_SCORED, Batch, Source, validation_sequences
 
-FORMAT = 2  # raise it when the same settings make other sequences
+FORMAT = 3  # raise it when the same settings make other sequences
 
 
 class Task(Source):
@@ -40,7 +40,7 @@ class Task(Source):
             """Random numbers that a sequence of `length` tokens takes: R."""
 
         @abstractmethod
-        def make(self, drawn: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+        def make(self, drawn: np.ndarray, length: int, *, training: bool) -> tuple[np.ndarray, np.ndarray]:
             """Sequences from drawn (B, R) uint64: tokens (B, length) int64 and which are answers (length,) bool."""
 
     def __init__(self, config: Config, *, sequence_length: int, seed: int, validation_tokens: int) -> None:
@@ -54,17 +54,17 @@ class Task(Source):
         self.identity = config.identity()
 
     def train(self, first: int, count: int) -> Batch:
-        return self._batch([0, self.seed], first, count)
+        return self._batch([0, self.seed], first, count, training=True)
 
     def validation(self) -> Batch:
-        return self._batch([1, 0], 0, self._num_validation)
+        return self._batch([1, 0], 0, self._num_validation, training=False)
 
-    def _batch(self, stream: list[int], first: int, count: int) -> Batch:
+    def _batch(self, stream: list[int], first: int, count: int, *, training: bool) -> Batch:
         length = self.sequence_length + 1
         blocks = -(-self.config.draws(length) // 4)  # Philox makes 4 numbers at a time, and can jump to any
         generator = np.random.Philox(np.random.SeedSequence(stream)).advance(first * blocks)
         drawn = generator.random_raw(count * blocks * 4).reshape(count, -1)
-        tokens, answers = self.config.make(drawn, length)
+        tokens, answers = self.config.make(drawn, length, training=training)
         found = torch.from_numpy(tokens)
         targets = torch.where(torch.from_numpy(answers)[1:], found[:, 1:], NOT_SCORED)
         return Batch(found[:, :-1], targets, None)
@@ -75,7 +75,9 @@ class Recall(Task):
 
     Keys are distinct, values need not be. Every query is for a pair drawn anew, until the sequence is full: were each
     pair asked for once, ruling out the values already given would answer a third of the queries without any recall.
-    Id 0 pads an odd end; the lower half of the other ids are keys, the upper half values.
+    A training sequence has 1 to P pairs, shown again and again in P places, and validation always P: few pairs are
+    learned first and lead to many, where P alone may not be learned at all. Id 0 pads an odd end; the lower half of the
+    other ids are keys, the upper half values.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -97,14 +99,18 @@ class Recall(Task):
             return 2 * self.num_pairs + 2
 
         def draws(self, length: int) -> int:
-            return self.half + length // 2  # the keys, P values and Q queries
+            return self.half + 1 + length // 2  # the keys, how many pairs, P values and Q queries
 
-        def make(self, drawn: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+        def make(self, drawn: np.ndarray, length: int, *, training: bool) -> tuple[np.ndarray, np.ndarray]:
             pairs = self.num_pairs
-            keys = 1 + _permutations(drawn[:, : self.half])[:, :pairs]  # (B, P)
-            values = 1 + self.half + _below(drawn[:, self.half : self.half + pairs], self.half)
-            asked = _below(drawn[:, self.half + pairs : self.draws(length)], pairs)  # (B, Q)
-            shown = np.concatenate([np.tile(np.arange(pairs), (len(drawn), 1)), asked], axis=1)  # (B, P + Q)
+            for_keys, for_used, for_values, for_asked = np.split(
+                drawn[:, : self.draws(length)], np.cumsum([self.half, 1, pairs]), axis=1
+            )
+            keys = 1 + _permutations(for_keys)[:, :pairs]  # (B, P)
+            used = 1 + _below(for_used, pairs) if training else np.full((len(drawn), 1), pairs)  # (B, 1)
+            values = 1 + self.half + _below(for_values, self.half)  # (B, P)
+            asked = _below(for_asked, used)  # (B, Q)
+            shown = np.concatenate([np.arange(pairs) % used, asked], axis=1)  # (B, P + Q)
             both = [np.take_along_axis(part, shown, axis=1) for part in (keys, values)]
             tokens = np.zeros((len(drawn), length), dtype=np.int64)
             tokens[:, : 2 * shown.shape[1]] = np.stack(both, axis=-1).reshape(len(drawn), -1)
@@ -134,7 +140,7 @@ class Copying(Task):
         def draws(self, length: int) -> int:
             return self.length * -(-length // (2 * self.length + 2))
 
-        def make(self, drawn: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+        def make(self, drawn: np.ndarray, length: int, *, training: bool) -> tuple[np.ndarray, np.ndarray]:
             strings = 1 + _below(drawn[:, : self.draws(length)], self.vocab_size - 1)
             half = np.pad(strings.reshape(len(drawn), -1, self.length), ((0, 0), (0, 0), (0, 1)))  # (B, n, length + 1)
             place = np.arange(length) % (2 * self.length + 2)
@@ -169,7 +175,7 @@ class Arithmetic(Task):
         def draws(self, length: int) -> int:
             return 2 * -(-length // self._period)
 
-        def make(self, drawn: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+        def make(self, drawn: np.ndarray, length: int, *, training: bool) -> tuple[np.ndarray, np.ndarray]:
             digits = self.digits
             terms = _below(drawn[:, : self.draws(length)], 10**digits).reshape(len(drawn), -1, 2)  # (B, n, 2)
             high_first = 10 ** np.arange(digits - 1, -1, -1)
@@ -182,9 +188,9 @@ class Arithmetic(Task):
             return tokens, (place >= 2 * digits + 2) & (place < self._period - 1)
 
 
-def _below(drawn: np.ndarray, limit: int) -> np.ndarray:
+def _below(drawn: np.ndarray, limit: int | np.ndarray) -> np.ndarray:
     """Whole numbers 0 to limit - 1, int64, from uint64."""
-    return (drawn % np.uint64(limit)).astype(np.int64)
+    return (drawn % np.asarray(limit, np.uint64)).astype(np.int64)
 
 
 def _permutations(drawn: np.ndarray) -> np.ndarray:

@@ -9,8 +9,11 @@ import torch
 from torch import nn
 
 
-def initialise(model: nn.Module, *, std: float, seed: int) -> None:
-    """Matrices normal(0, std), norm weights 1. Drawn on the CPU, so that every device starts alike."""
+def initialise(model: nn.Module, *, std: float, embedding_std: float, seed: int) -> None:
+    """Matrices normal(0, std), the embedding normal(0, embedding_std), norm weights 1.
+
+    Drawn on the CPU, so that every device starts alike.
+    """
     for name, weight in model.named_parameters():
         if weight.is_meta:
             continue
@@ -19,5 +22,6 @@ def initialise(model: nn.Module, *, std: float, seed: int) -> None:
             continue
         named = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
         generator = torch.Generator().manual_seed(named)
+        deviation = embedding_std if name == "embedding" else std
         with torch.no_grad():
-            weight.copy_(torch.empty(weight.shape).normal_(0.0, std, generator=generator))
+            weight.copy_(torch.empty(weight.shape).normal_(0.0, deviation, generator=generator))

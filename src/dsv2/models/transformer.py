@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsv2.config import ConfigBase
+from dsv2.config import ConfigBase, added
 from dsv2.models.attention import AttentionConfig
 from dsv2.models.attention.cache import Cache
 from dsv2.models.ffn import SwiGLU
@@ -47,10 +47,12 @@ class Transformer(nn.Module):
         norm_eps: float = 1e-6
         tie_embeddings: bool = False
         init_std: float = 0.006
+        embedding_std: float | None = added(None)  # of the token embedding at the start; None: init_std
 
         def __post_init__(self) -> None:
             for name in ("vocab_size", "dim", "num_layers", "norm_eps", "init_std"):
                 self.require(getattr(self, name) > 0, name, "positive")
+            self.require(self.embedding_std is None or self.embedding_std > 0, "embedding_std", "positive, or null")
             fits = 0 <= self.num_dense_layers <= self.num_layers
             self.require(fits, "num_dense_layers", f"between 0 and num_layers={self.num_layers}")
             given = self.dense is not None or self.num_dense_layers == 0
@@ -80,7 +82,7 @@ class Transformer(nn.Module):
         def build(self, *, seed: int = 0, ops: Ops = PLAIN) -> "Transformer":
             """The module on the default device, weights drawn from `seed` (none are drawn on the meta device)."""
             model = Transformer(self, ops)
-            initialise(model, std=self.init_std, seed=seed)
+            initialise(model, std=self.init_std, embedding_std=self.embedding_std or self.init_std, seed=seed)
             return model
 
     def __init__(self, config: Config, ops: Ops = PLAIN) -> None:
