@@ -100,15 +100,15 @@ def _floor(study: Study, *, per_step: bool) -> dict[str, float]:
 def _provenance(study: Study, results: Results) -> dict[str, Any]:
     """The command, and what the trials say they were made with; several values where they differ."""
     stored = [read_result(trial.folder) for trial in study.trials]
-    ended = [result for result in stored if "provenance" in result]
+    ended = [result for result in stored if {"provenance", "started", "ended", "data"} <= set(result)]
     found: dict[str, Any] = {"command": study.command}
     if not ended:
         return found
     for key in ended[0]["provenance"]:
         values: list[Any] = []
         for result in ended:
-            if result["provenance"][key] not in values:
-                values.append(result["provenance"][key])
+            if (value := result["provenance"].get(key)) not in values:
+                values.append(value)
         found[key] = values[0] if len(values) == 1 else values
     found["started"] = min(result["started"] for result in ended)
     found["ended"] = max(result["ended"] for result in ended)
@@ -139,7 +139,7 @@ def main(arguments: list[str]) -> int:
                 report_study(study, console)
         if len(studies) > 1:
             report_ladder(studies, console)
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -51,7 +51,10 @@ def parse(arguments: list[str]) -> tuple[Request, list[str]]:
     for word in arguments:
         key, equals, value = word.partition("=")
         if equals and key in Request.__dataclass_fields__:
-            own[key] = yaml.safe_load(value)
+            try:
+                own[key] = yaml.safe_load(value)
+            except yaml.YAMLError:
+                raise ConfigError(key, value, "a word, or a list as in [0,1]") from None
         else:
             overrides.append(word)
     if "sweep" not in own:

@@ -56,12 +56,16 @@ class Results(pd.DataFrame):
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; leaves out what is no object, as a line that a kill cut short, and says so."""
+    """The rows of a `metrics.jsonl`; leaves out what is none, as a line that a kill cut short, and says so."""
     rows = []
     for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], 1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
+            row = None
+        if isinstance(row, dict) and {"step", "tokens"} <= set(row):
+            rows.append(row)
+        else:
             print(f"warning: {path}: line {number} is damaged and left out", file=sys.stderr)
     return rows
 

@@ -41,6 +41,8 @@ class Study(Plan):
         super().__init__(name, scale, overrides)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError("seeds", list(self.seeds), "at least one, each once")
+        if not all(0 <= seed < 2**32 for seed in self.seeds):
+            raise ConfigError("seeds", list(self.seeds), "0 to 2^32 - 1")
         self.folder = runs_root() / self.name / scale
         self.trials = [
             self._trial(arm, seed, probe)
@@ -48,6 +50,12 @@ class Study(Plan):
             for arm in self.arms
             for probe in (None, *self.file.probes)
         ]
+        first: dict[Path, Trial] = {}
+        for trial in self.trials:
+            if (other := first.setdefault(trial.folder, trial)) is not trial:
+                moved = max(trial.arm, other.arm, key=lambda arm: self.arms[arm].seed_offset)
+                valid = f"apart from the seeds of other arms: {trial.name} and {other.name} are one run"
+                raise ConfigError(f"arms.{moved}.seed_offset", self.arms[moved].seed_offset, valid)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -127,6 +135,10 @@ def stored(name: str, scale: str = "smoke") -> Study:
     path = runs_root() / Path(name).stem / scale / "study.json"
     try:
         asked: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError:
-        raise ConfigError("sweep", name, f"{path} is damaged; run the study again to renew it") from None
-    return Study(asked.get("source", name), scale, asked.get("seeds"), asked.get("overrides", ()))
+        source, seeds, overrides = (asked.get(key) for key in ("source", "seeds", "overrides"))
+        whole = isinstance(overrides or [], list) and all(isinstance(seed, int) for seed in seeds or ())
+    except (ValueError, AttributeError, TypeError):
+        whole = False
+    if not whole:
+        raise ConfigError("sweep", name, f"{path} is damaged; run the study again to renew it")
+    return Study(source or name, scale, seeds, overrides or ())

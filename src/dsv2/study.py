@@ -6,6 +6,8 @@ comparison unfair is refused here: budgets that differ without saying so, arms t
 
 import itertools
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from dsv2.metrics import BUDGETS, METRICS, MODEL_BUDGETS
 from dsv2.run import Run, load
 
 EQUAL_WITHIN = 0.01  # largest relative difference that still counts as held equal
+ARM_NAME = re.compile(r"\w[\w.+-]*")  # it becomes a part of file names
 QUIET = ("trainer.progress=false",)  # a study shows one bar for all its trials
 
 
@@ -60,9 +63,12 @@ class StudyFile(ConfigBase):
 
     def __post_init__(self) -> None:
         self.require(self.seeds >= 2, "seeds", "at least 2: one seed gives no interval, so no claim can rest on it")
+        self.require(self.seeds <= 1000, "seeds", "at most 1000")
         self.require((self.arms is None) != (self.grid is None), "arms", "either arms or a grid")
-        self.require(all(self.grid.values()) if self.grid else True, "grid", "at least one level for each key")
-        self.require(len(self.arms or self.grid or ()) >= (1 if self.grid else 2), "arms", "at least two")
+        for levels in (self.grid or {}).values():
+            once = levels and len(set(map(str, levels))) == len(levels)
+            self.require(bool(once), "grid", "at least one level for each key, each once")
+        self.require(len(self.arms or self.levels()) >= 2, "arms", "at least two")
         self.require(self.metric in self.judged, "metric", f"one of the judged metrics, {', '.join(self.judged)}")
         unknown = [metric for metric in self.judged if metric not in METRICS and not metric.startswith("val/bpb_")]
         self.require(not unknown, "judged", f"metrics that runs log; not {', '.join(unknown)}")
@@ -72,6 +78,9 @@ class StudyFile(ConfigBase):
         self.require(not both, "differs", f"none that `equal` names; {', '.join(both)} is in both")
         unknown = sorted(set(self.margin or {}) - set(self.judged))
         self.require(not unknown, "margin", f"judged metrics only; not {', '.join(unknown)}")
+        fits = all(0 < margin < math.inf for margin in (self.margin or {}).values())
+        self.require(fits, "margin", "positive and finite")
+        _require_scales("scales", self.scales)
 
     def levels(self) -> dict[str, dict[str, Any]]:
         """Arm to the level of each factor, for a grid; empty without one."""
@@ -91,9 +100,12 @@ class StudyFile(ConfigBase):
                 for name, levels in self.levels().items()
             }
         else:
-            arms = {name: structure(node, Arm, f"arms.{name}") for name, node in (self.arms or {}).items()}
+            arms = {name: _arm(name, node) for name, node in (self.arms or {}).items()}
         self.require(self.baseline in arms, "baseline", f"one of the arms, {', '.join(arms)}")
         for name, arm in arms.items():
+            if not ARM_NAME.fullmatch(name):
+                raise ConfigError("arms", name, "names of letters, digits and . _ + -")
+            _require_scales(f"arms.{name}.scales", arm.scales)
             at, other = f"arms.{name}.baseline", arm.baseline
             if other is not None and (other not in arms or arms[other].baseline not in (None, other)):
                 raise ConfigError(at, other, f"an arm that has no other baseline itself, one of {', '.join(arms)}")
@@ -196,6 +208,9 @@ class Plan:
 
     def _load(self, arm: str, probe: str | None, changes: Mapping[str, int]) -> Run.Config:
         run = load([*self.overrides_of(arm, probe), *self._solved(changes)])
+        for name in ("seed", "study", "arm", "probe"):  # which trial it is would be lost, and trials coincide
+            if value := getattr(run, name):
+                raise ConfigError(name, value, "nothing that a study overrides; seeds=[0,1] asks for seeds")
         return replace(run, study=self.name, scale=self.scale, arm=arm, probe=probe)
 
     def _solve(self, arm: str) -> tuple[Run.Config, dict[str, int]]:
@@ -263,20 +278,46 @@ def _overrides(levels: Mapping[str, Any]) -> tuple[str, ...]:
 FOLDERS = {"sweep": "sweep", "scale": "scales", "probe": "probes"}  # Hydra would take scale= for a group of its own
 
 
+def _names(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIG_DIR / FOLDERS[group]).glob("*.yaml"))
+
+
 def _read(group: str, name: str) -> dict[str, Any]:
-    path = CONFIG_DIR / FOLDERS[group] / f"{name}.yaml"
-    if not path.is_file():
-        options = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
-        raise ConfigError(group, name, f"choose one of {options}")
-    return _mapping(path, name)
+    if name not in _names(group):
+        raise ConfigError(group, name, f"choose one of {', '.join(_names(group))}")
+    return _mapping(CONFIG_DIR / FOLDERS[group] / f"{name}.yaml", name)
+
+
+def _require_scales(key: str, scales: Mapping[str, Any]) -> None:
+    if unknown := sorted(set(scales) - set(_names("scale"))):
+        raise ConfigError(key, unknown, f"scales, of {', '.join(_names('scale'))}")
+
+
+def _arm(name: str, node: Any) -> Arm:
+    if not isinstance(node, dict):
+        raise ConfigError(f"arms.{name}", node, "a mapping with about and overrides")
+    arm: Arm = structure(node, Arm, f"arms.{name}")
+    return arm
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key stands once: a copied arm that kept its name would silently replace the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        found = super().construct_mapping(node, deep)
+        if len(found) < len(node.value):
+            keys = [self.construct_object(key) for key, _ in node.value]
+            again = ", ".join(sorted({str(key) for key in keys if keys.count(key) > 1}))
+            raise yaml.constructor.ConstructorError(None, None, f"{again} stands there twice", node.start_mark)
+        return found
 
 
 def _mapping(path: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError("sweep", name, f"a study's name, or the path of a YAML file; there is no {path}")
     try:
-        node = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        node = yaml.load(path.read_text(), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError("sweep", name, f"YAML; {path}: {' '.join(str(error).split())}") from None
     if not isinstance(node, dict):
         raise ConfigError("sweep", name, f"{path} must hold a mapping")

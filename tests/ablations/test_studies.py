@@ -1,6 +1,7 @@
 """Studies: what they make of their file, and which comparisons they refuse."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,9 @@ from dsv2.config import CONFIG_DIR, ConfigError, plain
 from dsv2.metrics import BUDGETS
 from dsv2.study import EQUAL_WITHIN, Plan
 from dsv2.training.losses import BalanceLoss
+
+NONE = {"none": {"about": "", "overrides": []}}
+LOSS = {"about": "", "overrides": ["loss.expert=0.1"]}
 
 
 def write(tmp_path, monkeypatch, **changes):
@@ -93,12 +97,47 @@ def test_every_study_plans_at_every_scale(name, scale):
         ({"judged": {"val/loss": "best"}}, "judged=.* is not valid"),
         ({"question": None}, "question=None is not valid"),
         ({"colour": "red"}, "colour='red' is not valid: unknown key"),
+        ({"seeds": 1001}, "seeds=1001 is not valid: at most 1000"),
+        ({"margin": {"val/loss": -1.0}}, "margin=.* is not valid: positive and finite"),
+        ({"margin": {"val/loss": math.nan}}, "margin=.* is not valid: positive and finite"),
+        ({"scales": {"smok": ["optim.lr=1"]}}, r"scales=\['smok'\] is not valid: scales, of smoke"),
+        ({"arms": NONE | {"x": None}}, r"arms\.x=None is not valid: a mapping with about and overrides"),
+        ({"arms": NONE | {"a/b": LOSS}}, "arms='a/b' is not valid: names of letters, digits"),
+        ({"arms": NONE | {"x": LOSS | {"scales": {"smok": []}}}}, r"arms\.x\.scales=\['smok'\] is not valid"),
+        ({"arms": NONE | {"x": {"about": "", "overrides": ["seed=7"]}}}, r"seed=7 is not valid: nothing that a study"),
+        ({"arms": NONE | {"x": {"about": "", "seed_offset": 1}}}, r"arms\.x\.seed_offset=1 is not valid: apart from"),
+        ({"arms": None, "grid": {"loss.expert": [0, 0]}}, "grid=.* at least one level for each key, each once"),
+        ({"arms": None, "grid": {"loss.expert": [0]}}, "arms=None is not valid: at least two"),
     ],
 )
 def test_a_bad_study_is_refused_at_load(tmp_path, monkeypatch, changes, message):
     write(tmp_path, monkeypatch, **changes)
     with pytest.raises(ConfigError, match=message):
         study("mine")
+
+
+def test_a_key_stands_once(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text((CONFIG_DIR / "sweep" / "balance_losses.yaml").read_text() + "baseline: expert\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: baseline stands there twice"):
+        study(str(path))
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"mine\.yaml"):
+        study(str(path))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["seeds=[0"], "seeds='\\[0' is not valid: a word, or a list"),
+        (["seeds=[99999999999]"], r"seeds=\[99999999999\] is not valid: 0 to 2\^32 - 1"),
+        (["seed=3"], "seed=3 is not valid: nothing that a study overrides; seeds="),
+        (["arm=x"], "arm='x' is not valid: nothing that a study overrides"),
+    ],
+)
+def test_words_that_would_be_lost_are_refused(words, message, capsys):
+    assert main(["sweep=routing_collapse", "dry_run=true", *words]) == 2
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_duplicate_and_unequal_arms_are_refused(tmp_path, monkeypatch):
@@ -160,12 +199,14 @@ def test_a_dry_run_prints_the_plan_and_runs_nothing(capsys, runs):
 def test_damaged_files_are_named_not_fatal(runs, capsys):
     trial = study("balance_losses", seeds=[0]).trials[0]
     trial.folder.mkdir(parents=True)
-    (trial.folder / "result.json").write_text('{"status": "fini')
-    assert list(results("balance_losses")["status"]) == ["unfinished"] * 30
-    assert "result.json is damaged; the run counts as unfinished" in capsys.readouterr().err
-    (runs / "balance_losses" / "smoke" / "study.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"study\.json is damaged; run the study again"):
-        results("balance_losses")
+    for content in ('{"status": "fini', "[1]", '{"status": "finished", "metrics": {"val/loss": "low"}}'):
+        (trial.folder / "result.json").write_text(content)
+        assert list(results("balance_losses")["status"]) == ["unfinished"] * 30
+        assert "result.json is damaged; the run counts as unfinished" in capsys.readouterr().err
+    for content in ("{", "[1]", '{"seeds": "abc"}'):
+        (runs / "balance_losses" / "smoke" / "study.json").write_text(content)
+        with pytest.raises(ConfigError, match=r"study\.json is damaged; run the study again"):
+            results("balance_losses")
 
 
 def test_the_solver_holds_the_budgets_equal():

@@ -28,6 +28,7 @@ from dsv2.analysis.statistics import (
     sign_flip_p,
     t_interval,
 )
+from dsv2.config import ConfigError
 
 RULE = (
     "Arms are compared with the baseline seed by seed. A metric is called better or worse when the paired t-test "
@@ -125,21 +126,21 @@ def missing_trials(results: pd.DataFrame, arms: Sequence[str], seeds: Sequence[i
 def paired_values(results: pd.DataFrame, metric: str, arms: Sequence[str], seeds: Sequence[int]) -> dict[str, Values]:
     """Arm to its (n,) values in the order of `seeds`. Arms that route nothing have no routing metrics and are left out.
 
-    Raises `IncompleteStudy` for missing trials and ValueError for NaN.
+    Raises `IncompleteStudy` for missing trials and `ConfigError` for a metric that no trial has, or has no number for.
     """
     if missing := missing_trials(results, arms, seeds):
         raise IncompleteStudy(missing)
     if metric not in results:
         if metric.startswith("routing/"):
             return {}
-        raise ValueError(f"results: no metric {metric!r}; there are {', '.join(map(str, results.columns))}")
+        raise ConfigError("judged", metric, f"a metric of the results: {', '.join(map(str, results.columns))}")
     table = results.set_index(["arm", "seed"])[metric]
     values = {arm: np.array([table.loc[(arm, seed)] for seed in seeds], dtype=float) for arm in arms}
     values = {a: v for a, v in values.items() if not (metric.startswith("routing/") and np.isnan(v).all())}
     for arm, found in values.items():
         if not np.isfinite(found).all():
             bad = [seed for seed, value in zip(seeds, found, strict=True) if not math.isfinite(value)]
-            raise ValueError(f"results: {metric} is not a number for arm={arm!r}, seeds {bad}")
+            raise ConfigError(metric, "nan", f"a number in every result; it is none for arm {arm!r}, seeds {bad}")
     return values
 
 

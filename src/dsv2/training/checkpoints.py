@@ -73,12 +73,15 @@ def steps(folder: Path) -> list[int]:
 def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / MANIFEST
     try:
-        return json.loads(path.read_text())
+        listed = json.loads(path.read_text())
     except FileNotFoundError:
         return {}
     except ValueError:
+        listed = None
+    if not isinstance(listed, dict):
         print(f"warning: {path} is damaged, so no checkpoint beside it can be trusted", file=sys.stderr)
         return {}
+    return listed
 
 
 def _checksum(path: Path) -> str:

@@ -22,6 +22,12 @@ def read_result(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError:
+        result = None
+    if not isinstance(result, dict) or not _numbers(result.get("metrics", {})):
         print(f"warning: {path} is damaged; the run counts as unfinished", file=sys.stderr)
         return {}
-    return result if isinstance(result, dict) else {}
+    return result
+
+
+def _numbers(metrics: Any) -> bool:
+    return isinstance(metrics, dict) and all(isinstance(value, int | float) for value in metrics.values())
