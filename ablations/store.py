@@ -121,8 +121,9 @@ def results_of(study: Study) -> Results:
 
 
 def accuracy_in_training(logged: list[dict[str, Any]]) -> float:
-    """Mean of the validation accuracies of a whole run: how early a task is learned, as a number that always exists."""
-    return statistics.fmean(row["val/accuracy"] for row in logged if "val/accuracy" in row)
+    """Mean of the validation accuracies of a whole run: how early a task is learned. NaN where none was logged."""
+    found = [row["val/accuracy"] for row in logged if "val/accuracy" in row]
+    return statistics.fmean(found) if found else math.nan
 
 
 def steps_to_half(logged: list[dict[str, Any]]) -> float:

@@ -276,3 +276,4 @@ def test_steps_to_half():
 def test_accuracy_in_training():
     logged = [{"step": 10}, {"step": 20, "val/accuracy": 0.25}, {"step": 30, "val/accuracy": 0.75}]
     assert accuracy_in_training(logged) == 0.5
+    assert math.isnan(accuracy_in_training([]))
