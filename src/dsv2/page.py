@@ -34,14 +34,19 @@ class Section(NamedTuple):
 
 
 def picture(name: str, caption: str, drawn: Any) -> Picture:
-    """A Figure, or the one of an Axes, as a PNG; it is closed."""
+    """A Figure, or the one of an Axes, as a PNG of 256 colours, a third of the bytes of one of all; it is closed."""
     import matplotlib.pyplot as plt
+    from PIL import Image
 
     figure = drawn.get_figure() if hasattr(drawn, "get_xlim") else drawn
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
+    whole, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(whole, format="png", dpi=DPI)
     plt.close(figure)
-    return Picture(name, caption, buffer.getvalue(), round(figure.get_size_inches()[0] * PIXELS_PER_INCH))
+    colours = Image.open(whole).convert("RGB")
+    colours.quantize(method=Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE).save(
+        small, format="png", optimize=True
+    )
+    return Picture(name, caption, small.getvalue(), round(figure.get_size_inches()[0] * PIXELS_PER_INCH))
 
 
 def write_page(folder: Path, title: str, headline: str, sections: Sequence[Section], tables: Mapping[str, str]) -> Path:
