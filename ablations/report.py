@@ -1,69 +1,52 @@
-"""The report of a study: verdict first, then what it rests on. Tables and figures in, Markdown and one HTML file out.
+"""`python -m ablations.report sweep=NAME [scale=...] [--table]`: rebuild a report from what is stored.
 
-Needs no torch: everything is rebuilt from the tables that the trials left behind. `results` has one row a trial;
-`metrics` is long (arm, seed, step, tokens, metric, value); `routing` has one row per arm, seed, step, layer and expert
-and is empty or None for dense models; `accounting` has one row an arm.
+Nothing is trained. Of several scales also that of their ladder. `--table` prints the results as the paper prints its
+Tables 8 and 9, and writes them as Markdown, LaTeX and HTML, instead.
 """
 
 import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
-import pandas as pd
+from rich.console import Console
 
-from ablations.sections import FALSE_CAPTION, factorial_terms, false_verdicts, sections_of
-from ablations.summary import StudyText, arm_statistics, chosen, finished, study_effects, summary, verdict_table
-from dsv2.analysis.verdicts import IncompleteStudy
-from dsv2.page import picture, write_page
+from ablations.reporting.collect import report_study
+from ablations.reporting.ladder import report_ladder
+from ablations.reporting.paper_table import write_tables
+from ablations.request import PLAIN_WIDTH, parse
+from ablations.trials.results import results_of
+from ablations.trials.trials import stored
+from dsv2.config import ConfigError
 
-__all__ = ["StudyText", "summary", "verdict_table", "write_report"]
+TABLE = "--table"
 
 
-def write_report(
-    study: StudyText,
-    results: pd.DataFrame,
-    metrics: pd.DataFrame,
-    routing: pd.DataFrame | None,
-    accounting: pd.DataFrame,
-    provenance: Mapping[str, Any],
-    folder: Path,
-    *,
-    step_floor: Mapping[str, float] | None = None,
-    final_floor: Mapping[str, float] | None = None,
-) -> Path:
-    """Write report.md, report.html, table.csv and figures/*.png under `folder`; the path of report.html.
-
-    `step_floor` and `final_floor` are `random_floor` for the tokens of one logged step and of the validation set.
-    `provenance` may nest (versions). Without a result for every trial the report says so and gives no verdict.
-    """
-    from ablations.figures import draw  # matplotlib only here
-    from dsv2.analysis.plots_calibration import false_positive_rates
-
-    results = chosen(study, results)
+def main(arguments: list[str]) -> int:
+    """The exit status: 0, or 2 for a mistake in the request."""
+    if any(word in ("-h", "--help") for word in arguments):
+        print(__doc__)
+        return 0
     try:
-        effects, missing = study_effects(study, results), []
-    except IncompleteStudy as error:
-        effects, missing = [], error.missing
-    if len(study.seeds) < 2:
-        effects = []  # one seed is no effect
-    headline, sentences = summary(study, effects, missing)
-    terms = factorial_terms(study, results) if effects else []
-    rates = false_verdicts(study, results) if study.identical and not missing else []
-    pictures = draw(
-        study, finished(results), metrics, routing, accounting, effects, terms, step_floor or {}, final_floor or {}
-    )
-    if rates:
-        pictures = (picture("false_verdicts", FALSE_CAPTION, false_positive_rates(rates)), *pictures)
-    others = [text for text in sentences if text not in headline]
-    sections = sections_of(
-        study, results, metrics, effects, terms, rates, accounting, provenance, others, pictures, final_floor or {}
-    )
-    table = arm_statistics(study, results).to_csv(index=False)
-    return write_page(folder, f"{study.name} ({study.scale})", headline, sections, {"table": table})
+        words = [word for word in arguments if word != TABLE]
+        if others := [word for word in words if word.partition("=")[0] not in ("sweep", "scale")]:
+            raise ConfigError("words", " ".join(others), "sweep= and scale= alone: a report is of what was last run")
+        request, _ = parse(words)
+        studies = [stored(request.sweep, scale) for scale in request.scales]
+        for study in studies:
+            if not study.folder.is_dir():
+                valid = f"a study that has been run; there is nothing in {study.folder}"
+                raise ConfigError("sweep", request.sweep, valid)
+        console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+        for study in studies:
+            if TABLE in arguments:
+                print(write_tables(study, results_of(study), study.folder / "report"))
+            else:
+                report_study(study, console)
+        if len(studies) > 1:
+            report_ladder(studies, console)
+    except (ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    from ablations.publish import main
-
     sys.exit(main(sys.argv[1:]))

@@ -7,59 +7,16 @@ of the keys above is an override of every trial, as in `optim.lr=1e-3`.
 import os
 import signal
 import sys
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from dsv2.config import ConfigBase, ConfigError, structure
+from ablations.request import PLAIN_WIDTH, parse
+from ablations.running.runner import STOPPED
+from dsv2.config import ConfigError
 
 if TYPE_CHECKING:  # this module is imported again in every worker, before it can look after itself
     from rich.console import Console
 
-    from ablations.studies import Study
-
-
-PLAIN_WIDTH = 120  # columns, where there is no terminal to ask
-STOPPED = "\nstopped; what was saved stays, the same command goes on from there"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request(ConfigBase):
-    """What the command line asks for, besides overrides of the trials."""
-
-    sweep: str
-    scale: str | tuple[str, ...] = "smoke"  # several: a ladder, its last report says what holds along it
-    seeds: tuple[int, ...] | None = None
-    workers: int | None = None
-    launcher: Literal["local", "slurm", "ray"] = "local"
-    dry_run: bool = False
-
-    @property
-    def scales(self) -> tuple[str, ...]:
-        return (self.scale,) if isinstance(self.scale, str) else self.scale
-
-    def __post_init__(self) -> None:
-        self.require(len(set(self.scales)) == len(self.scales) > 0, "scale", "at least one, each once")
-        self.require(self.workers is None or self.workers > 0, "workers", "at least 1")
-
-
-def parse(arguments: list[str]) -> tuple[Request, list[str]]:
-    """Split `key=value` words into the request and the overrides of the trials."""
-    own: dict[str, Any] = {}
-    overrides = []
-    for word in arguments:
-        key, equals, value = word.partition("=")
-        if equals and key in Request.__dataclass_fields__:
-            try:
-                own[key] = yaml.safe_load(value)
-            except yaml.YAMLError:
-                raise ConfigError(key, value, "a word, or a list as in [0,1]") from None
-        else:
-            overrides.append(word)
-    if "sweep" not in own:
-        raise ConfigError("sweep", None, "name a study, as in sweep=balance_losses")
-    return structure(own, Request), overrides
+    from ablations.trials.trials import Study
 
 
 def show(study: "Study", console: "Console") -> None:
@@ -121,7 +78,7 @@ def _main(arguments: list[str]) -> int:
     request, overrides = parse(arguments)
     from rich.console import Console
 
-    from ablations.studies import Study
+    from ablations.trials.trials import Study
 
     console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     studies = [Study(request.sweep, scale, request.seeds, overrides) for scale in request.scales]
@@ -138,7 +95,7 @@ def _main(arguments: list[str]) -> int:
         show(study, console)
         finished &= study.run(workers=request.workers, launcher=request.launcher)
     if len(studies) > 1:
-        from ablations.ladder import report_ladder
+        from ablations.reporting.ladder import report_ladder
 
         report_ladder(studies, console)
     return 0 if finished else 1

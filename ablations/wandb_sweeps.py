@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 
 from dsv2.config import CONFIG_DIR
-from dsv2.files import write_text
-from dsv2.study import Plan
+from dsv2.storage.files import write_text
+from dsv2.study.plan import Plan
 
 SCALE = "smoke"
 HEADER = "# Made from configs/sweep/{name}.yaml by `python -m ablations.wandb_sweeps`: edit the study, not this file.\n"

@@ -11,7 +11,7 @@ from typing import Any
 
 from dsv2.config import ConfigError
 from dsv2.metrics import quantity
-from dsv2.study import Plan
+from dsv2.study.plan import Plan
 
 LOSSES = ("val/loss", "train/loss", "val/accuracy")
 BALANCE = ("max_violation", "device_max_violation", "received_max_violation", "entropy", "dead_experts", "overflow")

@@ -1,4 +1,4 @@
-"""What it brings to let the C library keep freed memory (`dsv2.training.process.keep_freed_memory`).
+"""What it brings to let the C library keep freed memory (`dsv2.training.machine.keep_freed_memory`).
 
     python -m benchmarks.allocator [--rounds 7]
 
@@ -20,7 +20,7 @@ BATCH, LENGTH, STEPS = 8, 128, 40
 
 def child(keep: bool) -> None:
     import dsv2
-    from dsv2.training.process import keep_freed_memory
+    from dsv2.training.machine import keep_freed_memory
 
     torch.set_num_threads(1)
     if keep:

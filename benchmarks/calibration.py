@@ -2,7 +2,7 @@
 
     python -m benchmarks.calibration [--studies 1000] [--aa SCALE]
 
-Simulated studies go through `dsv2.analysis.verdicts.judge`. Every rate has a 95% Clopper-Pearson interval; a promise
+Simulated studies go through `dsv2.statistics.verdicts.judge`. Every rate has a 95% Clopper-Pearson interval; a promise
 is kept when the interval does not lie wholly on its wrong side. About one kept promise in forty looks broken by chance.
 With `--aa` real trials are asked the same: those of the study `aa`, whose arms differ in their seed alone. Writes
 `benchmarks/results/calibration.json`; exits 1 where normal noise breaks more promises than chance explains.
@@ -22,7 +22,7 @@ from rich.progress import track
 from rich.table import Table
 from scipy import stats
 
-from dsv2.analysis.calibration import (
+from dsv2.statistics.calibration import (
     NOISE,
     Rate,
     TrialsRate,

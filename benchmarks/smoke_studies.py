@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from ablations.ladder import SCALES
+from ablations.reporting.ladder import SCALES
 from ablations.wandb_sweeps import studies
 
 RESULT = Path(__file__).parent / "results" / "smoke_studies.json"

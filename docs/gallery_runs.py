@@ -12,16 +12,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import dsv2
-from ablations.store import Results, results_of
-from ablations.studies import Study, stored
-from dsv2.analyse import subject
-from dsv2.analysis import plots_balance, plots_cost, plots_drops, plots_text, plots_tokens
-from dsv2.analysis.drops import drops_by_affinity
-from dsv2.analysis.experts import moe_config
-from dsv2.analysis.sections import ANALYSES, Analysis, Subject
+from ablations.trials.results import Results, results_of
+from ablations.trials.trials import Study, stored
+from dsv2 import plots
+from dsv2.commands.analyse import subject
 from dsv2.explore.subject import model_at, open_subject
 from dsv2.explore.trace import Trace, budget, dropped, loads, trace
-from dsv2.paths import runs_root
+from dsv2.plots.balance import CONTROLLED
+from dsv2.report.experts import ANALYSES, Analysis, Subject
+from dsv2.routing.drops import drops_by_affinity
+from dsv2.routing.interventions import moe_config
+from dsv2.storage.rundir import runs_root
 
 BALANCE = "python -m ablations.run sweep=balance_losses scale=tiny"
 ATTENTION = "python -m ablations.run sweep=attention_moe scale=tiny"
@@ -76,12 +77,12 @@ def text_through(arm: str) -> Trace:
 
 def losses_and_control() -> Drawn:
     _, results = balance()
-    means = results.groupby("arm")[list(plots_balance.CONTROLLED)].mean()
-    own = zip(("expert", "device", "communication"), plots_balance.CONTROLLED, strict=True)
+    means = results.groupby("arm")[list(CONTROLLED)].mean()
+    own = zip(("expert", "device", "communication"), CONTROLLED, strict=True)
     moved = [f"{loss} {means[target]['none']:.2f} to {means[target][loss]:.2f}" for loss, target in own]
     title = f"Each loss alone on its own target: {', '.join(moved)}"
     return Drawn(
-        plots_balance.losses_and_control(results, title=title),
+        plots.losses_and_control(results, title=title),
         "A point a seed, a bar at the mean; logarithmic, so a step is a factor. Grey: the arm with the lowest mean.",
     )
 
@@ -97,7 +98,7 @@ def collapse_over_training() -> Drawn:
     )
     shown = metrics[metrics["arm"].isin(["none", "expert", "paper"])]
     return Drawn(
-        plots_balance.collapse_over_training(shown, arms=list(study.arms), title=title),
+        plots.collapse_over_training(shown, arms=list(study.arms), title=title),
         "Collapse as skew, as entropy and as death of the experts: mean and range over seeds.",
     )
 
@@ -111,7 +112,7 @@ def load_at() -> Drawn:
         f"{busiest['paper']:.1f} with all three"
     )
     return Drawn(
-        plots_balance.load_at(routing, step, arms=["none", "expert", "device", "paper"], title=title),
+        plots.load_at(routing, step, arms=["none", "expert", "device", "paper"], title=title),
         "Red experts get more than the mean, blue ones less. `load_view` is the same in a notebook, with a slider.",
     )
 
@@ -124,7 +125,7 @@ def drops_over_training() -> Drawn:
     means = results.groupby("arm")["routing/drop_rate"].mean()
     title = f"Dropped at the end: {means['paper']:.1%} of the pairs at capacity 1.0, {means['tight']:.1%} at 0.5"
     return Drawn(
-        plots_drops.drops_over_training(results.metrics(), arms=list(study.arms), title=title),
+        plots.drops_over_training(results.metrics(), arms=list(study.arms), title=title),
         "What is over a capacity of 1.0 in every arm, and what the arms that drop do drop: mean and range over seeds.",
     )
 
@@ -145,7 +146,7 @@ def drops_over_affinity() -> Drawn:
         f"{ends.iloc[-1]:.0%} of the highest"
     )
     return Drawn(
-        plots_drops.drops_over_affinity(tables, title=title),
+        plots.drops_over_affinity(tables, title=title),
         "Pairs of eight validation sequences in the first MoE layer, in ten equal groups by affinity.",
     )
 
@@ -160,7 +161,7 @@ def text_load() -> Drawn:
         f"{room}; {table['dropped'].sum() / table['load'].sum():.0%} of all pairs are over capacity 1.0"
     )
     return Drawn(
-        plots_text.text_load(table, room, title=title),
+        plots.text_load(table, room, title=title),
         "One text in the first MoE layer, arm none, seed 0, a colour a device; hatched: what it has no room for.",
     )
 
@@ -171,7 +172,7 @@ def load_profiles() -> Drawn:
     top = {arm: table["load"].max() / table["load"].mean() for arm, table in tables.items()}
     title = "Busiest expert over the mean, on the same text: " + ", ".join(f"{arm} {x:.1f}" for arm, x in top.items())
     return Drawn(
-        plots_text.load_profiles(tables, title=title),
+        plots.load_profiles(tables, title=title),
         "Experts of different runs have nothing but their rank in common; so each run's are sorted.",
     )
 
@@ -184,8 +185,8 @@ def paint_tokens() -> Drawn:
     routing = traced.routings[layer]._replace(dropped=over[None])
     title = f"Device of each token's first choice; struck through: the {lost:.0%} that it has no room for"
     return Drawn(
-        plots_tokens.paint_tokens(traced.pieces, routing, num_devices=traced.num_devices, title=title),
-        "The text of the figures above. `painting.paint_html` is the same in a notebook, `python -m dsv2 explore` on a "
+        plots.paint_tokens(traced.pieces, routing, num_devices=traced.num_devices, title=title),
+        "The text of the figures above. `plots.paint_html` is the same in a notebook, `python -m dsv2 explore` on a "
         "page.",
     )
 
@@ -204,7 +205,7 @@ def cache_over_context() -> Drawn:
     accounts = {name: dsv2.account(dsv2.load(overrides).model) for name, overrides in models.items()}
     ratio = accounts["V2 (MLA)"].kv_bytes_per_token / accounts["V2 with MHA"].kv_bytes_per_token
     return Drawn(
-        plots_cost.cache_over_context(accounts, title=f"MLA keeps {ratio:.1%} of the cache of MHA with its heads"),
+        plots.cache_over_context(accounts, title=f"MLA keeps {ratio:.1%} of the cache of MHA with its heads"),
         "Worked out from the configs of the published models, 16 bits an element.",
     )
 

@@ -8,17 +8,18 @@ from pathlib import Path
 import pandas as pd
 from gallery_runs import Drawn, ran
 
-from ablations.ladder import LOSS, runs_of
-from ablations.publish import text_of
-from ablations.sections import design_of, factorial_terms
-from ablations.store import Results
-from ablations.studies import Study
-from dsv2.analysis import plots_balance, plots_calibration, plots_cost, plots_factorial, plots_ladder
-from dsv2.analysis.calibration import NOISE, Rate
-from dsv2.analysis.ladder import fit_ladder
-from dsv2.analysis.statistics import ALPHA, POWER, detectable_in_sd
-from dsv2.analysis.trends import trends
-from dsv2.analysis.verdicts import difference_text
+from ablations.reporting.collect import text_of
+from ablations.reporting.ladder import LOSS, runs_of
+from ablations.reporting.sections import design_of, factorial_terms
+from ablations.trials.results import Results
+from ablations.trials.trials import Study
+from dsv2 import plots
+from dsv2.plots.balance import CONTROLLED
+from dsv2.statistics.calibration import NOISE, Rate
+from dsv2.statistics.ladder import fit_ladder
+from dsv2.statistics.paired import ALPHA, POWER, detectable_in_sd
+from dsv2.statistics.trends import trends
+from dsv2.statistics.verdicts import difference_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -44,7 +45,7 @@ def loss_over_active() -> Drawn:
         f"highest: {worst}, {means[worst]:.3f} with {active[worst] / 1e6:.2f}M"
     )
     return Drawn(
-        plots_cost.loss_over_active(results, accounting, arms=list(study.arms), title=title),
+        plots.loss_over_active(results, accounting, arms=list(study.arms), title=title),
         "As the report's Figure 1: mean and range over seeds.",
     )
 
@@ -56,12 +57,12 @@ def grid() -> tuple[Study, Results]:
 def factorial_forest() -> Drawn:
     study, results = grid()
     terms = factorial_terms(text_of(study), results)
-    own = {metric: loss.partition("-")[0].removesuffix(" loss") for metric, loss in plots_balance.CONTROLLED.items()}
+    own = {metric: loss.partition("-")[0].removesuffix(" loss") for metric, loss in CONTROLLED.items()}
     mains = [t for t in terms if t.order == 1 and t.term.startswith(own.get(t.metric, "none"))]
     said = ", ".join(f"{t.term.partition('=')[0]} {t.effect:+.2f}" for t in mains)
     title = f"Main effect of each loss on its own target: {said}"
     return Drawn(
-        plots_factorial.factorial_forest(terms, directions=study.file.judged, title=title),
+        plots.factorial_forest(terms, directions=study.file.judged, title=title),
         "Main effects and, below the line, interactions, with 95% t intervals. Filled: decided after Holm.",
     )
 
@@ -79,9 +80,7 @@ def interaction() -> Drawn:
         f"{difference_text(term.effect, term.low, term.high)}, {term.word}"
     )
     return Drawn(
-        plots_factorial.interaction(
-            results, metric, design_of(text), "expert", "device", seeds=study.seeds, title=title
-        ),
+        plots.interaction(results, metric, design_of(text), "expert", "device", seeds=study.seeds, title=title),
         "Parallel lines would be no interaction. Thin: single seeds, averaged over the communication loss.",
     )
 
@@ -100,7 +99,7 @@ def loss_over_compute(found: Callable[[], pd.DataFrame] = rungs) -> Drawn:
     scales = " to ".join(ladder.scales)
     title = f"From {scales} the loss goes with compute to the power {powers[0]:.3f} to {powers[-1]:.3f}, by arm"
     return Drawn(
-        plots_ladder.loss_over_compute(runs, ladder, loss=LOSS, title=title),
+        plots.loss_over_compute(runs, ladder, loss=LOSS, title=title),
         "A point a run; a curve an arm with its 95% band. Rungs that are only predicted are open diamonds.",
     )
 
@@ -115,7 +114,7 @@ def difference_over_compute(found: Callable[[], pd.DataFrame] = rungs) -> Drawn:
     ]
     title = f"Against none, {' to '.join(ladder.scales)}: {', '.join(said)}"
     return Drawn(
-        plots_ladder.difference_over_compute(runs, ladder, "none", loss=LOSS, title=title),
+        plots.difference_over_compute(runs, ladder, "none", loss=LOSS, title=title),
         "Paired by seed, with 95% t intervals at each rung, and the difference of the fitted curves.",
     )
 
@@ -135,7 +134,7 @@ def power_by_effect() -> Drawn:
     low, high = min(rate.rate for rate in rates), max(rate.rate for rate in rates)
     title = f"Where {POWER:.0%} is stated, {low:.1%} to {high:.1%} of simulated studies of {arms} arms find the effect"
     return Drawn(
-        plots_calibration.power_by_effect(found, title=title),
+        plots.power_by_effect(found, title=title),
         "Lines: power as stated; points: simulated, at the effect that is called detectable.",
     )
 
@@ -151,7 +150,7 @@ def false_positive_rates() -> Drawn:
         noise = ", ".join(dict.fromkeys(rate.noise for rate in broken))
         title += f", but in up to {max(rate.rate for rate in broken):.0%} of those with noise of the kind '{noise}'"
     return Drawn(
-        plots_calibration.false_positive_rates(shown, title=title),
+        plots.false_positive_rates(shown, title=title),
         f"By the shape of the noise; rare: {NOISE['rare']}. Filled: the interval lies above the 5% that are promised.",
     )
 

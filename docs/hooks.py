@@ -14,7 +14,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 from dsv2.config import CONFIG_DIR, structure
-from dsv2.study import StudyFile
+from dsv2.study.files import StudyFile
 
 ROOT = Path(__file__).parents[1]
 CODE = re.compile(r"^\[\[(?P<path>[\w/.]+\.py)::(?P<name>[\w.]+)\]\]$", flags=re.M)

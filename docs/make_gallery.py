@@ -23,18 +23,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from dsv2.analysis import (
-    plots,
-    plots_balance,
-    plots_calibration,
-    plots_cost,
-    plots_drops,
-    plots_experts,
-    plots_factorial,
-    plots_ladder,
-    plots_text,
-    plots_tokens,
-)
+from dsv2 import plots
 
 DOCS = Path(__file__).parent
 IMAGES = DOCS / "figures" / "gallery"
@@ -52,7 +41,7 @@ make it: the study, run once and stored under `$DSV2_RUNS` (default `runs/`), th
 class Entry(NamedTuple):
     name: str
     heading: str  # what it shows
-    function: Callable[..., Any]  # of `dsv2.analysis.plots*`
+    function: Callable[..., Any]  # of `dsv2.plots`
     command: str  # that makes what it is drawn from; "" where nothing has to be run
     draw: Callable[[], Drawn]
 
@@ -75,52 +64,52 @@ LOSSES = ["none", "expert", "device", "paper"]
 # fmt: off
 GALLERY: dict[str, list[Entry]] = {
     "Balance and collapse": [
-        entry(plots_balance.losses_and_control, "What each balance loss controls", BALANCE, runs.losses_and_control),
-        entry(plots_balance.collapse_over_training, "Routing collapse over training", BALANCE,
+        entry(plots.losses_and_control, "What each balance loss controls", BALANCE, runs.losses_and_control),
+        entry(plots.collapse_over_training, "Routing collapse over training", BALANCE,
             runs.collapse_over_training),
         entry(plots.imbalance_over_training, "Every imbalance over training", BALANCE, of_report(
             "balance_losses", "imbalance", "routing/overflow", LOSSES, "Pairs over capacity 1.0", ".1%")),
         entry(plots.load_heatmap, "The load of every expert over training", BALANCE, of_report(
             "balance_losses", "expert_load", "routing/max_violation", LOSSES, "Busiest expert / mean - 1", ".2f")),
-        entry(plots_balance.load_at, "The load of every layer at one step", BALANCE, runs.load_at),
+        entry(plots.load_at, "The load of every layer at one step", BALANCE, runs.load_at),
     ],
     "Devices and drops": [
         entry(plots.device_load, "The load of the devices", BALANCE, of_report(
             "balance_losses", "device_load", "routing/device_max_violation", LOSSES, "Busiest device / mean - 1",
             ".2f")),
-        entry(plots_drops.drops_over_training, "Dropped pairs over training", DROPPING, runs.drops_over_training),
-        entry(plots_drops.drops_over_affinity, "Which pairs dropping takes", DROPPING, runs.drops_over_affinity),
-        entry(plots_text.text_load, "What one text asks of experts and devices", BALANCE, runs.text_load),
-        entry(plots_text.load_profiles, "How uneven runs are on one text", BALANCE, runs.load_profiles),
-        entry(plots_tokens.paint_tokens, "Where each token goes", BALANCE, runs.paint_tokens),
+        entry(plots.drops_over_training, "Dropped pairs over training", DROPPING, runs.drops_over_training),
+        entry(plots.drops_over_affinity, "Which pairs dropping takes", DROPPING, runs.drops_over_affinity),
+        entry(plots.text_load, "What one text asks of experts and devices", BALANCE, runs.text_load),
+        entry(plots.load_profiles, "How uneven runs are on one text", BALANCE, runs.load_profiles),
+        entry(plots.paint_tokens, "Where each token goes", BALANCE, runs.paint_tokens),
     ],
     "Attention and cache": [
         entry(plots.loss_over_tokens, "Loss over training", ATTENTION, of_report(
             "attention_moe", "loss", LOSS, SIZES, "At the end, nats a token")),
         entry(plots.difference_over_tokens, "Difference of loss, paired by seed, over training", ATTENTION, of_report(
             "attention_moe", "loss_difference", studies.against_mha)),
-        entry(plots_cost.loss_over_budgets, "Loss at equal tokens, FLOPs and seconds", ATTENTION, of_report(
+        entry(plots.loss_over_budgets, "Loss at equal tokens, FLOPs and seconds", ATTENTION, of_report(
             "attention_moe", "budgets", studies.per_budget)),
-        entry(plots_cost.cache_over_context, "The cache of the published models", "", runs.cache_over_context),
+        entry(plots.cache_over_context, "The cache of the published models", "", runs.cache_over_context),
     ],
     "Experts": [
-        expert(plots_experts.loss_changes, "What the shared experts are worth", "shared", "shared",
+        expert(plots.loss_changes, "What the shared experts are worth", "shared", "shared",
             "What switching them off adds to the validation loss, nats a token, with 95% intervals over sequences."),
-        expert(plots_experts.loss_over_masked, "How redundant the routed experts are", "redundancy", "redundancy",
+        expert(plots.loss_over_masked, "How redundant the routed experts are", "redundancy", "redundancy",
             "The experts of highest affinity cannot be chosen, the next best are; band: 95% over sequences."),
-        expert(plots_experts.loss_over_experts, "How many routed experts are needed", "fewer", "fewer",
+        expert(plots.loss_over_experts, "How many routed experts are needed", "fewer", "fewer",
             "Validation loss with fewer routed experts a token than in training; gates are not rescaled."),
-        expert(plots_experts.domain_heatmap, "Which experts favour a domain", "domains", "domain_shares",
+        expert(plots.domain_heatmap, "Which experts favour a domain", "domains", "domain_shares",
             "An expert's share of a domain over its share of all text; experts stand by the domain they favour."),
-        expert(plots_experts.information_bars, "How much an expert tells of the domain", "domains", "domains",
+        expert(plots.information_bars, "How much an expert tells of the domain", "domains", "domains",
             "Mutual information of domain and expert; by chance: whole sequences given the domains of others."),
-        expert(plots_experts.token_concentration, "How few tokens an expert lives on", "tokens", "expert_tokens",
+        expert(plots.token_concentration, "How few tokens an expert lives on", "tokens", "expert_tokens",
             "Share of an expert's token-expert pairs that its ten commonest tokens make up."),
-        expert(plots_experts.coactivation_heatmap, "Which experts are chosen together", "coactivation", "coactivation",
+        expert(plots.coactivation_heatmap, "Which experts are chosen together", "coactivation", "coactivation",
             "Over experts of the same loads that are independent; experts chosen together stand together."),
-        expert(plots_experts.certainty_over_layers, "How sure the router is", "router", "router",
+        expert(plots.certainty_over_layers, "How sure the router is", "router", "router",
             "Low entropy of a token and high entropy of the mean token: sure choices, spread over all experts."),
-        expert(plots_experts.overlap_over_training, "When routing settles", "saturation", "saturation",
+        expert(plots.overlap_over_training, "When routing settles", "saturation", "saturation",
             "Overlap of a token's experts with those after the last step, on a fixed probe of validation tokens."),
     ],
     "Studies": [
@@ -128,21 +117,21 @@ GALLERY: dict[str, list[Entry]] = {
             "balance_losses", "effects", LOSS, LOSSES, "Validation loss, nats a token")),
         entry(plots.metric_by_arm, "Every seed of every arm", ATTENTION, of_report(
             "attention_moe", "val_loss_by_arm", LOSS, SIZES, "Means, nats a token")),
-        entry(plots_cost.loss_over_active, "Loss over active parameters", BASELINES, studies.loss_over_active),
-        entry(plots_factorial.factorial_forest, "Main effects and interactions", GRID, studies.factorial_forest),
-        entry(plots_factorial.interaction, "How one loss's effect depends on another", GRID, studies.interaction),
+        entry(plots.loss_over_active, "Loss over active parameters", BASELINES, studies.loss_over_active),
+        entry(plots.factorial_forest, "Main effects and interactions", GRID, studies.factorial_forest),
+        entry(plots.interaction, "How one loss's effect depends on another", GRID, studies.interaction),
     ],
     "Ladders": [
-        entry(plots_ladder.loss_over_compute, "Loss over training compute", LADDER, studies.loss_over_compute),
-        entry(plots_ladder.difference_over_compute, "Does a difference hold as scale grows", LADDER,
+        entry(plots.loss_over_compute, "Loss over training compute", LADDER, studies.loss_over_compute),
+        entry(plots.difference_over_compute, "Does a difference hold as scale grows", LADDER,
             studies.difference_over_compute),
     ],
     "Statistics": [
-        entry(plots_calibration.false_positive_rates, "False verdicts on real trials that are alike", AA, of_report(
+        entry(plots.false_positive_rates, "False verdicts on real trials that are alike", AA, of_report(
             "aa", "false_verdicts", studies.told_apart), "false_verdicts"),
-        entry(plots_calibration.false_positive_rates, "False verdicts on simulated studies", SIMULATED,
+        entry(plots.false_positive_rates, "False verdicts on simulated studies", SIMULATED,
             studies.false_positive_rates),
-        entry(plots_calibration.power_by_effect, "Power, stated and found", SIMULATED, studies.power_by_effect),
+        entry(plots.power_by_effect, "Power, stated and found", SIMULATED, studies.power_by_effect),
     ],
 }
 # fmt: on

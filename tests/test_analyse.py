@@ -10,9 +10,10 @@ import torch
 
 import dsv2
 from dsv2.__main__ import main
-from dsv2.analyse import analyse
-from dsv2.analysis.sections import ANALYSES
-from dsv2.training import fit, process
+from dsv2.commands.analyse import analyse
+from dsv2.report.experts import ANALYSES
+from dsv2.training import fit
+from dsv2.training import machine as process
 
 matplotlib.use("Agg")
 

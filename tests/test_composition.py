@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from dsv2 import composition
 from dsv2.composition import compose, without_shape
 from dsv2.config import CONFIG_DIR, ConfigError
-from dsv2.study import Plan
+from dsv2.study.plan import Plan
 
 
 def directly(overrides: list[str]) -> dict:

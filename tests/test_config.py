@@ -8,7 +8,7 @@ import dsv2
 from dsv2.config import ConfigError, plain, structure
 from dsv2.models.attention import MLA
 from dsv2.models.ffn import SwiGLU
-from dsv2.run import from_plain
+from dsv2.training.run import from_plain
 
 
 @pytest.mark.parametrize(

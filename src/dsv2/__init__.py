@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dsv2.analysis.accounting import account as account
+    from dsv2.accounting.account import account as account
     from dsv2.inference.generate import generate as generate
     from dsv2.interop.huggingface import from_hf as from_hf
     from dsv2.interop.huggingface import to_hf as to_hf
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from dsv2.models.moe.router import Routing as Routing
     from dsv2.models.moe.router import route as route
     from dsv2.models.transformer import Output as Output
-    from dsv2.run import load as load
+    from dsv2.training.run import load as load
 
 _WHERE = {
     "Output": "models.transformer",
     "Routing": "models.moe.router",
-    "account": "analysis.accounting",
+    "account": "accounting.account",
     "balance_losses": "models.moe.balance",
     "drop": "models.moe.dropping",
     "from_hf": "interop.huggingface",
     "generate": "inference.generate",
-    "load": "run",
+    "load": "training.run",
     "route": "models.moe.router",
     "to_hf": "interop.huggingface",
 }

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from dsv2.accounts.command import account_command, add_arguments
+from dsv2.commands.account import account_command, add_arguments
 from dsv2.config import ConfigError
 
 
@@ -71,21 +71,21 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _import_hf(arguments: argparse.Namespace) -> None:
-    from dsv2.interop.commands import import_hf
+    from dsv2.commands.huggingface import import_hf
 
     import_hf(arguments.path, arguments.out)
     print(arguments.out)
 
 
 def _export_hf(arguments: argparse.Namespace) -> None:
-    from dsv2.interop.commands import export_hf
+    from dsv2.commands.huggingface import export_hf
 
     export_hf(arguments.run_dir, arguments.out)
     print(arguments.out)
 
 
 def _generate(arguments: argparse.Namespace) -> None:
-    from dsv2.inference.generate import generate_text
+    from dsv2.commands.generate import generate_text
 
     print(
         generate_text(
@@ -99,7 +99,7 @@ def _generate(arguments: argparse.Namespace) -> None:
 
 
 def _eval(arguments: argparse.Namespace) -> None:
-    from dsv2.evaluation.command import evaluate_run, show, write
+    from dsv2.commands.evaluate import evaluate_run, show, write
 
     scores = evaluate_run(
         arguments.run_dir,
@@ -114,7 +114,7 @@ def _eval(arguments: argparse.Namespace) -> None:
 
 
 def _analyse(arguments: argparse.Namespace) -> None:
-    from dsv2.analyse import analyse
+    from dsv2.commands.analyse import analyse
 
     names = [name for name in arguments.only.split(",") if name]
     report = analyse(arguments.run_dir, out=arguments.out, only=names, against=arguments.against)

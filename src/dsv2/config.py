@@ -13,7 +13,7 @@ import importlib
 import json
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,13 @@ PACKAGE = "dsv2"
 _HERE = Path(__file__).resolve().parent
 # A wheel ships the YAML inside the package; a checkout keeps it at the top level.
 CONFIG_DIR = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parents[1] / "configs"
+
+MOVED = {  # config classes by the path under which older runs stored them -> where they are now
+    "dsv2.run.Run.Config": "dsv2.training.run.Run.Config",
+    "dsv2.training.loggers.Logging.Config": "dsv2.training.run.Logging.Config",
+    "dsv2.training.loggers.Wandb.Config": "dsv2.training.run.Wandb.Config",
+    "dsv2.training.settings.Training.Config": "dsv2.training.run.Training.Config",
+}
 
 
 class ConfigError(ValueError):
@@ -97,7 +104,7 @@ def _target(node: Mapping[str, Any], expected: Any, key: str) -> type[ConfigBase
             return allowed[0]
         raise ConfigError(at, None, f"name one of {_names(allowed)}")
     inside = isinstance(name, str) and name.startswith(PACKAGE + ".") and name.endswith(".Config")
-    found = _import(name) if inside else None
+    found = _import(MOVED.get(name, name)) if inside else None
     if not (isinstance(found, type) and issubclass(found, ConfigBase) and issubclass(found, tuple(allowed))):
         raise ConfigError(at, name, f"only configs of this package are built; here one of {_names(allowed)}")
     return found
@@ -163,12 +170,26 @@ def target_name(cls: type[ConfigBase]) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def plain(config: ConfigBase, *, identity: bool = False) -> dict[str, Any]:
+def class_name(cls: type[ConfigBase]) -> str:
+    """Return the name that fingerprints know this class by, wherever it lives: `MLA.Config`. No two share one."""
+    return cls.__qualname__
+
+
+def former_name(cls: type[ConfigBase]) -> str:
+    """Return the dotted path that fingerprints knew this class by until November 2026."""
+    now = target_name(cls)
+    return next((old for old, new in MOVED.items() if new == now), now)
+
+
+Naming = Callable[[type[ConfigBase]], str]
+
+
+def plain(config: ConfigBase, *, identity: bool = False, naming: Naming = target_name) -> dict[str, Any]:
     """The config as JSON-ready values with its `_target_`s; `identity` keeps only what changes the result."""
 
     def value(item: Any) -> Any:
         if isinstance(item, ConfigBase):
-            return plain(item, identity=identity)
+            return plain(item, identity=identity, naming=naming)
         return [value(part) for part in item] if isinstance(item, tuple) else item
 
     def counts(field: dataclasses.Field[Any]) -> bool:
@@ -176,7 +197,7 @@ def plain(config: ConfigBase, *, identity: bool = False) -> dict[str, Any]:
         return getattr(config, field.name) != field.default if when == "unless default" else bool(when)
 
     kept = (field for field in dataclasses.fields(config) if not identity or counts(field))
-    return {"_target_": target_name(type(config))} | {field.name: value(getattr(config, field.name)) for field in kept}
+    return {"_target_": naming(type(config))} | {field.name: value(getattr(config, field.name)) for field in kept}
 
 
 def digest(*parts: Any) -> str:

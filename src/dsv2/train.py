@@ -32,14 +32,14 @@ def train(composed: DictConfig) -> None:
 
 def _train(values: dict[str, Any]) -> Path:
     """Train what was composed; the run directory."""
-    from dsv2.paths import runs_root
-    from dsv2.run import from_plain
+    from dsv2.storage.rundir import runs_root
+    from dsv2.training.run import folder_of, from_plain
 
     run = from_plain(without_shape(values))
     within = f"{run.study}/{run.scale}/trials" if run.study and run.scale else run.study or "train"
-    folder = runs_root() / within / run.fingerprint()
+    folder = folder_of(run, runs_root() / within)
 
-    from dsv2.training import process
+    from dsv2.training import machine as process
     from dsv2.training.fit import Diverged, Interrupted, fit
 
     process.prepare()
@@ -63,7 +63,7 @@ def expanded(words: list[str]) -> list[str]:
     given = dict(word.split("=", 1) for word in words if "=" in word)
     if not ("study" in given and "arm" in given):
         return words
-    from dsv2.study import Plan
+    from dsv2.study.plan import Plan
 
     plan = Plan(given["study"], given.get("scale", "smoke"))
     probe = None if given.get("probe") in (None, "null") else given["probe"]

@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from ablations import study, trial
-from ablations.attach import LOG, RECORD, AnotherRequest, Runner, RunnerFailed, attach, birth, find, in_notebook
-from ablations.run import STOPPED
-from dsv2.training.result import finished
+from ablations import study
+from ablations.running import worker as trial
+from ablations.running.attach import LOG, RECORD, AnotherRequest, Runner, RunnerFailed, attach, birth, find, in_notebook
+from ablations.running.runner import STOPPED
+from dsv2.storage.rundir import finished
 
 PAIR = Path(__file__).with_name("pair.yaml")
 CALLER = """
 import sys
 from ablations import study
-from ablations.attach import attach
+from ablations.running.attach import attach
 print(attach(study(sys.argv[1], seeds=[0], overrides=sys.argv[2:]), workers=1).pid)
 """
 

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import pytest
 from jupyter_client.manager import start_new_kernel
 
-from ablations import study, trial
-from ablations.attach import RECORD, find
-from ablations.live import Unwatched, View
+from ablations import study
+from ablations.running import worker as trial
+from ablations.running.attach import RECORD, find
+from ablations.running.live import Unwatched, View
 
 PAIR = Path(__file__).with_name("pair.yaml")
 

@@ -14,13 +14,14 @@ import pandas as pd
 import pytest
 import torch
 
-from ablations import study, trial
-from ablations.launch import LocalPool, WorkerDied, executor
-from ablations.trial import Outcome, run_trial
+from ablations import study
+from ablations.running import worker as trial
+from ablations.running.launch import LocalPool, WorkerDied, executor
+from ablations.running.worker import Outcome, run_trial
 from dsv2.config import plain
-from dsv2.saved import load_model
-from dsv2.training import process
+from dsv2.training import machine as process
 from dsv2.training.fit import fit
+from dsv2.training.saved import load_model
 
 pytestmark = pytest.mark.slow
 SHORT = ["model.shape.num_experts=16", "model.shape.num_devices=8", "trainer.log_every=4"]

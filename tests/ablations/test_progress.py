@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ablations import study
-from ablations.progress import Curves, Progress
+from ablations.trials.progress import Curves, Progress
 
 SHORT = ["model.shape.num_experts=16", "model.shape.num_devices=8"]
 

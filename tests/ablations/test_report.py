@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from ablations.publish import main
-from ablations.report import StudyText, write_report
-from ablations.summary import arm_statistics, study_effects, summary, verdict_table
-from dsv2.analysis.verdicts import UNSEEN, judge
+from ablations.report import main
+from ablations.reporting.summary import arm_statistics, study_effects, summary, verdict_table
+from ablations.reporting.write import StudyText, write_report
+from dsv2.statistics.verdicts import UNSEEN, judge
 from tests.analysis.test_plots import SIX, Tables, fake
 
 METRICS = {"val/loss": "lower", "routing/max_violation": "lower", "routing/entropy": "higher"}

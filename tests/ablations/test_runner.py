@@ -13,13 +13,14 @@ import pytest
 from filelock import FileLock
 from rich.console import Console
 
-from ablations import launch, runner, study
-from ablations.launch import JobPool, WorkerDied
-from ablations.progress import tokens_logged
+from ablations import study
 from ablations.run import main
-from ablations.runner import _run_all, _Watch
-from ablations.store import results_of
-from ablations.trial import LOCK, Outcome, locked, run_trial
+from ablations.running import launch, runner
+from ablations.running.launch import JobPool, WorkerDied
+from ablations.running.runner import _run_all, _Watch
+from ablations.running.worker import LOCK, Outcome, locked, run_trial
+from ablations.trials.progress import tokens_logged
+from ablations.trials.results import results_of
 from dsv2.config import ConfigError, plain
 from dsv2.training import fit
 

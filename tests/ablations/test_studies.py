@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 import yaml
 
-import dsv2.study
+import dsv2.study.files
 from ablations import results, study
-from ablations.run import main, parse
-from ablations.store import accuracy_in_training, steps_to_half
+from ablations.request import parse
+from ablations.run import main
+from ablations.trials.results import accuracy_in_training, steps_to_half
 from dsv2.config import CONFIG_DIR, ConfigError, plain
 from dsv2.metrics import BUDGETS
-from dsv2.study import EQUAL_WITHIN, Plan
+from dsv2.study.plan import EQUAL_WITHIN, Plan
 from dsv2.training.losses import BalanceLoss
 
 NONE = {"none": {"about": "", "overrides": []}}
@@ -28,7 +29,7 @@ def write(tmp_path, monkeypatch, **changes):
     (tmp_path / "sweep" / "mine.yaml").write_text(yaml.safe_dump(node))
     for name in ("scales/smoke", "probes/arithmetic"):
         (tmp_path / f"{name}.yaml").write_text((CONFIG_DIR / f"{name}.yaml").read_text())
-    monkeypatch.setattr(dsv2.study, "CONFIG_DIR", tmp_path)
+    monkeypatch.setattr(dsv2.study.files, "CONFIG_DIR", tmp_path)
 
 
 def test_arms_are_paired_by_seed():

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from ablations import results
-from ablations.ladder import runs_of
-from ablations.publish import main
+from ablations.report import main
+from ablations.reporting.ladder import runs_of
+from ablations.reporting.paper_table import latex, markdown, paper_table
 from ablations.studies import study
-from ablations.tables import latex, markdown, paper_table
 
 LOSS = {"smoke": 5.0, "tiny": 4.0, "small": 3.4}
 

@@ -9,8 +9,8 @@ from ablations import study
 from ablations.wandb_sweeps import path_of, studies, sweep_file
 from dsv2.composition import compose
 from dsv2.config import ConfigError
-from dsv2.run import from_plain
 from dsv2.train import expanded
+from dsv2.training.run import from_plain
 
 
 @pytest.mark.parametrize("name", studies())

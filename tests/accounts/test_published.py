@@ -5,8 +5,8 @@ import json
 import pytest
 
 from dsv2.__main__ import main
-from dsv2.accounts.published import PUBLISHED, WHAT, Published, compare
-from dsv2.analysis.cost import H800_PEAK, implied_mfu, training_cost
+from dsv2.accounting.cost import H800_PEAK, implied_mfu, training_cost
+from dsv2.accounting.published import PUBLISHED, WHAT, Published, compare
 from dsv2.config import ConfigError
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dsv2.analysis.budgets import loss_at_equal, spent
+from dsv2.statistics.budgets import loss_at_equal, spent
 
 
 def logged(

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from dsv2.analysis.calibration import (
+from dsv2.plots.calibration import false_positive_rates, power_by_effect
+from dsv2.statistics.calibration import (
     MARGIN,
     PAIRED_SD,
     Rate,
@@ -22,9 +23,8 @@ from dsv2.analysis.calibration import (
     power,
     simulated,
 )
-from dsv2.analysis.plots_calibration import false_positive_rates, power_by_effect
-from dsv2.analysis.statistics import detectable_in_sd
-from dsv2.analysis.verdicts import Effect, judge
+from dsv2.statistics.paired import detectable_in_sd
+from dsv2.statistics.verdicts import Effect, judge
 
 matplotlib.use("Agg")
 

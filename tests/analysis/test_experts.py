@@ -7,16 +7,16 @@ import pytest
 import torch
 from scipy import stats
 
-from dsv2.analysis.experts import DoesNotApply, compared, fewer_experts, shared_off, top_masked
-from dsv2.analysis.observed import Losses, difference, losses_of, observe
 from dsv2.data.source import NOT_SCORED, Batch
+from dsv2.evaluation.validation import evaluate
 from dsv2.models.attention.gqa import GQA
 from dsv2.models.ffn import SwiGLU
 from dsv2.models.moe.gshard import GShard
 from dsv2.models.moe.hash import Hash
 from dsv2.models.moe.layer import MoE
 from dsv2.models.transformer import Transformer
-from dsv2.training.evaluate import evaluate
+from dsv2.routing.interventions import DoesNotApply, compared, fewer_experts, shared_off, top_masked
+from dsv2.routing.observed import Losses, difference, losses_of, observe
 from tests.tolerances import FLOAT32
 
 V = 4  # tokens; the next one of v is v + 1, modulo 4

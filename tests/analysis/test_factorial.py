@@ -12,9 +12,9 @@ import pytest
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import AnovaRM
 
-from dsv2.analysis.factorial import contrasts, factorial, factorial_rows, factorial_text, levels
-from dsv2.analysis.plots_factorial import factorial_forest, interaction
-from dsv2.analysis.verdicts import IncompleteStudy
+from dsv2.plots.factorial import factorial_forest, interaction
+from dsv2.statistics.factorial import contrasts, factorial, factorial_rows, factorial_text, levels
+from dsv2.statistics.verdicts import IncompleteStudy
 
 matplotlib.use("Agg")
 

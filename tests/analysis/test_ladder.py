@@ -11,7 +11,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from dsv2.analysis.ladder import (
+from ablations.reporting.ladder import fit_rows, ladder_text, prediction_rows
+from dsv2.plots.ladder import difference_over_compute, loss_over_compute
+from dsv2.statistics.ladder import (
     POWER_LAW,
     SATURATING,
     Ladder,
@@ -22,10 +24,8 @@ from dsv2.analysis.ladder import (
     held_out,
     predict,
 )
-from dsv2.analysis.ladder_table import fit_rows, ladder_text, prediction_rows
-from dsv2.analysis.plots_ladder import difference_over_compute, loss_over_compute
-from dsv2.analysis.trends import climb, trend_rows, trends
-from dsv2.analysis.verdicts import IncompleteStudy
+from dsv2.statistics.trends import climb, trend_rows, trends
+from dsv2.statistics.verdicts import IncompleteStudy
 
 matplotlib.use("Agg")
 

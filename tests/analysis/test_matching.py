@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dsv2
-from dsv2.analysis.accounting import account
-from dsv2.analysis.matching import Matched, match
+from dsv2.accounting.account import account
+from dsv2.accounting.matching import Matched, match
 from dsv2.config import ConfigError
 from dsv2.metrics import MODEL_BUDGETS
 from dsv2.models.attention import GQA, MLA

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 import dsv2
-from dsv2.analysis.accounting import account
-from dsv2.analysis.memory import training_memory
+from dsv2.accounting.account import account
+from dsv2.accounting.memory import training_memory
 from dsv2.config import ConfigError
 from dsv2.training.losses import cross_entropy
 from dsv2.training.precision import OPS

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 import dsv2
-from dsv2.analysis.painting import colours, paint_html, paints
-from dsv2.analysis.plots_tokens import paint_tokens
+from dsv2.plots.tokens import colours, paint_html, paint_tokens, paints
 
 matplotlib.use("Agg")
 

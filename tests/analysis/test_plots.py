@@ -12,8 +12,9 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dsv2.analysis import plots, plots_cost
-from dsv2.analysis.verdicts import compare
+from dsv2 import plots
+from dsv2.plots.cost import AXES
+from dsv2.statistics.verdicts import compare
 
 matplotlib.use("Agg")
 
@@ -153,7 +154,7 @@ def test_every_figure_is_whole_and_readable(arms: tuple[str, ...], layers: int, 
         plots.imbalance_over_training(tables.metrics, floor={"routing/max_violation": 0.05}, title=title),
         plots.load_heatmap(tables.routing, title=title),
         plots.device_load(tables.routing, title=title),
-        plots_cost.loss_over_budgets(tables.metrics, tables.accounting, title=title),
+        plots.loss_over_budgets(tables.metrics, tables.accounting, title=title),
     ):
         assert isinstance(figure, Figure)
         assert_readable(figure)
@@ -182,12 +183,12 @@ def test_curves_are_means_over_seeds(six: Tables) -> None:
 
 def test_loss_over_budgets_moves_an_arm_by_what_a_token_costs(six: Tables) -> None:
     dear = six.accounting.assign(flops_per_token=[1e6, 2e6, 1e6, 1e6, 1e6, 1e6])
-    tokens, flops, seconds = plots_cost.loss_over_budgets(six.metrics, dear).axes
+    tokens, flops, seconds = plots.loss_over_budgets(six.metrics, dear).axes
     lines = {line.get_label(): line for line in flops.lines}
     np.testing.assert_allclose(lines["expert"].get_xdata(), 2 * np.asarray(lines["none"].get_xdata()))
     shared = {line.get_label(): line for line in tokens.lines}["expert"]
     np.testing.assert_allclose(lines["expert"].get_ydata(), shared.get_ydata())
-    assert [ax.get_xlabel() for ax in (tokens, flops, seconds)] == list(plots_cost.AXES.values())
+    assert [ax.get_xlabel() for ax in (tokens, flops, seconds)] == list(AXES.values())
     assert lines["reached by every trial"].get_xdata()[0] == 80 * 1024 * 1e6  # type: ignore[index]
 
 

@@ -11,8 +11,9 @@ import torch
 from matplotlib.figure import Figure
 
 import dsv2
-from dsv2.analysis import plots_balance, plots_cost, plots_drops
-from dsv2.analysis.drops import drops_by_affinity
+from dsv2 import plots
+from dsv2.plots.balance import CONTROLLED
+from dsv2.routing.drops import drops_by_affinity
 from tests.analysis.test_plots import SIX, Tables, assert_readable, fake
 
 matplotlib.use("Agg")
@@ -61,7 +62,7 @@ def overlapping_ticks(figure: Figure) -> list[tuple[str, str]]:
     return found
 
 
-def accounts() -> dict[str, dsv2.analysis.accounting.Account]:  # type: ignore[name-defined]
+def accounts() -> dict[str, dsv2.accounting.account.Account]:  # type: ignore[name-defined]
     models = {name: dsv2.load([f"model={name}"]).model for name in ("v2", "v2_lite", "deepseek_67b")}
     return {name: dsv2.account(model) for name, model in models.items()}
 
@@ -72,15 +73,15 @@ def test_every_figure_is_whole_and_readable(arms: tuple[str, ...]) -> None:
     published = pd.DataFrame({"name": ["theirs"], "active_params": [4e5], "value": [5.0]})
     last = int(tables.routing["step"].max())
     for drawn in (
-        plots_balance.losses_and_control(tables.results, floor=FLOOR, title=TITLE),
-        plots_balance.collapse_over_training(tables.metrics, floor=FLOOR, title=TITLE),
-        plots_balance.load_at(tables.routing, last, title=TITLE),
-        plots_balance.load_at(tables.routing, last, arms=arms[:1], title=TITLE),
-        plots_drops.drops_over_training(tables.metrics, title=TITLE),
-        plots_drops.drops_over_affinity({"even": dropped(0.0), "skewed": dropped(0.3)}, title=TITLE).figure,
-        plots_cost.loss_over_budgets(tables.metrics, tables.accounting, title=TITLE),
-        plots_cost.loss_over_active(tables.results, tables.accounting, published=published, title=TITLE).figure,
-        plots_cost.cache_over_context(accounts(), title=TITLE).figure,
+        plots.losses_and_control(tables.results, floor=FLOOR, title=TITLE),
+        plots.collapse_over_training(tables.metrics, floor=FLOOR, title=TITLE),
+        plots.load_at(tables.routing, last, title=TITLE),
+        plots.load_at(tables.routing, last, arms=arms[:1], title=TITLE),
+        plots.drops_over_training(tables.metrics, title=TITLE),
+        plots.drops_over_affinity({"even": dropped(0.0), "skewed": dropped(0.3)}, title=TITLE).figure,
+        plots.loss_over_budgets(tables.metrics, tables.accounting, title=TITLE),
+        plots.loss_over_active(tables.results, tables.accounting, published=published, title=TITLE).figure,
+        plots.cache_over_context(accounts(), title=TITLE).figure,
     ):
         assert isinstance(drawn, Figure)
         assert_readable(drawn)
@@ -95,33 +96,33 @@ def test_overlapping_labels_would_be_seen() -> None:
 
 
 def test_control_marks_the_lowest_mean_of_each_target(six: Tables) -> None:
-    figure = plots_balance.losses_and_control(six.results, floor=FLOOR)
-    means = six.results.groupby("arm")[list(plots_balance.CONTROLLED)].mean()
-    for ax, metric in zip(figure.axes, plots_balance.CONTROLLED, strict=True):
+    figure = plots.losses_and_control(six.results, floor=FLOOR)
+    means = six.results.groupby("arm")[list(CONTROLLED)].mean()
+    for ax, metric in zip(figure.axes, CONTROLLED, strict=True):
         (band,) = ax.patches
         assert SIX[round(band.get_y() + band.get_height() / 2)] == means[metric].idxmin()  # type: ignore[attr-defined]
         assert len(ax.lines) == 2 * len(SIX) + (metric in FLOOR)
     with pytest.raises(ValueError, match="dense"):
-        plots_balance.losses_and_control(six.results[["arm", "seed", "val/loss"]])
+        plots.losses_and_control(six.results[["arm", "seed", "val/loss"]])
 
 
 def test_collapse_shows_entropy_too(six: Tables) -> None:
-    titles = [ax.get_title(loc="left") for ax in plots_balance.collapse_over_training(six.metrics).axes]
+    titles = [ax.get_title(loc="left") for ax in plots.collapse_over_training(six.metrics).axes]
     assert titles == ["busiest expert / mean - 1", "entropy of load / log E", "experts without a token (share)"]
     with pytest.raises(ValueError, match="dense"):
-        plots_balance.collapse_over_training(fake(("a",), seeds=1, steps=4, dense=True).metrics)
+        plots.collapse_over_training(fake(("a",), seeds=1, steps=4, dense=True).metrics)
 
 
 def test_load_at_a_step_is_that_of_its_table(six: Tables) -> None:
-    figure = plots_balance.load_at(six.routing, 20, seed=1, arms=["paper"])
+    figure = plots.load_at(six.routing, 20, seed=1, arms=["paper"])
     (mesh,) = figure.axes[0].collections
     rows = six.routing[(six.routing.arm == "paper") & (six.routing.seed == 1) & (six.routing.step == 20)]
     load = rows.sort_values(["layer", "expert"])["load"].to_numpy(dtype=float).reshape(2, 32)
     np.testing.assert_allclose(np.asarray(mesh.get_array()).reshape(2, 32), load / load.mean(1, keepdims=True))
     assert len(figure.axes[0].lines) == 7  # between eight devices
     with pytest.raises(ValueError, match="step=3, seed=0"):
-        plots_balance.load_at(six.routing, 3)
-    one_layer = plots_balance.load_at(six.routing[six.routing["layer"] == 1], 20, arms=["paper"])
+        plots.load_at(six.routing, 3)
+    one_layer = plots.load_at(six.routing[six.routing["layer"] == 1], 20, arms=["paper"])
     box = one_layer.axes[0].collections[0].get_datalim(one_layer.axes[0].transData)
     assert (box.width, box.height) == (32, 1)  # one row of cells is drawn too
     assert [tick for tick in one_layer.axes[0].get_yticks() if 0.5 <= tick <= 1.5] == [1]
@@ -129,14 +130,14 @@ def test_load_at_a_step_is_that_of_its_table(six: Tables) -> None:
 
 def test_the_slider_draws_the_step_it_stands_at(six: Tables, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
-    real = plots_balance.load_at
+    real = plots.load_at
 
     def spy(routing: pd.DataFrame, step: int, **how: object) -> Figure:
         drawn.append((step, how["seed"]))
         return real(routing, step, seed=how["seed"])  # type: ignore[arg-type]
 
-    monkeypatch.setattr(plots_balance, "load_at", spy)
-    view = plots_balance.load_view(six.routing)
+    monkeypatch.setattr("dsv2.plots.balance.load_at", spy)
+    view = plots.load_view(six.routing)
     controls, canvas = view.children  # type: ignore[attr-defined]
     steps, seeds = controls.children
     steps.value = 30
@@ -147,11 +148,11 @@ def test_the_slider_draws_the_step_it_stands_at(six: Tables, monkeypatch: pytest
 
 
 def test_drops_are_drawn_for_the_arms_that_drop(six: Tables) -> None:
-    over, drops = plots_drops.drops_over_training(six.metrics).axes
+    over, drops = plots.drops_over_training(six.metrics).axes
     assert [line.get_label() for line in over.lines] == list(SIX)
     assert [line.get_label() for line in drops.lines] == ["paper_dropping"]
     with pytest.raises(ValueError, match="no arm drops"):
-        plots_drops.drops_over_training(six.metrics[six.metrics["arm"] == "none"])
+        plots.drops_over_training(six.metrics[six.metrics["arm"] == "none"])
 
 
 def test_groups_of_affinity_hold_every_pair_once() -> None:
@@ -182,16 +183,16 @@ def test_on_one_device_the_lowest_affinities_go() -> None:
 
 def test_published_points_are_hollow_and_named(six: Tables) -> None:
     published = pd.DataFrame({"name": ["theirs"], "active_params": [4e5], "value": [5.0]})
-    ax = plots_cost.loss_over_active(six.results, six.accounting, published=published)
+    ax = plots.loss_over_active(six.results, six.accounting, published=published)
     hollow = next(line for line in ax.lines if line.get_label() == "published")
     assert hollow.get_markerfacecolor() == "white"
     assert [text.get_text() for text in ax.texts] == ["theirs"]
     with pytest.raises(ValueError, match="active_params of none"):
-        plots_cost.loss_over_active(six.results, six.accounting[1:])
+        plots.loss_over_active(six.results, six.accounting[1:])
 
 
 def test_cache_grows_with_the_context_by_what_a_token_takes() -> None:
-    ax = plots_cost.cache_over_context(accounts(), longest=4096)
+    ax = plots.cache_over_context(accounts(), longest=4096)
     v2 = next(line for line in ax.lines if str(line.get_label()).startswith("v2:"))
     length, size = (np.asarray(data)[-1] for data in v2.get_data())
     assert length == pytest.approx(4096)

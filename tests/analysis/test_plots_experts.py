@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dsv2.analysis import plots_experts as plots
+from dsv2 import plots
 from tests.analysis.test_plots import assert_readable
 
 matplotlib.use("Agg")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dsv2 import Routing
-from dsv2.analysis.routing import Measures, count, mean_measures, measure
+from dsv2.routing.measures import Measures, count, mean_measures, measure
 from tests.tolerances import FLOAT32
 
 FIRST = [[[0, 1], [0, 2]], [[0, 1], [1, 0]]]  # 4 tokens

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dsv2.analysis import coactivation, specialisation
-from dsv2.analysis.observed import Losses, Observed
+from dsv2.routing import coactivation, specialisation
+from dsv2.routing.observed import Losses, Observed
 
 S, T = 40, 24
 

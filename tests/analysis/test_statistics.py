@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from dsv2.analysis import statistics as st
-from dsv2.analysis.verdicts import Effect, IncompleteStudy, compare, judge
+from dsv2.statistics import paired as st
+from dsv2.statistics.verdicts import Effect, IncompleteStudy, compare, judge
 
 RNG = np.random.default_rng(0)
 START = RNG.bit_generator.state

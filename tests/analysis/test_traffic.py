@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dsv2
-from dsv2.analysis.traffic import all_to_all, expected_devices
+from dsv2.accounting.traffic import all_to_all, expected_devices
 from dsv2.config import ConfigError
 from dsv2.models.moe.router import route, token_devices
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ablations.run import parse
+from ablations.request import parse
 from ablations.studies import study
 from dsv2.__main__ import main
 from dsv2.config import ConfigError
-from dsv2.run import load
+from dsv2.training.run import load
 from tests.markdown import Block, blocks, commands
 from tests.test_readme import run
 

@@ -15,9 +15,9 @@ from dsv2.data.packing import PackedText
 from dsv2.data.source import NOT_SCORED, Batch
 from dsv2.data.tokenizer import END_ID
 from dsv2.evaluation.harness import Harness
-from dsv2.evaluation.reader import Reader, open_reader
+from dsv2.evaluation.validation import evaluate
+from dsv2.inference.reader import Reader, open_reader
 from dsv2.training import fit
-from dsv2.training.evaluate import evaluate
 from tests.evaluation.stubs import knowing
 from tests.tolerances import FLOAT32_MODULE
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dsv2.explore import studies
+from dsv2.explore import browse as studies
 
 MARKDOWN = "# toy (smoke)\n\n**Against none: worse & <b>.**\n\n## Results\n"
 TABLE = "arm,n,val/loss mean,val/loss sd,own mean,own sd\nnone,2,5.1234,0.02,1,\na<b,1,5.2,,,\n"

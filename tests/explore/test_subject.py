@@ -8,10 +8,11 @@ import torch
 
 import dsv2
 from dsv2.__main__ import main
+from dsv2.commands.huggingface import export_hf, import_hf
 from dsv2.explore.subject import model_at, open_subject
-from dsv2.interop.commands import export_hf, import_hf
-from dsv2.saved import load_model
-from dsv2.training import checkpoints, fit
+from dsv2.storage import checkpoints
+from dsv2.training import fit
+from dsv2.training.saved import load_model
 
 
 def test_steps_and_their_weights(run, quick):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import dsv2
 from dsv2.data.tokenizer import Tokenizer
 from dsv2.explore.compare import agree, rand_index, similarity_by_chance
-from dsv2.explore.painting import DIFFERENCE, MODES, painted, token_table
+from dsv2.explore.html import DIFFERENCE, MODES, painted, token_table
 from dsv2.explore.trace import Trace, budget, dropped, loads, pairs, trace
 from tests.tolerances import FLOAT32, close
 

@@ -16,7 +16,7 @@ import nbformat
 import pytest
 from playwright.sync_api import Page
 
-from ablations import trial
+from ablations.running import worker as trial
 from tests.browser import chromium
 
 pytestmark = pytest.mark.slow

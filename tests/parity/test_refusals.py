@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 import dsv2.interop.huggingface as huggingface
-from dsv2.interop.commands import export_hf, import_hf
+from dsv2.commands.huggingface import export_hf, import_hf
 from dsv2.interop.hf_config import config_from_hf, config_to_hf, read_config
 from dsv2.interop.huggingface import from_hf, to_hf
 from dsv2.models.attention import GQA

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dsv2.training import checkpoints
+from dsv2.storage import checkpoints
 from dsv2.training.callbacks.checkpoint import Checkpointer
 
 

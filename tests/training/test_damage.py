@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import dsv2
-from dsv2.saved import load_model
-from dsv2.training import checkpoints, fit, process
+from dsv2.storage import checkpoints
+from dsv2.training import fit
+from dsv2.training import machine as process
 from dsv2.training.module import Diverged
+from dsv2.training.saved import load_model
 
 SHORT = ["model.shape.num_experts=16", "model.shape.num_devices=8", "trainer.log_every=4"]
 

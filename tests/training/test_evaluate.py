@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from dsv2.data.source import NOT_SCORED, Batch, count_bytes
+from dsv2.evaluation.validation import evaluate, loss_at_capacity
 from dsv2.models.attention import MLA
 from dsv2.models.ffn import SwiGLU
 from dsv2.models.moe.dropping import Dropping
 from dsv2.models.moe.layer import MoE
 from dsv2.models.transformer import Transformer
-from dsv2.training.evaluate import evaluate, loss_at_capacity
 from tests import references
 from tests.tolerances import FLOAT32, FLOAT32_MODULE
 

@@ -15,10 +15,12 @@ import torch
 
 import dsv2
 from dsv2.config import ConfigError
-from dsv2.saved import load_model, load_run
-from dsv2.training import checkpoints, fit, process
+from dsv2.storage import checkpoints
+from dsv2.training import fit
+from dsv2.training import machine as process
 from dsv2.training.callbacks.recorder import Recorder
 from dsv2.training.module import Diverged, Module
+from dsv2.training.saved import load_model, load_run
 
 CLOCK = ("perf/tokens_per_s", "perf/mfu")  # what depends on the machine, not on the run
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import dsv2
-from dsv2.saved import load_model
-from dsv2.training import fit, process
-from dsv2.training.evaluate import evaluate
+from dsv2.evaluation.validation import evaluate
+from dsv2.training import fit
+from dsv2.training import machine as process
+from dsv2.training.saved import load_model
 from tests.tolerances import FLOAT32
 
 DROPPING = "model.ffn.dropping={_target_: dsv2.models.moe.dropping.Dropping.Config, exempt_ratio: 0.5}"

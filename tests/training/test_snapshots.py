@@ -9,9 +9,11 @@ import torch
 
 import dsv2
 from dsv2.data.source import Batch
-from dsv2.saved import load_model
-from dsv2.training import checkpoints, fit, process
+from dsv2.storage import checkpoints
+from dsv2.training import fit
+from dsv2.training import machine as process
 from dsv2.training.callbacks.snapshots import SNAPSHOTS, probe, snapped
+from dsv2.training.saved import load_model
 
 
 @pytest.fixture(autouse=True)

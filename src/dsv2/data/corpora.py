@@ -11,7 +11,7 @@ from typing import Any
 
 import tokenizers
 
-from dsv2.config import ConfigError, setting
+from dsv2.config import ConfigError, Naming, class_name, setting
 from dsv2.data.documents import MOST_DOMAINS, Document, Survey, one_sided, split, survey
 from dsv2.data.maths import worksheets
 from dsv2.data.packing import PackedText
@@ -48,7 +48,7 @@ class Text:
             """sha256 over the texts and domains of all documents, in order."""
             return _survey(self, self.stamp()).content_hash
 
-        def identity(self) -> dict[str, str]:
+        def identity(self, naming: Naming = class_name) -> dict[str, str]:
             return {
                 "corpus": self.content_hash(),
                 "tokenizer": f"byte-level BPE, {self.vocab_size} tokens, tokenizers {tokenizers.__version__}",

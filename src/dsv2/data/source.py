@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsv2.config import ConfigBase, ConfigError
+from dsv2.config import ConfigBase, ConfigError, Naming, class_name
 
 if TYPE_CHECKING:
     from dsv2.data.tokenizer import Tokenizer
@@ -37,7 +37,7 @@ class Source(ABC):
         vocab_size: int  # V: what the model's embedding has; a small corpus may leave rows unused
 
         @abstractmethod
-        def identity(self) -> dict[str, str]:
+        def identity(self, naming: Naming = class_name) -> dict[str, str]:
             """What the data are, for a run's fingerprint: hashes and versions. Cheap; trains no tokenizer."""
 
         @abstractmethod

@@ -12,11 +12,9 @@ key is whole, and a preparation that was killed is done again.
 
 import hashlib
 import json
-import os
-import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,8 +24,8 @@ import numpy as np
 from dsv2.config import digest
 from dsv2.data.documents import Document, Survey, survey
 from dsv2.data.tokenizer import END_ID, Tokenizer
-from dsv2.files import sync, write_json
-from dsv2.paths import runs_root
+from dsv2.storage.files import new_directory, write_json
+from dsv2.storage.rundir import runs_root
 
 MANIFEST = "manifest.json"
 FILES = ("tokenizer.json", "train.bin", "val.bin", "documents.npz")
@@ -66,7 +64,8 @@ def open_store(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder.with_suffix(".lock")):
             if not _complete(folder):
-                _replace(folder, lambda scratch: _prepare(scratch, documents, found, chosen, vocab_size, identity))
+                with new_directory(folder, replace=True) as scratch:
+                    _prepare(scratch, documents, found, chosen, vocab_size, identity)
     return _open(folder, vocab_size)
 
 
@@ -110,24 +109,6 @@ def _locked(path: Path) -> filelock.AcquireReturnProxy:
     except filelock.Timeout:
         print("data: another process is preparing this corpus; waiting for it", file=sys.stderr)
         return lock.acquire()
-
-
-def _replace(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a scratch folder, then give it the name `folder`, durably. The lock must be held."""
-    for orphan in folder.parent.glob(f"{folder.name}.tmp*"):
-        shutil.rmtree(orphan)
-    scratch = folder.with_suffix(f".tmp{os.getpid()}")
-    scratch.mkdir()
-    try:
-        write(scratch)
-        for path in (*scratch.iterdir(), scratch):
-            sync(path)
-        if folder.exists():  # damaged
-            shutil.rmtree(folder)
-        scratch.replace(folder)
-        sync(folder.parent)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _prepare(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dsv2.config import ConfigError, digest, plain
+from dsv2.config import ConfigError, Naming, class_name, digest, plain
 from dsv2.data.source import NOT_SCORED, Batch, Source, validation_sequences
 
 FORMAT = 3  # raise it when the same settings make other sequences
@@ -24,8 +24,8 @@ class Task(Source):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Source.Config):
-        def identity(self) -> dict[str, str]:
-            return {"task": digest(plain(self)), "format": str(FORMAT)}
+        def identity(self, naming: Naming = class_name) -> dict[str, str]:
+            return {"task": digest(plain(self, naming=naming)), "format": str(FORMAT)}
 
         def open(self, *, sequence_length: int, seed: int, validation_tokens: int) -> "Task":
             return Task(self, sequence_length=sequence_length, seed=seed, validation_tokens=validation_tokens)

@@ -11,9 +11,9 @@ import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from dsv2.evaluation.reader import Reader
 from dsv2.evaluation.scoring import Question, evaluating, likelihoods
 from dsv2.inference.cache import allocate_model
+from dsv2.inference.reader import Reader
 
 
 class Harness(TemplateLM):

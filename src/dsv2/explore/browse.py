@@ -1,20 +1,24 @@
 """The tab of the studies: which reports there are under the root of the runs, and what they say."""
 
 import html
-from typing import Any
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import pandas as pd
 import panel as pn
 
-from dsv2.explore import studies
+from dsv2.explore.html import table
 from dsv2.explore.look import html_pane
-from dsv2.paths import runs_root
+from dsv2.metrics import quantity
+from dsv2.storage.rundir import runs_root
 
 
 class Browser:
     """A list of reports and the one that is chosen. One for every visitor of the page."""
 
     def __init__(self) -> None:
-        self.found: dict[str, studies.Report] = {}
+        self.found: dict[str, Report] = {}
         self.which = pn.widgets.Select(name="Study", width=360)
         again = pn.widgets.Button(name="Look again", width=100, align="end")
         again.on_click(self.refresh)
@@ -27,7 +31,7 @@ class Browser:
 
     def refresh(self, *_: Any) -> None:
         """Look for reports; the chosen one stays chosen."""
-        self.found = {report.name: report for report in studies.reports(runs_root())}
+        self.found = {report.name: report for report in reports(runs_root())}
         kept = self.which.value if self.which.value in self.found else next(iter(self.found), None)
         self.which.param.update(options=list(self.found), value=kept)
         self._show()
@@ -42,10 +46,65 @@ class Browser:
             where = html.escape(str(report.folder.resolve() / "report.html"))
             try:
                 parts = [
-                    f'<p class="verdict">{html.escape(studies.headline(report))}</p>',
-                    f'<p class="note">Mean ± standard deviation over seeds.</p>{studies.results(report)}',
-                    f'<h2>The whole report</h2><p class="note">{where}</p>{studies.frame(report)}',
+                    f'<p class="verdict">{html.escape(headline(report))}</p>',
+                    f'<p class="note">Mean ± standard deviation over seeds.</p>{results(report)}',
+                    f'<h2>The whole report</h2><p class="note">{where}</p>{frame(report)}',
                 ]
             except (ValueError, OSError) as error:
                 parts = [f'<p class="message">{html.escape(str(error))}</p>', "", ""]
         self.verdict.object, self.results.object, self.frame.object = parts
+
+
+# ---- the reports -----------------------------------------------------------------------------------------------------
+
+
+class Report(NamedTuple):
+    """Where one study's report lies."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.folder.parts[-3]} ({self.folder.parts[-2]})"
+
+
+def reports(root: Path) -> list[Report]:
+    """Every complete report under the root of the runs, by name of study and scale; report.html is written last."""
+    return [Report(path.parent) for path in sorted(root.glob("*/*/report/report.html"))]
+
+
+def headline(report: Report) -> str:
+    """The verdict: the bold line that report.md opens with. ValueError where there is none."""
+    path = report.folder / "report.md"
+    found = re.search(r"^\*\*(.+)\*\*$", path.read_text(), flags=re.MULTILINE) if path.is_file() else None
+    if found is None:
+        raise ValueError(f"{path}: no verdict in it; rebuild it with python -m ablations.report")
+    return found[1]
+
+
+def results(report: Report) -> str:
+    """`table.csv` as an HTML table: a row an arm, mean ± standard deviation over seeds. ValueError if it is damaged."""
+    path = report.folder / "table.csv"
+    try:
+        arms = pd.read_csv(path)
+        metrics = [column.removesuffix(" mean") for column in map(str, arms) if column.endswith(" mean")]
+        rows = [
+            [html.escape(row["arm"]), str(row["n"]), *(_spread(row[f"{m} mean"], row[f"{m} sd"]) for m in metrics)]
+            for row in arms.to_dict("records")
+        ]
+    except (OSError, KeyError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise ValueError(f"{path}: {error}; rebuild it with python -m ablations.report") from None
+    header = ["arm", "seeds", *(html.escape(quantity(metric).short) for metric in metrics)]
+    return table(header, rows, numbers=range(1, len(header)))
+
+
+def frame(report: Report) -> str:
+    """The whole report in a frame of its own, in which no script runs and from which nothing can be asked."""
+    page = html.escape((report.folder / "report.html").read_text(), quote=True)
+    return f'<iframe sandbox title="{html.escape(report.name)}" srcdoc="{page}"></iframe>'
+
+
+def _spread(mean: float, deviation: float) -> str:
+    if pd.isna(mean):
+        return ""
+    return f"{mean:.3f}" if pd.isna(deviation) else f"{mean:.3f} ± {deviation:.3f}"

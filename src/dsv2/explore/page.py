@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 import pandas as pd
 import panel as pn
 
-from dsv2.analysis.plots_text import busiest, load_profiles, text_load
-from dsv2.analysis.style import PAGE
 from dsv2.explore.browse import Browser
 from dsv2.explore.compare import agree
+from dsv2.explore.html import DIFFERENCE, MODES, agreement, heading, painted, token_table
 from dsv2.explore.look import drawn, html_pane, labelled, picture
-from dsv2.explore.painting import DIFFERENCE, MODES, agreement, heading, painted, token_table
 from dsv2.explore.subject import Subject, model_at, open_subject
 from dsv2.explore.trace import Trace, budget, loads, trace
+from dsv2.plots.style import PAGE
+from dsv2.plots.text import busiest, load_profiles, text_load
 
 WIDTH, HALF = 1120, 5.4  # pixels of the page at most, and inches of a figure beside another
 NOTHING = "nothing"

@@ -13,10 +13,10 @@ from dsv2.data.source import Source
 from dsv2.data.tokenizer import END_OF_TEXT, Tokenizer
 from dsv2.models.moe.layer import MoE
 from dsv2.models.transformer import Transformer
-from dsv2.run import Run, from_plain
-from dsv2.saved import CONFIG, load_config, load_model
-from dsv2.training import checkpoints
-from dsv2.training.result import read_result
+from dsv2.storage import checkpoints
+from dsv2.storage.rundir import read_result
+from dsv2.training.run import Run, from_plain
+from dsv2.training.saved import CONFIG, load_config, load_model
 
 SHOWN_TOKENS = 96  # of held-out text, where a run's sequences are longer
 SEQUENCES = 20  # that held-out text is looked for in

@@ -3,8 +3,6 @@
 B batch, T prompt tokens.
 """
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
@@ -39,21 +37,3 @@ def generate(
         tokens = torch.cat((tokens, new), dim=1)
     model.train(was_training)
     return tokens
-
-
-def generate_text(run_dir: Path, prompt: str, *, max_new_tokens: int, temperature: float, seed: int) -> str:
-    """The prompt and its continuation by a trained run, through the run's own tokenizer."""
-    from dsv2.saved import load_model, load_run
-
-    run = load_run(run_dir)
-    source = run.data.open(
-        sequence_length=run.trainer.sequence_length, seed=0, validation_tokens=run.trainer.validation_tokens
-    )
-    if source.tokenizer is None:
-        raise ValueError(f"{run_dir}: its data are no text, so there is no tokenizer for a prompt")
-    ids = source.tokenizer.encode(prompt)
-    if not len(ids):
-        raise ValueError("prompt='': at least one character")
-    model = load_model(run_dir)
-    continued = generate(model, torch.tensor([ids]), max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-    return source.tokenizer.decode(continued[0].tolist())

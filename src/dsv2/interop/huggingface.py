@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dsv2.config import ConfigError
-from dsv2.interop.atomic import new_directory
 from dsv2.interop.hf_config import config_from_hf, config_to_hf, read_config, read_json
 from dsv2.interop.names import Row, table
 from dsv2.models.moe.layer import MoE
 from dsv2.models.transformer import Transformer
+from dsv2.storage.files import new_directory
 
 __all__ = ["config_from_hf", "config_to_hf", "from_hf", "read_config", "to_hf"]
 

@@ -24,16 +24,17 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from dsv2.config import plain
 from dsv2.data.module import Stream
 from dsv2.data.source import repetition_warning
-from dsv2.files import sweep, write_json, write_text
-from dsv2.run import Run
-from dsv2.training import checkpoints, sinks
+from dsv2.storage import checkpoints
+from dsv2.storage.files import sweep, write_json, write_text
+from dsv2.storage.rundir import RESULT, finished, read_result
+from dsv2.training import sinks
 from dsv2.training.callbacks.checkpoint import AtomicCheckpointIO, Checkpointer
 from dsv2.training.callbacks.progress import Progress
 from dsv2.training.callbacks.recorder import Recorder
 from dsv2.training.callbacks.snapshots import SNAPSHOTS, Snapshots, snapped
+from dsv2.training.machine import provenance
 from dsv2.training.module import Diverged, Module
-from dsv2.training.provenance import provenance
-from dsv2.training.result import RESULT, finished, read_result
+from dsv2.training.run import Run, stored_name
 
 
 class Interrupted(RuntimeError):
@@ -66,7 +67,7 @@ def fit(run: Run.Config, folder: Path) -> dict[str, Any]:
         with contextlib.suppress(OSError):  # a full disk perhaps; the error itself goes on to the caller
             record_failure(run, folder, error, started)
         raise
-    write_json(folder / RESULT, _header(run, "finished", started) | result)
+    write_json(folder / RESULT, _header(run, folder, "finished", started) | result)
     return read_result(folder)
 
 
@@ -75,16 +76,16 @@ def record_failure(run: Run.Config, folder: Path, error: BaseException, started:
     status = "diverged" if isinstance(error, Diverged) else "failed"
     text = str(error) if status == "diverged" else f"{type(error).__name__}: {error}"
     failure = {"error": text, "traceback": "".join(traceback.format_exception(error))}
-    write_json(folder / RESULT, _header(run, status, started) | failure)
+    write_json(folder / RESULT, _header(run, folder, status, started) | failure)
 
 
-def _header(run: Run.Config, status: str, started: float) -> dict[str, Any]:
+def _header(run: Run.Config, folder: Path, status: str, started: float) -> dict[str, Any]:
     return {
         "status": status,
         "study": run.study,
         "arm": run.arm,
         "seed": run.seed,
-        "fingerprint": run.fingerprint(),
+        "fingerprint": stored_name(run, folder),
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -106,7 +107,7 @@ def _train(run: Run.Config, folder: Path) -> dict[str, Any]:
         max_steps=batches.num_steps,
         max_epochs=-1,
         default_root_dir=folder,
-        logger=sinks.build(run, folder, run.fingerprint()),
+        logger=sinks.build(run, folder, stored_name(run, folder)),
         callbacks=[
             *([Snapshots(run, recorder.validation, folder)] if run.model.num_moe_layers else []),
             recorder,

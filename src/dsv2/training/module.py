@@ -12,9 +12,9 @@ from torch import Tensor
 from dsv2.data.source import Batch
 from dsv2.models.moe.layer import MoE
 from dsv2.models.moe.router import Routing
-from dsv2.run import Run
 from dsv2.training.losses import Losses, training_loss
 from dsv2.training.precision import OPS
+from dsv2.training.run import Run
 
 
 class Diverged(RuntimeError):

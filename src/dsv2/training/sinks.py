@@ -8,7 +8,7 @@ import pandas as pd
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from dsv2.config import plain
-from dsv2.run import Run
+from dsv2.training.run import Run
 
 
 class Jsonl(Logger):

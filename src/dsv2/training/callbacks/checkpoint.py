@@ -10,12 +10,12 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from dsv2.training import checkpoints
+from dsv2.storage import checkpoints
 from dsv2.training.module import Diverged
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's storage hook over `dsv2.training.checkpoints`."""
+    """Lightning's storage hook over `dsv2.storage.checkpoints`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         checkpoints.save(checkpoint, Path(path))

@@ -14,16 +14,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dsv2.analysis.accounting import account
-from dsv2.analysis.routing import Counts, Measures, count, mean_measures, measure
+from dsv2.accounting.account import account
 from dsv2.data.packing import PackedText
 from dsv2.data.source import Source
 from dsv2.evaluation.benchmarks import TextBenchmarks
-from dsv2.files import replacing, sync, write_text
+from dsv2.evaluation.validation import evaluate, loss_at_capacity
 from dsv2.models.moe.layer import MoE
-from dsv2.training.evaluate import evaluate, loss_at_capacity
+from dsv2.routing.measures import Counts, Measures, count, mean_measures, measure
+from dsv2.storage.files import replacing, sync, write_text
+from dsv2.training.machine import peak_flops
 from dsv2.training.module import Module, Step
-from dsv2.training.peak import peak_flops
 from dsv2.training.sinks import Wandb
 
 LOSSES = ("train/loss", "train/ce", "train/balance_expert", "train/balance_device", "train/balance_comm")

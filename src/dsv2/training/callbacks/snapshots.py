@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from dsv2.data.source import Batch
-from dsv2.files import replacing
 from dsv2.models.moe.router import Routing
 from dsv2.models.transformer import Transformer
-from dsv2.run import Run
+from dsv2.storage.files import replacing
+from dsv2.training.run import Run
 
 SNAPSHOTS = "routing_snapshots.parquet"
 PROBE_TOKENS = 512  # at most; a forward of so many costs well under 1% of the steps between two validations

@@ -1,0 +1,174 @@
+"""A study along a ladder of scales: does its verdict hold as models and budgets grow, and can the next rung be told?
+
+`python -m ablations.run sweep=NAME scale=[smoke,tiny,small]` runs every rung and writes `runs/<sweep>/ladder/report`.
+"""
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+from rich.console import Console
+
+from ablations.trials.results import results_of
+from ablations.trials.trials import Study
+from dsv2.plots.ladder import difference_over_compute, loss_over_compute
+from dsv2.report.page import Section, Table, picture, write_page
+from dsv2.statistics.ladder import POWER_LAW, Ladder, Prediction, fit_ladder, held_out, predict
+from dsv2.statistics.paired import Interval
+from dsv2.statistics.trends import Trend, trend_rows, trends
+from dsv2.statistics.verdicts import IncompleteStudy
+from dsv2.storage.rundir import runs_root
+from dsv2.study.plan import Plan
+
+LOSS = "val/loss"
+SCALES = ("smoke", "tiny", "small", "base", "paper")
+
+
+def runs_of(studies: Sequence[Study]) -> pd.DataFrame:
+    """One row a trial of every rung: scale, arm, seed, status, flops (of its whole training) and the loss."""
+    frames = []
+    for study in studies:
+        flops = {row["arm"]: row["flops_per_token"] * row["tokens"] for row in study.budgets()}
+        frame = results_of(study).reindex(columns=["arm", "seed", "status", LOSS])
+        frames.append(frame.assign(scale=study.scale, flops=frame["arm"].map(flops)))
+    return pd.concat(frames, ignore_index=True)
+
+
+def report_ladder(studies: Sequence[Study], console: Console) -> None:
+    """Write the report of the rungs and print what it says; the rung after the last is predicted.
+
+    A rung with a missing trial has no verdict, so a ladder that has one says what is missing and nothing else.
+    """
+    first = studies[0]
+    folder = runs_root() / first.name / "ladder" / "report"
+    title = f"{first.name} along {', '.join(study.scale for study in studies)}"
+    runs, sections = runs_of(studies), list[Section]()
+    headline, then = [], _next(studies)
+    try:
+        for baseline in dict.fromkeys(map(first.baseline_of, first.arms)):
+            arms = [arm for arm in first.arms if first.baseline_of(arm) == baseline]
+            if len(arms) > 1:
+                text, more = _family(runs, arms, baseline, studies, then)
+                headline += text
+                sections += more
+    except IncompleteStudy as error:
+        headline, sections = [f"No verdict: {error}."], []
+    path = write_page(folder, title, " ".join(headline), sections, {"table": runs.to_csv(index=False)})
+    console.print(" ".join(headline), highlight=False, markup=False)
+    console.print(f"ladder:  {path}", highlight=False, soft_wrap=True)
+
+
+def _next(studies: Sequence[Study]) -> Plan | None:
+    """The plan of the rung after the last one, where there is one."""
+    last = studies[-1]
+    after = SCALES[SCALES.index(last.scale) + 1 :] if last.scale in SCALES else ()
+    return Plan(last.source, after[0], last.overrides) if after else None
+
+
+def _family(
+    runs: pd.DataFrame, arms: Sequence[str], baseline: str, studies: Sequence[Study], then: Plan | None
+) -> tuple[list[str], list[Section]]:
+    """The arms that share a baseline: what is said, and the sections of them."""
+    same = {"arms": arms, "baseline": baseline, "loss": LOSS}
+    found, ladder = trends(runs, **same), fit_ladder(runs, **same)  # type: ignore[arg-type]
+    told: list[Prediction] = []
+    if len(ladder.scales) > 2:
+        told += held_out(runs, scale=ladder.scales[-1], **same)  # type: ignore[arg-type]
+    if then is not None:
+        flops = {row["arm"]: float(row["flops_per_token"] * row["tokens"]) for row in then.budgets()}
+        told += predict(
+            ladder, {arm: flops[arm] for arm in arms}, scale=then.scale, seeds=len(then.seeds), baseline=baseline
+        )
+    text = ladder_text(found, ladder, told)
+    drawn = [
+        picture(
+            f"loss_over_compute_{baseline}",
+            "Loss over training compute, a point a run; curves are fitted, diamonds foretold.",
+            loss_over_compute(runs, ladder, told=told, loss=LOSS),
+        ),
+        picture(
+            f"difference_over_compute_{baseline}",
+            f"Loss minus that of {baseline}, paired by seed, with 95% t intervals at each rung.",
+            difference_over_compute(runs, ladder, baseline, told=told, loss=LOSS),
+        ),
+    ]
+    sections = [
+        Section(f"Against {baseline}, rung by rung", text, [Table(*trend_rows(found))], drawn),
+        Section("Curves", [], [Table(*fit_rows(ladder))]),
+    ]
+    if told:
+        sections.append(Section("Predictions", [], [Table(*prediction_rows(told))]))
+    return text[1:2], sections
+
+
+# ---- in words and tables ---------------------------------------------------------------------------------------------
+
+
+LADDER_RULE = (
+    "Curves are least squares of log loss over training compute C (FLOPs per token times tokens), "
+    "loss = E + A C^-alpha with E >= 0, or a power law without E where there are two rungs. Intervals are a 95% "
+    "bootstrap over seeds, the same seeds for all arms, widened for how few they are; they know the noise of seeds, "
+    "not a wrong form. A rung held out of the fit tests what the curves foretell."
+)
+
+
+def ladder_text(found: Sequence[Trend], ladder: Ladder, told: Sequence[Prediction]) -> list[str]:
+    """Paragraphs: whether verdicts keep over scale, what form was fitted, and how the predictions did."""
+    said = [LADDER_RULE]
+    if found:
+        said.append(f"Over {', '.join(found[0].scales)}: " + "; ".join(f"{t.arm} {t.text}" for t in found) + ".")
+    form = next(iter(ladder.fits.values())).form
+    noted = "; ".join(f"{arm}: {fit.note}" for arm, fit in ladder.fits.items() if fit.note)
+    few = ", for two rungs cannot hold three numbers" if form == POWER_LAW else ""
+    notes = f" Noted: {noted}." if noted and form != POWER_LAW else ""
+    said.append(f"Fitted over {', '.join(ladder.scales)}: loss = {form}{few}.{notes}")
+    tested = [one for one in told if one.inside is not None]
+    if tested:
+        misses = ", ".join(_of(one) for one in tested if not one.inside)
+        inside = sum(bool(one.inside) for one in tested)
+        missed = f"; outside: {misses}" if misses else ""
+        said.append(
+            f"Held out, {tested[0].scale}: {inside} of {len(tested)} observations inside their interval{missed}."
+        )
+    return said
+
+
+def fit_rows(ladder: Ladder) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: each arm's curve."""
+    rows = [
+        [
+            arm,
+            fit.form,
+            "none" if fit.form == POWER_LAW else _shown(fit.e, fit.e_interval),
+            _shown(fit.a, fit.a_interval),
+            _shown(fit.alpha, fit.alpha_interval),
+            fit.note,
+        ]
+        for arm, fit in ladder.fits.items()
+    ]
+    return ["arm", "loss =", "E [95%]", "A [95%]", "alpha [95%]", "note"], rows
+
+
+def prediction_rows(told: Sequence[Prediction]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: what each rung should be, and was."""
+    rows = [
+        [
+            _of(one),
+            one.scale,
+            f"{one.flops:.2g}",
+            str(one.seeds),
+            _shown(one.predicted, Interval(one.low, one.high)),
+            "not run" if math.isnan(one.observed) else f"{one.observed:.4g}",
+            {True: "inside", False: "outside", None: ""}[one.inside],
+        ]
+        for one in told
+    ]
+    return ["of", "rung", "FLOPs", "seeds", "predicted [95%]", "observed", "the observation is"], rows
+
+
+def _of(one: Prediction) -> str:
+    return f"{one.arm} - {one.minus}" if one.minus else one.arm
+
+
+def _shown(value: float, interval: Interval) -> str:
+    return f"{value:.4g}" + ("" if math.isnan(interval.low) else f" [{interval.low:.4g}, {interval.high:.4g}]")

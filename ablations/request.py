@@ -1,0 +1,48 @@
+"""What a command line asks of a study: `key=value` words, those of the request and those that override its trials."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import yaml
+
+from dsv2.config import ConfigBase, ConfigError, structure
+
+PLAIN_WIDTH = 120  # columns, where there is no terminal to ask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(ConfigBase):
+    """What the command line asks for, besides overrides of the trials."""
+
+    sweep: str
+    scale: str | tuple[str, ...] = "smoke"  # several: a ladder, its last report says what holds along it
+    seeds: tuple[int, ...] | None = None
+    workers: int | None = None
+    launcher: Literal["local", "slurm", "ray"] = "local"
+    dry_run: bool = False
+
+    @property
+    def scales(self) -> tuple[str, ...]:
+        return (self.scale,) if isinstance(self.scale, str) else self.scale
+
+    def __post_init__(self) -> None:
+        self.require(len(set(self.scales)) == len(self.scales) > 0, "scale", "at least one, each once")
+        self.require(self.workers is None or self.workers > 0, "workers", "at least 1")
+
+
+def parse(arguments: list[str]) -> tuple[Request, list[str]]:
+    """Split `key=value` words into the request and the overrides of the trials."""
+    own: dict[str, Any] = {}
+    overrides = []
+    for word in arguments:
+        key, equals, value = word.partition("=")
+        if equals and key in Request.__dataclass_fields__:
+            try:
+                own[key] = yaml.safe_load(value)
+            except yaml.YAMLError:
+                raise ConfigError(key, value, "a word, or a list as in [0,1]") from None
+        else:
+            overrides.append(word)
+    if "sweep" not in own:
+        raise ConfigError("sweep", None, "name a study, as in sweep=balance_losses")
+    return structure(own, Request), overrides

@@ -1,0 +1,160 @@
+"""Runs a study's unfinished trials on an executor, watching them through the files they write."""
+
+import time
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+
+from ablations.running.launch import WorkerDied, executor
+from ablations.running.worker import Outcome, locked, run_trial
+from ablations.trials.progress import Progress
+from ablations.trials.trials import Study, Trial
+from dsv2.config import plain
+from dsv2.data.source import repetition_warning
+from dsv2.storage.rundir import finished
+
+STOPPED = "\nstopped; what was saved stays, the same command goes on from there"
+POLL_SECONDS = 0.5
+BUSY_SECONDS = 2.0  # between two looks at a trial that another runner has
+PLAIN_SECONDS = 15.0  # between two lines of progress where there is no terminal
+
+
+def run_study(study: Study, *, workers: int | None, launcher: str, console: Console | None = None) -> bool:
+    """Run every unfinished trial, then write the report and print the verdicts. True if all trials finished.
+
+    A failing trial does not stop the others. On Ctrl-C the workers are ended, what they saved stays, and
+    KeyboardInterrupt goes on to the caller.
+    """
+    console = console or Console()
+    study.remember()
+    since = (study.folder / "study.json").stat().st_mtime
+    todo = [trial for trial in study.trials if finished(trial.folder) is None]
+    console.print(f"{len(study.trials)} trials, {len(study.trials) - len(todo)} already finished", highlight=False)
+    if todo:
+        pool = executor(launcher, workers=workers, folder=study.folder)
+        try:
+            with console.status("preparing the data"):
+                warnings = _open_data(study)
+            for warning in warnings:
+                console.print(f"warning: {warning}", highlight=False, markup=False)
+            _run_all(todo, pool, console, since)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        pool.shutdown()
+    from ablations.reporting.collect import report_study
+
+    report_study(study, console)
+    return all(finished(trial.folder) is not None for trial in study.trials)
+
+
+def _open_data(study: Study) -> list[str]:
+    """Prepare every corpus once, before the trials ask for it at the same time; what there is to warn of."""
+    warnings = []
+    runs = dict.fromkeys(study.run_of(arm, probe) for arm in study.arms for probe in (None, *study.file.probes))
+    for run in runs:
+        settings = run.trainer
+        source = run.data.open(
+            sequence_length=settings.sequence_length, seed=0, validation_tokens=settings.validation_tokens
+        )
+        warnings.append(repetition_warning(source, settings.batches().total_tokens))
+    return [warning for warning in dict.fromkeys(warnings) if warning is not None]
+
+
+class _Turn(NamedTuple):
+    """A trial that waits to be started."""
+
+    trial: Trial
+    at: float = 0.0  # not before, by the monotonic clock
+    died: bool = False  # whether it lost its worker once
+
+
+def _run_all(todo: list[Trial], pool: Executor, console: Console, since: float) -> None:
+    waiting = [_Turn(trial) for trial in todo]
+    running: dict[Future[Outcome], _Turn] = {}
+    with _Watch(todo, console) as watch:
+        while waiting or running:
+            for turn in [turn for turn in waiting if turn.at <= time.monotonic()]:
+                waiting.remove(turn)
+                folder = turn.trial.folder.resolve()
+                if locked(folder):  # spares a cluster the job
+                    waiting.append(turn._replace(at=time.monotonic() + BUSY_SECONDS))
+                else:
+                    running[pool.submit(run_trial, plain(turn.trial.run), folder, since)] = turn
+            if not running:
+                time.sleep(POLL_SECONDS)
+            for future in wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED).done:
+                turn = running.pop(future)
+                try:
+                    outcome = future.result()
+                except WorkerDied as error:
+                    if not turn.died:
+                        waiting.append(turn._replace(died=True))
+                        console.print(f"  {turn.trial.name}: {error}; goes on from its checkpoint", highlight=False)
+                        continue
+                    outcome = _record(turn.trial, error)
+                except CancelledError:
+                    raise
+                except Exception as error:  # of the launcher: the trial failed, the study goes on
+                    outcome = _record(turn.trial, error)
+                if outcome.status == "busy":
+                    waiting.append(turn._replace(at=time.monotonic() + BUSY_SECONDS))
+                else:
+                    watch.ended(turn.trial, outcome)
+            watch.look()
+
+
+def _record(trial: Trial, error: Exception) -> Outcome:
+    """Leave a `result.json` for a trial that could not write its own."""
+    from dsv2.training.fit import record_failure
+
+    trial.folder.mkdir(parents=True, exist_ok=True)
+    record_failure(trial.run, trial.folder, error, time.time())
+    return Outcome("failed", f"{type(error).__name__}: {error}")
+
+
+class _Watch:
+    """Progress over all trials, told as a bar on a terminal and as lines elsewhere."""
+
+    def __init__(self, todo: list[Trial], console: Console) -> None:
+        self.console, self.progress = console, Progress(todo)
+        self.printed = time.monotonic()
+        self.bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("trials", total=len(todo), rate="")
+
+    def __enter__(self) -> "_Watch":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def ended(self, trial: Trial, outcome: Outcome) -> None:
+        if outcome.status == "finished":
+            self.progress.end(trial, None)
+            self.look()
+            self.console.print(f"  {trial.name} finished   {self.progress.rate()}", highlight=False)
+        else:
+            text = f"{outcome.status}: {outcome.error}"
+            self.progress.end(trial, text)
+            self.console.print(f"  {trial.name} {text}", style="red", highlight=False, markup=False)
+        self.printed = time.monotonic()
+
+    def look(self) -> None:
+        """Update the bar; without a terminal print a line now and then."""
+        self.progress.look()
+        self.bar.update(self.task, completed=len(self.progress.errors), rate=self.progress.rate())
+        if not self.console.is_terminal and time.monotonic() - self.printed > PLAIN_SECONDS:
+            self.console.print(f"  {self.progress.count()}   {self.progress.rate()}", highlight=False)
+            self.printed = time.monotonic()

@@ -1,0 +1,136 @@
+"""Bytes that training keeps: weights, gradients, optimiser state, and the activations that backward needs.
+
+B batch, T tokens, d model width, H heads, G key-value heads, E experts, K experts a token, V vocabulary.
+
+Conventions: activations are the tensors that autograd keeps between forward and backward of one batch on one device,
+with this implementation and no recomputation, each storage once. The residual stream, norms, router and losses are
+float32 whatever the precision; "bf16" keeps a bfloat16 copy of every product's input and of every matrix it multiplies.
+Attention keeps queries, keys, values, output and one number a head and query, not the T x T scores, unless values are
+wider than keys. Left out: what lives only while an operation runs, and the few bytes that the balance losses, the
+device limit and token dropping keep. Within 0.5% of autograd's own list.
+"""
+
+from typing import Any, NamedTuple
+
+from dsv2.accounting.account import account
+from dsv2.config import ConfigError
+from dsv2.models.attention import GQA, AttentionConfig
+from dsv2.models.ffn import SwiGLU
+from dsv2.models.moe import MoEConfig, Switch
+from dsv2.models.transformer import Transformer
+
+WIDE = 4  # bytes of float32
+INDEX = 8  # bytes of int64
+PRODUCT = {"fp32": 4, "bf16": 2}  # bytes of what a product reads and writes
+
+
+class Kept(NamedTuple):
+    """One row: what a part keeps over its layers."""
+
+    part: str
+    layers: int
+    bytes: int
+
+
+class Memory(NamedTuple):
+    """Bytes of one device that holds the whole model."""
+
+    weights: int  # float32
+    gradients: int
+    optimizer: int  # AdamW's two moments
+    activations: tuple[Kept, ...]
+    tokens: int  # B T, that the activations are of
+
+    @property
+    def activation_bytes(self) -> int:
+        return sum(item.bytes for item in self.activations)
+
+    @property
+    def activation_bytes_per_token(self) -> float:
+        return self.activation_bytes / self.tokens
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activation_bytes
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        sums = {name: getattr(self, name) for name in ("activation_bytes", "activation_bytes_per_token", "total")}
+        return self._asdict() | sums | {"activations": [item._asdict() for item in self.activations]}
+
+
+def training_memory(
+    model: Transformer.Config, *, batch: int = 1, length: int = 4096, precision: str = "fp32"
+) -> Memory:
+    """What training `model` on `batch` sequences of `length` tokens keeps."""
+    for name, value in (("batch", batch), ("length", length)):
+        if value < 1:
+            raise ConfigError(name, value, "at least 1")
+    if precision not in PRODUCT:
+        raise ConfigError("precision", precision, f"one of {', '.join(PRODUCT)}")
+    product, tokens, layers = PRODUCT[precision], batch * length, model.num_layers
+    rows = [
+        ("embedding", 1, INDEX),
+        ("norms", 2 * layers + 1, WIDE * (model.dim + 1)),  # the input and 1 / rms
+        ("attention", layers, _attention(model.attention, model.dim, length, product)),
+    ]
+    for name, first, last in (("ffn, dense layers", 0, model.num_dense_layers), ("ffn", model.num_dense_layers, None)):
+        ffns = model.ffns()[first:last]
+        rows += [(name, len(ffns), _ffn(ffns[0], model.dim, product))] if ffns else []
+    logits = product * model.dim + WIDE * model.vocab_size  # the head's input; log-probabilities for the loss
+    rows += [("head and loss", 1, logits)]
+    kept = [Kept(part, count, tokens * count * size) for part, count, size in rows]
+    kept.append(Kept("rotations", 1, length * WIDE * model.attention.rotary_dim))
+    if precision == "bf16":
+        kept.append(Kept("weights in bfloat16", layers, product * _cast_weights(model)))
+    weights = WIDE * account(model).total_params
+    return Memory(weights, weights, 2 * weights, tuple(kept), tokens)
+
+
+def _inputs(width: int, products: int, product: int) -> int:
+    """Bytes a token of a float32 input of several products: one that all share, or in bf16 a copy each."""
+    return width * (WIDE if product == WIDE else product * products)
+
+
+def _attention(attention: AttentionConfig, dim: int, length: int, product: int) -> int:
+    """Bytes a token of one layer: inputs of its products, and what attention itself keeps."""
+    heads = attention.num_heads
+    if isinstance(attention, GQA.Config):
+        queries, keys = heads * attention.head_dim, attention.num_kv_heads * attention.head_dim
+        norm = product * keys + WIDE * attention.num_kv_heads if attention.key_norm else 0
+        return _inputs(dim, 3, product) + norm + product * 2 * (queries + keys) + WIDE * heads
+    latents = 2 * product * attention.kv_latent_dim + WIDE  # before and after its norm
+    products = 4
+    if attention.q_latent_dim is not None:
+        latents += 2 * product * attention.q_latent_dim + WIDE
+        products = 3
+    width, v_dim = attention.head_dim + attention.rope_dim, attention.v_dim
+    if v_dim > width:  # the one case without a fused kernel: the weights of all keys are kept
+        inner = product * (2 * width + 2 * v_dim) + WIDE * length
+    else:  # values and output padded to the width of keys; the output without its padding is a copy
+        inner = product * (4 * width + (v_dim if v_dim < width else 0)) + WIDE
+    return _inputs(dim, products, product) + latents + heads * inner
+
+
+def _ffn(ffn: MoEConfig | SwiGLU.Config, dim: int, product: int) -> int:
+    """Bytes a token of one layer."""
+    if isinstance(ffn, SwiGLU.Config):
+        return _inputs(dim, 1, product) + 3 * product * ffn.width
+    routing = (2 * INDEX + product) * ffn.top_k  # order, inverse and gates
+    routed = any(weight.name == "router.w" for weight in ffn.weights(dim))  # not by a hash
+    if routed:
+        routing += WIDE * (dim + ffn.num_experts) + INDEX * ffn.top_k  # its input, affinities and choice
+    if isinstance(ffn, Switch.Config) and ffn.jitter:
+        routing += WIDE * dim  # Switch's noise on what its router sees
+    experts = product * ffn.top_k * (2 * dim + 3 * ffn.expert_dim)
+    if not ffn.num_shared:
+        return routing + experts
+    shared = 0 if routed and product == WIDE else product * dim  # the router's input serves both in float32
+    return routing + experts + shared + 3 * product * ffn.num_shared * ffn.expert_dim
+
+
+def _cast_weights(model: Transformer.Config) -> int:
+    """Elements of the matrices that products cast; the router stays in float32, the embedding is looked up."""
+    blocks = [weight for layer in range(model.num_layers) for weight in model.layer_weights(layer)]
+    cast = sum(weight.total for weight in blocks if weight.is_matrix and weight.name != "ffn.router.w")
+    return cast + model.vocab_size * model.dim

@@ -1,0 +1,158 @@
+"""The published figures that an account can be held to, each with the model that should give it.
+
+[V2] arXiv 2405.04434, [MoE] arXiv 2401.06066, [LLM] arXiv 2401.02954. A figure without a tolerance is not claimed: its
+note says what keeps it from being worked out.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+from dsv2.accounting.account import Account, account
+from dsv2.accounting.cost import implied_mfu, training_cost
+from dsv2.composition import compose
+from dsv2.config import structure
+from dsv2.models.transformer import Transformer
+
+TOLERANCE = 0.025
+TWO_B, DENSE_67B = ("model=deepseek_moe_2b",), ("model=deepseek_67b",)
+LARGE_MHA = ("model=v2", "model/attention=mha", "model.attention.num_heads=56")
+MOE_145B = (
+    "model=deepseek_moe_16b",
+    "model.dim=4096",
+    "model.num_layers=62",
+    "model.shape.num_heads=32",
+    "model.shape.num_experts=128",
+    "model.shape.top_k=12",
+    "model.shape.num_shared=4",
+    "model.shape.expert_dim=1408",
+    "model.shape.ffn_dim=22528",
+)
+LARGE_SHAPE = (
+    "the large pair's shape is unpublished: the cache fixes heads x width x layers, and any width of experts could be "
+    "picked to fit the total; ours is DeepSeek-V2's own"
+)
+HOURS = "at 100% of an H800's peak, a bound: hours follow from FLOPs only with a utilisation; the published ones imply "
+TABLE_8 = "layers unpublished, "
+EMBEDDING = "without the input embedding, as Table 9 seems to count"
+
+
+class Published(NamedTuple):
+    name: str
+    overrides: tuple[str, ...]
+    what: str  # a key of WHAT
+    value: float
+    unit: str
+    tolerance: float | None = TOLERANCE  # relative; None: not claimed
+    note: str = ""
+    context: int = 4096
+    kv_bits: float = 16
+
+
+def _params(
+    name: str, overrides: tuple[str, ...], total: float, active: float | None = None, note: str = ""
+) -> list[Published]:
+    rows = [Published(name, overrides, "total_params", total, "B", note=note)]
+    return rows if active is None else [*rows, Published(name, overrides, "active_params", active, "B", note=note)]
+
+
+def _table_9(name: str, overrides: tuple[str, ...], total: float, active: float, elements: float) -> list[Published]:
+    large = name.startswith("large")
+    tolerance, note = (None, LARGE_SHAPE) if large else (TOLERANCE, "")
+    return [
+        Published(f"{name} [V2 Table 9]", overrides, "kv_elements_per_token", elements, "K", 0.05 / elements),
+        Published(f"{name} [V2 Table 9]", overrides, "total_params", total, "B", tolerance, note),
+        Published(
+            f"{name} [V2 Table 9]", overrides, "active_params_without_embedding", active, "B", tolerance,
+            note or EMBEDDING,
+        ),
+    ]  # fmt: skip
+
+
+PUBLISHED: tuple[Published, ...] = (
+    *_params("DeepSeek-V2 [V2]", ("model=v2",), 236, 21),
+    *_params("DeepSeek-V2-Lite [V2]", ("model=v2_lite",), 15.7),
+    *_params("DeepSeekMoE 16B [MoE]", ("model=deepseek_moe_16b",), 16.4, 2.8),
+    *_params("DeepSeekMoE 145B [MoE]", MOE_145B, 144.6, 22.2, "dense layer as wide as 16 experts, unpublished"),
+    *_params("DeepSeekMoE 2B [MoE]", TWO_B, 2.0),
+    Published("DeepSeekMoE 2B [MoE]", TWO_B, "active_params", 0.3, "B", 0.05 / 0.3, "published to one digit"),
+    *_params("DeepSeek 67B [LLM]", DENSE_67B, 67.4),
+    *_params("DeepSeek 7B [LLM]", ("model=deepseek_7b",), 6.9),
+    *_table_9("small MHA", ("model=v2_lite", "model/attention=mha"), 15.8, 2.5, 110.6),
+    *_table_9("small MLA", ("model=v2_lite",), 15.7, 2.4, 15.6),
+    *_table_9("large MHA", LARGE_MHA, 250.8, 25.0, 860.2),
+    *_table_9("large MLA", ("model=v2",), 247.4, 21.5, 34.6),
+    Published("7B MHA [V2 Table 8]", ("model=deepseek_7b",), "total_params", 6.9, "B", note="30 layers"),
+    Published(
+        "7B GQA-8 [V2 Table 8]", ("model=deepseek_7b", "model/attention=gqa", "model.num_layers=34"), "total_params",
+        6.9, "B", note=TABLE_8 + "34 is the only number that rounds to 6.9B",
+    ),
+    Published(
+        "7B MQA [V2 Table 8]", ("model=deepseek_7b", "model/attention=mqa", "model.num_layers=37"), "total_params",
+        7.1, "B", note=TABLE_8 + "37 is the only number that rounds to 7.1B",
+    ),
+    Published("V2 at 6 bits, cache saved against 67B at 16 [V2]", ("model=v2",), "kv_saved", 93.3, "%", 0.0005 / 0.933,
+              kv_bits=6),
+    Published("DeepSeek 7B [MoE]", ("model=deepseek_7b",), "sequence_flops", 183.5, "T"),
+    Published("LLaMA2 7B [MoE]", ("model=deepseek_7b", "model.num_layers=32", "model.vocab_size=32000"),
+              "sequence_flops", 187.9, "T"),
+    Published("DeepSeekMoE 16B [MoE]", ("model=deepseek_moe_16b",), "sequence_flops", 74.4, "T"),
+    Published("Dense 0.2B [MoE Table 1]", (*TWO_B, "model/ffn=dense"), "sequence_flops", 2.9, "T", context=2048),
+    Published("GShard 2B [MoE Table 1]", (*TWO_B, "model.ffn.num_experts=16", "model.ffn.top_k=2",
+              "model.ffn.num_shared=0", "model.ffn.expert_dim=3408"), "sequence_flops", 4.3, "T", context=2048),
+    Published("DeepSeekMoE 2B [MoE Table 1]", TWO_B, "sequence_flops", 4.3, "T", context=2048),
+    Published("Dense x16 [MoE Table 1]", (*TWO_B, "model/ffn=dense", "model.ffn.width=54528"), "sequence_flops", 24.6,
+              "T", context=2048),
+    Published("DeepSeek-V2 [V2 3.2.3]", ("model=v2",), "hours_at_peak", 172.8, "K GPU h", None, HOURS),
+    Published("DeepSeek 67B [V2 3.2.3]", DENSE_67B, "hours_at_peak", 300.6, "K GPU h", None, HOURS),
+    Published("V2, hours saved against 67B [V2 3.2.3]", ("model=v2",), "flops_saved", 42.5, "%", None,
+              "FLOPs alone, at equal utilisation; the rest went into V2's lower one, see the hours"),
+)  # fmt: skip
+
+
+class Compared(NamedTuple):
+    published: Published
+    ours: float  # in the published unit
+    difference: float  # relative to the published value
+    why: str
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether it lies within the tolerance; None where nothing is claimed."""
+        tolerance = self.published.tolerance
+        return None if tolerance is None else abs(self.difference) <= tolerance
+
+
+WHAT: dict[str, tuple[str, Callable[[Account], float]]] = {  # label; our value in units of 1
+    "total_params": ("parameters", lambda ours: ours.total_params),
+    "active_params": ("active parameters", lambda ours: ours.active_params),
+    "active_params_without_embedding": ("active parameters", lambda ours: ours.active_params_without_embedding),
+    "kv_elements_per_token": ("cache elements a token", lambda ours: ours.kv_elements_per_token),
+    "kv_saved": ("bytes saved", lambda ours: 1 - ours.kv_bytes_per_token / _dense().kv_bytes_per_token),
+    "sequence_flops": ("FLOPs a sequence", lambda ours: ours.flops_per_token * ours.context),
+    "hours_at_peak": ("hours a trillion tokens", lambda ours: training_cost(ours.flops_per_token, 1e12, 1).gpu_hours),
+    "flops_saved": ("hours saved", lambda ours: 1 - ours.flops_per_token / _dense().flops_per_token),
+}  # fmt: skip
+UNITS = {"B": 1e9, "K": 1e3, "T": 1e12, "%": 0.01, "K GPU h": 1e3}
+
+
+def compare(figure: Published) -> Compared:
+    """Ours beside what was published."""
+    result = _account(figure.overrides, figure.context, figure.kv_bits)
+    ours = WHAT[figure.what][1](result) / UNITS[figure.unit]
+    why = figure.note
+    if figure.what == "hours_at_peak":
+        hours = figure.value * UNITS[figure.unit]
+        why += f"{implied_mfu(result.flops_per_token, 1e12, hours):.1%}"
+    return Compared(figure, ours, ours / figure.value - 1, why)
+
+
+def _dense() -> Account:
+    """DeepSeek 67B, which the report's savings are against."""
+    return _account(DENSE_67B, 4096, 16)
+
+
+@cache
+def _account(overrides: tuple[str, ...], context: int, kv_bits: float) -> Account:
+    model = structure(compose(overrides)["model"], Transformer.Config, "model")
+    return account(model, context=context, kv_bits=kv_bits)

@@ -1,0 +1,195 @@
+"""`python -m dsv2 account`: what a model costs, as tables or as JSON, from its config alone."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dsv2.config import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from dsv2.accounting.account import Account
+    from dsv2.accounting.cost import Cost
+    from dsv2.accounting.memory import Memory
+    from dsv2.accounting.traffic import Traffic
+    from dsv2.models.transformer import Transformer
+
+
+def add_arguments(parse: argparse.ArgumentParser) -> None:
+    parse.add_argument("overrides", nargs="*", help="as in model=v2 model/attention=mha")
+    parse.add_argument("--hf", type=Path, metavar="PATH", help="a Hugging Face config.json, or the folder it lies in")
+    parse.add_argument("--context", type=int, default=4096, help="tokens a sequence (default 4096)")
+    parse.add_argument("--kv-bits", type=float, default=16, help="bits a cached element (default 16)")
+    parse.add_argument("--batch", type=int, default=1, help="sequences, for the activations (default 1)")
+    parse.add_argument("--mfu", type=float, help="share of the peak that is reached; with --tokens gives GPU hours")
+    parse.add_argument("--tokens", type=float, help="training tokens, as in 8.1e12")
+    parse.add_argument("--gpu-peak", type=float, metavar="FLOPS", help="FLOPs a second (default 989e12, an H800)")
+    parse.add_argument("--gpu-price", type=float, metavar="PRICE", help="of a GPU hour, in any currency")
+    parse.add_argument(
+        "--published", action="store_true", help="every published figure beside ours, instead of one model"
+    )
+    parse.add_argument("--json", action="store_true", help="machine-readable")
+
+
+def account_command(arguments: argparse.Namespace) -> None:
+    """Print one model's account, or the published figures. Imports late, so that other commands do not pay for it."""
+    if arguments.published:
+        if arguments.overrides or arguments.hf is not None:
+            raise ConfigError("published", True, "without a model; the figures name theirs")
+        _published(arguments.json)
+        return
+    from dsv2.accounting.account import account
+    from dsv2.accounting.memory import training_memory
+    from dsv2.accounting.traffic import all_to_all
+
+    model, precision = _model(arguments)
+    result = account(model, context=arguments.context, kv_bits=arguments.kv_bits)
+    memory = training_memory(model, batch=arguments.batch, length=arguments.context, precision=precision)
+    traffic, cost = all_to_all(model), _cost(arguments, result.flops_per_token)
+    if arguments.json:
+        more = {
+            "memory": memory.as_dict() | {"precision": precision},
+            "traffic": traffic and traffic._asdict(),
+            "cost": cost and cost._asdict(),
+        }
+        print(json.dumps(result.as_dict() | more, indent=2))
+        return
+    from rich.console import Console
+
+    console = Console()
+    console.print(_items(result, model))
+    console.print(
+        f"{result.total_params / 1e9:.2f}B parameters, {result.active_params / 1e9:.2f}B active a token "
+        f"({result.active_params_without_embedding / 1e9:.2f}B without the input embedding)\n"
+        f"KV cache: {result.kv_elements_per_token:,} elements a token, "
+        f"{result.kv_bytes_per_token:,.0f} bytes at {result.kv_bits:g} bits",
+        highlight=False,
+    )
+    console.print()
+    console.print(_memory(memory, f"Memory of training, {arguments.batch} x {arguments.context} tokens in {precision}"))
+    _print_traffic(console, traffic)
+    _print_cost(console, cost, arguments)
+
+
+def _model(arguments: argparse.Namespace) -> "tuple[Transformer.Config, str]":
+    if arguments.hf is not None:
+        if arguments.overrides:
+            raise ConfigError("overrides", " ".join(arguments.overrides), "none together with --hf")
+        from dsv2.interop.huggingface import read_config
+
+        return read_config(arguments.hf), "fp32"
+    from dsv2.training.run import load
+
+    run = load(arguments.overrides)
+    return run.model, run.trainer.precision
+
+
+def _cost(arguments: argparse.Namespace, flops_per_token: int) -> "Cost | None":
+    """GPU hours where a utilisation and a number of tokens are given; neither is guessed."""
+    given = {name: getattr(arguments, name) for name in ("mfu", "tokens", "gpu_peak", "gpu_price")}
+    if all(value is None for value in given.values()):
+        return None
+    from dsv2.accounting.cost import H800_PEAK, training_cost
+
+    for name in ("mfu", "tokens"):
+        if given[name] is None:
+            raise ConfigError(name, None, "GPU hours need both --mfu and --tokens")
+    peak = H800_PEAK if given["gpu_peak"] is None else given["gpu_peak"]
+    return training_cost(flops_per_token, given["tokens"], given["mfu"], peak, given["gpu_price"] or 0.0)
+
+
+def _table(title: str, *columns: str) -> "Table":
+    """A table whose first column is text and whose others are numbers."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column(columns[0])
+    for column in columns[1:]:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _items(result: "Account", model: "Transformer.Config") -> "Table":
+    title = f"FLOPs forward and backward, at a context of {result.context} tokens"
+    table = _table(title, "part", "layers", "parameters", "active a token", "FLOPs a token")
+    for item in result.items:
+        numbers = (item.total_params, item.active_params, item.flops_per_token)
+        table.add_row(item.part, str(item.layers), *(f"{number:,}" for number in numbers))
+    table.add_section()
+    sums = (result.total_params, result.active_params, result.flops_per_token)
+    table.add_row("total", str(model.num_layers), *(f"{number:,}" for number in sums), style="bold")
+    return table
+
+
+def _memory(memory: "Memory", title: str) -> "Table":
+    table = _table(title, "kept", "layers", "bytes", "bytes a token")
+    states = {"weights": memory.weights, "gradients": memory.gradients, "AdamW's moments": memory.optimizer}
+    for name, size in states.items():
+        table.add_row(name, "", f"{size:,}", "")
+    table.add_section()
+    for item in memory.activations:
+        table.add_row(
+            f"activations: {item.part}", str(item.layers), f"{item.bytes:,}", f"{item.bytes / memory.tokens:,.0f}"
+        )
+    table.add_section()
+    per_token = f"{memory.activation_bytes_per_token:,.0f}"
+    table.add_row("activations", "", f"{memory.activation_bytes:,}", per_token, style="bold")
+    table.add_row("total", "", f"{memory.total:,}", "", style="bold")
+    return table
+
+
+def _print_traffic(console: "Console", traffic: "Traffic | None") -> None:
+    if traffic is None:
+        return
+    if traffic.num_devices == 1:
+        console.print("All-to-all: none, all experts lie on one device (model.ffn.num_devices)", highlight=False)
+        return
+    title = f"All-to-all of one MoE layer over {traffic.num_devices} devices, router at random, bfloat16, 4 crossings"
+    table = _table(title, "a token is sent", "sends a token", "bytes a token")
+    table.add_row("once a pair", str(traffic.top_k), f"{traffic.bytes_by_pair:,.0f}")
+    table.add_row("once a device", f"{traffic.devices:.2f}", f"{traffic.bytes_by_device:,.0f}")
+    if traffic.max_devices is not None:
+        limited = f"once a device, at most {traffic.max_devices}"
+        table.add_row(limited, f"{traffic.devices_limited:.2f}", f"{traffic.bytes_by_device_limited:,.0f}")
+    console.print(table)
+
+
+def _print_cost(console: "Console", cost: "Cost | None", arguments: argparse.Namespace) -> None:
+    if cost is None:
+        return
+    price = "" if arguments.gpu_price is None else f", at {arguments.gpu_price:g} an hour {cost.price:,.0f}"
+    console.print(
+        f"Training on {arguments.tokens:g} tokens: {cost.flops:.3g} FLOPs, {cost.gpu_hours:,.0f} GPU hours "
+        f"at {arguments.mfu:.1%} of the peak{price}",
+        highlight=False,
+    )
+
+
+def _published(as_json: bool) -> None:
+    from dsv2.accounting.published import PUBLISHED, WHAT, compare
+
+    rows = [compare(figure) for figure in PUBLISHED]
+    if as_json:
+        plain = [row.published._asdict() | row._asdict() | {"agrees": row.agrees} for row in rows]
+        print(json.dumps([{key: value for key, value in row.items() if key != "published"} for row in plain], indent=2))
+        return
+    from rich.console import Console
+
+    table = _table("Published figures and our account of them", "model", "published", "ours", "difference")
+    table.add_column("agrees")
+    table.add_column("why", overflow="fold")
+    words = {True: "yes", False: "no", None: "not claimed"}
+    what = ""
+    for row in sorted(rows, key=lambda row: list(WHAT).index(row.published.what)):
+        figure = row.published
+        if WHAT[figure.what][0] != what:
+            what = WHAT[figure.what][0]
+            table.add_section()
+            table.add_row(what, style="bold")
+        numbers = (f"{figure.value:g}{figure.unit}", f"{row.ours:.4g}{figure.unit}", f"{row.difference:+.1%}")
+        table.add_row(figure.name, *numbers, words[row.agrees], row.why)
+    Console().print(table)

@@ -1,0 +1,82 @@
+"""Loss, accuracy, bits per byte and expert load of a model over a whole validation set."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from dsv2.data.source import NOT_SCORED, Batch, bits_per_byte, count_bytes
+from dsv2.evaluation.scoring import evaluating
+from dsv2.models.moe.dropping import Dropping
+from dsv2.models.moe.layer import MoE
+from dsv2.models.transformer import Transformer
+from dsv2.routing.measures import Counts, count, mean_measures, measure
+
+
+@torch.no_grad()
+def evaluate(
+    model: Transformer,
+    batch: Batch,
+    *,
+    batch_size: int,
+    token_bytes: np.ndarray | None,
+    domains: tuple[str, ...] = (),
+) -> dict[str, float]:
+    """`val/loss` in nats a scored token, `val/accuracy` of argmax on them, `val/bpb` where tokens stand for bytes, with
+    several domains `val/bpb_<domain>` of each that has text here, and `val/routing/*`.
+
+    Takes all validation sequences as one batch and works through it `batch_size` at a time, in evaluation mode; the
+    model is left in the mode it was in. A target counts for the domain of its input's document.
+    """
+    counts = list[Counts]()
+    nats = torch.zeros(batch.targets.shape, dtype=torch.float64)  # (B, T), 0 where nothing is scored
+    right = 0
+    moe = model.config.ffn
+    with evaluating(model):
+        for first in range(0, len(batch.inputs), batch_size):
+            part = slice(first, first + batch_size)
+            targets = batch.targets[part].to(model.embedding.device)
+            output = model(batch.inputs[part].to(targets.device))
+            logits = output.logits.float()
+            losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=NOT_SCORED, reduction="none")
+            nats[part] = losses.view(targets.shape).double().cpu()
+            right += int((logits.argmax(-1) == targets).sum())  # NOT_SCORED is no token's number
+            if isinstance(moe, MoE.Config):
+                new = [count(routing, num_devices=moe.num_devices) for routing in output.routings]
+                counts = [old + more for old, more in zip(counts, new, strict=True)] if counts else new
+    scored = int((batch.targets != NOT_SCORED).sum())
+    result = {"val/loss": nats.sum().item() / scored, "val/accuracy": right / scored}
+    if token_bytes is not None:
+        result["val/bpb"] = bits_per_byte(nats.sum().item(), count_bytes(batch.targets, token_bytes))
+        if len(domains) > 1 and batch.domains is not None:
+            for number, name in enumerate(domains):
+                here = batch.domains == number
+                if num_bytes := count_bytes(batch.targets[here], token_bytes):
+                    result[f"val/bpb_{name}"] = bits_per_byte(nats[here].sum().item(), num_bytes)
+    routing = mean_measures([measure(layer) for layer in counts])
+    return result | {f"val/{name}": value for name, value in routing.items()}
+
+
+@torch.no_grad()
+def loss_at_capacity(model: Transformer, batch: Batch, *, batch_size: int) -> float:
+    """Validation loss (nats a scored token) where evaluation drops too, of each `batch_size` sequences what is over the
+    devices' budgets, nobody exempt: what a model loses when it is not used as it was trained (section 2.2.4).
+
+    The budget is that of the model's own dropping, else capacity factor 1.0. `model` is left as it is.
+    """
+    moe = model.config.ffn
+    assert isinstance(moe, MoE.Config)
+    dropping = replace(moe.dropping or Dropping.Config(), exempt_ratio=0.0)
+    with torch.device("meta"):
+        dropper = replace(model.config, ffn=replace(moe, dropping=dropping)).build(ops=model.ops)
+    dropper.load_state_dict(model.state_dict(), assign=True)
+    dropper.train()
+    nats, device = 0.0, model.embedding.device
+    for first in range(0, len(batch.inputs), batch_size):
+        targets = batch.targets[first : first + batch_size].to(device)
+        logits = dropper(batch.inputs[first : first + batch_size].to(device)).logits.float()
+        nats += F.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=NOT_SCORED, reduction="sum"
+        ).item()
+    return nats / int((batch.targets != NOT_SCORED).sum())

@@ -1,0 +1,209 @@
+"""What a trace shows, as HTML: coloured tokens, tables and headings.
+
+Every colour is also printed as a number under its token, so nothing hangs on colour alone. T tokens, K experts a token.
+"""
+
+import html
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.colors import to_rgb
+
+from dsv2.explore.compare import Agreement
+from dsv2.explore.trace import Trace, pairs
+from dsv2.plots.text import device_colour
+
+MODES = {
+    "top expert": "The expert of highest affinity; a colour is a device, its shades are the experts on it.",
+    "device": "The device of the expert of highest affinity.",
+    "gate": "The highest affinity of the token: darker is surer of its expert.",
+    "dropped": "How many of the token's pairs are over their device's budget; darker is more.",
+    "loss": "Nats that the model needed for the token, given those before it: darker is more surprising.",
+}
+DIFFERENCE = {"loss difference": "B's loss less A's: blue where B predicts the token better, red where A does."}
+LONG = 60  # characters of a cell that may be broken over lines
+Colour = tuple[float, ...]
+
+
+def painted(traced: Trace, layer: int, capacity_factor: float, mode: str, *, reference: Trace | None = None) -> str:
+    """The text with each token painted by `mode`; hovering tells its loss, experts, devices, gates and drops.
+
+    `reference` is what the losses are compared with in the mode of that name, a trace of the same tokens.
+    """
+    chosen = _by_token(traced, layer, capacity_factor)
+    paint = _paint(traced, layer, chosen, mode, reference)
+    spans = []
+    for token, (piece, loss, mine) in enumerate(zip(traced.pieces, traced.losses.tolist(), chosen, strict=True)):
+        colour, label = paint(token)
+        hint = html.escape(_hint(token, piece, loss, mine))
+        ink = "#fff" if _luminance(colour) < 0.4 else "#1a1a1a"
+        spans.append(
+            f'<span class="token" style="background:{_css(colour)};color:{ink}" title="{hint}">'
+            f"<b>{html.escape(visible(piece))}</b><i>{label}</i></span>" + "<br>" * piece.count("\n")
+        )
+    return f'<div class="text">{"".join(spans)}</div>'
+
+
+def token_table(traced: Trace, layer: int, capacity_factor: float) -> str:
+    """One row a token: loss, and its experts with device and gate, highest affinity first; dropped ones struck out."""
+    chosen = _by_token(traced, layer, capacity_factor)
+    rows = []
+    for token, (piece, loss, mine) in enumerate(zip(traced.pieces, traced.losses.tolist(), chosen, strict=True)):
+        cells = [f"{pair.expert} (d{pair.device}) {pair.gate:.2f}" for pair in mine]
+        struck = [f"<s>{cell}</s>" if pair.dropped else cell for cell, pair in zip(cells, mine, strict=True)]
+        rows.append([str(token), html.escape(visible(piece)), "" if math.isnan(loss) else f"{loss:.2f}", *struck])
+    slots = [f"expert {slot + 1}" for slot in range(len(chosen[0]))]
+    return table(["#", "token", "loss, nats", *slots], rows, numbers={0, 2})
+
+
+def _by_token(traced: Trace, layer: int, capacity_factor: float) -> list[list[Any]]:
+    """The rows of `pairs`, as named tuples, of each token."""
+    rows = list(pairs(traced, layer, capacity_factor).itertuples(index=False))
+    top_k = len(rows) // len(traced.pieces)
+    return [rows[first : first + top_k] for first in range(0, len(rows), top_k)]
+
+
+def table(header: list[str], rows: Iterable[Iterable[str]], *, numbers: Iterable[int] = ()) -> str:
+    """An HTML table of cells that are HTML; the columns `numbers` are aligned right, long cells wrap."""
+    kinds = ["n" if place in set(numbers) else "" for place in range(len(header))]
+
+    def line(tag: str, cells: Iterable[str]) -> str:
+        inner = (
+            f"<{tag} class='{'long' if len(cell) > LONG else kind}'>{cell}</{tag}>"
+            for kind, cell in zip(kinds, cells, strict=True)
+        )
+        return f"<tr>{''.join(inner)}</tr>"
+
+    body = "".join(line("td", row) for row in rows)
+    return f'<div class="scroll"><table><thead>{line("th", header)}</thead><tbody>{body}</tbody></table></div>'
+
+
+def heading(name: str, traced: Trace, load: pd.DataFrame, room: int) -> str:
+    """Which model it is, how well it predicts the text, and what is over a budget of `room` pairs a device."""
+    over, total = int(load["dropped"].sum()), int(load["load"].sum())
+    loss = f"{traced.loss:.3f} nats a token, {traced.bits_per_byte:.3f} bits a byte; " if len(traced.pieces) > 1 else ""
+    return (
+        f"<h2>{html.escape(name)}</h2><p>{len(traced.pieces)} tokens; {loss}"
+        f"{over} of {total} pairs ({over / total:.1%}) over the budget of {room} a device.</p>"
+    )
+
+
+def agreement(one: Trace, other: Trace, found: Agreement) -> str:
+    """A table of how alike two traces of one text are, each number with what to hold it against."""
+
+    def share(value: float | None) -> str:
+        return "-" if value is None else f"{value:.0%}"
+
+    better = "-"
+    if one.pieces == other.pieces:
+        better = f"{int((other.losses[1:] < one.losses[1:]).sum())} of {len(one.pieces) - 1}"
+    apart = other.bits_per_byte - one.bits_per_byte
+    grouped = "-" if found.grouping is None else f"{found.grouping:.2f}"
+    chance = f"two random routers: {share(found.profile_by_chance)}"
+    rows = [
+        [
+            "bits a byte, B less A",
+            "-" if math.isnan(apart) else f"{apart:+.3f}",
+            "negative: B predicts the text better",
+        ],
+        ["tokens that B predicts better", better, "half of them if neither is better"],
+        ["loads equally uneven", share(found.profile), f"overlap of loads, each from busiest to idlest; {chance}"],
+        [
+            "tokens grouped alike",
+            grouped,
+            "adjusted Rand index of the tokens of one top expert: 1 the same, 0 by chance",
+        ],
+    ]
+    if found.same_top is not None:
+        rows += [
+            ["same top expert", share(found.same_top), "two steps of one run, whose experts keep their numbers"],
+            ["experts in common", share(found.overlap), "of the experts that a token chose, mean over tokens"],
+        ]
+    return f"<h2>How alike A and B are</h2>{table(['', '', 'how to read it'], rows, numbers={1})}"
+
+
+def visible(piece: str) -> str:
+    """A piece whose ends can be seen: line breaks and tabs as signs, and a part of a character as an ellipsis."""
+    return piece.replace("\n", "↵").replace("\t", "→") or "…"
+
+
+def _hint(token: int, piece: str, loss: float, mine: list[Any]) -> str:
+    surprise = "first token, predicted by nothing" if math.isnan(loss) else f"loss {loss:.2f} nats"
+    lines = [f"token {token}, {piece!r}: {surprise}"]
+    for pair in mine:
+        end = ", over capacity" if pair.dropped else ""
+        lines.append(f"expert {pair.expert} on device {pair.device}, gate {pair.gate:.3f}{end}")
+    return "\n".join(lines)
+
+
+def _paint(
+    traced: Trace, layer: int, chosen: list[list[Any]], mode: str, reference: Trace | None
+) -> Callable[[int], tuple[Colour, str]]:
+    """Token to its colour and the label under it."""
+    top = [mine[0] for mine in chosen]
+    losses = traced.losses.tolist()
+    if mode == "top expert":
+        shades = _shades(traced.routings[layer].affinities.shape[-1], traced.num_devices)
+        return lambda token: (shades[top[token].expert], str(top[token].expert))
+    if mode == "device":
+        return lambda token: (tint(device_colour(top[token].device), 0.5), str(top[token].device))
+    if mode == "gate":
+        highest = max(pair.gate for pair in top) or 1.0
+        return lambda token: (_ramp("Blues", top[token].gate / highest), f"{top[token].gate:.2f}".removeprefix("0"))
+    if mode == "dropped":
+        counts = [sum(pair.dropped for pair in mine) for mine in chosen]
+        return lambda token: (_ramp("Oranges", counts[token] / len(chosen[token])), str(counts[token] or ""))
+    if mode == "loss":
+        most = max(losses[1:], default=0.0) or 1.0
+        return lambda token: _unless_first(losses[token], lambda loss: (_ramp("Purples", loss / most), f"{loss:.1f}"))
+    assert mode in DIFFERENCE, mode
+    assert reference is not None
+    apart = (traced.losses - reference.losses).tolist()
+    widest = max(map(abs, apart[1:]), default=0.0) or 1.0
+    diverging = colormaps["RdBu_r"]
+    return lambda token: _unless_first(
+        apart[token], lambda value: (diverging(0.5 + 0.4 * value / widest)[:3], _signed(value))
+    )
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}" if abs(value) >= 0.05 else "0"
+
+
+def _unless_first(value: float, paint: Callable[[float], tuple[Colour, str]]) -> tuple[Colour, str]:
+    return ((1.0, 1.0, 1.0), "") if math.isnan(value) else paint(value)
+
+
+def _shades(num_experts: int, num_devices: int) -> dict[int, Colour]:
+    """Of each expert: its device's colour, paler from the first expert of the device to the last.
+
+    Where there is one device, the experts take the colours of devices in turn.
+    """
+    each = num_experts // num_devices
+    if num_devices == 1:
+        return {expert: tint(device_colour(expert), 0.5) for expert in range(num_experts)}
+    return {
+        expert: tint(device_colour(expert // each), 0.25 + 0.5 * (expert % each) / max(each - 1, 1))
+        for expert in range(num_experts)
+    }
+
+
+def tint(colour: str, white: float) -> Colour:
+    """The colour mixed with so much white, 0 to 1."""
+    return tuple(part + (1 - part) * white for part in to_rgb(colour))
+
+
+def _ramp(name: str, value: float) -> Colour:
+    """0 is white, 1 dark."""
+    return (1.0, 1.0, 1.0) if value == 0 else colormaps[name](0.05 + 0.75 * float(value))[:3]
+
+
+def _css(colour: Colour) -> str:
+    return "#" + "".join(f"{round(255 * part):02x}" for part in colour)
+
+
+def _luminance(colour: Colour) -> float:
+    return 0.2126 * colour[0] + 0.7152 * colour[1] + 0.0722 * colour[2]

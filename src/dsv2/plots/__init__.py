@@ -1,0 +1,52 @@
+"""Every figure of the workbench by its name, as in `plots.forest(effects)`: tables in, a matplotlib figure out.
+
+One look for all: 7 points at least at the size of a column, colours that the colour-blind tell apart, and a marker and
+dash of its own for each arm, so that a black-and-white print still reads. `arms` fixes order and style: give the
+study's whole list even to plot a part of it. `title` states the finding.
+"""
+
+import importlib
+from typing import Any
+
+_WHERE = {
+    "study": ["difference_over_tokens", "forest", "imbalance_over_training", "loss_over_tokens", "metric_by_arm"],
+    "load": ["device_load", "load_heatmap"],
+    "balance": [
+        "collapse_over_training",
+        "drops_over_affinity",
+        "drops_over_training",
+        "load_at",
+        "load_view",
+        "losses_and_control",
+    ],
+    "cost": ["cache_over_context", "loss_over_active", "loss_over_budgets"],
+    "experts": [
+        "certainty_over_layers",
+        "coactivation_heatmap",
+        "domain_heatmap",
+        "information_bars",
+        "loss_changes",
+        "loss_over_experts",
+        "loss_over_masked",
+        "overlap_over_training",
+        "token_concentration",
+    ],
+    "factorial": ["factorial_forest", "interaction"],
+    "ladder": ["difference_over_compute", "loss_over_compute"],
+    "calibration": ["false_positive_rates", "power_by_effect"],
+    "text": ["load_profiles", "text_load"],
+    "tokens": ["paint_html", "paint_tokens"],
+}
+_MODULES = {name: module for module, names in _WHERE.items() for name in names}
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, since matplotlib takes a second."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'dsv2.plots' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"dsv2.plots.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,147 @@
+"""Figures of the load of experts and devices. See `plots` for the look and the arguments they share.
+
+Both read a routing table: one row per arm, seed, step, layer and expert with columns device and load (token-expert
+pairs, dropped ones included).
+"""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from dsv2.plots.style import PAGE, STYLE, arms_of, headline, panels
+
+
+def load_heatmap(
+    routing: pd.DataFrame,
+    *,
+    seed: int | None = None,
+    arms: Sequence[str] | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Load of every expert over training, one seed (default: the first), a panel per arm and MoE layer.
+
+    Experts are sorted by their final load, busiest on top, so that the two ends of the colour scale, alike in a
+    black-and-white print, are told apart by place. One scale for all: 1 is the mean, white.
+    """
+    shown = routed(routing, arms)
+    seed = int(routing["seed"].min()) if seed is None else seed
+    one = routing[routing["seed"] == seed]
+    if one.empty:
+        raise ValueError(f"seed={seed}: the routing table has seeds {sorted(set(routing['seed']))}")
+    layers = sorted(set(one["layer"]))
+    shares = {}
+    for (arm, layer), table in one.groupby(["arm", "layer"]):
+        load = table.pivot(index="expert", columns="step", values="load").sort_index(axis=1)
+        load = load / load.mean()
+        shares[arm, layer] = load.loc[load.iloc[:, -1].sort_values(ascending=False, kind="stable").index]
+    busiest = max(float(np.percentile(load, 99.5)) for load in shares.values())
+    highest = max(np.ceil(busiest * 2) / 2, 1.5)
+    norm = TwoSlopeNorm(1, 0, highest)
+    blocks = -(-len(shown) // 6)  # of arms side by side
+    columns = -(-len(shown) // blocks)
+    rows = blocks * len(layers)
+    with plt.rc_context(STYLE | {"axes.grid": False}):
+        width = max(PAGE * columns / 6, PAGE / 2)
+        size = (width, 1.25 * rows + 0.7)
+        figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, sharex=True, sharey=True)
+        mesh = None
+        for ax in grid.flat:
+            ax.set_axis_off()
+        for i, arm in enumerate(shown):
+            for j, layer in enumerate(layers):
+                ax = grid[i // columns * len(layers) + j, i % columns]
+                if (arm, layer) not in shares:
+                    continue
+                ax.set_axis_on()
+                load = shares[arm, layer]
+                edges = _edges(load.columns.to_numpy(dtype=float))
+                mesh = ax.pcolormesh(edges, np.arange(len(load) + 1), load, norm=norm, cmap="RdBu_r", rasterized=True)
+                if j == 0:
+                    ax.set_title(arm, fontsize=7)
+                ax.tick_params(labelbottom=j == len(layers) - 1)
+                if i % columns == 0:
+                    ax.set_ylabel(f"layer {layer}\nexpert, by load", fontsize=7)
+                ax.set_yticks([])
+                ax.xaxis.set_major_locator(MaxNLocator(2, integer=True))
+        grid[0, 0].invert_yaxis()
+        figure.supxlabel("training step", fontsize=8)
+        assert mesh is not None
+        bar = figure.colorbar(mesh, ax=grid, extend="max", extendfrac=0.02, aspect=30, pad=0.015)
+        bar.set_label(f"load / mean load, seed {seed}")
+        bar.set_ticks(
+            [
+                tick
+                for tick in (0, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16)
+                if tick <= highest and (tick != 1.5 or highest < 3)
+            ]
+        )
+        headline(figure, title)
+    return figure
+
+
+def device_load(routing: pd.DataFrame, *, arms: Sequence[str] | None = None, title: str | None = None) -> Figure:
+    """Load of each device at the last logged step, busiest first, mean over seeds and layers, a panel an arm.
+
+    What lies over the budget of capacity factor 1.0 is hatched; the printed share is the mean over seeds and layers.
+    """
+    shown = routed(routing, arms)
+    blue, red = (sns.color_palette("colorblind")[i] for i in (0, 3))
+    ranked = {arm: _device_loads(routing[routing["arm"] == arm]) for arm in shown}
+    highest = max(loads.mean(0).max() for loads in ranked.values())
+    with plt.rc_context(STYLE | {"axes.grid": False, "hatch.linewidth": 0.6}):
+        figure, axes = panels(len(shown), columns=3, height=1.35, sharey=True)
+        for ax, arm in zip(axes, shown, strict=True):
+            loads = ranked[arm]  # (seeds x layers, D), sorted
+            mean, places = loads.mean(0), np.arange(1, loads.shape[1] + 1)
+            over = np.maximum(mean - 1, 0)
+            ax.bar(places, mean - over, color=blue, width=0.8)
+            above = over > 0
+            ax.bar(places[above], over[above], bottom=1, facecolor="white", edgecolor=red, hatch="/////", width=0.8)
+            ax.axhline(1, color="black", linestyle=(0, (4, 2)), linewidth=0.9)
+            share = np.maximum(loads - 1, 0).sum(1).mean() / loads.shape[1]
+            ax.text(0.98, 0.96, f"{share:.1%} over", transform=ax.transAxes, ha="right", va="top", fontsize=7)
+            ax.set_title(arm, fontsize=7)
+            ax.set_ylim(0, max(highest * 1.12, 1.3))
+            ax.xaxis.set_major_locator(MaxNLocator(min(len(places), 8), integer=True))
+        axes[0].text(len(places) + 0.45, 1.02, "capacity 1.0", ha="right", va="bottom", fontsize=7)
+        _outer_labels(axes, "device, busiest first", "load / mean load")
+        headline(figure, title)
+    return figure
+
+
+def routed(routing: pd.DataFrame, arms: Sequence[str] | None) -> list[str]:
+    """The arms that route, in the study's order."""
+    if not len(routing):
+        raise ValueError("routing: the table is empty; a dense study has no load to draw")
+    found = arms_of(routing)
+    return [arm for arm in arms or found if arm in found]
+
+
+def _device_loads(routing: pd.DataFrame) -> NDArray[np.float64]:
+    """Load over mean of each device at each seed's last step, sorted falling: (seeds x layers, D)."""
+    last = routing[routing["step"] == routing.groupby("seed")["step"].transform("max")]
+    table = last.groupby(["seed", "layer", "device"])["load"].sum().unstack("device").to_numpy(dtype=float)
+    return -np.sort(-table / table.mean(1, keepdims=True), axis=1)
+
+
+def _edges(steps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Borders of the columns that are centred on the steps."""
+    if len(steps) == 1:
+        return np.array([steps[0] - 0.5, steps[0] + 0.5])
+    middle = (steps[1:] + steps[:-1]) / 2
+    return np.concatenate([[1.5 * steps[0] - 0.5 * steps[1]], middle, [1.5 * steps[-1] - 0.5 * steps[-2]]])
+
+
+def _outer_labels(axes: Sequence[Axes], x: str, y: str) -> None:
+    for ax in axes:
+        if ax.get_subplotspec() is None or ax.get_subplotspec().is_first_col():  # type: ignore[union-attr]
+            ax.set_ylabel(y, fontsize=7)
+        ax.set_xlabel(x, fontsize=7)

@@ -1,0 +1,209 @@
+"""A text with each token painted by the expert or device that it is sent to: as HTML for a notebook, and for print.
+
+T tokens, K experts a token, E experts, D devices.
+"""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from dsv2.models.moe.router import Routing
+from dsv2.plots.style import PAGE, STYLE, headline, wrapped
+
+By = Literal["expert", "device"]
+TINT = 0.55  # of the palette's colour in white, so that black text is read on every one
+POINTS = 7.0
+LETTER, LINE = 0.602 * POINTS / 72, 1.7 * POINTS / 72  # inches that a letter of the monospaced font and a line take
+
+
+class Paint(NamedTuple):
+    """How one token is drawn."""
+
+    text: str
+    group: int | None  # its expert or device; None where another one is highlighted
+    struck: bool  # the pair that gave it its colour is dropped
+    note: str  # all its experts, gates and drops
+
+
+@dataclass(frozen=True)
+class Html:
+    """Markup that a notebook shows by itself; `str` gives it to anything else."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return self.text
+
+
+def paints(
+    tokens: Sequence[str],
+    routing: Routing,
+    *,
+    by: By = "device",
+    num_devices: int = 1,
+    sequence: int = 0,
+    choice: int = 0,
+    highlight: int | None = None,
+) -> list[Paint]:
+    """The T `tokens` of one sequence by their `choice`-th expert (0: highest affinity) or its device.
+
+    `highlight` paints one expert or device alone. Raises ValueError where these do not fit the routing of one layer.
+    """
+    batch, length, num_experts = routing.affinities.shape
+    top_k = routing.experts.shape[-1]
+    rules = {
+        "by": (by, "expert or device", by in ("expert", "device")),
+        "num_devices": (
+            num_devices,
+            f"a divisor of {num_experts} experts",
+            num_devices > 0 and num_experts % num_devices == 0,
+        ),
+        "sequence": (sequence, f"0 to {batch - 1}", 0 <= sequence < batch),
+        "choice": (choice, f"0 to {top_k - 1}", 0 <= choice < top_k),
+        "tokens": (len(tokens), f"as many as were routed, {length}", len(tokens) == length),
+    }
+    for field, (value, valid, good) in rules.items():
+        if not good:
+            raise ValueError(f"{field}={value}: {valid}")
+    per_device = num_experts // num_devices
+    experts, gates = routing.experts[sequence].tolist(), routing.gates[sequence].tolist()
+    dropped = [[False] * top_k] * length if routing.dropped is None else routing.dropped[sequence].tolist()
+    painted = []
+    for text, chosen, weights, drops in zip(tokens, experts, gates, dropped, strict=True):
+        group = chosen[choice] if by == "expert" else chosen[choice] // per_device
+        shown = group if highlight in (None, group) else None
+        painted.append(Paint(text, shown, drops[choice], _note(chosen, weights, drops, per_device)))
+    return painted
+
+
+def _note(experts: list[int], gates: list[float], dropped: list[bool], per_device: int) -> str:
+    return "\n".join(
+        f"expert {expert} on device {expert // per_device}, gate {gate:.3f}" + (", dropped" if drop else "")
+        for expert, gate, drop in zip(experts, gates, dropped, strict=True)
+    )
+
+
+def colours(count: int) -> list[tuple[float, float, float]]:
+    """A light colour for each of so many groups: up to ten that the colour-blind tell apart, else even hues."""
+    import seaborn as sns
+
+    palette = sns.color_palette("colorblind", count) if count <= 10 else sns.husl_palette(count, l=0.6)
+    red, green, blue = ([1 - TINT * (1 - colour[i]) for colour in palette] for i in range(3))
+    return list(zip(red, green, blue, strict=True))
+
+
+def num_groups(routing: Routing, by: By, num_devices: int) -> int:
+    return routing.affinities.shape[-1] if by == "expert" else num_devices
+
+
+def paint_html(
+    tokens: Sequence[str],
+    routing: Routing,
+    *,
+    by: By = "device",
+    num_devices: int = 1,
+    sequence: int = 0,
+    choice: int = 0,
+    highlight: int | None = None,
+    title: str | None = None,
+) -> Html:
+    """`paints` as HTML that needs nothing else: a tooltip names all experts of a token, dropped ones are struck.
+
+    With more than ten groups hues alone do not tell them apart: hover, or use `highlight`.
+    """
+    painted = paints(
+        tokens, routing, by=by, num_devices=num_devices, sequence=sequence, choice=choice, highlight=highlight
+    )
+    palette = [
+        f"rgb({','.join(str(round(255 * part)) for part in c)})" for c in colours(num_groups(routing, by, num_devices))
+    ]
+    used = sorted({paint.group for paint in painted if paint.group is not None})
+    key = " ".join(f'<span style="background:{palette[group]}">&nbsp;{group}&nbsp;</span>' for group in used)
+    head = f"<b>{html.escape(title)}</b><br>" if title else ""
+    body = "".join(_span(paint, palette) for paint in painted)
+    block = "font-family:monospace;white-space:pre-wrap;line-height:1.6;color:black;background:white;padding:.5em"
+    return Html(f'<div style="{block}">{head}{by}: {key}\n\n{body}</div>')
+
+
+def _span(paint: Paint, palette: list[str]) -> str:
+    style = f"background:{palette[paint.group]}" if paint.group is not None else ""
+    style += ";text-decoration:line-through 2px" if paint.struck else ""
+    text = html.escape(visible(paint.text))
+    return f'<span style="{style}" title="{html.escape(paint.note)}">{text}</span>'
+
+
+def visible(token: str) -> str:
+    """The token with its line breaks shown before they are made."""
+    return token.replace("\r", "").replace("\n", "↵\n")
+
+
+# ---- for print -------------------------------------------------------------------------------------------------------
+
+
+def paint_tokens(
+    tokens: Sequence[str],
+    routing: Routing,
+    *,
+    by: By = "device",
+    num_devices: int = 1,
+    sequence: int = 0,
+    choice: int = 0,
+    highlight: int | None = None,
+    width: float = PAGE,
+    title: str | None = None,
+) -> Figure:
+    """`painting.paints` in a monospaced font, `width` inches wide; dropped tokens are struck through."""
+    painted = paints(
+        tokens, routing, by=by, num_devices=num_devices, sequence=sequence, choice=choice, highlight=highlight
+    )
+    palette = colours(num_groups(routing, by, num_devices))
+    columns = int((width - 0.1) / LETTER)
+    used = sorted({paint.group for paint in painted if paint.group is not None})
+    key = [Paint(f"{by} ", None, False, ""), *(Paint(f" {group} ", group, False, "") for group in used)]
+    placed = _placed([*key, Paint("\n\n", None, False, ""), *painted], columns)
+    lines = 1 + max(row for _, row, _, _ in placed)
+    head = 0.15 * len(wrapped(title, width)) + 0.1 if title else 0.0
+    with plt.rc_context(STYLE | {"figure.constrained_layout.use": False}):
+        height = lines * LINE + 0.1 + head
+        figure = plt.figure(figsize=(width, height))
+        ax = figure.add_axes((0.05 / width, 0.05 / height, 1 - 0.1 / width, lines * LINE / height))
+        ax.set(xlim=(0, (width - 0.1) / LETTER), ylim=(lines, 0))
+        ax.set_axis_off()
+        for column, row, text, paint in placed:
+            _draw(ax, column, row, text, paint, palette)
+        headline(figure, title)
+    return figure
+
+
+def _placed(painted: Sequence[Paint], columns: int) -> list[tuple[int, int, str, Paint]]:
+    """(column, row, text, paint) of each piece; a token is broken only where it is longer than a line."""
+    placed, column, row = [], 0, 0
+    for paint in painted:
+        for i, piece in enumerate((visible(paint.text) if paint.note else paint.text).split("\n")):
+            if i:
+                column, row = 0, row + 1
+            while piece:
+                if column and column + len(piece) > columns:
+                    column, row = 0, row + 1
+                placed.append((column, row, piece[:columns], paint))
+                column += len(piece[:columns])
+                piece = piece[columns:]
+    return placed
+
+
+def _draw(ax: Axes, column: int, row: int, text: str, paint: Paint, palette: list[tuple[float, float, float]]) -> None:
+    if paint.group is not None:
+        ax.add_patch(Rectangle((column, row + 0.08), len(text), 0.84, facecolor=palette[paint.group], linewidth=0))
+    if text.strip():
+        ax.text(column, row + 0.5, text.replace("$", r"\$"), family="monospace", fontsize=POINTS, va="center_baseline")
+    if paint.struck:
+        ax.plot([column, column + len(text)], [row + 0.5] * 2, color="black", linewidth=0.9, solid_capstyle="butt")

@@ -1,0 +1,94 @@
+"""Reports as files: Markdown, one HTML page that needs nothing else, tables as CSV and figures as PNG."""
+
+import base64
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dsv2.storage.files import replacing, write_text
+
+DPI = 150
+PIXELS_PER_INCH = 120  # 7 points are then 12 pixels of text
+
+
+class Table(NamedTuple):
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""  # below it
+
+
+class Picture(NamedTuple):
+    name: str
+    caption: str
+    png: bytes
+    width: int  # on a page, in CSS pixels
+
+
+class Section(NamedTuple):
+    title: str
+    paragraphs: Sequence[str]
+    tables: Sequence[Table] = ()
+    pictures: Sequence[Picture] = ()
+    finding: str = ""  # stands out above the paragraphs
+
+
+def picture(name: str, caption: str, drawn: Any) -> Picture:
+    """A Figure, or the one of an Axes, as a PNG of 256 colours, a third of the bytes of one of all; it is closed."""
+    import matplotlib.pyplot as plt
+    from PIL import Image
+
+    figure = drawn.get_figure() if hasattr(drawn, "get_xlim") else drawn
+    whole, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(whole, format="png", dpi=DPI)
+    plt.close(figure)
+    colours = Image.open(whole).convert("RGB")
+    colours.quantize(method=Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE).save(
+        small, format="png", optimize=True
+    )
+    return Picture(name, caption, small.getvalue(), round(figure.get_size_inches()[0] * PIXELS_PER_INCH))
+
+
+def write_page(folder: Path, title: str, headline: str, sections: Sequence[Section], tables: Mapping[str, str]) -> Path:
+    """Write report.md, report.html, figures/*.png and `tables`, CSV by name; the path of report.html."""
+    drawn = {folder / "figures" / f"{each.name}.png": each.png for section in sections for each in section.pictures}
+    for stale in set((folder / "figures").glob("*.png")) - set(drawn):
+        stale.unlink(missing_ok=True)  # of an earlier report with other figures
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    for path, png in drawn.items():
+        with replacing(path) as scratch:
+            scratch.write_bytes(png)
+    for name, table in tables.items():
+        write_text(folder / f"{name}.csv", table)
+    write_text(folder / "report.md", "\n\n".join(_markdown(title, headline, sections)) + "\n")
+    write_text(folder / "report.html", _html(title, headline, sections))
+    return folder / "report.html"
+
+
+def _markdown(title: str, headline: str, sections: Sequence[Section]) -> Iterator[str]:
+    """The blocks of the page, in order."""
+    yield from (f"# {title}", f"**{headline}**")
+    for section in sections:
+        yield f"## {section.title}"
+        if section.finding:
+            yield f"**{section.finding}**"
+        yield from section.paragraphs
+        for each in section.pictures:
+            yield f"![{each.caption or section.title}](figures/{each.name}.png)"
+            if each.caption:
+                yield f"*{each.caption}*"
+        for table in section.tables:
+            cells = [table.header, ["---"] * len(table.header), *table.rows]
+            yield "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)
+            if table.note:
+                yield table.note
+
+
+def _html(title: str, headline: str, sections: Sequence[Section]) -> str:
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    template = environment.get_template("report.html.j2")
+    return template.render(title=title, headline=headline, sections=sections)

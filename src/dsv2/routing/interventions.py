@@ -1,0 +1,130 @@
+"""Interventions on the experts of a trained model (DeepSeekMoE, arXiv 2401.06066, sections 4.4 and 4.5).
+
+Each gives named models that share the weights of the one they are made from and leave it as it is: a sibling is built
+from a changed config over the same tensors. What is measured on them is the caller's choice.
+
+E routed experts, K of them a token.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from dsv2.config import ConfigError
+from dsv2.models.moe.layer import MoE
+from dsv2.models.moe.router import Router
+from dsv2.models.transformer import Transformer
+from dsv2.routing.observed import Losses, difference
+
+RATIOS = (0, 1 / 16, 1 / 8, 3 / 16, 1 / 4)  # of the routed experts that are masked, as in section 4.4
+PLAIN = "as trained"
+Name = TypeVar("Name", str, int)
+
+
+class DoesNotApply(ValueError):
+    """An analysis that has no meaning for this run; says why."""
+
+
+def moe_config(model: Transformer) -> MoE.Config:
+    """The config of the model's MoE layers. Raises DoesNotApply for a dense model."""
+    ffn = model.config.ffn
+    if not isinstance(ffn, MoE.Config) or not model.config.num_moe_layers:
+        raise DoesNotApply("a dense model routes nothing")
+    return ffn
+
+
+def sibling(model: Transformer, ffn: MoE.Config) -> Transformer:
+    """The model with another config of its MoE layers, over the very same weights, in evaluation mode.
+
+    Weights that it has no place for are left out; weights that it would lack are an error.
+    """
+    with torch.device("meta"):
+        other: Transformer = replace(model.config, ffn=ffn).build(ops=model.ops)
+    wanted = other.state_dict().keys()
+    other.load_state_dict({name: w for name, w in model.state_dict().items() if name in wanted}, assign=True)
+    return other.eval()
+
+
+def shared_off(model: Transformer) -> dict[str, Transformer]:
+    """As trained, without the shared experts, with one more routed expert, and both; what cannot be built is left out.
+
+    Raises DoesNotApply where there are no shared experts.
+    """
+    ffn = moe_config(model)
+    if not ffn.num_shared:
+        raise DoesNotApply("the run has no shared experts")
+    wanted = {
+        PLAIN: (ffn.num_shared, ffn.top_k),
+        "shared off": (0, ffn.top_k),
+        "one more routed": (ffn.num_shared, ffn.top_k + 1),
+        "shared off, one more routed": (0, ffn.top_k + 1),
+    }
+    return _buildable(model, wanted)
+
+
+def fewer_experts(model: Transformer) -> dict[int, Transformer]:
+    """K to 1 routed experts a token. Raises DoesNotApply where K is 1 or the type of layer fixes it."""
+    ffn = moe_config(model)
+    models = _buildable(model, {top_k: (ffn.num_shared, top_k) for top_k in range(ffn.top_k, 0, -1)})
+    if len(models) < 2:
+        raise DoesNotApply(f"the layer cannot route to fewer than its {ffn.top_k} experts")
+    return models
+
+
+def top_masked(model: Transformer, ratios: tuple[float, ...] = RATIOS) -> dict[int, Transformer]:
+    """Per number of experts masked: a token cannot choose those of its highest affinity, in every layer.
+
+    Gates are the affinities of what it chooses instead, not rescaled. Ratios that come to the same number, or leave
+    fewer than K experts, are left out. Raises DoesNotApply where experts are not chosen by affinity.
+    """
+    ffn = moe_config(model)
+    models = {}
+    for count in sorted({round(ratio * ffn.num_experts) for ratio in ratios}):
+        if ffn.num_experts - count < ffn.top_k:
+            continue
+        models[count] = sibling(model, ffn)
+        routers = [module for module in models[count].modules() if isinstance(module, Router)]
+        if not routers:
+            raise DoesNotApply("experts are not chosen by affinity")
+        for router in routers:
+            router.register_forward_hook(_without_top(count))
+    if len(models) < 2:
+        raise DoesNotApply(f"{ffn.num_experts} experts are too few to mask some and choose {ffn.top_k}")
+    return models
+
+
+def _without_top(count: int) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    """A hook that takes the `count` highest affinities of each token to 0, where a chosen expert adds nothing."""
+
+    def hook(router: nn.Module, inputs: Any, affinities: Tensor) -> Tensor:
+        return affinities.scatter(-1, affinities.topk(count, dim=-1).indices, 0.0)
+
+    return hook
+
+
+def _buildable(model: Transformer, wanted: Mapping[Name, tuple[int, int]]) -> dict[Name, Transformer]:
+    """A sibling for each (shared experts, routed experts a token) that the type of layer allows."""
+    models = {}
+    for name, (num_shared, top_k) in wanted.items():
+        try:
+            ffn = replace(moe_config(model), num_shared=num_shared, top_k=top_k)
+        except ConfigError:
+            continue
+        models[name] = sibling(model, ffn)
+    return models
+
+
+def compared(
+    models: Mapping[Name, Transformer], measure: Callable[[Transformer], Losses], *, column: str
+) -> pd.DataFrame:
+    """A row a model: its name (as `column`), loss, and the difference from the first, paired by sequence."""
+    measured = {name: measure(model) for name, model in models.items()}
+    plain = next(iter(measured.values()))
+    rows = [
+        {column: name, "loss": losses.mean} | difference(losses, plain)._asdict() for name, losses in measured.items()
+    ]
+    return pd.DataFrame(rows).rename(columns={"mean": "difference"})

@@ -1,0 +1,139 @@
+"""What experts specialise in: mutual information between the expert and the domain, or the token, that it is given.
+
+Counted over token-expert pairs of validation text, layer by layer, beside what chance gives: with domains or tokens
+shuffled, the same counts have a mutual information above 0 as well.
+
+S sequences, T tokens, L MoE layers, E routed experts, K of them a token, D domains, V kinds of token.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import special
+
+from dsv2.routing.observed import Observed
+
+SHUFFLES = 200
+TOP = 10  # kinds of token that stand for what an expert takes most
+
+
+def mutual_information(counts: NDArray[np.int64]) -> float:
+    """Nats between the row and the column of joint counts; 0 where they are independent."""
+    joint = counts / counts.sum()
+    parts = (special.entr(joint.sum(axis)).sum() for axis in (0, 1))
+    return float(max(sum(parts) - special.entr(joint).sum(), 0.0))
+
+
+def domain_shares(observed: Observed, names: tuple[str, ...]) -> pd.DataFrame:
+    """A row per layer, domain and expert: the share of the domain's pairs that the expert gets, and over the mean's.
+
+    Raises ValueError where the text has fewer than two domains.
+    """
+    domains = _domains(observed)
+    frames = []
+    for layer, experts in zip(observed.layers, observed.experts, strict=True):
+        counts = _joint(domains, experts, len(names), observed.num_experts)
+        share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        overall = counts.sum(0) / counts.sum()
+        for domain in np.flatnonzero(counts.sum(1)):
+            columns = {"layer": layer, "domain": names[domain], "expert": range(observed.num_experts)}
+            lift = np.divide(share[domain], overall, out=np.ones_like(overall), where=overall > 0)
+            frames.append(pd.DataFrame(columns | {"share": share[domain], "lift": lift}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def domain_information(observed: Observed, *, shuffles: int = SHUFFLES, seed: int = 0) -> pd.DataFrame:
+    """A row a layer: mutual information of domain and expert, in nats, what chance gives, and the share of the most.
+
+    Chance hands whole sequences the domains of others, since tokens of one text are alike. `most` is the entropy of the
+    domains: experts that each serve one domain reach it. `p` is the share of shuffles that reach the information.
+    """
+    domains = _domains(observed)
+    num_domains = int(domains.max()) + 1
+    rng = np.random.default_rng(seed)
+    orders = [rng.permutation(len(domains)) for _ in range(shuffles)]
+    share = np.bincount(domains.ravel(), minlength=num_domains) / domains.size
+    most = float(special.entr(share).sum())
+    rows = []
+    for layer, experts in zip(observed.layers, observed.experts, strict=True):
+
+        def information(given: NDArray[np.int64], experts: NDArray[np.int16] = experts) -> float:
+            return mutual_information(_joint(given, experts, num_domains, observed.num_experts))
+
+        rows.append({"layer": layer} | _against_chance(information(domains), [information(domains[o]) for o in orders]))
+    return pd.DataFrame(rows).assign(most=most, share_of_most=lambda t: (t["information"] - t["chance"]) / most)
+
+
+def token_information(observed: Observed, *, shuffles: int = 20, seed: int = 0) -> pd.DataFrame:
+    """A row a layer: mutual information of token and expert, what chance gives, and the share of the most possible.
+
+    Chance hands every place the token of another. `most` is the entropy of the experts' load less log K: a router that
+    goes by the token alone reaches it, since of the token's K experts any may be the pair's.
+    """
+    tokens, kinds = _kinds(observed)
+    rng = np.random.default_rng(seed)
+    shuffled = [rng.permutation(tokens.ravel()).reshape(tokens.shape) for _ in range(shuffles)]
+    rows = []
+    for layer, experts in zip(observed.layers, observed.experts, strict=True):
+
+        def information(given: NDArray[np.int64], experts: NDArray[np.int16] = experts) -> float:
+            return mutual_information(_joint(given, experts, len(kinds), observed.num_experts))
+
+        load = np.bincount(experts.ravel(), minlength=observed.num_experts) / experts.size
+        most = float(special.entr(load).sum() - np.log(experts.shape[-1]))
+        row = _against_chance(information(tokens), [information(given) for given in shuffled])
+        rows.append({"layer": layer} | row | {"most": most})
+    table = pd.DataFrame(rows)
+    return table.assign(share_of_most=(table["information"] - table["chance"]) / (table["most"] - table["chance"]))
+
+
+def expert_tokens(observed: Observed, text_of: Callable[[int], str], *, top: int = TOP, seed: int = 0) -> pd.DataFrame:
+    """A row per layer and expert: its load over the mean's, how concentrated its tokens are, and its tokens in text.
+
+    `concentration` is the share of its pairs that its `top` commonest kinds of token make up, `chance` the same with
+    tokens shuffled. `tokens_in_text` are those that tell the expert best: the largest terms of the mutual information.
+    """
+    tokens, kinds = _kinds(observed)
+    shuffled = np.random.default_rng(seed).permutation(tokens.ravel()).reshape(tokens.shape)
+    texts = [text_of(int(kind)) for kind in kinds]
+    rows = []
+    for layer, experts in zip(observed.layers, observed.experts, strict=True):
+        counts = _joint(tokens, experts, len(kinds), observed.num_experts).T  # (E, V)
+        chance = _joint(shuffled, experts, len(kinds), observed.num_experts).T
+        expected = counts.sum(1, keepdims=True) * (counts.sum(0) / counts.sum())
+        telling = special.rel_entr(counts, expected)
+        for expert, (mine, by_chance, terms) in enumerate(zip(counts, chance, telling, strict=True)):
+            best = [kind for kind in np.argsort(-terms, kind="stable")[:top] if terms[kind] > 0]
+            row = {"layer": layer, "expert": expert, "load": mine.sum() / counts.sum(1).mean()}
+            row |= {"concentration": _top_share(mine, top), "chance": _top_share(by_chance, top)}
+            rows.append(row | {"tokens_in_text": " ".join(repr(texts[kind]) for kind in best)})
+    return pd.DataFrame(rows)
+
+
+def _against_chance(found: float, by_chance: list[float]) -> dict[str, float]:
+    reached = sum(value >= found for value in by_chance)
+    return {"information": found, "chance": float(np.mean(by_chance)), "p": (1 + reached) / (1 + len(by_chance))}
+
+
+def _domains(observed: Observed) -> NDArray[np.int64]:
+    if observed.domains is None or len(np.unique(observed.domains)) < 2:
+        raise ValueError("data: its validation text has fewer than two domains; data=mixture has three")
+    return observed.domains
+
+
+def _kinds(observed: Observed) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Each place's token as an index (S, T) into the kinds of token that occur (V,)."""
+    kinds, places = np.unique(observed.tokens, return_inverse=True)
+    return places.reshape(observed.tokens.shape), kinds
+
+
+def _joint(given: NDArray[np.int64], experts: NDArray[np.int16], num_given: int, num_experts: int) -> NDArray[np.int64]:
+    """Joint counts of what each token is, given (S, T), and of the experts (S, T, K) that it chose."""
+    cells = given[..., None] * num_experts + experts
+    return np.bincount(cells.ravel(), minlength=num_given * num_experts).reshape(num_given, num_experts)
+
+
+def _top_share(counts: NDArray[np.int64], top: int) -> float:
+    return float(np.sort(counts)[::-1][:top].sum() / max(counts.sum(), 1))

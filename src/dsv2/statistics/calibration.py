@@ -1,0 +1,241 @@
+"""Do the verdicts keep their promises: how often equal arms are told apart, and how often real effects are found.
+
+Simulated studies go through `verdicts.judge` itself. Noise is in units of an arm's own standard deviation about the
+seed's effect, which all arms share; an effect of 1 is one standard deviation of the paired differences, sqrt(2) of
+those. Rates come with Clopper-Pearson intervals. `from_trials` asks the same of real trials that differ in nothing but
+their random seed.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from dsv2.statistics.paired import ALPHA, POWER, Interval, Values, bca_interval, detectable_in_sd, t_interval
+from dsv2.statistics.verdicts import Effect, judge
+
+SEED_SD = 3.0  # of the effect that arms of one seed share; pairing must take it out
+PAIRED_SD = math.sqrt(2)  # of a paired difference
+MARGIN = 4 * PAIRED_SD  # wide enough that TOST at the margin errs at its full 5%
+NOISE = {
+    "normal": "normal noise",
+    "heavy": "Student's t with 3 degrees of freedom, scaled to variance 1",
+    "skewed": "exponential noise in every arm; paired differences are symmetric all the same",
+    "lopsided": "exponential noise in the arms, normal in the baseline: differences are skewed",
+    "rare": "in the arms one run in ten ends 10 higher than the other nine, about a mean of 0; normal in the baseline",
+}
+
+Judge = Callable[..., list[Effect]]  # as `verdicts.judge`
+
+
+class Rate(NamedTuple):
+    """Hits in trials with a 95% Clopper-Pearson interval, and what was promised."""
+
+    what: str
+    noise: str
+    seeds: int
+    arms: int
+    hits: int
+    trials: int
+    rate: float
+    low: float
+    high: float
+    promised: float
+
+
+class TrialsRate(NamedTuple):
+    """Share of pseudo-studies of identical trials with a false better or worse, and its interval."""
+
+    metric: str
+    seeds: int
+    arms: int
+    trials: int  # that were drawn from
+    draws: int
+    effective: float  # independent studies that would be as sure
+    rate: float
+    low: float
+    high: float
+
+
+def clopper_pearson(hits: float, trials: float, level: float = 1 - ALPHA) -> Interval:
+    """Exact interval of a binomial share; fractional counts stand for an effective number of trials."""
+    if not 0 <= hits <= trials or trials <= 0:
+        raise ValueError(f"hits={hits}, trials={trials}: 0 <= hits <= trials, trials positive")
+    tail = (1 - level) / 2
+    low = float(stats.beta.ppf(tail, hits, trials - hits + 1)) if hits > 0 else 0.0
+    high = float(stats.beta.isf(tail, hits + 1, trials - hits)) if hits < trials else 1.0
+    return Interval(low, high)
+
+
+# ---- simulated studies -----------------------------------------------------------------------------------------------
+
+
+def simulated(
+    rng: np.random.Generator, noise: str, seeds: int, arms: int, effects: Mapping[str, float] | None = None
+) -> dict[str, Values]:
+    """Arm to its (seeds,) values: "base" and arms - 1 others. `effects` are in sd of the paired differences."""
+    if noise not in NOISE:
+        raise ValueError(f"noise={noise!r}: one of {', '.join(NOISE)}")
+    if seeds < 2 or arms < 2:
+        raise ValueError(f"seeds={seeds}, arms={arms}: two at least of each")
+    names = ["base", *(f"arm{i}" for i in range(1, arms))]
+    if unknown := set(effects or {}) - set(names):
+        raise ValueError(f"effects: no arm {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    shared = rng.normal(0, SEED_SD, seeds)
+    return {
+        name: shared + PAIRED_SD * (effects or {}).get(name, 0.0) + _noise(rng, noise, seeds, name == "base")
+        for name in names
+    }
+
+
+def _noise(rng: np.random.Generator, noise: str, seeds: int, baseline: bool) -> Values:
+    """(seeds,) of mean 0, and of variance 1 but for "rare"."""
+    if noise == "heavy":
+        return np.asarray(rng.standard_t(3, seeds) / math.sqrt(3))
+    if noise == "skewed" or (noise == "lopsided" and not baseline):
+        return np.asarray(rng.exponential(1, seeds) - 1)
+    if noise == "rare" and not baseline:
+        return rng.normal(0, 0.3, seeds) + 10 * ((rng.random(seeds) < 0.1) - 0.1)
+    return rng.normal(0, 1, seeds)
+
+
+def false_positives(noise: str, seeds: int, arms: int, *, studies: int, draw: int = 0, judged: Judge = judge) -> Rate:
+    """Share of studies of equal arms in which any arm is called better or worse. Promised: 5% at most."""
+    hits = sum(
+        any(effect.word in ("better", "worse") for effect in effects)
+        for effects in _studies(noise, seeds, arms, studies, draw, judged)
+    )
+    return _rate("false better or worse", noise, seeds, arms, hits, studies, ALPHA)
+
+
+def false_equivalence(noise: str, seeds: int, arms: int, *, studies: int, draw: int = 0, judged: Judge = judge) -> Rate:
+    """Share of studies in which any arm that lies exactly at the margin is called equivalent. Promised: 5% at most."""
+    at_margin = {f"arm{i}": MARGIN / PAIRED_SD for i in range(1, arms)}
+    hits = sum(
+        any(effect.word == "equivalent" for effect in effects)
+        for effects in _studies(noise, seeds, arms, studies, draw, judged, at_margin, MARGIN)
+    )
+    return _rate("false equivalence", noise, seeds, arms, hits, studies, ALPHA)
+
+
+def power(
+    noise: str,
+    seeds: int,
+    arms: int,
+    *,
+    studies: int,
+    times: float = 1.0,
+    draw: int = 0,
+    judged: Judge = judge,
+) -> Rate:
+    """Share of studies that find the one real effect, of `times` the size stated as detectable. Promised, at 1: 80%."""
+    size = times * detectable_in_sd(seeds, ALPHA / (arms - 1))
+    hits = sum(
+        effects[0].word == "worse"  # arm1, by a loss that is higher
+        for effects in _studies(noise, seeds, arms, studies, draw, judged, {"arm1": size})
+    )
+    return _rate(f"{times:g} x detectable found", noise, seeds, arms, hits, studies, POWER)
+
+
+def coverage(noise: str, seeds: int, *, studies: int, draw: int = 0, resamples: int = 1000) -> tuple[Rate, Rate]:
+    """Share of t and of BCa intervals that hold the true difference. Promised: 95%."""
+    rng = np.random.default_rng(draw)
+    hits = {"t": 0, "BCa": 0}
+    for _ in range(studies):
+        values = simulated(rng, noise, seeds, 2)
+        delta = values["arm1"] - values["base"]
+        found = {"t": t_interval(delta), "BCa": bca_interval(delta, resamples=resamples)}
+        for name, interval in found.items():
+            hits[name] += interval.low <= 0 <= interval.high
+    t, bca = (
+        _rate(f"{name} interval holds the truth", noise, seeds, 2, hits[name], studies, 1 - ALPHA) for name in hits
+    )
+    return t, bca
+
+
+def _studies(
+    noise: str,
+    seeds: int,
+    arms: int,
+    studies: int,
+    draw: int,
+    judged: Judge,
+    effects: Mapping[str, float] | None = None,
+    margin: float | None = None,
+) -> Iterator[list[Effect]]:
+    rng = np.random.default_rng(draw)
+    for _ in range(studies):
+        values = simulated(rng, noise, seeds, arms, effects)
+        yield judged(values, "simulated", baseline="base", direction="lower", margin=margin, resamples=0)
+
+
+def _rate(what: str, noise: str, seeds: int, arms: int, hits: int, trials: int, promised: float) -> Rate:
+    return Rate(what, noise, seeds, arms, hits, trials, hits / trials, *clopper_pearson(hits, trials), promised)
+
+
+# ---- real trials -----------------------------------------------------------------------------------------------------
+
+
+def from_trials(
+    results: pd.DataFrame, metric: str, n_seeds: int, n_arms: int, draws: int, *, seed: int = 0
+) -> TrialsRate:
+    """How often identical trials are told apart: pseudo-studies of n_arms x n_seeds trials, drawn without replacement.
+
+    `results` are the trials of an A/A study, whose arms differ in their random seed alone; all are exchangeable, so
+    any of them may stand for any arm and seed. They share no initial weights, so this tests the shape of the noise and
+    not what pairing takes out of it.
+
+    N trials, k = n_arms x n_seeds in a pseudo-study. Pseudo-studies share trials, so their rate is a U-statistic and
+    not a binomial share: its variance over other N trials is estimated by the infinitesimal jackknife (how the rate
+    goes with each trial's presence; Wager and Athey 2018, for subsamples), less what a finite number of draws adds to
+    that, plus the draws' own. The interval is Clopper-Pearson's at the number of independent studies of that variance,
+    which is at least the N // k disjoint ones (Hoeffding 1948) and at most `draws`.
+    """
+    values = _identical(results, metric)
+    size = n_arms * n_seeds
+    if n_seeds < 2 or n_arms < 2 or draws < 1:
+        raise ValueError(f"n_seeds={n_seeds}, n_arms={n_arms}, draws={draws}: two seeds, two arms, one draw at least")
+    if values.size < 2 * size:
+        raise ValueError(f"results: {values.size} trials; pseudo-studies of {size} take {2 * size} at least")
+    rng = np.random.default_rng(seed)
+    hits, present = np.zeros(draws), np.zeros((draws, values.size))
+    for i in range(draws):
+        chosen = rng.choice(values.size, size, replace=False)
+        arms = {f"arm{j}": row for j, row in enumerate(values[chosen].reshape(n_arms, n_seeds))}
+        effects = judge(arms, metric, baseline="arm0", direction="lower", resamples=0)
+        hits[i] = any(effect.word in ("better", "worse") for effect in effects)
+        present[i, chosen] = 1
+    rate = float(hits.mean())
+    count = _effective(hits, present, size)
+    return TrialsRate(metric, n_seeds, n_arms, values.size, draws, count, rate, *clopper_pearson(rate * count, count))
+
+
+def _effective(hits: Values, present: Values, size: int) -> float:
+    """The number of independent studies whose share of hits varies as much as that of these draws."""
+    draws, n = present.shape
+    fewest, spread = float(n // size), float(hits.var())
+    if spread == 0:
+        return fewest
+    along = (present - size / n).T @ (hits - hits.mean()) / draws  # (N,) covariance of presence and hit
+    by_chance = n * (size / n) * (1 - size / n) * spread / draws
+    shared = (n - 1) / n * (n / (n - size)) ** 2 * (float((along**2).sum()) - by_chance)
+    return float(np.clip(spread / (max(shared, 0.0) + spread / draws), fewest, draws))
+
+
+def _identical(results: pd.DataFrame, metric: str) -> Values:
+    """(N,) of the finished trials. Two that agree in every measure are one run counted twice."""
+    if metric not in results:
+        raise ValueError(f"results: no metric {metric!r}; there are {', '.join(map(str, results.columns))}")
+    done = results[results["status"] == "finished"] if "status" in results else results
+    measured = [name for name in map(str, done.columns) if name == metric or ("/" in name and name[:5] != "perf/")]
+    twins = done[done.duplicated(measured, keep=False)]
+    if len(twins):
+        names = ", ".join(f"{arm} seed {seed}" for arm, seed in zip(twins["arm"], twins["seed"], strict=True))
+        raise ValueError(f"results: {names} are the same run; the trials of an A/A study differ in their seed")
+    values = done[metric].to_numpy(dtype=float)
+    if not np.isfinite(values).all():
+        raise ValueError(f"results: {metric} is not a number in {int((~np.isfinite(values)).sum())} trials")
+    return values

@@ -1,0 +1,213 @@
+"""Main effects and interactions of a study whose arms are every combination of some factors' levels, seeds as blocks.
+
+n seeds, c cells (arms). A term is a contrast: weights over the cells that sum to zero. Its value at one seed is the
+weighted sum of that seed's cells, so whatever a seed does to all cells cancels; a t interval over the n values says how
+sure it is. An analysis of variance would pool the noise of all cells and gain degrees of freedom, but cells whose
+routing collapses are noisier than the others; a contrast by seed needs no equal variances.
+
+A main effect is the mean of the metric at a level minus that at the factor's lowest level, over all levels of the
+other factors. An interaction of two is how much the one's effect changes when the other goes from its lowest level up:
+the difference of the differences. Of three: how much that changes with the third. A factor of k levels has k - 1
+contrasts, each of a level to the lowest, so nothing is assumed linear. Numbers are ordered by size, other levels as
+the arms name them. Holm's correction is over all terms of the metric.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from dsv2.metrics import quantity
+from dsv2.statistics.paired import ALPHA, Values, detectable_in_sd, holm, paired_p, t_interval, without_rounding
+from dsv2.statistics.verdicts import IncompleteStudy, difference_text, paired_values
+
+Level = str | float | bool
+Design = Mapping[str, Mapping[str, Level]]  # arm -> factor -> level
+
+FACTORIAL_RULE = (
+    "Every term is a contrast of the arms, seed by seed; intervals are 95% t intervals over seeds. A main effect is "
+    "the mean at the level minus the mean at the factor's lowest level, over all levels of the other factors; an "
+    "interaction is what the levels do together beyond the sum of what they do apart. A term is called better or worse "
+    "when p < 0.05 after Holm's correction over all terms of the metric, else undecided. An interaction that is better "
+    "means that the levels together do better than their sum."
+)
+
+
+class Term(NamedTuple):
+    """One main effect or interaction in one metric. With one seed its interval and p are NaN and its word is none."""
+
+    term: str  # "device=0.05", "expert=0.003 x device=0.05"
+    order: int  # 1 for a main effect, 2 and 3 for interactions
+    metric: str
+    n: int
+    effect: float
+    sd: float  # of the contrast over seeds
+    low: float  # 95% t interval
+    high: float
+    p: float  # two-sided, t over seeds
+    p_holm: float
+    detectable: float  # smallest effect seen with 80% power at the level Holm asks of the first rejection
+    word: str  # better, worse, undecided, identical or none
+
+
+# ---- the design ------------------------------------------------------------------------------------------------------
+
+
+def levels(design: Design) -> dict[str, list[Level]]:
+    """Each factor's levels, lowest first. Raises `IncompleteStudy` naming the combinations that no arm has."""
+    if not design:
+        raise ValueError("design={}: at least one factor of two levels")
+    factors = list(next(iter(design.values())))
+    found: dict[str, list[Level]] = {factor: [] for factor in factors}
+    cells: dict[tuple[Level, ...], str] = {}
+    for arm, cell in design.items():
+        if set(cell) != set(factors):
+            raise ValueError(f"design: arm {arm!r} has the factors {sorted(cell)}, others have {sorted(factors)}")
+        place = tuple(cell[factor] for factor in factors)
+        if place in cells:
+            raise ValueError(f"design: arms {cells[place]!r} and {arm!r} are the same cell, {_cell(factors, place)}")
+        cells[place] = arm
+        for factor in factors:
+            if cell[factor] not in found[factor]:
+                found[factor].append(cell[factor])
+    for factor, those in found.items():
+        if len(those) < 2:
+            raise ValueError(f"design: factor {factor!r} has the one level {those[0]!r}; at least two")
+    missing = [place for place in itertools.product(*found.values()) if place not in cells]
+    if missing:
+        raise IncompleteStudy([f"{_cell(factors, place)} (no arm)" for place in missing])
+    return {factor: sorted(those) if _numeric(those) else those for factor, those in found.items()}
+
+
+def contrasts(design: Design) -> dict[tuple[tuple[str, Level], ...], dict[str, float]]:
+    """Each term, as (factor, level) pairs, to the weights of the arms; main effects first, then by two, by three."""
+    ordered = levels(design)
+    terms = {}
+    for order in range(1, min(len(ordered), 3) + 1):
+        for factors in itertools.combinations(ordered, order):
+            for raised in itertools.product(*(ordered[factor][1:] for factor in factors)):
+                term = tuple(zip(factors, raised, strict=True))
+                terms[term] = {arm: _weight(cell, term, ordered) for arm, cell in design.items()}
+    return terms
+
+
+def _weight(cell: Mapping[str, Level], term: Iterable[tuple[str, Level]], ordered: Mapping[str, list[Level]]) -> float:
+    sign, averaged = 1.0, dict(ordered)
+    for factor, raised in term:
+        lowest = averaged.pop(factor)[0]
+        sign *= (cell[factor] == raised) - (cell[factor] == lowest)
+    return sign / math.prod(len(those) for those in averaged.values())
+
+
+# ---- the effects -----------------------------------------------------------------------------------------------------
+
+
+def factorial(
+    results: pd.DataFrame, metric: str, design: Design, *, seeds: Sequence[int], direction: str
+) -> list[Term]:
+    """Every main effect and every interaction of two and three factors in one metric.
+
+    `results` has one row a trial with columns arm, seed, status and the metric; `direction` is "lower" or "higher",
+    whichever is better. Raises `IncompleteStudy` for combinations without an arm and for missing trials.
+    """
+    if direction not in ("lower", "higher"):
+        raise ValueError(f"direction={direction!r}: 'lower' or 'higher'")
+    weights = contrasts(design)
+    values = paired_values(results, metric, list(design), seeds)
+    if silent := [arm for arm in design if arm not in values]:
+        raise ValueError(f"results: {', '.join(silent)} have no {metric}; a factorial study needs it of every arm")
+    paired = [_sum(values, weight) for weight in weights.values()]
+    p = [paired_p(each) for each in paired]
+    terms = []
+    for term, each, raw, corrected in zip(weights, paired, p, holm(p), strict=True):
+        n, interval = each.size, t_interval(each)
+        sd = float(each.std(ddof=1)) if n > 1 else math.nan
+        found = Term(
+            term=" x ".join(f"{factor}={_shown(level)}" for factor, level in term),
+            order=len(term),
+            metric=metric,
+            n=n,
+            effect=float(each.mean()),
+            sd=sd,
+            low=interval.low,
+            high=interval.high,
+            p=raw,
+            p_holm=corrected,
+            detectable=detectable_in_sd(n, ALPHA / len(weights)) * sd if n > 1 else math.nan,
+            word="",
+        )
+        terms.append(found._replace(word=_word(found, direction)))
+    return terms
+
+
+def _sum(values: Mapping[str, Values], weight: Mapping[str, float]) -> Values:
+    """(n,) of the contrast, seed by seed."""
+    terms = np.array([weight[arm] * values[arm] for arm in weight])  # (c, n)
+    return without_rounding(terms.sum(0), float(np.abs(terms).sum(0).max()))
+
+
+def _word(term: Term, direction: str) -> str:
+    if term.n < 2:
+        return "none"
+    if term.effect == 0 and term.sd == 0:
+        return "identical"
+    if not term.p_holm < ALPHA:  # nor where equal contrasts leave no noise to judge by
+        return "undecided"
+    return "better" if (term.effect < 0) == (direction == "lower") else "worse"
+
+
+# ---- in words --------------------------------------------------------------------------------------------------------
+
+
+def factorial_text(terms: Sequence[Term]) -> list[str]:
+    """What the terms say, a sentence a metric: decided main effects, decided interactions, and what stayed unseen."""
+    said = []
+    for metric in dict.fromkeys(term.metric for term in terms):
+        mine = [term for term in terms if term.metric == metric]
+        if mine[0].n < 2:
+            said.append(f"{metric} - no verdict: one seed gives no interval.")
+            continue
+        parts = []
+        for name, those in (
+            ("main effects", [term for term in mine if term.order == 1]),
+            ("interactions", [term for term in mine if term.order > 1]),
+        ):
+            decided = [term for term in those if term.word in ("better", "worse")]
+            named = ", ".join(f"{t.term} {t.word} ({difference_text(t.effect, t.low, t.high)})" for t in decided)
+            if those:
+                parts.append(f"{name}: {named or 'none seen'}")
+        unseen = [term.detectable for term in mine if term.word == "undecided"]
+        limit = f"; of the undecided, smaller than {max(unseen):.2g} would not have been seen" if unseen else ""
+        said.append(f"{metric} - {'; '.join(parts)}{limit}.")
+    return said
+
+
+def factorial_rows(terms: Sequence[Term]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a report's table."""
+    rows = [
+        [
+            quantity(term.metric).short,
+            term.term,
+            difference_text(term.effect, term.low, term.high),
+            *("" if math.isnan(p) else f"{p:.2g}" for p in (term.p, term.p_holm)),
+            "" if math.isnan(term.detectable) else f"{term.detectable:.2g}",
+            term.word,
+        ]
+        for term in terms
+    ]
+    return ["metric", "term", "effect [95% t]", "p", "p (Holm)", "smallest found", "verdict"], rows
+
+
+def _shown(level: Level) -> str:
+    return f"{level:g}" if isinstance(level, int | float) and not isinstance(level, bool) else str(level)
+
+
+def _cell(factors: Iterable[str], place: Iterable[Level]) -> str:
+    return ", ".join(f"{factor}={_shown(level)}" for factor, level in zip(factors, place, strict=True))
+
+
+def _numeric(those: Sequence[Level]) -> bool:
+    return all(isinstance(level, int | float) for level in those)

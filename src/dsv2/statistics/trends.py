@@ -1,0 +1,118 @@
+"""Does a verdict hold as scale grows: every arm against the baseline at each rung of a ladder of scales.
+
+`runs` is long: one row a run with columns scale, arm, seed, flops (of its whole training) and loss; a column status,
+where there is one, must say finished. Rungs are ordered by the baseline's compute. Seeds may differ between rungs.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from dsv2.statistics.verdicts import Effect, IncompleteStudy, compare, difference_text
+
+COLUMNS = ("scale", "arm", "seed", "flops")
+SETTLED = ("better", "worse", "equivalent", "identical")
+
+
+class Trend(NamedTuple):
+    """One arm over all rungs. `word`: keeps (one settled verdict at every rung), one sign (the same sign everywhere,
+    not everywhere settled), turns (better at one rung and worse at another), open (anything else)."""
+
+    arm: str
+    scales: tuple[str, ...]
+    effects: tuple[Effect, ...]  # one a rung
+    word: str
+    text: str
+
+
+def trends(
+    runs: pd.DataFrame,
+    *,
+    arms: Sequence[str],
+    baseline: str,
+    loss: str = "loss",
+    direction: str = "lower",
+    margin: float | None = None,
+) -> list[Trend]:
+    """Every other arm's verdict at each rung (`verdicts.compare`, Holm over the arms of a rung), and if it keeps."""
+    scales = climb(runs, arms=arms, baseline=baseline, loss=loss)
+    found: dict[str, list[Effect]] = {arm: [] for arm in arms if arm != baseline}
+    for scale in scales:
+        rung = _rung(runs, scale)
+        seeds = sorted(set(rung["seed"]))
+        for effect in compare(
+            rung, loss, arms=arms, baseline=baseline, seeds=seeds, direction=direction, margin=margin, resamples=0
+        ):
+            found[effect.arm].append(effect)
+    return [_trend(arm, scales, effects) for arm, effects in found.items()]
+
+
+def climb(runs: pd.DataFrame, *, arms: Sequence[str], baseline: str, loss: str = "loss") -> list[str]:
+    """The scales in the order of the baseline's compute. Refuses holes, twins and numbers that are none, by name."""
+    for column in (*COLUMNS, loss):
+        if column not in runs:
+            raise ValueError(f"runs: no column {column!r}; there are {', '.join(map(str, runs.columns))}")
+    if baseline not in arms:
+        raise ValueError(f"baseline={baseline!r}: one of {', '.join(arms)}")
+    missing = []
+    for scale in dict.fromkeys(runs["scale"]):
+        rung = _rung(runs, scale)
+        seeds = sorted(set(rung["seed"]))
+        status = rung.set_index(["arm", "seed"])["status"]
+        if status.index.has_duplicates:
+            arm, seed = status.index[status.index.duplicated()][0]
+            raise ValueError(f"runs: more than one run for scale={scale!r}, arm={arm!r}, seed={seed}")
+        states = {(arm, seed): status.get((arm, seed), "missing") for arm in arms for seed in seeds}
+        missing += [
+            f"{arm} seed {seed} at {scale} ({state})" for (arm, seed), state in states.items() if state != "finished"
+        ]
+    if missing:
+        raise IncompleteStudy(missing)
+    mine = runs[runs["arm"].isin(list(arms))]
+    for column in ("flops", loss):
+        bad = mine[~(np.isfinite(mine[column]) & (mine[column] > 0))]
+        if len(bad):
+            row = bad.iloc[0]
+            where = f"scale={row['scale']!r}, arm={row['arm']!r}, seed={row['seed']}"
+            raise ValueError(f"runs: {column}={row[column]} at {where}; a positive number")
+    compute = mine[mine["arm"] == baseline].groupby("scale")["flops"].mean().sort_values()
+    return [str(scale) for scale in compute.index]
+
+
+def _rung(runs: pd.DataFrame, scale: str) -> pd.DataFrame:
+    rung = runs[runs["scale"] == scale]
+    return rung if "status" in rung else rung.assign(status="finished")
+
+
+def _trend(arm: str, scales: Sequence[str], effects: Sequence[Effect]) -> Trend:
+    words = [effect.word for effect in effects]
+    signs = {float(np.sign(effect.mean)) for effect in effects}
+    settled = ", ".join(f"{word} at {scale}" for word, scale in zip(words, scales, strict=True) if word in SETTLED)
+    side = {-1.0: "below", 1.0: "above"}.get(signs.pop() if len(signs) == 1 else 0.0, "")
+    if len(set(words)) == 1 and words[0] in SETTLED:
+        word, text = "keeps", f"{words[0]} at {'every rung' if len(words) > 1 else scales[0]}"
+    elif {"better", "worse"} <= set(words):
+        word, text = "turns", settled
+    elif side:
+        where = "every rung" if len(words) > 1 else scales[0]
+        word, text = "one sign", f"{side} the baseline at {where}; {settled or 'settled at none'}"
+    else:
+        word, text = "open", f"the sign changes with scale; {settled or 'settled at none'}"
+    return Trend(arm, tuple(scales), tuple(effects), word, text)
+
+
+def trend_rows(found: Sequence[Trend]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a report's table: the difference and its verdict at each rung, then the word over all."""
+    scales = found[0].scales if found else ()
+    rows = [
+        [
+            trend.arm,
+            *(f"{difference_text(e.mean, e.low, e.high)} {e.word}" for e in trend.effects),
+            trend.word,
+            trend.text,
+        ]
+        for trend in found
+    ]
+    return ["arm", *scales, "over scale", "that is"], rows

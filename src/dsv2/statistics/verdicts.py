@@ -1,0 +1,258 @@
+"""What a study may say of its arms, in numbers and in words.
+
+n seeds. An effect is the arm's value minus the baseline's, seed by seed: arms of one seed share initial weights and
+data order, which halves the noise. `RULE` is how an effect becomes a verdict; a study with a missing trial has none.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from dsv2.config import ConfigError
+from dsv2.statistics.paired import (
+    ALPHA,
+    MOST_SEEDS,
+    Interval,
+    Values,
+    bca_interval,
+    detectable_in_sd,
+    equivalence_p,
+    holm,
+    paired_differences,
+    paired_p,
+    seeds_for_equivalence,
+    seeds_needed,
+    separation,
+    sign_flip_p,
+    t_interval,
+)
+
+RULE = (
+    "Arms are compared with the baseline seed by seed. A metric is called better or worse when the paired t-test "
+    "gives p < 0.05 after Holm's correction over the arms compared in that metric, and equivalent when both one-sided "
+    "t-tests (TOST) reject the stated margin under the same correction; anything else is undecided. Intervals are 95% "
+    "t intervals of the mean difference, not widened for the number of arms. The bootstrap (BCa) interval and the "
+    "exact sign-flip p-value are printed as a check and decide nothing: the first is too short below some ten seeds, "
+    "the second cannot go below 2/2^n with n seeds. The 5% hold for noise as of a mean, skewed or not; where an arm "
+    "fails in one run of ten and is well in the others, verdicts in its means are wrong far more often, so look at "
+    "the single seeds."
+)
+UNSEEN = "no visible cost or gain"
+MOST_DECIMALS = 8  # smaller differences are shown with an exponent
+
+
+class Verdict(NamedTuple):
+    """`word` is one of better, worse, equivalent, identical, undecided, none; `text` says it in a sentence."""
+
+    word: str
+    numbers: str  # difference, interval and p; "" where there are none
+    note: str  # what else has to be known; may be ""
+
+    @property
+    def text(self) -> str:
+        said = f"{self.word}: {self.numbers}" if self.numbers else self.word
+        return f"{said}; {self.note}" if self.note else said
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Effect(NamedTuple):
+    """One arm against the baseline in one metric. Without an interval (n = 1) its numbers are NaN."""
+
+    arm: str
+    metric: str
+    n: int
+    mean: float  # arm minus baseline
+    sd: float  # of the paired differences
+    low: float  # 95% t interval
+    high: float
+    bca_low: float  # 95% BCa bootstrap interval
+    bca_high: float
+    p: float  # paired t, two-sided
+    p_holm: float
+    p_sign_flip: float
+    p_equivalence: float  # TOST after Holm; NaN without a margin
+    detectable: float  # smallest effect seen with 80% power at the level Holm asks of the first rejection
+    separated: str  # "below" or "above" when all seeds of the arm lie beyond all of the baseline, else ""
+    word: str
+    note: str
+    verdict: str
+
+
+def difference_text(mean: float, low: float, high: float) -> str:
+    """The mean with its interval, to two digits of the interval's half width; the mean alone without an interval."""
+    if math.isnan(low):
+        return f"{mean:+.2g}"
+    digits = decimals(low, high)
+    if digits == MOST_DECIMALS:
+        return f"{mean:+.2g} [{low:+.2g}, {high:+.2g}]"
+    return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+def decimals(low: float, high: float) -> int:
+    """How many decimals show two digits of the interval's half width."""
+    half = (high - low) / 2
+    return min(max(1 - math.floor(math.log10(half)), 0), MOST_DECIMALS) if half > 0 else 3
+
+
+class IncompleteStudy(ValueError):
+    """A study with missing or unfinished trials, which has no verdict; `missing` names them."""
+
+    def __init__(self, missing: Sequence[str]) -> None:
+        super().__init__(f"no verdict: {len(missing)} trials have no result: {', '.join(missing)}")
+        self.missing = list(missing)
+
+
+# ---- a study ---------------------------------------------------------------------------------------------------------
+
+
+def missing_trials(results: pd.DataFrame, arms: Sequence[str], seeds: Sequence[int]) -> list[str]:
+    """The (arm, seed) pairs without a finished trial, in words. Two trials of one pair are an error."""
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds={list(seeds)}: each once; a seed counted twice is no second trial")
+    status: dict[tuple[str, int], str] = {}
+    for arm, seed, value in zip(results["arm"], results["seed"], results["status"], strict=True):
+        if (arm, seed) in status:
+            raise ValueError(f"results: more than one trial for arm={arm!r}, seed={seed}")
+        status[arm, seed] = value
+    wanted = [(arm, seed, status.get((arm, seed), "missing")) for arm in arms for seed in seeds]
+    return [f"{arm} seed {seed} ({value})" for arm, seed, value in wanted if value != "finished"]
+
+
+def paired_values(results: pd.DataFrame, metric: str, arms: Sequence[str], seeds: Sequence[int]) -> dict[str, Values]:
+    """Arm to its (n,) values in the order of `seeds`. Arms that route nothing have no routing metrics and are left out.
+
+    Raises `IncompleteStudy` for missing trials and `ConfigError` for a metric that no trial has, or has no number for.
+    """
+    if missing := missing_trials(results, arms, seeds):
+        raise IncompleteStudy(missing)
+    if metric not in results:
+        if metric.startswith("routing/"):
+            return {}
+        raise ConfigError("judged", metric, f"a metric of the results: {', '.join(map(str, results.columns))}")
+    table = results.set_index(["arm", "seed"])[metric]
+    values = {arm: np.array([table.loc[(arm, seed)] for seed in seeds], dtype=float) for arm in arms}
+    values = {a: v for a, v in values.items() if not (metric.startswith("routing/") and np.isnan(v).all())}
+    for arm, found in values.items():
+        if not np.isfinite(found).all():
+            bad = [seed for seed, value in zip(seeds, found, strict=True) if not math.isfinite(value)]
+            raise ConfigError(metric, "nan", f"a number in every result; it is none for arm {arm!r}, seeds {bad}")
+    return values
+
+
+def compare(
+    results: pd.DataFrame,
+    metric: str,
+    *,
+    arms: Sequence[str],
+    baseline: str,
+    seeds: Sequence[int],
+    direction: str,
+    margin: float | None = None,
+    resamples: int = 4000,
+) -> list[Effect]:
+    """Every other arm against the baseline in one metric, in the order of `arms`; `RULE` says how it is decided.
+
+    `results` has one row a trial with columns arm, seed, status and the metric. `direction` is "lower" or "higher",
+    whichever is better. `resamples=0` leaves the bootstrap out. Empty where the baseline has no such metric.
+    """
+    values = paired_values(results, metric, arms, seeds)
+    if baseline not in values:
+        return []
+    return judge(values, metric, baseline=baseline, direction=direction, margin=margin, resamples=resamples)
+
+
+def judge(
+    values: Mapping[str, Values],
+    metric: str,
+    *,
+    baseline: str,
+    direction: str,
+    margin: float | None = None,
+    resamples: int = 4000,
+) -> list[Effect]:
+    """`compare` on arrays: arm to its (n,) values, all in one order of seeds."""
+    if direction not in ("lower", "higher"):
+        raise ValueError(f"direction={direction!r}: 'lower' or 'higher'")
+    if baseline not in values:
+        raise ValueError(f"baseline={baseline!r}: one of {', '.join(values)}")
+    others = [arm for arm in values if arm != baseline]
+    deltas = {arm: paired_differences(values[arm], values[baseline]) for arm in others}
+    p = [paired_p(delta) for delta in deltas.values()]
+    p_same = [math.nan if margin is None else equivalence_p(delta, margin) for delta in deltas.values()]
+    effects = []
+    for arm, p_raw, p_holm, p_equal in zip(others, p, holm(p), holm(p_same), strict=True):
+        delta, n = deltas[arm], deltas[arm].size
+        sd = float(delta.std(ddof=1)) if n > 1 else math.nan
+        bca = bca_interval(delta, resamples=resamples) if resamples else Interval(math.nan, math.nan)
+        effect = Effect(
+            arm=arm,
+            metric=metric,
+            n=n,
+            mean=float(delta.mean()),
+            sd=sd,
+            low=t_interval(delta).low,
+            high=t_interval(delta).high,
+            bca_low=bca.low,
+            bca_high=bca.high,
+            p=p_raw,
+            p_holm=p_holm,
+            p_sign_flip=sign_flip_p(delta),
+            p_equivalence=p_equal,
+            detectable=detectable_in_sd(n, ALPHA / len(others)) * sd if n > 1 else math.nan,
+            separated=separation(values[arm], values[baseline]),
+            word="",
+            note="",
+            verdict="",
+        )
+        verdict = decide(effect, direction, margin, family=len(others))
+        effects.append(effect._replace(word=verdict.word, note=verdict.note, verdict=verdict.text))
+    return effects
+
+
+def decide(effect: Effect, direction: str, margin: float | None = None, family: int = 1) -> Verdict:
+    """The verdict on one effect by `RULE`; `family` arms were compared."""
+    n, mean = effect.n, effect.mean
+    if n < 2:
+        return Verdict("none", "", f"one seed ({mean:+.2g} there) gives no interval and no verdict")
+    if mean == 0 and effect.sd == 0:
+        return Verdict("identical", "", f"in all {n} seeds")
+    if math.isnan(effect.p):
+        return Verdict("undecided", "", f"{mean:+.2g} in each of {n} seeds, no spread to judge it by")
+    size = difference_text(mean, effect.low, effect.high)
+    numbers = f"{size}, p = {effect.p_holm:.2g} after Holm"
+    seen = effect.p_holm < ALPHA
+    notes = ["no seed overlaps the baseline's"] if effect.separated else []
+    if margin is not None and effect.p_equivalence < ALPHA:
+        small = ["a difference, but under the margin"] if seen else []
+        return Verdict("equivalent", size, "; ".join([f"within {margin:g}", *small]))
+    if seen:
+        word = "better" if (mean < 0) == (direction == "lower") else "worse"
+        if 2 / 2**n > ALPHA:
+            lowest = f"{n} seeds let the sign-flip test no lower than {2 / 2**n:.2g}"
+            notes.append(f"{lowest}, so this rests on the t-test alone")
+        return Verdict(word, numbers, "; ".join(notes))
+    if unseen(effect):
+        notes.append(UNSEEN)
+    return Verdict("undecided", numbers, "; ".join([*notes, _what_would_decide(effect, margin, family)]))
+
+
+def unseen(effect: Effect) -> bool:
+    """Whether nothing at all shows in a loss: its interval holds 0 and the seeds of the two arms overlap."""
+    return effect.metric in ("val/loss", "val/bpb") and effect.low <= 0 <= effect.high and not effect.separated
+
+
+def _what_would_decide(effect: Effect, margin: float | None, family: int) -> str:
+    limit = f"smaller than {effect.detectable:.2g} would not have been seen with {effect.n} seeds"
+    needed = seeds_needed(effect.mean, effect.sd, ALPHA / family)
+    more = f"about {needed} seeds would decide" if needed else f"not even {MOST_SEEDS:,} seeds would decide"
+    text = f"{limit}; {more} a difference of this size"
+    if margin is not None:
+        same = seeds_for_equivalence(margin, effect.sd, ALPHA / family)
+        enough = f"about {same}" if same else f"over {MOST_SEEDS:,}"
+        text += f", {enough} would show equivalence within {margin:g} if there is none"
+    return text

@@ -1,0 +1,89 @@
+"""Checkpoints that survive being killed while they are written, and notice when a byte of them has changed.
+
+A checkpoint counts only once `manifest.json` lists it with its checksum; the manifest is written last. The newest
+`KEEP` are kept, so that one damaged file costs a few steps, not the run.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsv2.storage.files import replacing, write_json
+
+KEEP = 2
+MANIFEST = "manifest.json"
+
+
+def save(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write atomically and durably, list it with its SHA-256, and drop all but the newest `KEEP`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as scratch:
+        torch.save(checkpoint, scratch)
+        checksum = _checksum(scratch)
+    listed = {name: entry for name, entry in _manifest(path.parent).items() if name != path.name}
+    listed[path.name] = {"step": int(checkpoint["global_step"]), "sha256": checksum}
+    newest = sorted(listed, key=lambda name: listed[name]["step"])[-KEEP:]
+    write_json(path.parent / MANIFEST, {name: listed[name] for name in newest})
+    for other in path.parent.glob("step-*.ckpt"):  # also what a kill left between a write and its manifest
+        if other.name not in newest:
+            other.unlink(missing_ok=True)
+
+
+def name_of(step: int) -> str:
+    return f"step-{step:09d}.ckpt"
+
+
+def step_of(path: Path) -> int:
+    """The optimiser step after which this checkpoint was saved."""
+    return int(path.stem.removeprefix("step-"))
+
+
+def load(path: Path, map_location: Any | None = None) -> dict[str, Any]:
+    """Read a checkpoint of our own making (it holds tensors and plain values only)."""
+    loaded = torch.load(path, map_location=map_location, weights_only=True)
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest checkpoint in `folder` whose checksum holds, or None. Says on stderr which it had to pass over.
+
+    Touches nothing, so a run may be saving there.
+    """
+    listed = _manifest(folder)
+    for name in sorted(listed, key=lambda name: listed[name]["step"], reverse=True):
+        path = folder / name
+        if path.is_file() and _checksum(path) == listed[name]["sha256"]:
+            return path
+        print(f"warning: checkpoint {path} is damaged or missing; falling back to an earlier one", file=sys.stderr)
+    return None
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps of the sound checkpoints in `folder`, oldest first; touches nothing, so a run may be saving there."""
+    listed = _manifest(folder)
+    sound = [name for name in listed if (path := folder / name).is_file() and _checksum(path) == listed[name]["sha256"]]
+    return sorted(listed[name]["step"] for name in sound)
+
+
+def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    path = folder / MANIFEST
+    try:
+        listed = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        listed = None
+    if not isinstance(listed, dict):
+        print(f"warning: {path} is damaged, so no checkpoint beside it can be trusted", file=sys.stderr)
+        return {}
+    return listed
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

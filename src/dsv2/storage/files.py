@@ -1,0 +1,86 @@
+"""Writing files so that a reader, a crash or a full disk sees the old content or the new, never half of it."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+SCRATCH = ".tmp"  # suffix of files being written; what a killed process left behind may be swept
+PARTIAL = ".partial"  # suffix of directories being written
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a scratch path beside `path` to write to; on success it takes the place of `path`, durably."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}{SCRATCH}")
+    try:
+        yield scratch
+        sync(scratch)
+        scratch.replace(path)
+        sync(path.parent)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as scratch:
+        scratch.write_text(text)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+@contextmanager
+def new_directory(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
+    """Give a directory beside `path` to write in; on success it takes the name `path`, durably.
+
+    An error removes it. What already lies at `path` is removed first with `replace`, for which the caller holds a lock;
+    otherwise ValueError, unless it is an empty directory.
+    """
+    final = Path(path).absolute()
+    if replace:
+        for orphan in final.parent.glob(f".{final.name}.*{PARTIAL}"):
+            shutil.rmtree(orphan)
+    else:
+        require_free(final)
+    partial = final.with_name(f".{final.name}.{os.getpid()}{PARTIAL}")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process that had this number
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for file in (*partial.rglob("*"), partial):
+            sync(file)
+        if replace:
+            shutil.rmtree(final, ignore_errors=True)
+        else:
+            require_free(final)
+        partial.replace(final)
+        sync(final.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def require_free(path: Path) -> None:
+    """Raise ValueError unless nothing, or an empty directory, lies at `path`."""
+    if path.is_symlink() or (path.exists() and not path.is_dir()) or (path.is_dir() and any(path.iterdir())):
+        raise ValueError(f"{path}: exists already and is not an empty directory; nothing was written")
+
+
+def sync(path: Path) -> None:
+    """Make what was written to a file, or renamed in a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers that were killed left behind in `folder`."""
+    for scratch in folder.glob(f".*{SCRATCH}"):
+        scratch.unlink(missing_ok=True)

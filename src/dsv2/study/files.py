@@ -1,0 +1,182 @@
+"""Study files: a question, arms that answer it, and the budgets at which they are compared.
+
+`configs/sweep/<name>.yaml`, `configs/scales/<name>.yaml` and `configs/probes/<name>.yaml`, each checked by itself; what
+takes several of them together is `plan`'s.
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from dsv2.config import CONFIG_DIR, ConfigBase, ConfigError, structure
+from dsv2.metrics import BUDGETS, METRICS
+
+ARM_NAME = re.compile(r"\w[\w.+-]*")  # it becomes a part of file names
+FOLDERS = {"sweep": "sweep", "scale": "scales", "probe": "probes"}  # Hydra would take scale= for a group of its own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm(ConfigBase):
+    """One side of the comparison."""
+
+    about: str
+    overrides: tuple[str, ...] = ()
+    baseline: str | None = None  # its own baseline, where it is not the study's
+    size: str | None = None  # one of the scale's sizes; None: the scale's own model
+    differs: tuple[str, ...] = ()  # budgets that this arm alone does not hold equal
+    scales: dict[str, tuple[str, ...]] = field(default_factory=dict)  # scale -> overrides of this arm there
+    seed_offset: int = 0  # added to every seed: arms that differ in nothing else are an A/A test
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyFile(ConfigBase):
+    """`configs/sweep/<name>.yaml`."""
+
+    question: str
+    prediction: str
+    metric: str  # the one the question is about
+    judged: dict[str, Literal["lower", "higher"]]  # every metric that gets a verdict, and which direction is better
+    equal: tuple[str, ...]  # budgets within 1% of the baseline's
+    seeds: int  # the fewest paired seeds that the claim needs
+    baseline: str
+    arms: dict[str, Any] | None = None  # name -> Arm
+    grid: dict[str, tuple[Any, ...]] | None = None  # instead of arms: override key -> levels, every combination an arm
+    differs: tuple[str, ...] = ()  # budgets that may be further apart
+    adjust: dict[str, int] = field(default_factory=dict)  # what the solver may change, in steps, to hold `equal`
+    probes: tuple[str, ...] = ()  # tasks that every arm is also trained on, `configs/probes/<name>.yaml`
+    published: str | None = None
+    shows_at: str | None = None  # tokens and seeds at which the effect is expected, and how that is known
+    base: tuple[str, ...] = ()  # overrides that all arms share
+    scales: dict[str, tuple[str, ...]] = field(default_factory=dict)  # scale -> overrides of this study there
+    margin: dict[str, float] | None = None  # metric -> difference that would not matter
+
+    def __post_init__(self) -> None:
+        self.require(self.seeds >= 2, "seeds", "at least 2: one seed gives no interval, so no claim can rest on it")
+        self.require(self.seeds <= 1000, "seeds", "at most 1000")
+        self.require((self.arms is None) != (self.grid is None), "arms", "either arms or a grid")
+        for levels in (self.grid or {}).values():
+            once = levels and len(set(map(str, levels))) == len(levels)
+            self.require(bool(once), "grid", "at least one level for each key, each once")
+        self.require(len(self.arms or self.levels()) >= 2, "arms", "at least two")
+        self.require(self.metric in self.judged, "metric", f"one of the judged metrics, {', '.join(self.judged)}")
+        unknown = [metric for metric in self.judged if metric not in METRICS and not metric.startswith("val/bpb_")]
+        self.require(not unknown, "judged", f"metrics that runs log; not {', '.join(unknown)}")
+        self.require(set(self.equal) <= set(BUDGETS), "equal", f"some of {', '.join(BUDGETS)}")
+        self.require(set(self.differs) <= set(BUDGETS), "differs", f"some of {', '.join(BUDGETS)}")
+        both = sorted(set(self.equal) & set(self.differs))
+        self.require(not both, "differs", f"none that `equal` names; {', '.join(both)} is in both")
+        unknown = sorted(set(self.margin or {}) - set(self.judged))
+        self.require(not unknown, "margin", f"judged metrics only; not {', '.join(unknown)}")
+        fits = all(0 < margin < math.inf for margin in (self.margin or {}).values())
+        self.require(fits, "margin", "positive and finite")
+        _require_scales("scales", self.scales)
+
+    def levels(self) -> dict[str, dict[str, Any]]:
+        """Arm to the level of each factor, for a grid; empty without one."""
+        if self.grid is None:
+            return {}
+        found = {}
+        for combination in itertools.product(*self.grid.values()):
+            levels = dict(zip(self.grid, combination, strict=True))
+            found["_".join(_level_name(key, level) for key, level in levels.items())] = levels
+        return found
+
+    def all_arms(self) -> dict[str, Arm]:
+        """The arms, of a grid too, each checked. Raises `ConfigError`."""
+        if self.grid is not None:
+            arms = {
+                name: Arm(about=", ".join(f"{k} {v}" for k, v in levels.items()), overrides=_overrides(levels))
+                for name, levels in self.levels().items()
+            }
+        else:
+            arms = {name: _arm(name, node) for name, node in (self.arms or {}).items()}
+        self.require(self.baseline in arms, "baseline", f"one of the arms, {', '.join(arms)}")
+        for name, arm in arms.items():
+            if not ARM_NAME.fullmatch(name):
+                raise ConfigError("arms", name, "names of letters, digits and . _ + -")
+            _require_scales(f"arms.{name}.scales", arm.scales)
+            at, other = f"arms.{name}.baseline", arm.baseline
+            if other is not None and (other not in arms or arms[other].baseline not in (None, other)):
+                raise ConfigError(at, other, f"an arm that has no other baseline itself, one of {', '.join(arms)}")
+            if not set(arm.differs) <= set(BUDGETS):
+                raise ConfigError(f"arms.{name}.differs", list(arm.differs), f"some of {', '.join(BUDGETS)}")
+        return arms
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleFile(ConfigBase):
+    """`configs/scales/<name>.yaml`."""
+
+    seeds: tuple[int, ...]
+    overrides: tuple[str, ...] = ()
+    sizes: dict[str, tuple[str, ...]] = field(default_factory=dict)  # name -> overrides: models beside the scale's own
+    probe: tuple[str, ...] = ()  # overrides of the probes' trainings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe(ConfigBase):
+    """`configs/probes/<name>.yaml`: a synthetic task that shows what an architecture can do."""
+
+    about: str
+    overrides: tuple[str, ...]
+
+
+def _level_name(key: str, level: Any) -> str:
+    """mha for model/attention=mha, expert0.003 for loss.expert=0.003."""
+    return str(level) if "/" in key else f"{key.rpartition('.')[2]}{level}"
+
+
+def _overrides(levels: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(f"{key}={value}" for key, value in levels.items())
+
+
+def names(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIG_DIR / FOLDERS[group]).glob("*.yaml"))
+
+
+def read(group: str, name: str) -> dict[str, Any]:
+    if name not in names(group):
+        raise ConfigError(group, name, f"choose one of {', '.join(names(group))}")
+    return mapping(CONFIG_DIR / FOLDERS[group] / f"{name}.yaml", name)
+
+
+def _require_scales(key: str, scales: Mapping[str, Any]) -> None:
+    if unknown := sorted(set(scales) - set(names("scale"))):
+        raise ConfigError(key, unknown, f"scales, of {', '.join(names('scale'))}")
+
+
+def _arm(name: str, node: Any) -> Arm:
+    if not isinstance(node, dict):
+        raise ConfigError(f"arms.{name}", node, "a mapping with about and overrides")
+    arm: Arm = structure(node, Arm, f"arms.{name}")
+    return arm
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key stands once: a copied arm that kept its name would silently replace the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        found = super().construct_mapping(node, deep)
+        if len(found) < len(node.value):
+            keys = [self.construct_object(key) for key, _ in node.value]
+            again = ", ".join(sorted({str(key) for key in keys if keys.count(key) > 1}))
+            raise yaml.constructor.ConstructorError(None, None, f"{again} stands there twice", node.start_mark)
+        return found
+
+
+def mapping(path: Path, name: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError("sweep", name, f"a study's name, or the path of a YAML file; there is no {path}")
+    try:
+        node = yaml.load(path.read_text(), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError("sweep", name, f"YAML; {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(node, dict):
+        raise ConfigError("sweep", name, f"{path} must hold a mapping")
+    return node

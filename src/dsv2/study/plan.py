@@ -1,0 +1,155 @@
+"""A study at a scale: its arms as typed runs, compared at budgets that are equal where its file says so.
+
+Whatever would make the comparison unfair is refused: budgets that differ without saying so, arms that are the same.
+"""
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dsv2.accounting.account import account
+from dsv2.accounting.matching import match
+from dsv2.config import ConfigError, plain, structure
+from dsv2.metrics import BUDGETS, MODEL_BUDGETS
+from dsv2.study.files import Probe, ScaleFile, StudyFile, mapping, read
+from dsv2.training.run import Run, load
+
+EQUAL_WITHIN = 0.01  # largest relative difference that still counts as held equal
+QUIET = ("trainer.progress=false",)  # a study shows one bar for all its trials
+
+
+class Plan:
+    """A study at a scale: its arms as typed runs, at budgets that are equal where the file says so."""
+
+    def __init__(self, study: str, scale: str, overrides: Sequence[str] = ()) -> None:
+        """`study` is a name in `configs/sweep` or the path of a YAML file. Raises `ConfigError`."""
+        path = Path(study)
+        self.name = path.stem if path.suffix == ".yaml" else study
+        self.scale, self.overrides = scale, tuple(overrides)
+        self.file: StudyFile = structure(mapping(path, study) if path.suffix else read("sweep", study), StudyFile)
+        self._scale: ScaleFile = structure(read("scale", scale), ScaleFile)
+        self.probes = {name: structure(read("probe", name), Probe) for name in self.file.probes}
+        self.arms = self.file.all_arms()
+        self.configs: dict[str, Run.Config] = {}
+        self.changes: dict[str, dict[str, int]] = {}  # arm -> what the solver changed, under `model.`
+        for name in sorted(self.arms, key=lambda arm: self.baseline_of(arm) != arm):  # baselines first
+            self.configs[name], self.changes[name] = self._solve(name)
+        self.configs = {name: self.configs[name] for name in self.arms}
+        self._on_probes: dict[tuple[str, str], Run.Config] = {}
+        for probe in self.probes:
+            self.run_of(self.file.baseline, probe)  # a probe that is wrong is refused here; the other arms' can wait
+        self._refuse_duplicates()
+        self._refuse_unequal()
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The scale's seeds, and more where the study's claim needs more."""
+        seeds = list(self._scale.seeds)
+        more = (seed for seed in itertools.count() if seed not in seeds)
+        return tuple(seeds + [next(more) for _ in range(self.file.seeds - len(seeds))])
+
+    def baseline_of(self, arm: str) -> str:
+        """The arm that this one is compared with; a baseline's is itself."""
+        return self.arms[arm].baseline or (arm if self._is_baseline(arm) else self.file.baseline)
+
+    def _is_baseline(self, arm: str) -> bool:
+        return arm == self.file.baseline or any(other.baseline == arm for other in self.arms.values())
+
+    def overrides_of(self, arm: str, probe: str | None = None) -> list[str]:
+        """What this arm overrides before the solver, later ones winning."""
+        node, scale = self.arms[arm], self._scale
+        if node.size is not None and node.size not in scale.sizes:
+            valid = f"a size of scale {self.scale}, {', '.join(scale.sizes) or 'which has none'}"
+            raise ConfigError(f"arms.{arm}.size", node.size, valid)
+        return [
+            *scale.overrides,
+            *self.file.scales.get(self.scale, ()),
+            *(scale.sizes[node.size] if node.size is not None else ()),
+            *self.file.base,
+            *node.overrides,
+            *node.scales.get(self.scale, ()),
+            *QUIET,
+            *((*self.probes[probe].overrides, "benchmarks=none", *scale.probe) if probe is not None else ()),
+            *self.overrides,
+        ]
+
+    def run_of(self, arm: str, probe: str | None = None) -> Run.Config:
+        """The typed run of an arm, or of its training on a probe: with the same changes of the solver."""
+        if probe is None:
+            return self.configs[arm]
+        if (arm, probe) not in self._on_probes:
+            self._on_probes[arm, probe] = self._load(arm, probe, self.changes[arm])
+        return self._on_probes[arm, probe]
+
+    def words(self, arm: str, probe: str | None = None) -> list[str]:
+        """All overrides of an arm, for `python -m dsv2.train`. Raises `ConfigError` for names that are not there."""
+        if arm not in self.arms:
+            raise ConfigError("arm", arm, f"one of {', '.join(self.arms)}")
+        if probe is not None and probe not in self.probes:
+            raise ConfigError("probe", probe, f"one of this study's, {', '.join(self.probes) or 'which has none'}")
+        return [*self.overrides_of(arm, probe), *self._solved(self.changes[arm])]
+
+    def _solved(self, changes: Mapping[str, int]) -> list[str]:
+        return [f"model.{key}={value}" for key, value in changes.items()]
+
+    def _load(self, arm: str, probe: str | None, changes: Mapping[str, int]) -> Run.Config:
+        run = load([*self.overrides_of(arm, probe), *self._solved(changes)])
+        for name in ("seed", "study", "arm", "probe"):  # which trial it is would be lost, and trials coincide
+            if value := getattr(run, name):
+                raise ConfigError(name, value, "nothing that a study overrides; seeds=[0,1] asks for seeds")
+        return replace(run, study=self.name, scale=self.scale, arm=arm, probe=probe)
+
+    def _solve(self, arm: str) -> tuple[Run.Config, dict[str, int]]:
+        """The arm with its budgets made equal to its baseline's, and what had to change for it."""
+        run, baseline = self._load(arm, None, {}), self.baseline_of(arm)
+        held = [b for b in self.file.equal if b in MODEL_BUDGETS and b not in self.arms[arm].differs]
+        if arm == baseline or not held or not self.file.adjust:
+            return run, {}
+        reference, context = self.configs[baseline], run.trainer.sequence_length
+        targets = {budget: getattr(account(reference.model, context=context), budget) for budget in held}
+        try:
+            matched = match(run.model, targets, self.file.adjust, context=context, within=EQUAL_WITHIN)
+        except ConfigError as error:
+            raise ConfigError(f"arms.{arm}.{error.key}", error.value, error.valid) from None
+        return (self._load(arm, None, matched.changes) if matched.changes else run), matched.changes
+
+    def _refuse_duplicates(self) -> None:
+        seen: dict[str, str] = {}
+        for arm, run in self.configs.items():
+            text = json.dumps([plain(run, identity=True), self.arms[arm].seed_offset], sort_keys=True)
+            if text in seen:
+                raise ConfigError(f"arms.{arm}", list(self.arms[arm].overrides), f"it is the same run as {seen[text]}")
+            seen[text] = arm
+
+    def _refuse_unequal(self) -> None:
+        rows = {row["arm"]: row for row in self.budgets()}
+        for arm, row in rows.items():
+            baseline = self.baseline_of(arm)
+            for budget in BUDGETS:
+                if budget in self.file.differs or budget in self.arms[arm].differs:
+                    continue
+                value, reference = row[budget], rows[baseline][budget]
+                if abs(value - reference) > EQUAL_WITHIN * reference:
+                    held = "`equal` names it" if budget in self.file.equal else "`differs` does not name it"
+                    valid = f"within {EQUAL_WITHIN:.0%} of {baseline}'s {reference:,}, since {held}"
+                    raise ConfigError(f"arms.{arm}.{budget}", value, valid)
+
+    def budgets(self) -> list[dict[str, Any]]:
+        """One row an arm: its accounting, tokens, steps, seeds, and the largest mismatch of what is held equal."""
+        rows: list[dict[str, Any]] = []
+        for arm, run in self.configs.items():
+            result, batches = account(run.model, context=run.trainer.sequence_length), run.trainer.batches()
+            rows.append(
+                {"arm": arm, "about": self.arms[arm].about}
+                | {name: getattr(result, name) for name in MODEL_BUDGETS}
+                | {"tokens": batches.total_tokens, "steps": batches.num_steps, "seeds": len(self.seeds)}
+            )
+        found = {row["arm"]: row for row in rows}
+        for row in rows:
+            reference = found[self.baseline_of(row["arm"])]
+            held = [budget for budget in self.file.equal if budget not in self.arms[row["arm"]].differs]
+            row["mismatch"] = max((abs(row[b] / reference[b] - 1) for b in held), default=0.0)
+        return rows

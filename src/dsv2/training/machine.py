@@ -1,0 +1,97 @@
+"""The process and the machine that train: their set-up, their peak rate, and what a result says of them."""
+
+import ctypes
+import importlib.metadata
+import logging
+import platform
+import subprocess
+import time
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("dsv2", "torch", "lightning", "numpy", "tokenizers")
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's numbers for mallopt
+
+
+# ---- set-up ----------------------------------------------------------------------------------------------------------
+
+
+def prepare() -> None:
+    """Call once in every process that trains, before the first step."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Have glibc reuse large blocks, which a step otherwise maps and faults in again; nothing on other C libraries.
+
+    `benchmarks/allocator.py` measures what it brings: little on a quiet machine, more where memory is contended.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(MMAP_THRESHOLD, 32 << 20)  # the most it takes
+        libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
+
+
+# ---- peak rate -------------------------------------------------------------------------------------------------------
+
+
+@cache
+def peak_flops(device: torch.device, precision: str) -> float:
+    """FLOPs a second of a large square matrix product, the best of a few; measured once a process, in about 0.2 s."""
+    on_gpu = device.type == "cuda"
+    size, dtype = (8192 if on_gpu else 768), (torch.bfloat16 if precision == "bf16" else torch.float32)
+    a = torch.ones(size, size, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(6):
+        start = time.perf_counter()
+        a @ a
+        if on_gpu:
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+# ---- provenance ------------------------------------------------------------------------------------------------------
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    return {
+        "git": git_state(),
+        "versions": {"python": platform.python_version()}
+        | {package: importlib.metadata.version(package) for package in PACKAGES},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
+        "threads": torch.get_num_threads(),
+        "kernels": {"grouped": "torch grouped_mm", "attention": "torch sdpa", "norm": "dsv2 autograd"},
+    }
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit and whether the checkout differed from it; None outside a checkout."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, check=True
+            )
+        except (OSError, subprocess.CalledProcessError):
+            return None  # no git, or an installed package: provenance says so with null
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "HEAD")
+    return None if commit is None else {"commit": commit, "dirty": bool(git("status", "--porcelain"))}
+
+
+def _cpu() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,139 @@
+"""The typed configuration of one training run, and the one door to it: `load(overrides)`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from dsv2.composition import compose
+from dsv2.config import ConfigBase, ConfigError, Naming, class_name, digest, former_name, plain, setting, structure
+from dsv2.data.corpora import Text
+from dsv2.data.source import Source
+from dsv2.evaluation.benchmarks import TextBenchmarks
+from dsv2.models.moe.layer import MoE
+from dsv2.models.transformer import Transformer
+from dsv2.training.losses import BalanceLoss
+from dsv2.training.optim import AdamW
+from dsv2.training.schedule import BatchRamp
+
+FORMAT = 1  # raise it when the same config means another computation, so that old results are not taken for new ones
+
+
+class Training:
+    """The budget and rhythm of a run."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ConfigBase):
+        tokens: int  # budget; filled as far as whole steps go
+        sequence_length: int
+        batch: BatchRamp.Config
+        validation_tokens: int
+        validate_every: int  # steps; also at the end
+        log_every: int  # steps
+        precision: Literal["fp32", "bf16"] = "fp32"
+        checkpoint_every: int = setting(50)  # steps, a multiple of log_every; also at the end
+        accelerator: Literal["auto", "cpu", "gpu"] = setting("auto")
+        progress: bool = setting(True)
+
+        def __post_init__(self) -> None:
+            for name in ("sequence_length", "validate_every", "log_every", "checkpoint_every"):
+                self.require(getattr(self, name) > 0, name, "positive")
+            least = self.sequence_length * (self.batch.start or self.batch.size)
+            self.require(self.tokens >= least, "tokens", f"at least one step, {least} tokens")
+            enough = self.validation_tokens >= self.sequence_length
+            self.require(enough, "validation_tokens", f"at least one sequence, {self.sequence_length}")
+
+        def batches(self) -> BatchRamp:
+            return self.batch.build(self.tokens, self.sequence_length)
+
+
+class Wandb:
+    """Weights & Biases; without a key nothing ever waits for the network."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ConfigBase):
+        mode: Literal["offline", "online", "disabled"] = setting("offline")
+        project: str = setting("dsv2")
+
+
+class Logging:
+    """Which loggers a run has besides `metrics.jsonl`; `dsv2.training.sinks` makes them."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ConfigBase):
+        wandb: Wandb.Config = field(default_factory=Wandb.Config, metadata={"fingerprint": False})
+
+
+class Run:
+    """One model trained once on one corpus from one seed."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ConfigBase):
+        seed: int
+        model: Transformer.Config
+        data: Source.Config
+        optim: AdamW.Config
+        loss: BalanceLoss.Config
+        trainer: Training.Config
+        logger: Logging.Config
+        benchmarks: TextBenchmarks.Config | None = None  # computed at the last step
+        study: str | None = setting(None)  # which study, scale, arm and probe this run is of: names, not computation
+        scale: str | None = setting(None)
+        arm: str | None = setting(None)
+        probe: str | None = setting(None)
+
+        def __post_init__(self) -> None:
+            self.require(self.seed >= 0, "seed", "0 or more")
+            fits = self.model.vocab_size >= self.data.vocab_size
+            self.require(fits, "model.vocab_size", f"at least data.vocab_size={self.data.vocab_size}")
+            for step in ("validate_every", "checkpoint_every"):
+                every = self.trainer.log_every
+                good = getattr(self.trainer, step) % every == 0
+                self.require(good, f"trainer.{step}", f"a multiple of trainer.log_every={every}")
+            if self.benchmarks is not None:
+                if not isinstance(self.data, Text.Config):
+                    raise ConfigError("benchmarks", "text", "none for data without text, as these synthetic sequences")
+                length = self.trainer.sequence_length
+                for name, tokens in self.benchmarks.lengths().items():
+                    fits = tokens <= length
+                    valid = f"{tokens} tokens a question, at most trainer.sequence_length={length}"
+                    self.require(fits, f"benchmarks.{name}", valid)
+
+        @property
+        def balanced(self) -> bool:
+            """True where balance losses have experts to act on."""
+            return isinstance(self.model.ffn, MoE.Config)
+
+        def fingerprint(self, naming: Naming = class_name) -> str:
+            """16 hex digits that name the computation: typed config, corpus and tokenizer, nothing of where or how."""
+            return digest(FORMAT, plain(self, identity=True, naming=naming), self.data.identity(naming))
+
+
+def load(overrides: Sequence[str] = ()) -> Run.Config:
+    """Turn Hydra overrides into the typed, frozen config of a run.
+
+    Raises ConfigError (a ValueError) that names the full key, the value and what would be valid.
+    """
+    return from_plain(compose(list(overrides)))
+
+
+def from_plain(values: dict[str, Any]) -> Run.Config:
+    """The typed config of composed or stored values."""
+    if not isinstance(values, dict):
+        raise ConfigError("config", values, "a mapping")
+    run = structure(values, Run.Config)
+    assert isinstance(run, Run.Config)
+    return run
+
+
+def folder_of(run: Run.Config, root: Path) -> Path:
+    """Return where `root` keeps this run: under its fingerprint or, in an older store, under its former one."""
+    folder = root / run.fingerprint()
+    former = root / run.fingerprint(former_name)
+    return former if former.is_dir() and not folder.is_dir() else folder
+
+
+def stored_name(run: Run.Config, folder: Path) -> str:
+    """Return the fingerprint that the run in `folder` has had from its start."""
+    former = run.fingerprint(former_name)
+    return former if folder.name == former else run.fingerprint()
