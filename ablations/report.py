@@ -6,15 +6,13 @@ Tables 8 and 9, and writes them as Markdown, LaTeX and HTML, instead.
 
 import sys
 
-from rich.console import Console
-
-from ablations.reporting.collect import report_study
 from ablations.reporting.ladder import report_ladder
 from ablations.reporting.paper_table import write_tables
-from ablations.request import PLAIN_WIDTH, parse
-from ablations.trials.results import results_of
+from ablations.reporting.write import report_study
+from ablations.request import parse
 from ablations.trials.trials import stored
 from dsv2.config import ConfigError
+from dsv2.report.terminal import open_console
 
 TABLE = "--table"
 
@@ -34,10 +32,10 @@ def main(arguments: list[str]) -> int:
             if not study.folder.is_dir():
                 valid = f"a study that has been run; there is nothing in {study.folder}"
                 raise ConfigError("sweep", request.sweep, valid)
-        console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+        console = open_console()
         for study in studies:
             if TABLE in arguments:
-                print(write_tables(study, results_of(study), study.folder / "report"))
+                print(write_tables(study))
             else:
                 report_study(study, console)
         if len(studies) > 1:

@@ -7,8 +7,6 @@ import yaml
 
 from dsv2.config import ConfigBase, ConfigError, structure
 
-PLAIN_WIDTH = 120  # columns, where there is no terminal to ask
-
 
 @dataclass(frozen=True, kw_only=True)
 class Request(ConfigBase):

@@ -9,8 +9,8 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ablations.request import PLAIN_WIDTH, parse
-from ablations.running.runner import STOPPED
+from ablations.request import parse
+from ablations.running import STOPPED
 from dsv2.config import ConfigError
 
 if TYPE_CHECKING:  # this module is imported again in every worker, before it can look after itself
@@ -21,30 +21,24 @@ if TYPE_CHECKING:  # this module is imported again in every worker, before it ca
 
 def show(study: "Study", console: "Console") -> None:
     """Print the question, the arms and their accounting."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     from dsv2.metrics import BUDGETS
+    from dsv2.report.terminal import add_row, open_table
 
     console.rule(f"{study.name} at scale {study.scale}")
-    console.print(study.file.question, highlight=False)
-    console.print(f"[bold]Prediction:[/bold] {study.file.prediction}", highlight=False)
-    console.print(f"[bold]Held equal:[/bold] {', '.join(study.file.equal) or 'nothing'}", highlight=False)
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("arm", no_wrap=True)
-    for column in ("params", "active", "FLOPs/tok", "KV/tok", "tokens", "steps", "seeds", "mismatch"):
-        table.add_column(column, justify="right", no_wrap=True)
+    console.print(study.file.question)
+    console.print(f"Prediction: {study.file.prediction}")
+    console.print(f"Held equal: {', '.join(study.file.equal) or 'nothing'}")
+    table = open_table(["arm", "params", "active", "FLOPs/tok", "KV/tok", "tokens", "steps", "seeds", "mismatch"])
     for row in study.budgets():
         mark = " (baseline)" if row["arm"] == study.baseline_of(row["arm"]) else ""
         amounts = [amount(row[name]) for name in (*BUDGETS, "steps", "seeds")]
-        table.add_row(f"{row['arm']}{mark}", *amounts, f"{row['mismatch']:.2%}" if row["mismatch"] else "0")
+        add_row(table, [f"{row['arm']}{mark}", *amounts, f"{row['mismatch']:.2%}" if row["mismatch"] else "0"])
     console.print(table)
     for name, arm in study.arms.items():
         solved = ", ".join(f"{key}={value}" for key, value in study.changes[name].items())
-        text = f"{name}: {arm.about}" + (f"; to hold the budgets equal, {solved}" if solved else "")
-        console.print(text, highlight=False, markup=False)
+        console.print(f"{name}: {arm.about}" + (f"; to hold the budgets equal, {solved}" if solved else ""))
     for name, probe in study.probes.items():
-        console.print(f"Every arm is also trained on {name}: {probe.about}", highlight=False, markup=False)
+        console.print(f"Every arm is also trained on {name}: {probe.about}")
 
 
 def amount(value: int) -> str:
@@ -76,11 +70,10 @@ def main(arguments: list[str]) -> int:
 
 def _main(arguments: list[str]) -> int:
     request, overrides = parse(arguments)
-    from rich.console import Console
-
     from ablations.trials.trials import Study
+    from dsv2.report.terminal import open_console
 
-    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    console = open_console()
     studies = [Study(request.sweep, scale, request.seeds, overrides) for scale in request.scales]
     if request.dry_run:
         for study in studies:
@@ -90,10 +83,12 @@ def _main(arguments: list[str]) -> int:
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, _terminate)
+    from ablations.studies import run_study
+
     finished = True
     for study in studies:
         show(study, console)
-        finished &= study.run(workers=request.workers, launcher=request.launcher)
+        finished &= run_study(study, workers=request.workers, launcher=request.launcher, console=console)
     if len(studies) > 1:
         from ablations.reporting.ladder import report_ladder
 
@@ -105,7 +100,7 @@ def words(study: "Study", console: "Console") -> None:
     """Print what every arm overrides, what the solver changed included."""
     for arm, node in study.arms.items():
         solved = [f"model.{key}={value}" for key, value in study.changes[arm].items()]
-        console.print(f"{arm}: {' '.join((*node.overrides, *solved))}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{arm}: {' '.join((*node.overrides, *solved))}", soft_wrap=True)
 
 
 def _terminate(number: int, frame: Any) -> None:

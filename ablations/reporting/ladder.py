@@ -54,15 +54,15 @@ def report_ladder(studies: Sequence[Study], console: Console) -> None:
     except IncompleteStudy as error:
         headline, sections = [f"No verdict: {error}."], []
     path = write_page(folder, title, " ".join(headline), sections, {"table": runs.to_csv(index=False)})
-    console.print(" ".join(headline), highlight=False, markup=False)
-    console.print(f"ladder:  {path}", highlight=False, soft_wrap=True)
+    console.print(" ".join(headline))
+    console.print(f"ladder:  {path}", soft_wrap=True)
 
 
 def _next(studies: Sequence[Study]) -> Plan | None:
     """The plan of the rung after the last one, where there is one."""
     last = studies[-1]
     after = SCALES[SCALES.index(last.scale) + 1 :] if last.scale in SCALES else ()
-    return Plan(last.source, after[0], last.overrides) if after else None
+    return Plan(last.node | {"name": last.name}, after[0], last.overrides) if after else None
 
 
 def _family(

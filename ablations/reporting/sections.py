@@ -1,98 +1,64 @@
-"""The sections of a report: paragraphs, a table and figures each, out of the tables that the trials left behind."""
+"""The sections of a report: paragraphs, a table and figures each, out of what a study found."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pandas as pd
 
-from ablations.reporting.summary import StudyText, arm_statistics, finished, number, spread
+from ablations.reporting.findings import Findings
+from ablations.reporting.summary import summary
+from ablations.reporting.words import number, spread
 from dsv2.metrics import BUDGETS, chance, quantity
 from dsv2.report.page import Picture, Section, Table
 from dsv2.statistics.budgets import loss_at_equal
-from dsv2.statistics.calibration import TrialsRate, from_trials
-from dsv2.statistics.factorial import FACTORIAL_RULE, Term, factorial, factorial_rows, factorial_text
+from dsv2.statistics.calibration import TrialsRate
+from dsv2.statistics.factorial import FACTORIAL_RULE, Term, factorial_rows, factorial_text
 from dsv2.statistics.paired import ALPHA, detectable_in_sd
 from dsv2.statistics.verdicts import RULE, Effect, difference_text
 
-FALSE_DRAWS = 1000  # studies drawn from an A/A study's trials
-FALSE_CAPTION = "Share of studies drawn from identical trials that call an arm better or worse, with 95% intervals."
 
-
-def sections_of(
-    study: StudyText,
-    results: pd.DataFrame,
-    metrics: pd.DataFrame,
-    effects: Sequence[Effect],
-    terms: Sequence[Term],
-    rates: Sequence[TrialsRate],
-    accounting: pd.DataFrame,
-    provenance: Mapping[str, Any],
-    others: list[str],
-    pictures: Sequence[Picture],
-    floor: Mapping[str, float],
-) -> list[Section]:
-    """Every section that the tables allow, in the order of a report."""
+def sections_of(findings: Findings, pictures: Sequence[Picture]) -> list[Section]:
+    """Return every section that the tables allow, in the order of a report."""
+    study = findings.study
+    headline, sentences = summary(findings)
+    others = [text for text in sentences if text not in headline]
     arms = "; ".join(f"{arm}: {text}" for arm, text in study.arms.items())
-    ran = finished(results)
-    trials = (
-        f"{len(ran)} of {len(study.arms) * len(study.seeds)} trials finished, {ran['seconds'].sum():,.0f} s in all."
-    )
-    flat = pd.json_normalize(dict(provenance)).to_dict("records")[0] if provenance else {}
-    changed = any(str(key).endswith("dirty") and bool(value) for key, value in flat.items())
-    dirty = ["The code had uncommitted changes: the commit alone does not reproduce this."] if changed else []
     sections = [
         Section("The other metrics", others) if others else None,
-        _calibration(rates) if rates else None,
+        _calibration(findings.false_rates) if findings.false_rates else None,
         Section("Question", [study.question, f"Predicted: {study.prediction}", f"Arms - {arms}."]),
-        Section(
-            "Results by arm", [f"Mean ± standard deviation over seeds. {trials}"], [_arm_table(study, results, floor)]
-        ),
+        _results(findings),
         Section("Figures", [], (), pictures) if pictures else None,
-        Section("Effects", [RULE], [_effect_table(effects)]) if effects else None,
-        _factors(terms) if terms else None,
-        _probes(study, results),
-        _at_equal(study, metrics, accounting),
-        Section("What could have been detected", *_detectable(study, effects)) if effects else None,
-        Section("Held equal", [], [_equality(study, accounting)]),
+        Section("Effects", [RULE], [_effect_table(findings.effects)]) if findings.effects else None,
+        _factors(findings.terms) if findings.terms else None,
+        _probes(findings),
+        _at_equal(findings),
+        _detectable(findings) if findings.effects else None,
+        Section("Held equal", [], [_equality(findings)]),
         Section("Published", [study.published]) if study.published else None,
         Section("Where the effect is expected to show", [study.shows_at]) if study.shows_at else None,
-        Section("Accounting", [], [Table(list(accounting.columns), _cells(accounting))]),
-        Section("Provenance", dirty, [Table(["what", "value"], [[str(k), str(v)] for k, v in flat.items()])]),
+        Section("Accounting", [], [Table(list(findings.accounting.columns), _cells(findings.accounting))]),
+        _provenance(findings),
     ]
     return [section for section in sections if section is not None]
 
 
-def design_of(study: StudyText) -> dict[str, dict[str, Any]]:
-    """Arm to its level of each factor that varies, by the factor's last word; empty for a study that is no grid."""
-    factors = {
-        arm: {key.rpartition(".")[2]: level for key, level in cell.items()} for arm, cell in study.levels.items()
-    }
-    varied = [name for name in next(iter(factors.values()), {}) if len({str(c[name]) for c in factors.values()}) > 1]
-    return {arm: {name: cell[name] for name in varied} for arm, cell in factors.items()} if varied else {}
-
-
-def factorial_terms(study: StudyText, results: pd.DataFrame) -> list[Term]:
-    """Main effects and interactions in every judged metric, of a study whose arms are a grid."""
-    design = design_of(study)
-    if not design:
-        return []
-    return [
-        term
-        for metric, direction in study.metrics.items()
-        if metric in results
-        for term in factorial(results, metric, design, seeds=list(study.seeds), direction=direction)
+def _results(findings: Findings) -> Section:
+    study, ran = findings.study, findings.finished
+    total, seconds = len(study.arms) * len(study.seeds), ran["seconds"].sum()
+    text = f"Mean ± standard deviation over seeds. {len(ran)} of {total} trials finished, {seconds:,.0f} s in all."
+    judged = [metric for metric in study.metrics if f"{metric} mean" in findings.by_arm]
+    rows = [
+        [row["arm"], str(row["n"]), *(spread(row[f"{m} mean"], row[f"{m} sd"]) for m in judged)]
+        for row in findings.by_arm.to_dict("records")
     ]
-
-
-def false_verdicts(study: StudyText, results: pd.DataFrame) -> list[TrialsRate]:
-    """How often identical arms would be told apart in a study of 5 seeds (fewer where there are few trials)."""
-    done = finished(results)
-    arms = max(2, min(len(study.arms), 4))
-    seeds = min(5, len(done) // (2 * arms))
-    if seeds < 2:
-        return []
-    return [from_trials(done, metric, seeds, arms, FALSE_DRAWS) for metric in study.metrics if metric in done]
+    floor = findings.final_floor
+    if any(metric in floor for metric in judged):
+        rows.append(["random router", "", *(number(floor.get(metric)) for metric in judged)])
+    if any(chance(metric) is not None for metric in judged):
+        rows.append(["chance", "", *(number(chance(metric)) for metric in judged)])
+    header = ["arm", "n", *(quantity(metric).short for metric in judged)]
+    return Section("Results by arm", [text], [Table(header, rows)])
 
 
 def _calibration(rates: Sequence[TrialsRate]) -> Section:
@@ -123,20 +89,22 @@ def _factors(terms: Sequence[Term]) -> Section:
     return Section("Main effects and interactions", text, [Table(*factorial_rows(terms))])
 
 
-def _probes(study: StudyText, results: pd.DataFrame) -> Section | None:
+def _probes(findings: Findings) -> Section | None:
     """Tasks are learned in a sharp transition, so a mean over seeds hides what a share of seeds tells."""
-    names = list(map(str, results.columns))
+    names = list(map(str, findings.results.columns))
     probes = [name.removesuffix("/steps_to_half") for name in names if name.endswith("/steps_to_half")]
     if not probes:
         return None
     rows = []
-    for arm in study.arms:
-        mine, cells = finished(results[results["arm"] == arm]), []
+    for arm in findings.study.arms:
+        mine = findings.finished[findings.finished["arm"] == arm]
+        cells = []
         for probe in probes:
             steps = mine[f"{probe}/steps_to_half"]
-            made = steps[steps < math.inf]
-            median = f", median step {made.median():,.0f}" if len(made) else ""
-            cells.append(f"{len(made)} of {len(mine)}{median}; {spread(mine[f'{probe}/accuracy'].mean(), math.nan)}")
+            reached = steps[steps < math.inf]
+            median = f", median step {reached.median():,.0f}" if len(reached) else ""
+            accuracy = spread(mine[f"{probe}/accuracy"].mean(), math.nan)
+            cells.append(f"{len(reached)} of {len(mine)}{median}; {accuracy}")
         rows.append([arm, *cells])
     text = (
         "Every arm was also trained on each task alone. How many seeds came to answer half of the questions and when, "
@@ -145,17 +113,16 @@ def _probes(study: StudyText, results: pd.DataFrame) -> Section | None:
     return Section("Tasks", [text], [Table(["arm", *probes], rows)])
 
 
-def _at_equal(study: StudyText, metrics: pd.DataFrame, accounting: pd.DataFrame) -> Section | None:
+def _at_equal(findings: Findings) -> Section | None:
     """Who is ahead depends on what is held equal: tokens, FLOPs or seconds."""
-    logged = set(metrics["metric"])
-    if not {"val/loss", "perf/tokens_per_s"} <= logged:
+    if not {"val/loss", "perf/tokens_per_s"} <= set(findings.metrics["metric"]):
         return None
-    table = loss_at_equal(metrics, accounting)
+    table = loss_at_equal(findings.metrics, findings.accounting)
     means, sds = table.groupby("arm").mean(numeric_only=True), table.groupby("arm").std(numeric_only=True)
     columns = ("per_token", "per_flop", "per_second")
     rows = [
         [arm, *(spread(float(means[column][arm]), float(sds[column][arm])) for column in columns)]
-        for arm in study.arms
+        for arm in findings.study.arms
         if arm in means.index
     ]
     text = (
@@ -171,45 +138,27 @@ def _cells(table: pd.DataFrame) -> list[list[str]]:
     return [[number(value) for value in row] for row in table.itertuples(index=False)]
 
 
-def _arm_table(study: StudyText, results: pd.DataFrame, floor: Mapping[str, float]) -> Table:
-    table = arm_statistics(study, results)
-    judged = [metric for metric in study.metrics if f"{metric} mean" in table]
-    rows = [
-        [row["arm"], str(row["n"]), *(spread(row[f"{m} mean"], row[f"{m} sd"]) for m in judged)]
-        for row in table.to_dict("records")
-    ]
-    if any(metric in floor for metric in judged):
-        rows.append(["random router", "", *(number(floor.get(metric)) for metric in judged)])
-    if any(chance(metric) is not None for metric in judged):
-        rows.append(["chance", "", *(number(chance(metric)) for metric in judged)])
-    return Table(["arm", "n", *(quantity(metric).short for metric in judged)], rows)
-
-
 def _effect_table(effects: Sequence[Effect]) -> Table:
-    header = ["metric", "arm", "difference [95% t]", "[95% BCa]", "p (Holm)", "p (sign flip)", "verdict", "note"]
-    rows = []
-    for effect in effects:
-        bca = difference_text(effect.mean, effect.bca_low, effect.bca_high)
-        rows.append(
-            [
-                quantity(effect.metric).short,
-                effect.arm,
-                difference_text(effect.mean, effect.low, effect.high),
-                bca.partition(" ")[2],
-                "" if math.isnan(effect.p_holm) else f"{effect.p_holm:.2g}",
-                f"{effect.p_sign_flip:.2g}",
-                effect.word,
-                effect.note,
-            ]
-        )
-    return Table(header, rows)
+    rows = [
+        [
+            quantity(effect.metric).short,
+            effect.arm,
+            difference_text(effect.mean, effect.low, effect.high),
+            "" if math.isnan(effect.p_holm) else f"{effect.p_holm:.2g}",
+            effect.word,
+            effect.note,
+        ]
+        for effect in effects
+    ]
+    return Table(["metric", "arm", "difference [95% t]", "p (Holm)", "verdict", "note"], rows)
 
 
-def _detectable(study: StudyText, effects: Sequence[Effect]) -> tuple[list[str], list[Table]]:
-    rows = []
-    for metric in dict.fromkeys(effect.metric for effect in effects):
-        found = [effect.detectable for effect in effects if effect.metric == metric]
-        rows.append([quantity(metric).short, number(min(found)), number(max(found)), number(study.margin.get(metric))])
+def _detectable(findings: Findings) -> Section:
+    study, rows = findings.study, []
+    for metric in dict.fromkeys(effect.metric for effect in findings.effects):
+        smallest = [effect.detectable for effect in findings.effects if effect.metric == metric]
+        margin = number(study.margin.get(metric))
+        rows.append([quantity(metric).short, number(min(smallest)), number(max(smallest)), margin])
     family = max(len(study.arms) - 1, 1)
     in_sd = detectable_in_sd(len(study.seeds), ALPHA / family)
     text = (
@@ -217,25 +166,35 @@ def _detectable(study: StudyText, effects: Sequence[Effect]) -> tuple[list[str],
         f"studies when it is {in_sd:.2g} standard deviations of the paired differences; smaller ones would often "
         "have been missed. By the spread seen here, from the quietest arm to the noisiest:"
     )
-    return [text], [Table(["metric", "smallest found, from", "to", "margin stated"], rows)]
+    table = Table(["metric", "smallest found, from", "to", "margin stated"], rows)
+    return Section("What could have been detected", [text], [table])
 
 
-def _equality(study: StudyText, accounting: pd.DataFrame) -> Table:
+def _equality(findings: Findings) -> Table:
     """What the study holds equal, and how equal every budget came out over the arms that are compared."""
-    rows, budgets = [], accounting.set_index("arm")
+    study, rows, budgets = findings.study, [], findings.accounting.set_index("arm")
     for column in BUDGETS:
         exempt = [arm for arm in study.arms if column in study.differs.get(arm, ())]
-        found = budgets[column].drop(exempt) if column in study.equal else budgets[column]
-        families = [found[found.index.isin(family)] for family in study.families().values()]
+        values = budgets[column].drop(exempt) if column in study.equal else budgets[column]
+        families = [values[values.index.isin(family)] for family in study.families().values()]
         apart = max(1 - mine.min() / mine.max() for mine in families if len(mine))
         held = f"yes, but in {', '.join(exempt)}" if exempt else "yes"
         rows.append(
             [
                 column,
                 held if column in study.equal else "",
-                number(found.min()),
-                number(found.max()),
+                number(values.min()),
+                number(values.max()),
                 "equal" if apart == 0 else f"{apart:.2%} apart",
             ]
         )
     return Table(["budget", "held equal", "lowest arm", "highest arm", "arms of one comparison"], rows)
+
+
+def _provenance(findings: Findings) -> Section:
+    nested = findings.provenance
+    flat = pd.json_normalize(dict(nested)).to_dict("records")[0] if nested else {}
+    changed = any(str(key).endswith("dirty") and bool(value) for key, value in flat.items())
+    dirty = ["The code had uncommitted changes: the commit alone does not reproduce this."] if changed else []
+    table = Table(["what", "value"], [[str(key), str(value)] for key, value in flat.items()])
+    return Section("Provenance", dirty, [table])

@@ -1,7 +1,7 @@
 """A study's runner as a process of its own, which outlives the notebook that started it.
 
 `runner.json` in the study's folder names the process, `runner.log` holds what it says. Whoever asks next, from the same
-kernel or after its restart, finds it by these. Processes are told apart by their time of birth, as pids come again.
+kernel or after its restart, finds it by these. Processes are told apart by PID and start time, as PIDs come again.
 """
 
 import json
@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from filelock import FileLock
 
-from ablations.running.runner import STOPPED
+from ablations.running import STOPPED
 from ablations.trials.trials import Study
 from dsv2.config import digest
 from dsv2.storage.files import write_json
@@ -26,6 +27,7 @@ from dsv2.storage.rundir import finished, runs_root
 RECORD, LOG, LOCK = "runner.json", "runner.log", "runner.lock"
 TAIL_LINES = 15  # of the log, in an exception
 STOP_SECONDS = 15.0  # for a runner to end after SIGINT, before it is killed
+SAME_SECONDS = 1.0  # two start times that are nearer are one: the system's clock may be adjusted in between
 
 
 def in_notebook() -> bool:
@@ -52,12 +54,13 @@ class Runner:
 
     folder: Path
     pid: int  # also its process group and session
-    birth: str  # see `birth`
+    started: float | None  # seconds since 1970; None: it ended before it could be asked
     request: str  # which trials it was asked for
     command: list[str]
 
     def alive(self) -> bool:
-        return birth(self.pid) == self.birth
+        now = start_time(self.pid)
+        return now is not None and self.started is not None and abs(now - self.started) < SAME_SECONDS
 
     def stop(self) -> None:
         """End it as Ctrl-C does: what its trials saved stays, and the same command goes on from there."""
@@ -127,9 +130,10 @@ def attach(study: Study, *, workers: int | None = None, launcher: str = "local")
 
 
 def _start(study: Study, workers: int | None, launcher: str) -> Runner:
+    study.remember()  # a study made in the notebook has no other file that the runner could read
     command = [sys.executable, "-m", "ablations.run", *study.arguments, f"launcher={launcher}"]
     command += [] if workers is None else [f"workers={workers}"]
-    path = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path), "DSV2_RUNS": str(runs_root().resolve())}
     with (study.folder / LOG).open("w") as log:
         process = subprocess.Popen(
@@ -137,7 +141,7 @@ def _start(study: Study, workers: int | None, launcher: str) -> Runner:
         )
     record: dict[str, Any] = {
         "pid": process.pid,
-        "birth": birth(process.pid) or "ended",
+        "started": start_time(process.pid),
         "request": _request(study),
         "command": command,
     }
@@ -149,17 +153,13 @@ def _request(study: Study) -> str:
     return digest(sorted(trial.folder.name for trial in study.trials))
 
 
-def birth(pid: int) -> str | None:
-    """What tells a process from every other one with its pid, before and after; None where it does not live.
-
-    The machine's boot and the ticks from it to the start of the process (Linux).
-    """
+def start_time(pid: int) -> float | None:
+    """Return when a process started, in seconds since 1970; None where it does not live."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
+        process = psutil.Process(pid)
+        return None if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD) else process.create_time()
+    except psutil.NoSuchProcess:
         return None
-    return None if fields[0] in "ZX" else f"{boot}/{fields[19]}"
 
 
 def _wait(condition: Callable[[], bool], seconds: float) -> bool:

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from ablations.running.attach import Runner, attach
-from ablations.trials.progress import Curves, Progress
+from ablations.trials.progress import Curves, StudyProgress
 from ablations.trials.trials import Study
 from dsv2.plots import study as plots
 from dsv2.plots.style import PAGE, STYLE, quantity
@@ -68,7 +68,7 @@ class View:
 
     def __init__(self, study: Study, runner: Runner) -> None:
         self.study, self.runner = study, runner
-        self.progress = Progress(study.trials)
+        self.progress = StudyProgress(study.trials)
         self.curves = Curves([trial for trial in study.trials if trial.probe is None], (LOSS, IMBALANCE))
         self.next = 0.0  # not drawn again before, by the monotonic clock
         self.bar = widgets.FloatProgress(min=0, max=1, layout={"width": "220px"})

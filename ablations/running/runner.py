@@ -8,46 +8,42 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from ablations.running.launch import WorkerDied, executor
+from ablations.running.launch import executor
+from ablations.running.pool import WorkerDied
 from ablations.running.worker import Outcome, locked, run_trial
-from ablations.trials.progress import Progress
-from ablations.trials.trials import Study, Trial
+from ablations.trials.progress import StudyProgress
+from ablations.trials.trials import RECORD, Study, Trial
 from dsv2.config import plain
 from dsv2.data.source import repetition_warning
 from dsv2.storage.rundir import finished
 
-STOPPED = "\nstopped; what was saved stays, the same command goes on from there"
 POLL_SECONDS = 0.5
 BUSY_SECONDS = 2.0  # between two looks at a trial that another runner has
 PLAIN_SECONDS = 15.0  # between two lines of progress where there is no terminal
 
 
-def run_study(study: Study, *, workers: int | None, launcher: str, console: Console | None = None) -> bool:
-    """Run every unfinished trial, then write the report and print the verdicts. True if all trials finished.
+def run_trials(study: Study, *, workers: int | None, launcher: str, console: Console) -> bool:
+    """Run every unfinished trial of `study`, one after another on each of `workers`; True if all trials finished.
 
     A failing trial does not stop the others. On Ctrl-C the workers are ended, what they saved stays, and
     KeyboardInterrupt goes on to the caller.
     """
-    console = console or Console()
     study.remember()
-    since = (study.folder / "study.json").stat().st_mtime
+    since = (study.folder / RECORD).stat().st_mtime
     todo = [trial for trial in study.trials if finished(trial.folder) is None]
-    console.print(f"{len(study.trials)} trials, {len(study.trials) - len(todo)} already finished", highlight=False)
+    console.print(f"{len(study.trials)} trials, {len(study.trials) - len(todo)} already finished")
     if todo:
         pool = executor(launcher, workers=workers, folder=study.folder)
         try:
             with console.status("preparing the data"):
                 warnings = _open_data(study)
             for warning in warnings:
-                console.print(f"warning: {warning}", highlight=False, markup=False)
+                console.print(f"warning: {warning}")
             _run_all(todo, pool, console, since)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
         pool.shutdown()
-    from ablations.reporting.collect import report_study
-
-    report_study(study, console)
     return all(finished(trial.folder) is not None for trial in study.trials)
 
 
@@ -93,7 +89,7 @@ def _run_all(todo: list[Trial], pool: Executor, console: Console, since: float) 
                 except WorkerDied as error:
                     if not turn.died:
                         waiting.append(turn._replace(died=True))
-                        console.print(f"  {turn.trial.name}: {error}; goes on from its checkpoint", highlight=False)
+                        console.print(f"  {turn.trial.name}: {error}; goes on from its checkpoint")
                         continue
                     outcome = _record(turn.trial, error)
                 except CancelledError:
@@ -120,7 +116,7 @@ class _Watch:
     """Progress over all trials, told as a bar on a terminal and as lines elsewhere."""
 
     def __init__(self, todo: list[Trial], console: Console) -> None:
-        self.console, self.progress = console, Progress(todo)
+        self.console, self.progress = console, StudyProgress(todo)
         self.printed = time.monotonic()
         self.bar = Bar(
             TextColumn("{task.description}"),
@@ -144,11 +140,11 @@ class _Watch:
         if outcome.status == "finished":
             self.progress.end(trial, None)
             self.look()
-            self.console.print(f"  {trial.name} finished   {self.progress.rate()}", highlight=False)
+            self.console.print(f"  {trial.name} finished   {self.progress.rate()}")
         else:
             text = f"{outcome.status}: {outcome.error}"
             self.progress.end(trial, text)
-            self.console.print(f"  {trial.name} {text}", style="red", highlight=False, markup=False)
+            self.console.print(f"  {trial.name} {text}", style="red")
         self.printed = time.monotonic()
 
     def look(self) -> None:
@@ -156,5 +152,5 @@ class _Watch:
         self.progress.look()
         self.bar.update(self.task, completed=len(self.progress.errors), rate=self.progress.rate())
         if not self.console.is_terminal and time.monotonic() - self.printed > PLAIN_SECONDS:
-            self.console.print(f"  {self.progress.count()}   {self.progress.rate()}", highlight=False)
+            self.console.print(f"  {self.progress.count()}   {self.progress.rate()}")
             self.printed = time.monotonic()

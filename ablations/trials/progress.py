@@ -17,7 +17,7 @@ METRICS = "metrics.jsonl"
 SURE_SECONDS = 5.0  # of progress, before a rate is told
 
 
-class Progress:
+class StudyProgress:
     """Tokens trained of those to be trained, how fast, and how many of the trials have ended."""
 
     def __init__(self, trials: Sequence[Trial]) -> None:

@@ -1,20 +1,25 @@
-"""A study at a scale as trials: every arm with every seed, on the study's own data and on its probes."""
+"""A study at a scale as data: every arm with every seed, on the study's own data and on its probes."""
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import yaml
 
 from dsv2.config import ConfigError
-from dsv2.storage.files import write_json
+from dsv2.storage.files import write_json, write_text
 from dsv2.storage.rundir import runs_root
+from dsv2.study.files import definition
 from dsv2.study.plan import Plan
 from dsv2.training.run import Run, folder_of
 
 if TYPE_CHECKING:
     import pandas as pd
+
+RECORD, DEFINITION = "study.json", "study.yaml"  # in a study's folder: what was asked for, and the study as it then was
 
 
 @dataclass(frozen=True)
@@ -35,21 +40,47 @@ class Trial:
 class Study(Plan):
     """A study at a scale: its text, its arms, its trials and the folder they are stored in."""
 
-    def __init__(self, name: str, scale: str, seeds: Sequence[int] | None, overrides: Sequence[str]) -> None:
-        self.source = name  # as it was asked for: a name, or the path of a file
+    def __init__(
+        self,
+        source: str | Mapping[str, Any],
+        scale: str = "smoke",
+        seeds: Sequence[int] | None = None,
+        overrides: Sequence[str] = (),
+        *,
+        folders: "Mapping[TrialKey, str] | None" = None,
+    ) -> None:
+        """Plan `source` (see `Plan`) with `seeds`, by default those of the scale, and `overrides` of every trial.
+
+        `folders` names the folders of its trials, for a study whose data need not be there any more. Raises ConfigError.
+        """
         self.asked = None if seeds is None else tuple(seeds)
-        super().__init__(name, scale, overrides)
+        super().__init__(source, scale, overrides)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError("seeds", list(self.seeds), "at least one, each once")
-        if not all(0 <= seed < 2**32 for seed in self.seeds):
-            raise ConfigError("seeds", list(self.seeds), "0 to 2^32 - 1")
+        if not all(type(seed) is int and 0 <= seed < 2**32 for seed in self.seeds):
+            raise ConfigError("seeds", list(self.seeds), "whole numbers from 0 to 2^32 - 1")
         self.folder = runs_root() / self.name / scale
+        self.source = source if isinstance(source, str) else str(self.folder / DEFINITION)  # what a command line names
         self.trials = [
-            self._trial(arm, seed, probe)
+            self._trial(TrialKey(arm, seed, probe), folders)
             for seed in self.seeds
             for arm in self.arms
             for probe in (None, *self.file.probes)
         ]
+        self._refuse_shared_folders()
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Those asked for, else the scale's and as many more as the study's claim needs."""
+        return super().seeds if self.asked is None else self.asked
+
+    def _trial(self, key: "TrialKey", folders: "Mapping[TrialKey, str] | None") -> Trial:
+        run = replace(self.run_of(key.arm, key.probe), seed=key.seed + self.arms[key.arm].seed_offset)
+        root = self.folder / "trials"
+        folder = root / folders[key] if folders and key in folders else folder_of(run, root)
+        return Trial(key.arm, key.seed, run, folder, key.probe)
+
+    def _refuse_shared_folders(self) -> None:
         first: dict[Path, Trial] = {}
         for trial in self.trials:
             if (other := first.setdefault(trial.folder, trial)) is not trial:
@@ -57,58 +88,23 @@ class Study(Plan):
                 valid = f"apart from the seeds of other arms: {trial.name} and {other.name} are one run"
                 raise ConfigError(f"arms.{moved}.seed_offset", self.arms[moved].seed_offset, valid)
 
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """Those asked for, else the scale's and as many more as the study's claim needs."""
-        return super().seeds if self.asked is None else self.asked
-
-    def _trial(self, arm: str, seed: int, probe: str | None) -> Trial:
-        run = replace(self.run_of(arm, probe), seed=seed + self.arms[arm].seed_offset)
-        return Trial(arm, seed, run, folder_of(run, self.folder / "trials"), probe)
-
     def accounting(self) -> "pd.DataFrame":
-        """One row an arm: arm, about, parameters, FLOPs and cache elements a token, tokens, steps, seeds, mismatch."""
+        """One row per arm: arm, about, parameters, FLOPs and cache elements per token, tokens, steps, seeds, mismatch."""
         import pandas as pd
 
         return pd.DataFrame(self.budgets())
 
-    def run(self, workers: int | None = None, launcher: str = "local") -> bool:
-        """Run what is not finished yet and write the report; True if every trial finished.
-
-        In a notebook the same command runs in a process of its own, shown live. It outlives an interrupted cell and a
-        restarted kernel, and this watches it again; `stop` ends it.
-        """
-        from ablations.running.attach import in_notebook
-
-        if in_notebook():
-            from ablations.running.live import run_live
-
-            return run_live(self, workers=workers, launcher=launcher)
-        from ablations.running.runner import run_study
-
-        return run_study(self, workers=workers, launcher=launcher)
-
-    def stop(self) -> bool:
-        """End the process that a notebook's `run` started, resumably; False where there is none."""
-        from ablations.running.attach import find
-
-        runner = find(self.folder)
-        if runner is not None:
-            runner.stop()
-        return runner is not None
-
-    def verdict(self) -> str:
-        """What its stored results say, in sentences; that there is no verdict where trials are missing."""
-        from ablations.reporting.collect import verdict
-
-        return verdict(self)
-
     def remember(self) -> None:
-        """Note what was asked for, so that results and reports of this store speak of the same trials."""
+        """Note what was asked for and the study as it is, so that results and reports speak of the same trials."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(
-            self.folder / "study.json", {"source": self.source, "seeds": self.asked, "overrides": self.overrides}
-        )
+        write_text(self.folder / DEFINITION, yaml.safe_dump(self.node | {"name": self.name}, sort_keys=False))
+        record = {
+            "source": self.source,
+            "seeds": self.asked,
+            "overrides": self.overrides,
+            "trials": [[trial.arm, trial.seed, trial.probe, trial.folder.name] for trial in self.trials],
+        }
+        write_json(self.folder / RECORD, record)
 
     @property
     def arguments(self) -> list[str]:
@@ -122,15 +118,37 @@ class Study(Plan):
         return f"python -m ablations.run {shlex.join(self.arguments)}"
 
 
+class TrialKey(NamedTuple):
+    """What tells the trials of a study apart."""
+
+    arm: str
+    seed: int
+    probe: str | None
+
+
 def stored(name: str, scale: str = "smoke") -> Study:
-    """The study with the seeds and overrides it was last run with."""
-    path = runs_root() / Path(name).stem / scale / "study.json"
+    """Return the study as it was last run: the file as it then was, its seeds, overrides and trials.
+
+    `name` is a study's name or the path of its file; one that was never run is planned from there.
+    """
+    if Path(name).is_file():
+        name, _ = definition(name)
+    folder = runs_root() / Path(name).stem / scale
     try:
-        asked: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-        source, seeds, overrides = (asked.get(key) for key in ("source", "seeds", "overrides"))
-        whole = isinstance(overrides or [], list) and all(isinstance(seed, int) for seed in seeds or ())
-    except (ValueError, AttributeError, TypeError):
+        record: dict[str, Any] = json.loads((folder / RECORD).read_text())
+        source, seeds, overrides = record.get("source") or name, record["seeds"], record["overrides"]
+        folders = {
+            TrialKey(arm, seed, probe): fingerprint for arm, seed, probe, fingerprint in record.get("trials", [])
+        }
+        whole = isinstance(overrides, list) and all(isinstance(seed, int) for seed in seeds or ())
+    except FileNotFoundError:
+        return Study(name, scale)
+    except (ValueError, KeyError, AttributeError, TypeError):
         whole = False
     if not whole:
-        raise ConfigError("sweep", name, f"{path} is damaged; run the study again to renew it")
-    return Study(source or name, scale, seeds, overrides or ())
+        raise ConfigError("sweep", name, f"{folder / RECORD} is damaged; run the study again to renew it")
+    if not (folder / DEFINITION).is_file():  # a store from before studies were kept
+        return Study(source, scale, seeds, overrides)
+    study = Study(definition(str(folder / DEFINITION))[1], scale, seeds, overrides, folders=folders)
+    study.source = source
+    return study

@@ -35,3 +35,7 @@ def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'dsv2' has no attribute {name!r}")
     return getattr(importlib.import_module(f"dsv2.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

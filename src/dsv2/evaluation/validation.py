@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from dsv2.data.source import NOT_SCORED, Batch, bits_per_byte, count_bytes
 from dsv2.evaluation.scoring import evaluating
 from dsv2.models.moe.dropping import Dropping
-from dsv2.models.moe.layer import MoE
 from dsv2.models.transformer import Transformer
 from dsv2.routing.measures import Counts, count, mean_measures, measure
 
@@ -32,7 +31,7 @@ def evaluate(
     counts = list[Counts]()
     nats = torch.zeros(batch.targets.shape, dtype=torch.float64)  # (B, T), 0 where nothing is scored
     right = 0
-    moe = model.config.ffn
+    moe = model.config.moe
     with evaluating(model):
         for first in range(0, len(batch.inputs), batch_size):
             part = slice(first, first + batch_size)
@@ -42,7 +41,7 @@ def evaluate(
             losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=NOT_SCORED, reduction="none")
             nats[part] = losses.view(targets.shape).double().cpu()
             right += int((logits.argmax(-1) == targets).sum())  # NOT_SCORED is no token's number
-            if isinstance(moe, MoE.Config):
+            if moe is not None:
                 new = [count(routing, num_devices=moe.num_devices) for routing in output.routings]
                 counts = [old + more for old, more in zip(counts, new, strict=True)] if counts else new
     scored = int((batch.targets != NOT_SCORED).sum())
@@ -65,8 +64,8 @@ def loss_at_capacity(model: Transformer, batch: Batch, *, batch_size: int) -> fl
 
     The budget is that of the model's own dropping, else capacity factor 1.0. `model` is left as it is.
     """
-    moe = model.config.ffn
-    assert isinstance(moe, MoE.Config)
+    moe = model.config.moe
+    assert moe is not None
     dropping = replace(moe.dropping or Dropping.Config(), exempt_ratio=0.0)
     with torch.device("meta"):
         dropper = replace(model.config, ffn=replace(moe, dropping=dropping)).build(ops=model.ops)

@@ -66,8 +66,18 @@ class Transformer(nn.Module):
             ]
 
         @property
+        def moe(self) -> MoE.Config | None:
+            """The config of the layers that route, or None where no layer does."""
+            return self.ffn if isinstance(self.ffn, MoE.Config) and self.num_dense_layers < self.num_layers else None
+
+        @property
+        def moe_layers(self) -> range:
+            """The numbers of the layers that route, counted from 0 at the input."""
+            return range(self.num_layers if self.moe is None else self.num_dense_layers, self.num_layers)
+
+        @property
         def num_moe_layers(self) -> int:
-            return sum(isinstance(ffn, MoE.Config) for ffn in self.ffns())
+            return len(self.moe_layers)
 
         def layer_weights(self, layer: int) -> list[Weight]:
             """The weights of one block, named as in the module."""

@@ -78,10 +78,15 @@ def _markdown(title: str, headline: str, sections: Sequence[Section]) -> Iterato
             if each.caption:
                 yield f"*{each.caption}*"
         for table in section.tables:
-            cells = [table.header, ["---"] * len(table.header), *table.rows]
-            yield "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)
+            yield markdown_table(table)
             if table.note:
                 yield table.note
+
+
+def markdown_table(table: Table) -> str:
+    """Return the header and rows of a table in Markdown."""
+    cells = [table.header, ["---"] * len(table.header), *table.rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)
 
 
 def _html(title: str, headline: str, sections: Sequence[Section]) -> str:

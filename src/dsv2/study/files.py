@@ -14,10 +14,12 @@ from typing import Any, Literal
 
 import yaml
 
+from dsv2.accounting.paper_tables import PAPER_TABLES
 from dsv2.config import CONFIG_DIR, ConfigBase, ConfigError, structure
 from dsv2.metrics import BUDGETS, METRICS
 
-ARM_NAME = re.compile(r"\w[\w.+-]*")  # it becomes a part of file names
+NAME = re.compile(r"\w[\w.+-]*")  # of studies and arms: it becomes a part of file names
+SUFFIXES = (".yaml", ".yml")
 FOLDERS = {"sweep": "sweep", "scale": "scales", "probe": "probes"}  # Hydra would take scale= for a group of its own
 
 
@@ -38,6 +40,7 @@ class Arm(ConfigBase):
 class StudyFile(ConfigBase):
     """`configs/sweep/<name>.yaml`."""
 
+    name: str | None = None  # what its results are stored under; None: the name of the file
     question: str
     prediction: str
     metric: str  # the one the question is about
@@ -50,7 +53,8 @@ class StudyFile(ConfigBase):
     differs: tuple[str, ...] = ()  # budgets that may be further apart
     adjust: dict[str, int] = field(default_factory=dict)  # what the solver may change, in steps, to hold `equal`
     probes: tuple[str, ...] = ()  # tasks that every arm is also trained on, `configs/probes/<name>.yaml`
-    published: str | None = None
+    published: str | None = None  # the result that the study mirrors
+    paper_table: str | None = None  # the published table that it mirrors, as named in `accounting.paper_tables`
     shows_at: str | None = None  # tokens and seeds at which the effect is expected, and how that is known
     base: tuple[str, ...] = ()  # overrides that all arms share
     scales: dict[str, tuple[str, ...]] = field(default_factory=dict)  # scale -> overrides of this study there
@@ -76,6 +80,14 @@ class StudyFile(ConfigBase):
         fits = all(0 < margin < math.inf for margin in (self.margin or {}).values())
         self.require(fits, "margin", "positive and finite")
         _require_scales("scales", self.scales)
+        known = self.paper_table is None or self.paper_table in PAPER_TABLES
+        self.require(known, "paper_table", f"one of {', '.join(PAPER_TABLES)}")
+        self.require(self.paper_table is None or self.published is None, "published", "null beside paper_table")
+
+    @property
+    def published_text(self) -> str | None:
+        """What was published, in a sentence."""
+        return self.published if self.paper_table is None else PAPER_TABLES[self.paper_table].text()
 
     def levels(self) -> dict[str, dict[str, Any]]:
         """Arm to the level of each factor, for a grid; empty without one."""
@@ -98,7 +110,7 @@ class StudyFile(ConfigBase):
             arms = {name: _arm(name, node) for name, node in (self.arms or {}).items()}
         self.require(self.baseline in arms, "baseline", f"one of the arms, {', '.join(arms)}")
         for name, arm in arms.items():
-            if not ARM_NAME.fullmatch(name):
+            if not NAME.fullmatch(name):
                 raise ConfigError("arms", name, "names of letters, digits and . _ + -")
             _require_scales(f"arms.{name}.scales", arm.scales)
             at, other = f"arms.{name}.baseline", arm.baseline
@@ -138,6 +150,24 @@ def _overrides(levels: Mapping[str, Any]) -> tuple[str, ...]:
 
 def names(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIG_DIR / FOLDERS[group]).glob("*.yaml"))
+
+
+def definition(study: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the name of a study and what its file holds.
+
+    `study` is a name in `configs/sweep`, the path of a YAML file, or what such a file would hold, its `name` included.
+    Raises `ConfigError`.
+    """
+    if isinstance(study, str):
+        path = Path(study)
+        node = mapping(path, study) if path.suffix in SUFFIXES else read("sweep", study)
+        name = node.get("name") or path.stem if path.suffix in SUFFIXES else study
+    else:
+        node = dict(study)
+        name = node.get("name")
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ConfigError("name", name, "a study's name: letters, digits and . _ + -")
+    return name, node
 
 
 def read(group: str, name: str) -> dict[str, Any]:

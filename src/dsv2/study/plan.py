@@ -7,14 +7,13 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from dsv2.accounting.account import account
 from dsv2.accounting.matching import match
 from dsv2.config import ConfigError, plain, structure
 from dsv2.metrics import BUDGETS, MODEL_BUDGETS
-from dsv2.study.files import Probe, ScaleFile, StudyFile, mapping, read
+from dsv2.study.files import Probe, ScaleFile, StudyFile, definition, read
 from dsv2.training.run import Run, load
 
 EQUAL_WITHIN = 0.01  # largest relative difference that still counts as held equal
@@ -24,12 +23,14 @@ QUIET = ("trainer.progress=false",)  # a study shows one bar for all its trials
 class Plan:
     """A study at a scale: its arms as typed runs, at budgets that are equal where the file says so."""
 
-    def __init__(self, study: str, scale: str, overrides: Sequence[str] = ()) -> None:
-        """`study` is a name in `configs/sweep` or the path of a YAML file. Raises `ConfigError`."""
-        path = Path(study)
-        self.name = path.stem if path.suffix == ".yaml" else study
+    def __init__(self, study: str | Mapping[str, Any], scale: str, overrides: Sequence[str] = ()) -> None:
+        """Plan a study: its name, the path of its file or what the file holds (`files.definition`).
+
+        Raises `ConfigError`.
+        """
+        self.name, self.node = definition(study)
         self.scale, self.overrides = scale, tuple(overrides)
-        self.file: StudyFile = structure(mapping(path, study) if path.suffix else read("sweep", study), StudyFile)
+        self.file: StudyFile = structure(self.node, StudyFile)
         self._scale: ScaleFile = structure(read("scale", scale), ScaleFile)
         self.probes = {name: structure(read("probe", name), Probe) for name in self.file.probes}
         self.arms = self.file.all_arms()

@@ -109,7 +109,7 @@ def _train(run: Run.Config, folder: Path) -> dict[str, Any]:
         default_root_dir=folder,
         logger=sinks.build(run, folder, stored_name(run, folder)),
         callbacks=[
-            *([Snapshots(run, recorder.validation, folder)] if run.model.num_moe_layers else []),
+            *([Snapshots(run, recorder.validation, folder)] if run.model.moe is not None else []),
             recorder,
             *([Progress(batches)] if settings.progress else []),
             Checkpointer(folder / "checkpoints", settings.checkpoint_every, batches.num_steps),
@@ -152,8 +152,8 @@ def _resumable(run: Run.Config, folder: Path) -> Path | None:
         try:
             lines = metrics.read_text().splitlines(keepends=True)[: len(logged)]
             steps = [json.loads(line)["step"] for line in lines if line.endswith("\n")]
-            routed = sorted(pd.read_parquet(routing)["step"].unique()) if run.balanced else logged
-            snapshots_whole = not run.model.num_moe_layers or snapped(folder, run, step)
+            routed = sorted(pd.read_parquet(routing)["step"].unique()) if run.model.moe is not None else logged
+            snapshots_whole = run.model.moe is None or snapped(folder, run, step)
             if steps == logged == routed[: len(logged)] and snapshots_whole:
                 write_text(metrics, "".join(lines))  # later lines are trained again, and the last may be half a line
                 return checkpoint

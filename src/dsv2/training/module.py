@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from dsv2.data.source import Batch
-from dsv2.models.moe.layer import MoE
 from dsv2.models.moe.router import Routing
 from dsv2.training.losses import Losses, training_loss
 from dsv2.training.precision import OPS
@@ -36,7 +35,7 @@ class Module(L.LightningModule):
         self.config = run
         self.batches = run.trainer.batches()
         self.model = run.model.build(seed=run.seed, ops=OPS[run.trainer.precision])
-        self.moe = run.model.ffn if isinstance(run.model.ffn, MoE.Config) else None
+        self.moe = run.model.moe
         self.grad_norm = torch.zeros(())  # of the last step, before clipping; what the callbacks log
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from dsv2.config import ConfigBase, ConfigError, Naming, class_name, digest, for
 from dsv2.data.corpora import Text
 from dsv2.data.source import Source
 from dsv2.evaluation.benchmarks import TextBenchmarks
-from dsv2.models.moe.layer import MoE
 from dsv2.models.transformer import Transformer
 from dsv2.training.losses import BalanceLoss
 from dsv2.training.optim import AdamW
@@ -98,11 +97,6 @@ class Run:
                     fits = tokens <= length
                     valid = f"{tokens} tokens a question, at most trainer.sequence_length={length}"
                     self.require(fits, f"benchmarks.{name}", valid)
-
-        @property
-        def balanced(self) -> bool:
-            """True where balance losses have experts to act on."""
-            return isinstance(self.model.ffn, MoE.Config)
 
         def fingerprint(self, naming: Naming = class_name) -> str:
             """16 hex digits that name the computation: typed config, corpus and tokenizer, nothing of where or how."""

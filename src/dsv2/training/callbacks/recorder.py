@@ -112,7 +112,7 @@ class Recorder(L.Callback):
             )
         if final and self.benchmarks is not None:
             row |= self.benchmarks.run(pl_module.model, batch_tokens=settings.batch.size * settings.sequence_length)
-        if final and type(self.run.model.ffn) is MoE.Config and self.run.model.ffn.num_devices > 1:
+        if final and type(moe := self.run.model.moe) is MoE.Config and moe.num_devices > 1:
             row["val/loss_at_capacity"] = loss_at_capacity(
                 pl_module.model, self.validation, batch_size=settings.batch.size
             )
@@ -144,8 +144,8 @@ class Recorder(L.Callback):
         return row | mean_measures([measure(counts) for counts in self.counts])
 
     def _record_routing(self, step: int) -> None:
-        first = self.run.model.num_layers - len(self.counts)
-        self.routing += [routing_rows(step, first + layer, counts) for layer, counts in enumerate(self.counts)]
+        layers = self.run.model.moe_layers if self.counts else ()
+        self.routing += [routing_rows(step, *pair) for pair in zip(layers, self.counts, strict=True)]
 
 
 def routing_rows(step: int, layer: int, counts: Counts) -> pd.DataFrame:

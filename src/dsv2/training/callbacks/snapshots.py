@@ -58,8 +58,8 @@ class Snapshots(L.Callback):
         was_training = model.training
         routings = model.eval()(self.probe.to(module.device)).routings
         model.train(was_training)
-        first = model.config.num_layers - len(routings)
-        return pd.concat([snapshot_rows(step, first + layer, routing) for layer, routing in enumerate(routings)])
+        rows = [snapshot_rows(step, *pair) for pair in zip(model.config.moe_layers, routings, strict=True)]
+        return pd.concat(rows)
 
 
 def probe(validation: Batch) -> Tensor:

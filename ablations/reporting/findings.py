@@ -1,0 +1,179 @@
+"""What a study found: everything that its report is made of, in one value."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from ablations.reporting.words import StudyText, text_of
+from ablations.trials.results import Results, results_of
+from ablations.trials.trials import Study
+from dsv2.routing.floor import random_floor
+from dsv2.statistics.calibration import TrialsRate, from_trials
+from dsv2.statistics.factorial import Term, factorial
+from dsv2.statistics.verdicts import Effect, IncompleteStudy, compare
+from dsv2.storage.rundir import read_result
+
+FALSE_DRAWS = 1000  # studies drawn from an A/A study's trials
+METRIC_COLUMNS = ["arm", "seed", "step", "tokens", "metric", "value"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """The tables that trials left behind, and what follows from them.
+
+    `step_floor` and `final_floor` are the routing metrics of a random router over as many tokens as one logged step and
+    as the validation set have; empty for a dense baseline. `provenance` may nest.
+    """
+
+    study: StudyText
+    results: pd.DataFrame  # one row per arm and seed
+    metrics: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=METRIC_COLUMNS))  # long
+    routing: pd.DataFrame | None = None  # one row per arm, seed, step, layer and expert; None or empty for dense models
+    accounting: pd.DataFrame = field(default_factory=pd.DataFrame)  # one row per arm
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    step_floor: Mapping[str, float] = field(default_factory=dict)
+    final_floor: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def chosen(self) -> pd.DataFrame:
+        """The rows of the study's own arms and seeds."""
+        mine = self.results["arm"].isin(list(self.study.arms)) & self.results["seed"].isin(list(self.study.seeds))
+        return self.results[mine]
+
+    @cached_property
+    def finished(self) -> pd.DataFrame:
+        """Those of them whose trial finished."""
+        return self.chosen[self.chosen["status"] == "finished"]
+
+    @cached_property
+    def _judged(self) -> tuple[list[Effect], list[str]]:
+        try:
+            effects = [
+                effect
+                for metric, direction in self.study.metrics.items()
+                for baseline, arms in self.study.families().items()
+                for effect in compare(
+                    self.chosen,
+                    metric,
+                    arms=arms,
+                    baseline=baseline,
+                    seeds=list(self.study.seeds),
+                    direction=direction,
+                    margin=self.study.margin.get(metric),
+                )
+            ]
+        except IncompleteStudy as error:
+            return [], error.missing
+        return (effects if len(self.study.seeds) > 1 else []), []  # one seed is no effect
+
+    @property
+    def effects(self) -> list[Effect]:
+        """Every arm against its baseline in every judged metric; none where a trial is missing or there is one seed."""
+        return self._judged[0]
+
+    @property
+    def missing(self) -> list[str]:
+        """The trials without a result, in words."""
+        return self._judged[1]
+
+    @cached_property
+    def terms(self) -> list[Term]:
+        """Main effects and interactions in every judged metric, of a study whose arms are a grid."""
+        design = _design(self.study)
+        if not design or not self.effects:
+            return []
+        return [
+            term
+            for metric, direction in self.study.metrics.items()
+            if metric in self.results
+            for term in factorial(self.chosen, metric, design, seeds=list(self.study.seeds), direction=direction)
+        ]
+
+    @cached_property
+    def false_rates(self) -> list[TrialsRate]:
+        """How often identical arms would be told apart in a study of 5 seeds, or fewer where there are few trials."""
+        if not self.study.identical or self.missing:
+            return []
+        arms = max(2, min(len(self.study.arms), 4))
+        seeds = min(5, len(self.finished) // (2 * arms))
+        if seeds < 2:
+            return []
+        judged = [metric for metric in self.study.metrics if metric in self.finished]
+        return [from_trials(self.finished, metric, seeds, arms, FALSE_DRAWS) for metric in judged]
+
+    @cached_property
+    def by_arm(self) -> pd.DataFrame:
+        """One row per arm: n finished seeds, then mean and standard deviation of each judged metric over them."""
+        judged = [metric for metric in self.study.metrics if metric in self.finished]
+        rows = []
+        for arm in self.study.arms:
+            mine = self.finished[self.finished["arm"] == arm]
+            row: dict[str, Any] = {"arm": arm, "n": len(mine)}
+            for metric in judged:
+                row |= {f"{metric} mean": mine[metric].mean(), f"{metric} sd": mine[metric].std(ddof=1)}
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+
+def _design(study: StudyText) -> dict[str, dict[str, Any]]:
+    """Map each arm to its level of each factor that varies, by the factor's last word; empty where there is no grid."""
+    cells = {arm: {key.rpartition(".")[2]: level for key, level in cell.items()} for arm, cell in study.levels.items()}
+    names = next(iter(cells.values()), {})
+    varied = [name for name in names if len({str(cell[name]) for cell in cells.values()}) > 1]
+    return {arm: {name: cell[name] for name in varied} for arm, cell in cells.items()} if varied else {}
+
+
+# ---- out of a store --------------------------------------------------------------------------------------------------
+
+
+def collect(study: Study) -> Findings:
+    """Read what the trials of `study` have stored."""
+    results = results_of(study)
+    return Findings(
+        study=text_of(study),
+        results=results,
+        metrics=results.metrics(),
+        routing=results.routing(),
+        accounting=study.accounting(),
+        provenance=_provenance(study, results),
+        step_floor=_floor(study, per_step=True),
+        final_floor=_floor(study, per_step=False),
+    )
+
+
+def _floor(study: Study, *, per_step: bool) -> dict[str, float]:
+    run = study.configs[study.file.baseline]
+    moe, settings = run.model.moe, run.trainer
+    if moe is None:
+        return {}
+    per_batch = settings.batch.size * settings.sequence_length
+    return random_floor(
+        moe.num_experts,
+        moe.top_k,
+        moe.num_devices,
+        per_batch * settings.log_every if per_step else settings.validation_tokens,
+        max_devices=moe.max_devices,
+        batch_tokens=per_batch,
+    )
+
+
+def _provenance(study: Study, results: Results) -> dict[str, Any]:
+    """The command, and what the trials say they were made with; several values where they differ."""
+    stored = [read_result(trial.folder) for trial in study.trials]
+    ended = [result for result in stored if {"provenance", "started", "ended", "data"} <= set(result)]
+    provenance: dict[str, Any] = {"command": study.command}
+    if not ended:
+        return provenance
+    for key in ended[0]["provenance"]:
+        values: list[Any] = []
+        for result in ended:
+            if (value := result["provenance"].get(key)) not in values:
+                values.append(value)
+        provenance[key] = values[0] if len(values) == 1 else values
+    provenance["started"] = min(result["started"] for result in ended)
+    provenance["ended"] = max(result["ended"] for result in ended)
+    provenance["data"] = ended[0]["data"]
+    return provenance

@@ -1,0 +1,38 @@
+"""Tables and lines in a terminal. Text goes there as it is: no markup of it is read, no word of it is highlighted."""
+
+import sys
+from collections.abc import Sequence
+
+from rich.box import HEAVY_HEAD, SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_WIDTH = 120  # columns, where there is no terminal to ask
+
+
+def open_console() -> Console:
+    """Return a console on stdout, as wide as the terminal or, without one, 120 columns."""
+    return Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, markup=False, highlight=False, emoji=False)
+
+
+def open_table(columns: Sequence[str], *, text: Sequence[str] = (), title: str = "", ruled: bool = False) -> Table:
+    """Return an empty table: the first column and those named in `text` to the left, numbers to the right.
+
+    `ruled` draws lines between columns, for cells of several lines.
+    """
+    table = Table(
+        title=Text(title, style="bold") if title else None,
+        title_justify="left",
+        box=HEAVY_HEAD if ruled else SIMPLE_HEAD,
+        padding=(0, 1) if ruled else (0, 1, 0, 0),
+    )
+    for place, column in enumerate(columns):
+        left = place == 0 or column in text
+        table.add_column(Text(column), justify="left" if left else "right", no_wrap=place == 0)
+    return table
+
+
+def add_row(table: Table, cells: Sequence[str], *, style: str | None = None) -> None:
+    """Add a row of plain text."""
+    table.add_row(*map(Text, cells), style=style)
