@@ -50,7 +50,7 @@ def markdown(table: pd.DataFrame, text: str) -> str:
 
 
 def latex(table: pd.DataFrame, text: str) -> str:
-    """Return a table environment for the package booktabs, `text` as its caption."""
+    """Return a table environment for the packages booktabs and multirow, `text` as its caption."""
     columns = "ll" + "r" * len(table.columns)
     return table.to_latex(escape=True, caption=text.replace("_", r"\_").replace("%", r"\%"), column_format=columns)
 

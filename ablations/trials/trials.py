@@ -51,7 +51,7 @@ class Study(Plan):
     ) -> None:
         """Plan `source` (see `Plan`) with `seeds`, by default those of the scale, and `overrides` of every trial.
 
-        `folders` names the folders of its trials, for a study whose data need not be there any more. Raises ConfigError.
+        `folders` names the folders of its trials, for a study whose data may be gone. Raises ConfigError.
         """
         self.asked = None if seeds is None else tuple(seeds)
         super().__init__(source, scale, overrides)
@@ -89,7 +89,7 @@ class Study(Plan):
                 raise ConfigError(f"arms.{moved}.seed_offset", self.arms[moved].seed_offset, valid)
 
     def accounting(self) -> "pd.DataFrame":
-        """One row per arm: arm, about, parameters, FLOPs and cache elements per token, tokens, steps, seeds, mismatch."""
+        """One row per arm: what it is, parameters, FLOPs and cache elements per token, budget, seeds, mismatch."""
         import pandas as pd
 
         return pd.DataFrame(self.budgets())
