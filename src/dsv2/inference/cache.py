@@ -7,22 +7,47 @@ import torch
 from torch import Tensor
 
 from dsv2.models.attention import AttentionConfig
+from dsv2.models.attention.cache import Ragged
 from dsv2.models.transformer import Transformer
 
 
 class LayerCache:
-    """Room for S tokens of one layer; `append` writes in place."""
+    """Room for S tokens of each row in one layer; the token at position p of a row is held at place p."""
 
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
-        self.tensors, self.length = tensors, 0  # (B, S, ...) each, tokens held
+        self.tensors, self.length = tensors, 0  # (B, S, ...) each; tokens that the longest row holds
+        self._lengths: Tensor | None = None  # (B,), once rows differ
 
-    def append(self, *new: Tensor) -> tuple[Tensor, ...]:
-        """Write (B, T, ...) behind what is held; returns all that is held, (B, length, ...). ValueError when full."""
-        room, end = self.tensors[0].shape[1], self.length + new[0].shape[1]
+    @property
+    def ragged(self) -> bool:
+        """Whether rows may hold different numbers of tokens."""
+        return self._lengths is not None
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens that each row holds, (B,) int64."""
+        if self._lengths is not None:
+            return self._lengths
+        return torch.full(self.tensors[0].shape[:1], self.length, device=self.tensors[0].device)
+
+    def append(self, *new: Tensor, ragged: Ragged | None = None) -> tuple[Tensor, ...]:
+        """Write (B, T, ...) behind what is held; return all that is held, (B, length, ...). ValueError when full.
+
+        With `ragged` each token goes to the place of its position, and padding nowhere; places that a row has not
+        reached yet hold zeros.
+        """
+        room, end = self.tensors[0].shape[1], self.length + new[0].shape[1] if ragged is None else ragged.end
         if end > room:
             raise ValueError(f"{end} tokens do not fit a cache of {room}: allocate a larger max_length")
         for held, more in zip(self.tensors, new, strict=True):
-            held[:, self.length : end] = more
+            if ragged is None:
+                held[:, self.length : end] = more
+            else:
+                held[:, self.length : end] = 0  # before it is written, memory may hold anything, NaN included
+                rows, tokens = (ragged.positions >= 0).nonzero(as_tuple=True)
+                held[rows, ragged.positions[rows, tokens]] = more[rows, tokens]
+        if ragged is not None:
+            self._lengths = torch.maximum(self.lengths, ragged.positions.amax(1) + 1)
         self.length = end
         return tuple(held[:, :end] for held in self.tensors)
 
@@ -35,7 +60,7 @@ def allocate(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> LayerCache:
-    """An empty cache for one attention layer."""
+    """Return an empty cache for one attention layer."""
     shapes = attention.cache_shapes()
     return LayerCache(
         tuple(torch.empty(batch_size, max_length, *shape, device=device, dtype=dtype) for shape in shapes)
@@ -43,7 +68,7 @@ def allocate(
 
 
 def allocate_model(model: Transformer, *, batch_size: int, max_length: int) -> list[LayerCache]:
-    """One empty cache a layer, on the model's device and in its precision."""
+    """Return one empty cache per layer, on the model's device and in its precision."""
     like = model.embedding
     return [
         allocate(

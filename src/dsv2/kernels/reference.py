@@ -39,9 +39,9 @@ def weighted_sum(rows: Tensor, gates: Tensor, order: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:
-    """Turn the pairs (x0, x1), (x2, x3), ... of x (B, T, H, R) by complex rotations (T, R / 2)."""
+    """Turn the pairs (x0, x1), (x2, x3), ... of x (B, T, H, R) by complex rotations (T, R / 2) or (B, T, R / 2)."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     first, second = wide[..., 0::2], wide[..., 1::2]
-    cos, sin = rotations.real[:, None], rotations.imag[:, None]
+    cos, sin = rotations.real.unsqueeze(-2), rotations.imag.unsqueeze(-2)
     turned = torch.stack((first * cos - second * sin, first * sin + second * cos), dim=-1)
     return turned.flatten(-2).to(x.dtype)

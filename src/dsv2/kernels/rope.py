@@ -24,9 +24,10 @@ def _turn(x: Tensor, rotations: Tensor) -> Tensor:
     pairs = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))
     if pairs.storage_offset() % 2 or any(stride % 2 for stride in pairs.stride()[:-1]):
         pairs = pairs.clone(memory_format=torch.contiguous_format)  # a slice that starts within a pair
-    return torch.view_as_real(torch.view_as_complex(pairs) * rotations[:, None]).flatten(-2).to(x.dtype)
+    return torch.view_as_real(torch.view_as_complex(pairs) * rotations.unsqueeze(-2)).flatten(-2).to(x.dtype)
 
 
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:
-    """Turn the pairs (x0, x1), (x2, x3), ... of x (B, T, H, R) by rotations (T, R / 2); float32 or wider inside."""
+    """Turn the pairs (x0, x1), (x2, x3), ... of x (B, T, H, R) by rotations (T, R / 2), the same for every row, or
+    (B, T, R / 2); float32 or wider inside."""
     return _Rotate.apply(x, rotations)

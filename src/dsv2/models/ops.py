@@ -1,20 +1,25 @@
-"""The only two functions in which weights meet activations, handed to every module from outside.
+"""What is handed to every module from outside: the two functions in which weights meet activations, and the dispatcher.
 
 N rows, I input width, O output width, E experts.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from dsv2.kernels.dispatch import LOCAL
 from dsv2.kernels.grouped import grouped
+
+if TYPE_CHECKING:
+    from dsv2.models.moe.dispatch import Dispatcher
 
 
 class Ops(NamedTuple):
     linear: Callable[[Tensor, Tensor], Tensor] = F.linear  # x (..., I), w (O, I) -> (..., O)
     grouped: Callable[[Tensor, Tensor, Tensor], Tensor] = grouped  # rows (N, I), counts (E,), w (E, I, O) -> (N, O)
+    dispatcher: "Dispatcher" = LOCAL  # brings tokens to the routed experts and back
 
 
 PLAIN = Ops()

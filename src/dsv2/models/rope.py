@@ -76,8 +76,8 @@ class Rope:
         return dim * math.log(self.yarn.original_length / (turns * 2 * math.pi)) / (2 * math.log(self.base))
 
     def rotations(self, positions: Tensor, dim: int) -> Tensor:
-        """Unit rotations (T, R / 2) complex64 of integer positions (T,), times YaRN's factor on cos and sin."""
-        angles = positions.float()[:, None] * self.frequencies(dim, positions.device)
+        """Unit rotations (..., R / 2) complex64 of integer positions (...), times YaRN's factor on cos and sin."""
+        angles = positions.float().unsqueeze(-1) * self.frequencies(dim, positions.device)
         factor = 1.0
         if self.yarn is not None:
             factor = self.yarn.length_scale(self.yarn.mscale) / self.yarn.length_scale(self.yarn.mscale_all_dim)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dsv2.config import ConfigBase, added
 from dsv2.models.attention import AttentionConfig
-from dsv2.models.attention.cache import Cache
+from dsv2.models.attention.cache import Cache, Ragged, ragged_batch
 from dsv2.models.ffn import SwiGLU
 from dsv2.models.init import initialise
 from dsv2.models.moe import MoEConfig
@@ -107,6 +107,7 @@ class Transformer(nn.Module):
         self,
         tokens: Tensor,
         *,
+        positions: Tensor | None = None,
         caches: Sequence[Cache] | None = None,
         exempt: Tensor | None = None,
         routings: Sequence[Routing] | None = None,
@@ -114,23 +115,39 @@ class Transformer(nn.Module):
     ) -> Output:
         """Logits of the next token for tokens (B, T) int64.
 
-        `caches`, one a layer, hold earlier tokens and are extended. `exempt` (B,) bool: sequences that token dropping
-        spares. `routings`, one per MoE layer, replays recorded choices of experts with gates from the live affinities.
-        `seed`, another one every step, decides what a router draws in training; without it torch's generator does.
+        `positions` (B, T) int64 are for rows of different lengths: those of a row count up by one, and -1 stands for
+        padding, on the left or on the right, which nobody sees. Without them every row's tokens follow what the caches
+        hold. `caches`, one per layer, hold earlier tokens and are extended. `exempt` (B,) bool: sequences that token
+        dropping spares. `routings`, one per MoE layer, replays recorded choices of experts with gates from the live
+        affinities. `seed`, another one every step, decides what a router draws in training; without it torch's
+        generator does.
         """
-        start = caches[0].length if caches else 0
-        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+        positions, ragged = self._places(tokens, positions, caches[0] if caches else None)
         rotations = self.rope.rotations(positions, self.config.attention.rotary_dim)
+        if ragged is not None:  # so that the id of padding decides nothing, not even how experts' rows are grouped
+            tokens = tokens.masked_fill(ragged.positions < 0, 0)
         recorded = iter(routings or ())
         x, chosen = F.embedding(tokens, self.embedding), []
         for index, layer in enumerate(self.layers):
             replay = next(recorded) if routings and isinstance(layer.ffn, MoE) else None
             hints = Hints(tokens, exempt, replay, None if seed is None else seed * len(self.layers) + index)
-            x, routing = layer(x, rotations, caches[index] if caches else None, hints)
+            x, routing = layer(x, rotations, caches[index] if caches else None, hints, ragged)
             if routing is not None:
                 chosen.append(routing)
         logits = self.ops.linear(self.norm(x), self.embedding if self.head is None else self.head)
         return Output(logits, tuple(chosen))
+
+    def _places(self, tokens: Tensor, positions: Tensor | None, cache: Cache | None) -> tuple[Tensor, Ragged | None]:
+        """Positions (T,) where all rows are alike, else (B, T) and what follows from them. Raises ValueError."""
+        if positions is None:
+            following = torch.arange(tokens.shape[1], device=tokens.device)
+            if cache is None or not cache.ragged:
+                return following + (cache.length if cache else 0), None
+            positions = cache.lengths[:, None] + following
+        if positions.shape != tokens.shape or positions.is_floating_point():
+            shape = f"{tuple(positions.shape)} {positions.dtype}"
+            raise ValueError(f"positions has shape {shape}: one whole number per token, {tuple(tokens.shape)}")
+        return positions.clamp(min=0), ragged_batch(positions, cache)
 
 
 class Block(nn.Module):
@@ -143,8 +160,10 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn = ffn.build(config.dim, ops)
 
-    def forward(self, x: Tensor, rotations: Tensor, cache: Cache | None, hints: Hints) -> tuple[Tensor, Routing | None]:
-        x = x + self.attention(self.attention_norm(x), rotations, cache)
+    def forward(
+        self, x: Tensor, rotations: Tensor, cache: Cache | None, hints: Hints, ragged: Ragged | None = None
+    ) -> tuple[Tensor, Routing | None]:
+        x = x + self.attention(self.attention_norm(x), rotations, cache, ragged)
         if isinstance(self.ffn, MoE):
             y, routing = self.ffn(self.ffn_norm(x), hints)
             return x + y, routing

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dsv2.config import ConfigBase
 from dsv2.kernels.attention import attention
-from dsv2.models.attention.cache import Cache
+from dsv2.models.attention.cache import Cache, Ragged
 from dsv2.models.norm import RMSNorm
 from dsv2.models.ops import PLAIN, Ops
 from dsv2.models.rope import Rope, rotate
@@ -73,11 +73,14 @@ class GQA(nn.Module):
         self.w_o = nn.Parameter(torch.empty(dim, heads))
         self.k_norm = RMSNorm(config.head_dim, KEY_NORM_EPS) if config.key_norm else None
 
-    def forward(self, h: Tensor, rotations: Tensor, cache: Cache | None = None) -> Tensor:
-        """h (B, T, d) with rotations of its positions (T, R / 2), after what `cache` holds: (B, T, d)."""
-        return self.ops.linear(self.attend(h, rotations, cache).flatten(-2), self.w_o)
+    def forward(self, h: Tensor, rotations: Tensor, cache: Cache | None = None, ragged: Ragged | None = None) -> Tensor:
+        """h (B, T, d) with rotations of its positions (T, R / 2), after what `cache` holds: (B, T, d).
 
-    def attend(self, h: Tensor, rotations: Tensor, cache: Cache | None = None) -> Tensor:
+        With `ragged` rows have positions of their own, and rotations are (B, T, R / 2).
+        """
+        return self.ops.linear(self.attend(h, rotations, cache, ragged).flatten(-2), self.w_o)
+
+    def attend(self, h: Tensor, rotations: Tensor, cache: Cache | None = None, ragged: Ragged | None = None) -> Tensor:
         """What every head has read, before the output matrix: (B, T, H, D)."""
         linear, head_dim = self.ops.linear, self.config.head_dim
         q = self._rotate(linear(h, self.w_q).unflatten(-1, (-1, head_dim)), rotations)  # (B, T, H, D)
@@ -87,8 +90,9 @@ class GQA(nn.Module):
         start = 0
         if cache is not None:
             start = cache.length
-            k, v = cache.append(k, v)  # (B, S, G, D)
-        return attention(q, k, v, scale=self.scale, start=start)
+            k, v = cache.append(k, v, ragged=ragged)  # (B, S, G, D)
+        visible = None if ragged is None else ragged.visible
+        return attention(q, k, v, scale=self.scale, start=start, visible=visible)
 
     def _rotate(self, x: Tensor, rotations: Tensor) -> Tensor:
         rope_dim = self.config.rotary_dim

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dsv2.config import ConfigBase
 from dsv2.kernels.attention import attention, causal_mask
-from dsv2.models.attention.cache import Cache
+from dsv2.models.attention.cache import Cache, Ragged
 from dsv2.models.norm import RMSNorm
 from dsv2.models.ops import PLAIN, Ops
 from dsv2.models.rope import Rope, rotate
@@ -94,41 +94,49 @@ class MLA(nn.Module):
         self.w_uv = nn.Parameter(torch.empty(config.num_heads * config.v_dim, config.kv_latent_dim))
         self.w_o = nn.Parameter(torch.empty(dim, config.num_heads * config.v_dim))
 
-    def forward(self, h: Tensor, rotations: Tensor, cache: Cache | None = None) -> Tensor:
-        """h (B, T, d) with rotations of its positions (T, R / 2), after what `cache` holds: (B, T, d)."""
+    def forward(self, h: Tensor, rotations: Tensor, cache: Cache | None = None, ragged: Ragged | None = None) -> Tensor:
+        """h (B, T, d) with rotations of its positions (T, R / 2), after what `cache` holds: (B, T, d).
+
+        With `ragged` rows have positions of their own, and rotations are (B, T, R / 2).
+        """
         linear, heads = self.ops.linear, self.config.num_heads
         c_q = h if self.config.q_latent_dim is None else self.q_norm(linear(h, self.w_dq))  # (37)
         q_nope = linear(c_q, self.w_uq).unflatten(-1, (heads, -1))  # (38), (B, T, H, D)
         q_rope = rotate(linear(c_q, self.w_qr).unflatten(-1, (heads, -1)), rotations)  # (39), (B, T, H, R)
         c_kv = self.kv_norm(linear(h, self.w_dkv))  # (41), (B, T, C)
         k_rope = rotate(linear(h, self.w_kr).unsqueeze(2), rotations).squeeze(2)  # (43), (B, T, R)
-        if cache is None or cache.length == 0:
-            if cache is not None:
-                cache.append(c_kv, k_rope)
-            out = self._expanded(q_nope, q_rope, c_kv, k_rope)
-        else:
-            out = self._absorbed(q_nope, q_rope, *cache.append(c_kv, k_rope))
+        visible = None if ragged is None else ragged.visible
+        first = cache is None or cache.length == 0
+        if cache is not None:
+            c_kv, k_rope = cache.append(c_kv, k_rope, ragged=ragged)  # (B, S, C), (B, S, R)
+        attend = self._expanded if first else self._absorbed
+        out = attend(q_nope, q_rope, c_kv, k_rope, visible)
         return linear(out.flatten(-2), self.w_o)  # (47)
 
-    def _expanded(self, q_nope: Tensor, q_rope: Tensor, c_kv: Tensor, k_rope: Tensor) -> Tensor:
+    def _expanded(
+        self, q_nope: Tensor, q_rope: Tensor, c_kv: Tensor, k_rope: Tensor, visible: Tensor | None = None
+    ) -> Tensor:
         """Multiply the latents out to keys and values of every head: (B, T, H, V)."""
         linear, heads = self.ops.linear, self.config.num_heads
         k_nope = linear(c_kv, self.w_uk).unflatten(-1, (heads, -1))  # (42), (B, T, H, D)
         v = linear(c_kv, self.w_uv).unflatten(-1, (heads, -1))  # (45), (B, T, H, V)
         q = torch.cat((q_nope, q_rope), dim=-1)  # (40)
         k = torch.cat((k_nope, k_rope.unsqueeze(2).expand(-1, -1, heads, -1)), dim=-1)  # (44)
-        return attention(q, k, v, scale=self.scale)  # (46)
+        return attention(q, k, v, scale=self.scale, visible=visible)  # (46)
 
-    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, c_kv: Tensor, k_rope: Tensor) -> Tensor:
+    def _absorbed(
+        self, q_nope: Tensor, q_rope: Tensor, c_kv: Tensor, k_rope: Tensor, visible: Tensor | None = None
+    ) -> Tensor:
         """Attend in the latent space, without expanding the S cached tokens: (B, T, H, V)."""
         heads, (length, total) = self.config.num_heads, (q_nope.shape[1], c_kv.shape[1])
         w_uk, w_uv = (w.unflatten(0, (heads, -1)) for w in (self.w_uk, self.w_uv))  # (H, D, C), (H, V, C)
         q_latent = torch.einsum("bthd,hdc->bthc", q_nope, w_uk)
         scores = torch.einsum("bthc,bsc->bhts", q_latent, c_kv) + torch.einsum("bthr,bsr->bhts", q_rope, k_rope)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        if length > 1:
+        if visible is None and length > 1:
             visible = causal_mask(length, total - length, scores.device)
-            scores = scores.masked_fill(~visible, float("-inf"))
+        if visible is not None:
+            scores = scores.masked_fill(~visible.unsqueeze(-3), float("-inf"))  # over the heads
         weights = (scores * self.scale).softmax(-1).to(c_kv.dtype)
         out = torch.einsum("bhts,bsc->bthc", weights, c_kv)
         return torch.einsum("bthc,hvc->bthv", out, w_uv)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from dsv2.models.moe.balance import BalanceLosses, first_choice_losses
 from dsv2.models.moe.capacity import over_capacity
-from dsv2.models.moe.dispatch import Dispatcher, LocalDispatch
 from dsv2.models.moe.hints import NONE, Hints
 from dsv2.models.moe.layer import MoE
 from dsv2.models.moe.router import Routing, route
@@ -40,8 +39,8 @@ class GShard(MoE):
             """The paper's l_aux times E^2 as `expert` (line 13), as in its code: 1 is perfect balance. No others."""
             return first_choice_losses(routing)
 
-        def build(self, dim: int, ops: Ops = PLAIN, dispatcher: Dispatcher | None = None) -> "GShard":
-            return GShard(self, dim, ops, dispatcher or LocalDispatch())
+        def build(self, dim: int, ops: Ops = PLAIN) -> "GShard":
+            return GShard(self, dim, ops)
 
     config: Config
 

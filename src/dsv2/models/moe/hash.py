@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsv2.models.moe.balance import BalanceLosses
-from dsv2.models.moe.dispatch import Dispatcher, LocalDispatch
 from dsv2.models.moe.hints import NONE, Hints
 from dsv2.models.moe.layer import MoE
 from dsv2.models.moe.router import Routing
@@ -46,8 +45,8 @@ class Hash(MoE):
         def build_router(self, dim: int) -> nn.Module:
             return RandomHash(self.num_experts, self.hash_seed)
 
-        def build(self, dim: int, ops: Ops = PLAIN, dispatcher: Dispatcher | None = None) -> "Hash":
-            return Hash(self, dim, ops, dispatcher or LocalDispatch())
+        def build(self, dim: int, ops: Ops = PLAIN) -> "Hash":
+            return Hash(self, dim, ops)
 
     def route(self, u: Tensor, hints: Hints = NONE) -> Routing:
         if hints.replay is not None:

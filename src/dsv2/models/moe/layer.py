@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from dsv2.config import ConfigBase
 from dsv2.models.ffn import SwiGLU
 from dsv2.models.moe.balance import BalanceLosses, balance_losses_per_sequence
-from dsv2.models.moe.dispatch import Dispatcher, LocalDispatch
 from dsv2.models.moe.dropping import Dropping, drop
 from dsv2.models.moe.experts import Experts
 from dsv2.models.moe.hints import NONE, Hints
@@ -66,12 +65,12 @@ class MoE(nn.Module):
         def build_router(self, dim: int) -> nn.Module:
             return Router(self.num_experts, dim)
 
-        def build(self, dim: int, ops: Ops = PLAIN, dispatcher: Dispatcher | None = None) -> "MoE":
-            return MoE(self, dim, ops, dispatcher or LocalDispatch())
+        def build(self, dim: int, ops: Ops = PLAIN) -> "MoE":
+            return MoE(self, dim, ops)
 
-    def __init__(self, config: Config, dim: int, ops: Ops, dispatcher: Dispatcher) -> None:
+    def __init__(self, config: Config, dim: int, ops: Ops) -> None:
         super().__init__()
-        self.config, self.dispatcher = config, dispatcher
+        self.config, self.dispatcher = config, ops.dispatcher
         self.router = config.build_router(dim)
         self.experts = Experts(config.num_experts, dim, config.expert_dim, ops)
         self.shared = (
@@ -82,9 +81,7 @@ class MoE(nn.Module):
         """u (B, T, d) to (B, T, d) and the routing that made it."""
         routing = self.route(u, hints)
         rows, counts, ticket = self.dispatcher.dispatch(u, routing)
-        shared = (
-            self.shared(u) if self.shared is not None else None
-        )  # between, so that communication can hide behind it
+        shared = None if self.shared is None else self.shared(u)  # between, so that communication can hide behind it
         routed = self.dispatcher.combine(self.experts(rows, counts), ticket)
         if self.config.routed_scaling_factor != 1.0:
             routed = routed * self.config.routed_scaling_factor

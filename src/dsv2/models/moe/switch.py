@@ -9,7 +9,6 @@ from torch import Tensor
 
 from dsv2.models.moe.balance import BalanceLosses, first_choice_losses
 from dsv2.models.moe.capacity import over_capacity
-from dsv2.models.moe.dispatch import Dispatcher, LocalDispatch
 from dsv2.models.moe.hints import NONE, Hints
 from dsv2.models.moe.layer import MoE
 from dsv2.models.moe.router import Routing, route
@@ -42,8 +41,8 @@ class Switch(MoE):
             """N sum_i f_i P_i over the batch as `expert` (4-6), before its alpha; no others."""
             return first_choice_losses(routing)
 
-        def build(self, dim: int, ops: Ops = PLAIN, dispatcher: Dispatcher | None = None) -> "Switch":
-            return Switch(self, dim, ops, dispatcher or LocalDispatch())
+        def build(self, dim: int, ops: Ops = PLAIN) -> "Switch":
+            return Switch(self, dim, ops)
 
     config: Config
 

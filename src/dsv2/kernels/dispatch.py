@@ -1,0 +1,41 @@
+"""Bringing tokens to experts and back where all experts are on this device: one sort.
+
+B batch, T tokens, d model width, E experts, K experts per token, N = B T K token-expert pairs.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dsv2.kernels.permute import gather_rows, weighted_sum
+
+
+class LocalTicket(NamedTuple):
+    """What `combine` needs to bring rows back to their tokens."""
+
+    order: Tensor  # (N,) which pair stands at each place of the expert order
+    inverse: Tensor  # (N,) the place of each pair
+    gates: Tensor  # (B, T, K) float32, 0 for dropped pairs
+
+
+class LocalDispatch:
+    """The dispatcher of one device; `models.moe.dispatch.Dispatcher` says what its two methods promise."""
+
+    def dispatch(self, x: Tensor, routing: Any) -> tuple[Tensor, Tensor, LocalTicket]:
+        top_k, num_experts = routing.experts.shape[-1], routing.affinities.shape[-1]
+        experts = routing.experts.flatten()
+        order = experts.argsort(stable=True)
+        inverse = torch.empty_like(order)
+        inverse[order] = torch.arange(order.numel(), device=order.device)
+        counts = torch.bincount(experts, minlength=num_experts)
+        gates = routing.gates if routing.dropped is None else routing.gates.masked_fill(routing.dropped, 0.0)
+        rows = gather_rows(x.flatten(0, 1), order, inverse, top_k)
+        return rows, counts, LocalTicket(order, inverse, gates)
+
+    def combine(self, rows: Tensor, ticket: LocalTicket) -> Tensor:
+        gates = ticket.gates.to(rows.dtype)
+        return weighted_sum(rows, gates.flatten(0, 1), ticket.order, ticket.inverse).unflatten(0, gates.shape[:2])
+
+
+LOCAL = LocalDispatch()

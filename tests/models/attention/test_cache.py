@@ -1,0 +1,138 @@
+"""Rows of different lengths in one batch give what each row gives alone."""
+
+import pytest
+import torch
+
+import dsv2
+from dsv2.inference.cache import allocate_model
+
+OVERRIDES = {
+    "mla": ["model/attention=mla"],
+    "mla, query latent": ["model/attention=mla", "model.attention.q_latent_dim=12"],
+    "mla, YaRN": ["model/attention=mla", "model.rope.yarn={_target_: dsv2.models.rope.Yarn.Config, factor: 4.0}"],
+    "mha": ["model/attention=mha"],
+    "gqa": ["model/attention=gqa", "model.attention.key_norm=true"],
+    "gqa, partial RoPE": ["model/attention=gqa", "model.attention.rope_dim=8"],
+    "mqa": ["model/attention=mqa"],
+    "hash": ["model/attention=mha", "model/ffn=hash"],
+}
+LENGTHS = [5, 1, 8, 3]
+ROW = 1e-5  # relative to the largest logit: batched float32 products add in another order
+
+
+@pytest.fixture(params=OVERRIDES, scope="module")
+def model(request):
+    built = dsv2.load(["model.vocab_size=2048", *OVERRIDES[request.param]]).model.build(seed=3)
+    return built.eval()
+
+
+@pytest.fixture(scope="module")
+def rows():
+    generator = torch.Generator().manual_seed(5)
+    return [torch.randint(2048, (length,), generator=generator) for length in LENGTHS]
+
+
+def batch(rows, side, length, pad=7):
+    """Rows padded on one side: tokens and positions, (B, length) each."""
+    tokens, positions = torch.full((2, len(rows), length), pad)
+    positions.fill_(-1)
+    for row, ids in enumerate(rows):
+        place = slice(length - len(ids), length) if side == "left" else slice(0, len(ids))
+        tokens[row, place], positions[row, place] = ids, torch.arange(len(ids))
+    return tokens, positions
+
+
+def assert_rows(logits, positions, alone):
+    for row, expected in enumerate(alone):
+        mine = logits[row][positions[row] >= 0]
+        assert mine.shape == expected.shape
+        assert (mine - expected).abs().max() <= ROW * expected.abs().max()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("cached", [False, True])
+def test_padding_changes_nothing(model, rows, side, cached):
+    alone = [model(ids[None]).logits[0] for ids in rows]
+    tokens, positions = batch(rows, side, 9)
+    caches = allocate_model(model, batch_size=4, max_length=9) if cached else None
+    logits = model(tokens, positions=positions, caches=caches).logits
+    assert logits.isfinite().all()
+    assert_rows(logits, positions, alone)
+    other, _ = batch(rows, side, 9, pad=-100)  # another id of padding changes no bit
+    caches = allocate_model(model, batch_size=4, max_length=9) if cached else None
+    assert torch.equal(model(other, positions=positions, caches=caches).logits[positions >= 0], logits[positions >= 0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("chunk", [1, 2, 3, 4, 9])
+def test_every_cut_of_the_prefill_gives_the_same(model, rows, side, chunk):
+    """Chunks in which some rows have nothing, and eight tokens of decoding after them, in memory that held NaN."""
+    extra = torch.randint(2048, (4, 8), generator=torch.Generator().manual_seed(6))
+    alone = [model(torch.cat((ids, more))[None]).logits[0] for ids, more in zip(rows, extra, strict=True)]
+    tokens, positions = batch(rows, side, 9)
+    caches = allocate_model(model, batch_size=4, max_length=16)
+    for cache in caches:
+        for tensor in cache.tensors:
+            tensor.fill_(torch.nan)
+    parts = [
+        model(tokens[:, first : first + chunk], positions=positions[:, first : first + chunk], caches=caches).logits
+        for first in range(0, 9, chunk)
+    ]
+    assert caches[0].lengths.tolist() == LENGTHS
+    decoded = [model(extra[:, [step]], caches=caches).logits for step in range(8)]  # positions follow the cache
+    assert caches[-1].lengths.tolist() == [length + 8 for length in LENGTHS]
+    places = torch.cat((positions, torch.tensor(LENGTHS)[:, None] + torch.arange(8)), dim=1)
+    assert_rows(torch.cat((*parts, *decoded), dim=1), places, alone)
+
+
+@torch.no_grad()
+def test_equal_rows_with_positions_are_a_plain_batch(model):
+    tokens = torch.randint(2048, (2, 6), generator=torch.Generator().manual_seed(1))
+    positions = torch.arange(6).expand(2, 6)
+    plain = model(tokens).logits
+    assert (model(tokens, positions=positions).logits - plain).abs().max() <= ROW * plain.abs().max()
+
+
+@torch.no_grad()
+def test_a_row_of_padding_alone_is_finite(model):
+    tokens, positions = torch.zeros(2, 3, dtype=torch.int64), torch.tensor([[0, 1, 2], [-1, -1, -1]])
+    for caches in (None, allocate_model(model, batch_size=2, max_length=4)):
+        assert model(tokens, positions=positions, caches=caches).logits.isfinite().all()
+    assert caches[0].lengths.tolist() == [3, 0]
+    assert model(tokens[:, :1], positions=torch.tensor([[3], [0]]), caches=caches).logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("positions", "message"),
+    [
+        ([[0, 1, 2], [0, 2, 3]], r"positions\[1\]=\[0, 2, 3\]: must count up by one, -1 for padding"),
+        ([[0, 1, 2], [1, 0, -1]], r"positions\[1\]"),
+        ([[0, 1, 2], [-2, -1, 0]], None),
+        ([[0, 1], [0, 1]], r"positions has shape \(2, 2\)"),
+        ([[0.0, 1.0, 2.0]] * 2, r"positions has shape \(2, 3\) torch.float32"),
+    ],
+)
+def test_positions_that_are_none_are_refused(positions, message):
+    model = dsv2.load([]).model.build()
+    tokens = torch.zeros(2, 3, dtype=torch.int64)
+    if message is None:
+        model(tokens, positions=torch.tensor(positions))
+        return
+    with pytest.raises(ValueError, match=message):
+        model(tokens, positions=torch.tensor(positions))
+
+
+@torch.no_grad()
+def test_a_row_goes_on_from_its_cache():
+    model = dsv2.load([]).model.build()
+    caches = allocate_model(model, batch_size=2, max_length=4)
+    tokens = torch.zeros(2, 2, dtype=torch.int64)
+    model(tokens, positions=torch.tensor([[0, 1], [0, -1]]), caches=caches)
+    with pytest.raises(
+        ValueError, match=r"positions\[1\]=\[2, 3\]: must count up from 1, what its cache holds, by one"
+    ):
+        model(tokens, positions=torch.tensor([[2, 3], [2, 3]]), caches=caches)
+    with pytest.raises(ValueError, match="5 tokens do not fit a cache of 4"):
+        model(torch.zeros(2, 3, dtype=torch.int64), positions=torch.tensor([[2, 3, 4], [1, 2, 3]]), caches=caches)
