@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablations.trials.trials import Trial
-from dsv2.storage.rundir import RESULT, read_result
+from dsv2.storage.rundir import METRICS, RESULT, read_result
 
 if TYPE_CHECKING:
     import pandas as pd
 
-METRICS = "metrics.jsonl"
 SURE_SECONDS = 5.0  # of progress, before a rate is told
 
 

@@ -11,9 +11,9 @@ import pandas as pd
 
 from ablations.trials.trials import Study, stored
 from dsv2.routing.measures import Measures
-from dsv2.storage.rundir import read_result
+from dsv2.storage.rundir import METRICS, ROUTING, read_result
 
-ROUTING = ["arm", "seed", "step", "layer", "expert", "device", "load", "dropped", *Measures._fields]
+ROUTING_COLUMNS = ["arm", "seed", "step", "layer", "expert", "device", "load", "dropped", *Measures._fields]
 
 
 class Results(pd.DataFrame):
@@ -31,7 +31,7 @@ class Results(pd.DataFrame):
         """
         frames = []
         for arm, seed, folder in zip(self["arm"], self["seed"], self["folder"], strict=True):
-            if rows := _rows(Path(folder) / "metrics.jsonl"):
+            if rows := _rows(Path(folder) / METRICS):
                 frame = pd.DataFrame(rows).melt(["step", "tokens"], var_name="metric", value_name="value")
                 frames.append(frame.dropna(subset="value").assign(arm=arm, seed=seed))
         columns = ["arm", "seed", "step", "tokens", "metric", "value"]
@@ -47,12 +47,12 @@ class Results(pd.DataFrame):
         """
         frames = []
         for arm, seed, folder in zip(self["arm"], self["seed"], self["folder"], strict=True):
-            frame = _frame(Path(folder) / "routing.parquet")
+            frame = _frame(Path(folder) / ROUTING)
             if frame is not None:
                 frame.insert(0, "seed", seed)
                 frame.insert(0, "arm", arm)
                 frames.append(frame)
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=ROUTING)
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=ROUTING_COLUMNS)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -113,7 +113,7 @@ def results_of(study: Study) -> Results:
         if row["status"] == "finished" != status:
             row |= {"status": status, "error": f"{trial.probe}: {result.get('error')}" if result else None}
         if status == "finished":
-            logged = _rows(trial.folder / "metrics.jsonl")
+            logged = _rows(trial.folder / METRICS)
             row[f"{trial.probe}/accuracy"] = result["metrics"]["val/accuracy"]
             row[f"{trial.probe}/accuracy_in_training"] = accuracy_in_training(logged)
             row[f"{trial.probe}/steps_to_half"] = steps_to_half(logged)

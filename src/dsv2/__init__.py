@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dsv2.models.moe.router import route as route
     from dsv2.models.transformer import Output as Output
     from dsv2.training.run import load as load
+    from dsv2.training.saved import open_run as open_run
 
 _WHERE = {
     "Output": "models.transformer",
@@ -24,6 +25,7 @@ _WHERE = {
     "from_hf": "interop.huggingface",
     "generate": "inference.generate",
     "load": "training.run",
+    "open_run": "training.saved",
     "route": "models.moe.router",
     "to_hf": "interop.huggingface",
 }

@@ -1,4 +1,8 @@
-"""`python -m dsv2 COMMAND`: account, import-hf, export-hf, generate, eval, analyse, explore."""
+"""`python -m dsv2 COMMAND`, or `dsv2 COMMAND`: account, import-hf, export-hf, generate, eval, analyse, explore.
+
+RUN is a run directory, a trial's name as in `balance_losses/tiny/paper/0` (sweep, scale, arm, seed), or the first
+digits of a fingerprint.
+"""
 
 import argparse
 import sys
@@ -10,7 +14,21 @@ from dsv2.config import ConfigError
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; mistakes of the user end in one line on stderr and exit status 2."""
-    parser = argparse.ArgumentParser(prog="python -m dsv2", description=__doc__)
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ConfigError, ValueError, FileNotFoundError, FileExistsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dsv2", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
 
     parse = commands.add_parser("account", help="parameters, FLOPs, memory, traffic and cost of a model")
@@ -22,52 +40,52 @@ def main(argv: list[str] | None = None) -> int:
     parse.add_argument("out", type=Path)
     parse.set_defaults(run=_import_hf)
 
-    parse = commands.add_parser("export-hf", help="a run directory to a Hugging Face DeepseekV2 folder")
-    parse.add_argument("run_dir", type=Path, metavar="RUN")
+    parse = commands.add_parser("export-hf", help="a run, tokenizer included, to a Hugging Face DeepseekV2 folder")
+    parse.add_argument("name", metavar="RUN")
     parse.add_argument("out", type=Path)
     parse.set_defaults(run=_export_hf)
 
-    parse = commands.add_parser("generate", help="text out of a trained run")
-    parse.add_argument("run_dir", type=Path, metavar="RUN")
+    parse = commands.add_parser("generate", help="text out of a trained or imported model")
+    parse.add_argument("name", metavar="RUN")
     parse.add_argument("--prompt", required=True)
     parse.add_argument("--max-new-tokens", type=int, default=64)
     parse.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     parse.add_argument("--seed", type=int, default=0)
     parse.set_defaults(run=_generate)
 
-    parse = commands.add_parser("eval", help="benchmarks of a trained run: our own, and lm-evaluation-harness'")
-    parse.add_argument("run_dir", type=Path, metavar="RUN")
+    parse = commands.add_parser("eval", help="benchmarks of a model: our own, and lm-evaluation-harness'")
+    parse.add_argument("name", metavar="RUN")
     parse.add_argument(
         "--tasks", required=True, metavar="A,B", help="cloze, copying, arithmetic or any of the harness'"
     )
     parse.add_argument("--include-path", type=Path, metavar="DIR", help="a folder with task files of your own")
     parse.add_argument("--limit", type=int, help="questions of each of the harness' tasks (default all)")
-    parse.add_argument("--batch-size", type=int, default=8, help="sequences a pass (default 8)")
+    parse.add_argument("--batch-size", type=int, default=8, help="sequences per pass (default 8)")
     parse.add_argument("--out", type=Path, metavar="FILE.json", help="write the scores there as well")
+    _add_text(parse)
     parse.set_defaults(run=_eval)
 
-    parse = commands.add_parser("analyse", help="what the experts of a trained run do")
-    parse.add_argument("run_dir", type=Path, metavar="RUN")
+    parse = commands.add_parser("analyse", help="what the experts of a model do")
+    parse.add_argument("name", metavar="RUN")
     parse.add_argument("--out", type=Path, metavar="DIR", help="where the report goes (default RUN/analysis)")
     parse.add_argument("--only", default="", metavar="A,B", help="some of the analyses (default: all that apply)")
-    parse.add_argument("--against", type=Path, metavar="RUN2", help="another run on the same text, to compare with")
+    parse.add_argument("--against", metavar="RUN2", help="another run on the same text, to compare with")
+    _add_text(parse)
     parse.set_defaults(run=_analyse)
 
     parse = commands.add_parser("explore", help="a local page that shows how a run, or two, route a text")
-    parse.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN", help="one run, or two to compare")
+    parse.add_argument("names", nargs="+", metavar="RUN", help="one run, or two to compare")
     parse.add_argument("--port", type=int, help="default: 5006, or the next that is free")
     parse.add_argument("--no-browser", action="store_true", help="only print the address")
     parse.set_defaults(run=_explore)
+    return parser
 
-    arguments = parser.parse_args(argv)
-    try:
-        arguments.run(arguments)
-    except (ConfigError, ValueError, FileNotFoundError, FileExistsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+
+def _add_text(parse: argparse.ArgumentParser) -> None:
+    own = "the run's own; data=english for an imported model"
+    parse.add_argument(
+        "--text", nargs="+", default=[], metavar="data=...", help=f"overrides that name other held-out text ({own})"
+    )
 
 
 def _import_hf(arguments: argparse.Namespace) -> None:
@@ -80,7 +98,7 @@ def _import_hf(arguments: argparse.Namespace) -> None:
 def _export_hf(arguments: argparse.Namespace) -> None:
     from dsv2.commands.huggingface import export_hf
 
-    export_hf(arguments.run_dir, arguments.out)
+    export_hf(arguments.name, arguments.out)
     print(arguments.out)
 
 
@@ -89,7 +107,7 @@ def _generate(arguments: argparse.Namespace) -> None:
 
     print(
         generate_text(
-            arguments.run_dir,
+            arguments.name,
             arguments.prompt,
             max_new_tokens=arguments.max_new_tokens,
             temperature=arguments.temperature,
@@ -102,32 +120,33 @@ def _eval(arguments: argparse.Namespace) -> None:
     from dsv2.commands.evaluate import evaluate_run, show, write
 
     scores = evaluate_run(
-        arguments.run_dir,
+        arguments.name,
         arguments.tasks.split(","),
         include_path=arguments.include_path,
         limit=arguments.limit,
         batch_size=arguments.batch_size,
+        text=arguments.text,
     )
     show(scores)
     if arguments.out is not None:
-        write(arguments.out, arguments.run_dir, scores)
+        write(arguments.out, arguments.name, scores)
 
 
 def _analyse(arguments: argparse.Namespace) -> None:
     from dsv2.commands.analyse import analyse
 
     names = [name for name in arguments.only.split(",") if name]
-    report = analyse(arguments.run_dir, out=arguments.out, only=names, against=arguments.against)
+    report = analyse(arguments.name, out=arguments.out, only=names, against=arguments.against, text=arguments.text)
     if report is not None:
         print(report)
 
 
 def _explore(arguments: argparse.Namespace) -> None:
-    if len(arguments.run_dirs) > 2:
-        raise ConfigError("RUN", " ".join(map(str, arguments.run_dirs)), "one run, or two to compare")
+    if len(arguments.names) > 2:
+        raise ConfigError("RUN", " ".join(arguments.names), "one run, or two to compare")
     from dsv2.explore.serve import serve
 
-    serve(arguments.run_dirs, port=arguments.port, browser=not arguments.no_browser)
+    serve(arguments.names, port=arguments.port, browser=not arguments.no_browser)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from dsv2.storage import checkpoints
 from dsv2.training import fit
 from dsv2.training import machine as process
 from dsv2.training.module import Diverged
-from dsv2.training.saved import load_model
+from dsv2.training.saved import open_run
 
 SHORT = ["model.shape.num_experts=16", "model.shape.num_devices=8", "trainer.log_every=4"]
 
@@ -31,7 +31,7 @@ def test_a_run_with_damaged_files_ends_with_the_same_rows(quick, tmp_path, capsy
     torch.set_num_threads(1)
     run, folder = dsv2.load([*quick, *SHORT]), tmp_path / "run"
     fit.fit(run, folder)
-    expected, weights = rows(folder), load_model(folder).state_dict()
+    expected, weights = rows(folder), open_run(folder).model.state_dict()
 
     def cut_last(path):
         path.write_bytes(path.read_bytes()[:-20])
@@ -49,7 +49,7 @@ def test_a_run_with_damaged_files_ends_with_the_same_rows(quick, tmp_path, capsy
         assert rows(folder) == expected
         assert len(pd.read_parquet(folder / "routing.parquet")) == 3 * 16
         assert len(pd.read_parquet(folder / "routing_snapshots.parquet")) == 4 * 512 * 2
-        assert all(torch.equal(weight, weights[key]) for key, weight in load_model(folder).state_dict().items())
+        assert all(torch.equal(weight, weights[key]) for key, weight in open_run(folder).model.state_dict().items())
         # Only a damage that training cannot mend by cutting the logs back makes it start again.
         assert ("damaged" in capsys.readouterr().err) == (damage is not junk)
     names = sorted(path.name for path in (folder / "checkpoints").iterdir())

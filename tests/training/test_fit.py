@@ -20,7 +20,7 @@ from dsv2.training import fit
 from dsv2.training import machine as process
 from dsv2.training.callbacks.recorder import Recorder
 from dsv2.training.module import Diverged, Module
-from dsv2.training.saved import load_model, load_run
+from dsv2.training.saved import open_run
 
 CLOCK = ("perf/tokens_per_s", "perf/mfu")  # what depends on the machine, not on the run
 
@@ -38,7 +38,7 @@ def rows(folder: Path) -> list[dict]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_model(folder).state_dict()
+    return open_run(folder).model.state_dict()
 
 
 def assert_same_run(one: Path, other: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_run_leaves_what_it_promises(quick, tmp_path):
     assert (result["arm"], result["seed"], result["steps"], result["tokens"]) == ("a", 0, 12, 1536)
     assert result["fingerprint"] == run.fingerprint()
     assert {"git", "versions", "device", "kernels"} <= result["provenance"].keys()
-    assert load_run(tmp_path / "run") == run
+    assert open_run(tmp_path / "run").config == run
 
     logged = rows(tmp_path / "run")
     assert [row["step"] for row in logged] == [2, 4, 6, 8, 10, 12]

@@ -10,7 +10,7 @@ import dsv2
 from dsv2.evaluation.validation import evaluate
 from dsv2.training import fit
 from dsv2.training import machine as process
-from dsv2.training.saved import load_model
+from dsv2.training.saved import open_run
 from tests.tolerances import FLOAT32
 
 DROPPING = "model.ffn.dropping={_target_: dsv2.models.moe.dropping.Dropping.Config, exempt_ratio: 0.5}"
@@ -41,7 +41,10 @@ def test_rows_are_means_and_the_result_is_of_the_validation_set(quick: list[str]
         sequence_length=settings.sequence_length, seed=run.seed, validation_tokens=settings.validation_tokens
     )
     found = evaluate(
-        load_model(tmp_path / "2"), source.validation(), batch_size=settings.batch.size, token_bytes=source.token_bytes
+        open_run(tmp_path / "2").model,
+        source.validation(),
+        batch_size=settings.batch.size,
+        token_bytes=source.token_bytes,
     )
     for name in ("val/loss", "val/bpb"):
         assert metrics[name] == pytest.approx(found[name], rel=FLOAT32)

@@ -13,7 +13,7 @@ from dsv2.storage import checkpoints
 from dsv2.training import fit
 from dsv2.training import machine as process
 from dsv2.training.callbacks.snapshots import SNAPSHOTS, probe, snapped
-from dsv2.training.saved import load_model
+from dsv2.training.saved import open_run
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def test_snapshots_are_the_routing_of_the_probe(quick: list[str], tmp_path: Path
     source = run.data.open(sequence_length=32, seed=0, validation_tokens=1024)
     tokens = probe(source.validation())
     assert tokens.shape == (16, 32)
-    for step, model in ((0, run.model.build(seed=run.seed)), (12, load_model(tmp_path))):
+    for step, model in ((0, run.model.build(seed=run.seed)), (12, open_run(tmp_path).model)):
         with torch.no_grad():
             (routing,) = model.eval()(tokens).routings
         np.testing.assert_array_equal(experts(rows, step), routing.experts.flatten(0, 1))
@@ -54,8 +54,10 @@ def test_training_is_not_touched(quick: list[str], tmp_path: Path, monkeypatch: 
     assert not (tmp_path / "without" / SNAPSHOTS).exists()
     assert with_snapshots["metrics"]["val/loss"] == without["metrics"]["val/loss"]
     assert with_snapshots["metrics"]["routing/drop_rate"] == without["metrics"]["routing/drop_rate"] > 0
-    others = load_model(tmp_path / "without").state_dict()
-    assert all(torch.equal(weight, others[name]) for name, weight in load_model(tmp_path / "with").state_dict().items())
+    others = open_run(tmp_path / "without").model.state_dict()
+    assert all(
+        torch.equal(weight, others[name]) for name, weight in open_run(tmp_path / "with").model.state_dict().items()
+    )
 
 
 def test_rows_past_the_checkpoint_are_cut_and_made_again(quick: list[str], tmp_path: Path) -> None:

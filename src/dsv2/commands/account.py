@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsv2.config import ConfigError
+from dsv2.report.terminal import add_row, open_console, open_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,16 +58,13 @@ def account_command(arguments: argparse.Namespace) -> None:
         }
         print(json.dumps(result.as_dict() | more, indent=2))
         return
-    from rich.console import Console
-
-    console = Console()
+    console = open_console()
     console.print(_items(result, model))
     console.print(
-        f"{result.total_params / 1e9:.2f}B parameters, {result.active_params / 1e9:.2f}B active a token "
+        f"{result.total_params / 1e9:.2f}B parameters, {result.active_params / 1e9:.2f}B active per token "
         f"({result.active_params_without_embedding / 1e9:.2f}B without the input embedding)\n"
-        f"KV cache: {result.kv_elements_per_token:,} elements a token, "
+        f"KV cache: {result.kv_elements_per_token:,} elements per token, "
         f"{result.kv_bytes_per_token:,.0f} bytes at {result.kv_bits:g} bits",
-        highlight=False,
     )
     console.print()
     console.print(_memory(memory, f"Memory of training, {arguments.batch} x {arguments.context} tokens in {precision}"))
@@ -78,7 +76,7 @@ def _model(arguments: argparse.Namespace) -> "tuple[Transformer.Config, str]":
     if arguments.hf is not None:
         if arguments.overrides:
             raise ConfigError("overrides", " ".join(arguments.overrides), "none together with --hf")
-        from dsv2.interop.huggingface import read_config
+        from dsv2.interop.hf_config import read_config
 
         return read_config(arguments.hf), "fp32"
     from dsv2.training.run import load
@@ -101,44 +99,31 @@ def _cost(arguments: argparse.Namespace, flops_per_token: int) -> "Cost | None":
     return training_cost(flops_per_token, given["tokens"], given["mfu"], peak, given["gpu_price"] or 0.0)
 
 
-def _table(title: str, *columns: str) -> "Table":
-    """A table whose first column is text and whose others are numbers."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column(columns[0])
-    for column in columns[1:]:
-        table.add_column(column, justify="right")
-    return table
-
-
 def _items(result: "Account", model: "Transformer.Config") -> "Table":
     title = f"FLOPs forward and backward, at a context of {result.context} tokens"
-    table = _table(title, "part", "layers", "parameters", "active a token", "FLOPs a token")
+    table = open_table(["part", "layers", "parameters", "active per token", "FLOPs per token"], title=title)
     for item in result.items:
         numbers = (item.total_params, item.active_params, item.flops_per_token)
-        table.add_row(item.part, str(item.layers), *(f"{number:,}" for number in numbers))
+        add_row(table, [item.part, str(item.layers), *(f"{number:,}" for number in numbers)])
     table.add_section()
     sums = (result.total_params, result.active_params, result.flops_per_token)
-    table.add_row("total", str(model.num_layers), *(f"{number:,}" for number in sums), style="bold")
+    add_row(table, ["total", str(model.num_layers), *(f"{number:,}" for number in sums)], style="bold")
     return table
 
 
 def _memory(memory: "Memory", title: str) -> "Table":
-    table = _table(title, "kept", "layers", "bytes", "bytes a token")
+    table = open_table(["kept", "layers", "bytes", "bytes per token"], title=title)
     states = {"weights": memory.weights, "gradients": memory.gradients, "AdamW's moments": memory.optimizer}
     for name, size in states.items():
-        table.add_row(name, "", f"{size:,}", "")
+        add_row(table, [name, "", f"{size:,}", ""])
     table.add_section()
     for item in memory.activations:
-        table.add_row(
-            f"activations: {item.part}", str(item.layers), f"{item.bytes:,}", f"{item.bytes / memory.tokens:,.0f}"
-        )
+        per_token = f"{item.bytes / memory.tokens:,.0f}"
+        add_row(table, [f"activations: {item.part}", str(item.layers), f"{item.bytes:,}", per_token])
     table.add_section()
     per_token = f"{memory.activation_bytes_per_token:,.0f}"
-    table.add_row("activations", "", f"{memory.activation_bytes:,}", per_token, style="bold")
-    table.add_row("total", "", f"{memory.total:,}", "", style="bold")
+    add_row(table, ["activations", "", f"{memory.activation_bytes:,}", per_token], style="bold")
+    add_row(table, ["total", "", f"{memory.total:,}", ""], style="bold")
     return table
 
 
@@ -146,26 +131,25 @@ def _print_traffic(console: "Console", traffic: "Traffic | None") -> None:
     if traffic is None:
         return
     if traffic.num_devices == 1:
-        console.print("All-to-all: none, all experts lie on one device (model.ffn.num_devices)", highlight=False)
+        console.print("All-to-all: none, all experts lie on one device (model.ffn.num_devices)")
         return
     title = f"All-to-all of one MoE layer over {traffic.num_devices} devices, router at random, bfloat16, 4 crossings"
-    table = _table(title, "a token is sent", "sends a token", "bytes a token")
-    table.add_row("once a pair", str(traffic.top_k), f"{traffic.bytes_by_pair:,.0f}")
-    table.add_row("once a device", f"{traffic.devices:.2f}", f"{traffic.bytes_by_device:,.0f}")
+    table = open_table(["a token is sent", "sends per token", "bytes per token"], title=title)
+    add_row(table, ["once per pair", str(traffic.top_k), f"{traffic.bytes_by_pair:,.0f}"])
+    add_row(table, ["once per device", f"{traffic.devices:.2f}", f"{traffic.bytes_by_device:,.0f}"])
     if traffic.max_devices is not None:
-        limited = f"once a device, at most {traffic.max_devices}"
-        table.add_row(limited, f"{traffic.devices_limited:.2f}", f"{traffic.bytes_by_device_limited:,.0f}")
+        limited = f"once per device, at most {traffic.max_devices}"
+        add_row(table, [limited, f"{traffic.devices_limited:.2f}", f"{traffic.bytes_by_device_limited:,.0f}"])
     console.print(table)
 
 
 def _print_cost(console: "Console", cost: "Cost | None", arguments: argparse.Namespace) -> None:
     if cost is None:
         return
-    price = "" if arguments.gpu_price is None else f", at {arguments.gpu_price:g} an hour {cost.price:,.0f}"
+    price = "" if arguments.gpu_price is None else f", at {arguments.gpu_price:g} per hour {cost.price:,.0f}"
     console.print(
         f"Training on {arguments.tokens:g} tokens: {cost.flops:.3g} FLOPs, {cost.gpu_hours:,.0f} GPU hours "
         f"at {arguments.mfu:.1%} of the peak{price}",
-        highlight=False,
     )
 
 
@@ -177,11 +161,8 @@ def _published(as_json: bool) -> None:
         plain = [row.published._asdict() | row._asdict() | {"agrees": row.agrees} for row in rows]
         print(json.dumps([{key: value for key, value in row.items() if key != "published"} for row in plain], indent=2))
         return
-    from rich.console import Console
-
-    table = _table("Published figures and our account of them", "model", "published", "ours", "difference")
-    table.add_column("agrees")
-    table.add_column("why", overflow="fold")
+    columns = ["model", "published", "ours", "difference", "agrees", "why"]
+    table = open_table(columns, text=["agrees", "why"], title="Published figures and our account of them")
     words = {True: "yes", False: "no", None: "not claimed"}
     what = ""
     for row in sorted(rows, key=lambda row: list(WHAT).index(row.published.what)):
@@ -189,7 +170,7 @@ def _published(as_json: bool) -> None:
         if WHAT[figure.what][0] != what:
             what = WHAT[figure.what][0]
             table.add_section()
-            table.add_row(what, style="bold")
+            add_row(table, [what], style="bold")
         numbers = (f"{figure.value:g}{figure.unit}", f"{row.ours:.4g}{figure.unit}", f"{row.difference:+.1%}")
-        table.add_row(figure.name, *numbers, words[row.agrees], row.why)
-    Console().print(table)
+        add_row(table, [figure.name, *numbers, words[row.agrees], row.why])
+    open_console().print(table)

@@ -1,18 +1,18 @@
 """`python -m dsv2 eval RUN --tasks ...`: own benchmarks, and tasks of lm-evaluation-harness."""
 
 import importlib.util
-from dataclasses import replace
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dsv2.config import ConfigError
 from dsv2.data.packing import PackedText
-from dsv2.evaluation.benchmarks import TextBenchmarks
+from dsv2.evaluation.benchmarks import TASKS, TextBenchmarks
 from dsv2.metrics import chance
+from dsv2.report.terminal import add_row, open_console, open_table
 from dsv2.storage.files import write_json
-from dsv2.training.saved import load_config, load_model, load_run
-
-OWN = ("cloze", "copying", "arithmetic")
+from dsv2.training.saved import SavedRun, open_run
 
 
 class Score(NamedTuple):
@@ -24,9 +24,18 @@ class Score(NamedTuple):
 
 
 def evaluate_run(
-    folder: Path, tasks: list[str], *, include_path: Path | None, limit: int | None, batch_size: int
+    run: str | Path,
+    tasks: Sequence[str],
+    *,
+    include_path: Path | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+    text: Sequence[str] = (),
 ) -> list[Score]:
-    """Scores of the model in a run directory. Raises ValueError for tasks that are not there or cannot be loaded."""
+    """Return the scores of a run's model. Raises ValueError for tasks that are not there or cannot be loaded.
+
+    `text` names other held-out text than the run's own for our benchmarks to ask about (`open_run`).
+    """
     for name, value in (("--limit", limit), ("--batch-size", batch_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name} {value}: 1 or more")
@@ -34,56 +43,56 @@ def evaluate_run(
         raise ValueError(f"--include-path {include_path}: no such folder")
     asked = [task for task in dict.fromkeys(tasks) if task]
     if not asked:
-        raise ValueError(f"--tasks: name some, as in --tasks {','.join(OWN[:2])}")
-    foreign = [task for task in asked if task not in OWN]
-    found = {task: _own(folder, task, batch_size) for task in asked if task in OWN}
-    if foreign:
-        found |= _harness(folder, foreign, include_path, limit, batch_size)
-    return [score for task in found for score in found[task]]
+        raise ValueError(f"--tasks: name some, as in --tasks {','.join(TASKS[:2])}")
+    opened = open_run(run, text=text)
+    scores = _own(opened, [task for task in asked if task in TASKS], batch_size)
+    if foreign := [task for task in asked if task not in TASKS]:
+        scores |= _harness(opened, foreign, include_path, limit, batch_size)
+    return [score for task in scores for score in scores[task]]
 
 
-def _own(folder: Path, task: str, batch_size: int) -> list[Score]:
-    """One of our benchmarks, with the run's sizes or, where it has none, the default ones."""
-    if "data" not in load_config(folder):
-        raise ValueError(f"{task}: asks about a run's own held-out text, and {folder} is an imported model without any")
-    run = load_run(folder)
-    run = replace(run, benchmarks=run.benchmarks or TextBenchmarks.Config())  # raises ConfigError where they do not fit
-    assert run.benchmarks is not None
-    length = run.trainer.sequence_length
-    source = run.data.open(sequence_length=length, seed=0, validation_tokens=run.trainer.validation_tokens)
-    assert isinstance(source, PackedText)
-    benchmarks = run.benchmarks.build(source)
-    if task == "arithmetic" and not benchmarks.exercises:
-        raise ValueError(f"{task}: this run's corpus has no domain maths, only {', '.join(source.domains)}")
-    measure = {
-        "cloze": benchmarks.run_cloze,
-        "copying": benchmarks.run_copying,
-        "arithmetic": benchmarks.run_arithmetic,
-    }[task]
-    found = measure(load_model(folder), batch_tokens=batch_size * length)
-    return [Score(task, name, value, None, chance(name)) for name, value in found.items()]
+def _own(run: SavedRun, tasks: list[str], batch_size: int) -> dict[str, list[Score]]:
+    """Our benchmarks, with the run's sizes or, where it has none, the default ones."""
+    if not tasks:
+        return {}
+    config = (None if run.imported else run.config.benchmarks) or TextBenchmarks.Config()
+    source = run.source
+    if not isinstance(source, PackedText):
+        raise ValueError(f"{', '.join(tasks)}: ask about held-out text, and the data of {run.folder} are no text")
+    length = source.sequence_length
+    for field, tokens in config.lengths().items():
+        if tokens > length and field.partition("_")[0] in tasks:
+            value, valid = getattr(config, field), f"{tokens} tokens per question, at most the run's {length}"
+            raise ConfigError(f"benchmarks.{field}", value, valid)
+    benchmarks = config.build(source, tasks)
+    if "arithmetic" in tasks and not benchmarks.exercises:
+        raise ValueError(f"arithmetic: the text has no domain maths, only {', '.join(source.domains)}")
+    measures = dict(zip(TASKS, (benchmarks.run_cloze, benchmarks.run_copying, benchmarks.run_arithmetic), strict=True))
+    scores = {task: measures[task](run.model, batch_tokens=batch_size * length) for task in tasks}
+    return {
+        task: [Score(task, name, value, None, chance(name)) for name, value in values.items()]
+        for task, values in scores.items()
+    }
 
 
 def _harness(
-    folder: Path, tasks: list[str], include_path: Path | None, limit: int | None, batch_size: int
+    run: SavedRun, tasks: list[str], include_path: Path | None, limit: int | None, batch_size: int
 ) -> dict[str, list[Score]]:
     if importlib.util.find_spec("lm_eval") is None:
-        raise ValueError(
-            f"{tasks[0]}: needs lm-evaluation-harness: pip install 'dsv2[eval]'; without: {', '.join(OWN)}"
-        )
+        without = f"without: {', '.join(TASKS)}"
+        raise ValueError(f"{tasks[0]}: needs lm-evaluation-harness: pip install 'dsv2[eval]'; {without}")
     from lm_eval.evaluator import evaluate
     from lm_eval.tasks import TaskManager
 
     from dsv2.evaluation.harness import Harness
-    from dsv2.inference.reader import open_reader
 
     manager = TaskManager(include_path=str(include_path) if include_path else None)
     for task in tasks:
         if task not in manager.all_tasks and not Path(task).is_file():
-            close = get_close_matches(task, [*OWN, *manager.all_tasks], n=3)
+            close = get_close_matches(task, [*TASKS, *manager.all_tasks], n=3)
             hint = f"did you mean {', '.join(close)}? " if close else ""
             raise ValueError(f"{task}: no such task; {hint}tasks of your own are found with --include-path FOLDER")
-    harness = Harness(open_reader(folder), batch_size=batch_size)
+    harness = Harness(run.reader, batch_size=batch_size)
     try:
         loaded = manager.load(tasks)
     except Exception as error:  # whatever the hub, the network, a task's file or a loader raises
@@ -107,21 +116,13 @@ def _scores(task: str, numbers: dict[str, Any]) -> list[Score]:
 
 
 def show(scores: list[Score]) -> None:
-    """A table on stdout."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("task", "metric"):
-        table.add_column(column)
-    for column in ("value", "standard error", "chance"):
-        table.add_column(column, justify="right")
+    """Print a table."""
+    table = open_table(["task", "metric", "value", "standard error", "chance"], text=["metric"])
     for task, metric, *numbers in scores:
-        table.add_row(task, metric, *("" if number is None else f"{number:.4f}" for number in numbers))
-    Console().print(table)
+        add_row(table, [task, metric, *("" if number is None else f"{number:.4f}" for number in numbers)])
+    open_console().print(table)
 
 
-def write(path: Path, folder: Path, scores: list[Score]) -> None:
-    """The same as JSON, replaced at once."""
-    write_json(path, {"run": str(folder), "scores": [score._asdict() for score in scores]})
+def write(path: Path, run: str, scores: list[Score]) -> None:
+    """Write the same as JSON, replaced at once."""
+    write_json(path, {"run": run, "scores": [score._asdict() for score in scores]})

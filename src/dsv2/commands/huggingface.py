@@ -1,28 +1,39 @@
 """`python -m dsv2 import-hf PATH OUT` and `export-hf RUN OUT`.
 
-A run directory holds `config.yaml`, whose `model` is the typed config, and `model.safetensors` under our own names.
+An imported model is a run directory without a training: `config.yaml` holds its typed config under `model` and, under
+`checkpoint`, what its `config.json` says beside that; `model.safetensors` holds the weights under our own names, and
+the files of its tokenizer lie beside them.
 """
 
+import json
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 from safetensors.torch import save_file
 
 from dsv2.config import plain
+from dsv2.data.tokenizer import END_OF_TEXT, SETTINGS, TOKENIZER
+from dsv2.interop.hf_config import read_json
 from dsv2.interop.huggingface import from_hf, to_hf
 from dsv2.storage.files import new_directory, require_free
-from dsv2.training.saved import CONFIG, WEIGHTS, load_model
+from dsv2.storage.rundir import CONFIG, WEIGHTS
+from dsv2.training.saved import SavedRun, open_run
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")  # copied where they are, for texts to be evaluated on
+TOKENIZER_FILES = (TOKENIZER, SETTINGS, "special_tokens_map.json", "generation_config.json")  # kept where there are any
+KEPT = ("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")  # of config.json, beside the model
 
 
 def import_hf(path: str | Path, out: str | Path) -> None:
     """Turn the DeepseekV2 checkpoint directory `path` into a run directory `out`. ValueError where `out` is taken."""
     require_free(Path(out))
-    model = from_hf(path)
+    model, described = from_hf(path), read_json(Path(path) / "config.json")
+    checkpoint = {key: described[key] for key in KEPT if described.get(key) is not None}
     with new_directory(out) as folder:
-        (folder / CONFIG).write_text(yaml.safe_dump({"model": plain(model.config)}, sort_keys=False))
+        values = {"model": plain(model.config), "checkpoint": checkpoint}
+        (folder / CONFIG).write_text(yaml.safe_dump(values, sort_keys=False))
         save_file(model.state_dict(), folder / WEIGHTS)
         for name in TOKENIZER_FILES:
             if (file := Path(path) / name).is_file():
@@ -30,6 +41,33 @@ def import_hf(path: str | Path, out: str | Path) -> None:
 
 
 def export_hf(run: str | Path, out: str | Path) -> None:
-    """Write the model of run directory `run` as a DeepseekV2 checkpoint `out`. ValueError where `out` is taken."""
+    """Write the model of `run` and its tokenizer as a DeepseekV2 checkpoint `out`. ValueError where `out` is taken."""
     require_free(Path(out))
-    to_hf(load_model(Path(run)), out)
+    opened = open_run(run)
+    if opened.imported:
+        kept = (opened.folder / name for name in TOKENIZER_FILES)
+        files = {path.name: path.read_bytes() for path in kept if path.is_file()}
+        to_hf(opened.model, out, settings=opened.values.get("checkpoint", {}), files=files)
+        return
+    settings, files = _tokenizer(opened)
+    if opened.model_config.rope.yarn is None:
+        settings["max_position_embeddings"] = opened.longest
+    to_hf(opened.model, out, settings=settings, files=files)
+
+
+def _tokenizer(run: SavedRun) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Keys of config.json and files that make the run's tokenizer one of transformers; none for data without text."""
+    try:
+        tokenizer = run.tokenizer
+    except ValueError as error:
+        print(f"warning: exported without a tokenizer. {error}", file=sys.stderr)
+        return {}, {}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": END_OF_TEXT,
+        "add_bos_token": False,
+        "model_max_length": run.longest,
+        "clean_up_tokenization_spaces": False,
+    }
+    files = {TOKENIZER: tokenizer.to_json(), SETTINGS: json.dumps(settings, indent=2) + "\n"}
+    return {"eos_token_id": tokenizer.end_id}, {name: text.encode() for name, text in files.items()}

@@ -4,10 +4,10 @@ import hashlib
 import importlib.util
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import tokenizers
 
@@ -18,7 +18,7 @@ from dsv2.data.packing import PackedText
 from dsv2.data.reading import read, stamp, valid_text
 from dsv2.data.source import Source
 from dsv2.data.store import open_store
-from dsv2.data.tokenizer import SMALLEST_VOCAB
+from dsv2.data.tokenizer import SMALLEST_VOCAB, Tokenizer
 
 FORMAT = 1  # raise it when the same documents are split, tokenized, packed or ordered differently
 MB = 1_000_000
@@ -56,14 +56,26 @@ class Text:
                 "format": str(FORMAT),
             }
 
-        def open(self, *, sequence_length: int, seed: int, validation_tokens: int) -> PackedText:
+        def open(
+            self, *, sequence_length: int, seed: int, validation_tokens: int, tokenizer: Tokenizer | None = None
+        ) -> PackedText:
+            """As `Source.Config.open`; a `tokenizer` that is given stands in for one trained on the corpus."""
             found, identity = _survey(self, self.stamp()), self.identity()
+            if tokenizer is not None:
+                identity["tokenizer"] = f"given, {tokenizer.hash}"
             chosen = split(found, self.val_ratio)
             if one_sided(found, chosen):
                 raise ConfigError("data", self.label, "a corpus of at least two different documents, one to validate")
             if (num_domains := len(set(found.domains))) > MOST_DOMAINS:
                 raise ConfigError("data", self.label, f"at most {MOST_DOMAINS} domains; these are {num_domains}")
-            store = open_store(_Again(self), found, chosen, vocab_size=self.vocab_size, identity=identity)
+            store = open_store(
+                _Again(self),
+                found,
+                chosen,
+                vocab_size=tokenizer.vocab_size if tokenizer else self.vocab_size,
+                identity=identity,
+                tokenizer=tokenizer,
+            )
             return PackedText(
                 store,
                 sequence_length=sequence_length,
@@ -71,11 +83,6 @@ class Text:
                 validation_tokens=validation_tokens,
                 identity=identity,
             )
-
-        @property
-        def label(self) -> str:
-            """What a message calls this corpus."""
-            return type(self).__qualname__.partition(".")[0].lower()
 
 
 class English(Text):
@@ -118,6 +125,9 @@ class Mixture(Text):
         def stamp(self) -> tuple[Any, ...]:
             return stamp("data.chinese_path", self.chinese_path) if self.chinese_path is not None else ()
 
+        def anchored(self) -> Self:
+            return self if self.chinese_path is None else replace(self, chinese_path=_absolute(self.chinese_path))
+
 
 class Files(Text):
     """The user's own text: .txt (a document each), .jsonl and .parquet (a document a row, field `text`, optional
@@ -139,6 +149,10 @@ class Files(Text):
             assert self.path is not None
             return stamp("data.path", self.path)
 
+        def anchored(self) -> Self:
+            assert self.path is not None
+            return replace(self, path=_absolute(self.path))
+
 
 class HuggingFace(Text):
     """A data set of the Hugging Face hub, or a local directory, streamed through `datasets` (extra `hf`)."""
@@ -157,6 +171,10 @@ class HuggingFace(Text):
                 bool(self.path), "path", "name a data set or a directory, as in data.path=roneneldan/TinyStories"
             )
             self.require(self.max_documents >= 2, "max_documents", "at least 2, one to validate")
+
+        def anchored(self) -> Self:
+            assert self.path is not None
+            return replace(self, path=_absolute(self.path)) if Path(self.path).exists() else self
 
         def documents(self) -> Iterator[Document]:
             for number, row in enumerate(self._rows()):
@@ -196,6 +214,10 @@ class _Again:
 @lru_cache(maxsize=8)
 def _survey(config: Text.Config, stamp: tuple[Any, ...]) -> Survey:
     return survey(config.documents())
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def _amount(texts: Iterable[str], domain: str, megabytes: float) -> Iterator[Document]:

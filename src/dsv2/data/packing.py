@@ -54,6 +54,11 @@ class PackedText(Source):
             found[here] = order(self.seed, int(epoch), self.num_windows)[places[here]]
         return found
 
+    def record(self) -> dict[str, Any]:
+        """The identity of corpus, tokenizer and held-out documents, and where the prepared corpus lies."""
+        held_out = {**self.store.manifest["splits"]["val"], "sha256": self.store.manifest["files"]["val.bin"]}
+        return super().record() | {"validation": held_out, "prepared": str(self.store.folder.resolve())}
+
     def train(self, first: int, count: int) -> Batch:
         return self._batch(self.store.train, self.windows(first, count))
 

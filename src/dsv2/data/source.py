@@ -6,7 +6,7 @@ B sequences, T tokens a sequence, V vocabulary.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -40,6 +40,15 @@ class Source(ABC):
         def identity(self, naming: Naming = class_name) -> dict[str, str]:
             """What the data are, for a run's fingerprint: hashes and versions. Cheap; trains no tokenizer."""
 
+        @property
+        def label(self) -> str:
+            """What a message calls these data."""
+            return type(self).__qualname__.partition(".")[0].lower()
+
+        def anchored(self) -> Self:
+            """The same data with absolute paths, so that they are found from any folder."""
+            return self
+
         @abstractmethod
         def open(self, *, sequence_length: int, seed: int, validation_tokens: int) -> "Source":
             """Open for sequences of `sequence_length` tokens. `seed` orders training only, validation is the same
@@ -53,6 +62,10 @@ class Source(ABC):
     token_bytes: np.ndarray | None = None  # (V,) int32: bytes of text each token stands for; None: no text
     domains: tuple[str, ...] = ()
     tokenizer: "Tokenizer | None" = None
+
+    def record(self) -> dict[str, Any]:
+        """What a run keeps, JSON-ready, to know its data again."""
+        return {"identity": self.identity}
 
     @abstractmethod
     def train(self, first: int, count: int) -> Batch:

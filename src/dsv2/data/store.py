@@ -23,12 +23,12 @@ import numpy as np
 
 from dsv2.config import digest
 from dsv2.data.documents import Document, Survey, survey
-from dsv2.data.tokenizer import END_ID, Tokenizer
+from dsv2.data.tokenizer import TOKENIZER, Tokenizer
 from dsv2.storage.files import new_directory, write_json
 from dsv2.storage.rundir import runs_root
 
 MANIFEST = "manifest.json"
-FILES = ("tokenizer.json", "train.bin", "val.bin", "documents.npz")
+FILES = (TOKENIZER, "train.bin", "val.bin", "documents.npz")
 SPLITS = ("train", "val")
 _CHUNK = 1 << 20  # characters tokenized at a time
 
@@ -49,15 +49,22 @@ class Store(NamedTuple):
     domains: tuple[str, ...]
     tokenizer: Tokenizer
     manifest: dict[str, Any]
+    folder: Path
 
 
 def open_store(
-    documents: Iterable[Document], found: Survey, chosen: set[bytes], *, vocab_size: int, identity: dict[str, str]
+    documents: Iterable[Document],
+    found: Survey,
+    chosen: set[bytes],
+    *,
+    vocab_size: int,
+    identity: dict[str, str],
+    tokenizer: Tokenizer | None = None,
 ) -> Store:
     """Open the prepared corpus that `identity` names, and prepare it first if it is not there or damaged.
 
     `documents` is iterated twice, and must give what the survey `found`; `chosen` are the digests of the validation
-    documents. Raises RuntimeError if the documents change in between.
+    documents. A `tokenizer` that is given is not trained. Raises RuntimeError if the documents change in between.
     """
     folder = runs_root() / ".data" / digest(identity)
     if not _complete(folder):
@@ -65,11 +72,17 @@ def open_store(
         with _locked(folder.with_suffix(".lock")):
             if not _complete(folder):
                 with new_directory(folder, replace=True) as scratch:
-                    _prepare(scratch, documents, found, chosen, vocab_size, identity)
-    return _open(folder, vocab_size)
+                    _prepare(scratch, documents, found, chosen, vocab_size, identity, tokenizer)
+    return _open(folder, vocab_size, tokenizer)
 
 
-def _open(folder: Path, vocab_size: int) -> Store:
+def find_store(identity: dict[str, str], places: Iterable[Path], vocab_size: int) -> Store | None:
+    """Open the prepared corpus that `identity` names from the first of `places` that has it whole, or return None."""
+    folders = (place / ".data" / digest(identity) for place in places)
+    return next((_open(folder, vocab_size) for folder in folders if folder.is_dir() and _complete(folder)), None)
+
+
+def _open(folder: Path, vocab_size: int, tokenizer: Tokenizer | None = None) -> Store:
     manifest = json.loads((folder / MANIFEST).read_text())
     tables = np.load(folder / "documents.npz")
 
@@ -77,8 +90,8 @@ def _open(folder: Path, vocab_size: int) -> Store:
         tokens = np.memmap(folder / f"{name}.bin", dtype=manifest["dtype"], mode="r")
         return Split(tokens, tables[f"{name}_starts"], tables[f"{name}_domains"])
 
-    tokenizer = Tokenizer.load(folder / "tokenizer.json", vocab_size)
-    return Store(side("train"), side("val"), tuple(manifest["domains"]), tokenizer, manifest)
+    tokenizer = tokenizer or Tokenizer.load(folder / TOKENIZER, vocab_size)
+    return Store(side("train"), side("val"), tuple(manifest["domains"]), tokenizer, manifest, folder)
 
 
 def _complete(folder: Path) -> bool:
@@ -118,6 +131,7 @@ def _prepare(
     chosen: set[bytes],
     vocab_size: int,
     identity: dict[str, str],
+    tokenizer: Tokenizer | None,
 ) -> None:
     progress = _Progress(found)
     in_val = [text in chosen for text in found.digests]
@@ -128,8 +142,8 @@ def _prepare(
             if not held_out:
                 yield document.text
 
-    tokenizer = Tokenizer.train(training_texts(), vocab_size)
-    tokenizer.save(folder / "tokenizer.json")
+    tokenizer = tokenizer or Tokenizer.train(training_texts(), vocab_size)
+    tokenizer.save(folder / TOKENIZER)
     names = sorted(set(found.domains))
     dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
     writers = {name: _Writer(folder / f"{name}.bin", tokenizer, dtype) for name in SPLITS}
@@ -179,7 +193,7 @@ class _Writer:
     def _flush(self) -> None:
         for text, ids in zip(self._waiting, self.tokenizer.encode_batch(self._waiting), strict=True):
             self.starts.append(self.tokens)
-            self.file.write(np.array([*ids, END_ID], dtype=self.dtype).data)
+            self.file.write(np.array([*ids, self.tokenizer.end_id], dtype=self.dtype).data)
             self.tokens += len(ids) + 1
             self.bytes += len(text.encode())
         self._waiting, self._size = [], 0

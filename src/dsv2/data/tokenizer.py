@@ -1,15 +1,17 @@
-"""Byte-level BPE, trained on a corpus' training split.
+"""Text to token ids and back: byte-level BPE trained on a corpus' training split, and tokenizers of imported models.
 
 V vocabulary.
 """
 
 import codecs
 import hashlib
+import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -20,6 +22,8 @@ from dsv2.config import ConfigError
 END_OF_TEXT = "<|endoftext|>"
 END_ID = 0
 SMALLEST_VOCAB = 257  # 256 bytes and <|endoftext|>
+TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"  # files, as Hugging Face names them
+_SINGLE_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 # GPT-2's pattern always starts a new word at a space that follows a visible character, so texts are cut there and
 # each piece is encoded once: English takes 3 s instead of 8 s, with the same tokens.
 _CUT = re.compile(r"(?<=[!-~])(?= )")
@@ -28,6 +32,10 @@ _MOST_REMEMBERED = 500_000  # pieces, some 100 MB
 
 class Tokenizer:
     """Text to token ids and back, exactly. Id 0 is <|endoftext|>, which `encode` never makes, whatever the text."""
+
+    end_id = END_ID  # ends a text
+    start_id = END_ID  # stands before a text where something has to
+    prefix: tuple[int, ...] = ()  # what every prompt begins with
 
     def __init__(self, backend: tokenizers.Tokenizer, vocab_size: int | None = None) -> None:
         """`vocab_size` is the model's V; a corpus too small for that many merges leaves the last ids unused."""
@@ -61,12 +69,16 @@ class Tokenizer:
 
     def save(self, path: Path) -> None:
         """Write a `tokenizer.json`, which transformers can read as well."""
-        path.write_text(self._backend.to_str(), encoding="utf-8")
+        path.write_text(self.to_json(), encoding="utf-8")
+
+    def to_json(self) -> str:
+        """The content of its `tokenizer.json`."""
+        return self._backend.to_str()
 
     @property
     def hash(self) -> str:
         """sha256 of the saved form."""
-        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """Token ids of one text."""
@@ -109,6 +121,81 @@ class Tokenizer:
         for token, index in self._backend.get_vocab().items():
             table[index] = bytes(of_letter[letter] for letter in token) if index != END_ID else END_OF_TEXT.encode()
         return table
+
+
+class ImportedTokenizer(Tokenizer):
+    """The `tokenizer.json` of another model, with the special tokens that its `tokenizer_config.json` names."""
+
+    def __init__(
+        self, backend: tokenizers.Tokenizer, settings: Mapping[str, Any], vocab_size: int | None = None
+    ) -> None:
+        """Raises ValueError where `settings` name neither a bos_token nor an eos_token that the tokenizer knows."""
+        most = max(backend.get_vocab_size(), vocab_size or 0)
+        super().__init__(backend, most)
+        backend.encode_special_tokens = False  # as transformers has it: a special token's text is that token
+        bos, eos = (_special(backend, settings.get(name)) for name in ("bos_token", "eos_token"))
+        ids = [token for token in (bos, eos) if token is not None]
+        if not ids:
+            raise ValueError(f"{SETTINGS} names neither a bos_token nor an eos_token that {TOKENIZER} knows")
+        self.start_id, self.end_id = ids[0], ids[-1]
+        adds = settings.get("add_bos_token")  # without it the tokenizer's own post-processor decides
+        added = backend.encode("", add_special_tokens=True).ids[:1] if adds is None else [bos] * bool(adds)
+        self.prefix = tuple(token for token in added if token is not None and token == bos)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without special tokens around it."""
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of token ids, special tokens included."""
+        return self._backend.decode(list(ids), skip_special_tokens=False)
+
+    @cached_property
+    def token_bytes(self) -> np.ndarray:
+        """(V,) int32: bytes of text each token stands for; 0 for special tokens and unused ids."""
+        lengths = np.array([len(data) for data in self._bytes], dtype=np.int32)
+        lengths[[index for index, token in self._backend.get_added_tokens_decoder().items() if token.special]] = 0
+        return lengths
+
+    @cached_property
+    def _bytes(self) -> list[bytes]:
+        of_letter, added = _byte_of_letter(), self._backend.get_added_tokens_decoder()
+        byte_level = '"ByteLevel"' in json.dumps(json.loads(self.to_json())["decoder"])
+        table = [b""] * self.vocab_size
+        for token, index in self._backend.get_vocab().items():
+            if index in added:
+                table[index] = token.encode()
+            elif byte_level:
+                table[index] = bytes(of_letter[letter] for letter in token)
+            elif single := _SINGLE_BYTE.fullmatch(token):
+                table[index] = bytes([int(single[1], 16)])
+            else:
+                table[index] = token.replace("\u2581", " ").encode()  # SentencePiece's space
+        return table
+
+
+def load_tokenizer(folder: Path, vocab_size: int | None = None) -> Tokenizer | None:
+    """Return the tokenizer whose files lie in `folder`, or None. `vocab_size` is the model's V.
+
+    Raises ValueError for files that cannot be used.
+    """
+    path, settings = folder / TOKENIZER, folder / SETTINGS
+    if not path.is_file():
+        return None
+    if not settings.is_file():
+        return Tokenizer.load(path, vocab_size)
+    try:
+        return ImportedTokenizer(
+            tokenizers.Tokenizer.from_file(str(path)), json.loads(settings.read_text(encoding="utf-8")), vocab_size
+        )
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+
+
+def _special(backend: tokenizers.Tokenizer, token: Any) -> int | None:
+    """The id of a special token, which tokenizer_config.json may spell as a string or as an object."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return backend.token_to_id(content) if isinstance(content, str) else None
 
 
 def _byte_of_letter() -> dict[str, int]:

@@ -1,15 +1,17 @@
 """What a trained model can do with text, in numbers that move at small scale: cloze, copying, arithmetic."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from dsv2.config import ConfigBase
 from dsv2.data.packing import PackedText
-from dsv2.data.tokenizer import END_ID
 from dsv2.evaluation import cloze, copying, exercises
 from dsv2.evaluation.choice import Choice, answer, answer_both_ways
 from dsv2.models.transformer import Transformer
+
+TASKS = ("cloze", "copying", "arithmetic")
 
 
 class TextBenchmarks:
@@ -35,23 +37,27 @@ class TextBenchmarks:
             cloze = self.cloze_context + self.cloze_continuation
             return {"cloze_context": cloze, "copying_length": 2 * self.copying_length}
 
-        def build(self, source: PackedText) -> "TextBenchmarks":
-            return TextBenchmarks(self, source)
+        def build(self, source: PackedText, tasks: Sequence[str] = TASKS) -> "TextBenchmarks":
+            """Make the questions of `tasks`. Raises ConfigError where the corpus has too little held-out text."""
+            return TextBenchmarks(self, source, tasks)
 
-    def __init__(self, config: Config, source: PackedText) -> None:
-        """Makes all questions. Raises ConfigError where the corpus has too little held-out text."""
+    def __init__(self, config: Config, source: PackedText, tasks: Sequence[str] = TASKS) -> None:
         tokenizer, held_out = source.store.tokenizer, source.store.val
-        self.domains, self.token_bytes = source.domains, tokenizer.token_bytes
-        self.cloze = cloze.questions(
-            held_out,
-            self.domains,
-            count=config.cloze_questions,
-            context=config.cloze_context,
-            continuation=config.cloze_continuation,
-        )
-        self.strings = copying.strings(held_out.tokens, count=config.copying_strings, length=config.copying_length)
-        self.exercises = list[Choice]()
-        if exercises.DOMAIN in self.domains:
+        self.domains, self.tokenizer = source.domains, tokenizer
+        self.cloze, self.exercises, self.strings = list[Choice](), list[Choice](), np.zeros((0, 2), dtype=np.int64)
+        if "cloze" in tasks:
+            self.cloze = cloze.questions(
+                held_out,
+                self.domains,
+                count=config.cloze_questions,
+                context=config.cloze_context,
+                continuation=config.cloze_continuation,
+            )
+        if "copying" in tasks:
+            self.strings = copying.strings(
+                held_out.tokens, count=config.copying_strings, length=config.copying_length, end_id=tokenizer.end_id
+            )
+        if "arithmetic" in tasks and exercises.DOMAIN in self.domains:
             self.exercises = exercises.questions(
                 tokenizer,
                 domain=self.domains.index(exercises.DOMAIN),
@@ -72,7 +78,7 @@ class TextBenchmarks:
         `bench/cloze_margin`, the mean nats a byte between the truth and the best distractor; and `bench/cloze_context`,
         the share right if the choice is by what the context saves, which is off chance at far fewer tokens."""
         answers, informed = answer_both_ways(
-            model, self.cloze, self.token_bytes, start=END_ID, batch_tokens=batch_tokens
+            model, self.cloze, self.tokenizer.token_bytes, start=self.tokenizer.start_id, batch_tokens=batch_tokens
         )
         found = {
             "bench/cloze": float(answers.correct.mean()),
@@ -92,5 +98,5 @@ class TextBenchmarks:
 
     def run_arithmetic(self, model: Transformer, *, batch_tokens: int) -> dict[str, float]:
         """`bench/arithmetic`, the share of exercises whose answer was chosen."""
-        answers = answer(model, self.exercises, self.token_bytes, batch_tokens=batch_tokens)
+        answers = answer(model, self.exercises, self.tokenizer.token_bytes, batch_tokens=batch_tokens)
         return {"bench/arithmetic": float(answers.correct.mean())}

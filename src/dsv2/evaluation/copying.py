@@ -21,15 +21,15 @@ class Copied(NamedTuple):
     gain: float  # nats a token that the second copy costs less than the first
 
 
-def strings(tokens: np.ndarray, *, count: int, length: int) -> np.ndarray:
+def strings(tokens: np.ndarray, *, count: int, length: int, end_id: int = END_ID) -> np.ndarray:
     """(S, L) int64: different tokens in each string, out of the SYMBOLS most frequent of `tokens`.
 
     A pure function of the arguments. Raises ConfigError for strings longer than there are symbols.
     """
     if length > SYMBOLS:
         raise ConfigError("benchmarks.copying_length", length, f"at most {SYMBOLS}, the different symbols of a string")
-    counts = np.bincount(tokens, minlength=SYMBOLS + 1)
-    counts[END_ID] = -1
+    counts = np.bincount(tokens, minlength=max(SYMBOLS, end_id) + 1)
+    counts[end_id] = -1
     frequent = np.argsort(-counts, kind="stable")[:SYMBOLS]
     drawn = np.random.Philox(np.random.SeedSequence([count, length])).random_raw(count * SYMBOLS)
     return frequent[np.argsort(drawn.reshape(count, SYMBOLS), axis=1, kind="stable")[:, :length]]

@@ -11,8 +11,8 @@ import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from dsv2.evaluation.scoring import Question, evaluating, likelihoods
-from dsv2.inference.cache import allocate_model
+from dsv2.evaluation.scoring import Question, likelihoods
+from dsv2.inference.generate import stream_tokens
 from dsv2.inference.reader import Reader
 
 
@@ -27,7 +27,12 @@ class Harness(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        return self.reader.start
+        return self.reader.tokenizer.end_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text that has no context."""
+        return self.reader.tokenizer.start_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         return self.reader.tokenizer.encode(string)
@@ -53,7 +58,7 @@ class Harness(TemplateLM):
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-probability of each text in nats after <|endoftext|>, in disjoint windows of L tokens, as `val/loss`."""
         texts = [self.reader.tokenizer.encode(request.args[0]) for request in requests]
-        asked = [windows([self.reader.start], ids, self.reader.longest) for ids in texts]
+        asked = [windows([self.reader.tokenizer.start_id], ids, self.reader.longest) for ids in texts]
         return [nats for nats, _ in self._sums(asked)]
 
     def _sums(self, asked: list[list[Question]]) -> list[tuple[float, bool]]:
@@ -76,25 +81,21 @@ class Harness(TemplateLM):
             answers.append(self._generate(context, wanted["until"], wanted["max_gen_toks"]))
         return answers
 
-    @torch.no_grad()
     def _generate(self, context: str, stops: list[str], most: int) -> str:
-        model, tokenizer, start, longest = self.reader
-        read = tokenizer.encode(context) or [start]
+        model, tokenizer, longest = self.reader
+        read = tokenizer.encode(context) or [tokenizer.start_id]
         kept = read[-max(longest - most, longest // 2, 1) :]
         most = min(most, longest - len(kept))
         if len(kept) < len(read):
             self._warn(f"some contexts are cut from the left to leave room for answers within {longest} tokens")
-        caches = allocate_model(model, batch_size=1, max_length=longest)
-        new, ids, text = torch.tensor([kept], device=model.embedding.device), list[int](), ""
-        with evaluating(model):
-            for _ in range(most):
-                new = model(new, caches=caches).logits[:, -1].argmax(-1, keepdim=True)
-                if (token := int(new)) == start:
-                    break
-                ids.append(token)
-                text = tokenizer.decode(ids)
-                if found := [text.index(stop) for stop in stops if stop and stop in text]:
-                    return text[: min(found)]
+        ids, text = list[int](), ""
+        for new in stream_tokens(model, [torch.tensor(kept, device=model.embedding.device)], most=most):
+            if int(new) == tokenizer.end_id:
+                break
+            ids.append(int(new))
+            text = tokenizer.decode(ids)
+            if ends := [text.index(stop) for stop in stops if stop and stop in text]:
+                return text[: min(ends)]
         return text
 
     def _warn(self, message: str) -> None:

@@ -4,13 +4,12 @@ B sequences, T tokens of the longest, V vocabulary, n scored tokens.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dsv2.models.transformer import Transformer
+from dsv2.models.transformer import Transformer, evaluating
 
 
 class Question(NamedTuple):
@@ -46,17 +45,6 @@ def likelihoods(model: Transformer, questions: Sequence[Question], *, batch_toke
         for batch in _batches(questions, batch_tokens):
             found |= zip(batch, _score(model, [questions[number] for number in batch]), strict=True)
     return [found[number] for number in range(len(questions))]
-
-
-@contextmanager
-def evaluating(model: Transformer) -> Iterator[None]:
-    """Evaluation mode inside, the mode it was in afterwards."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def _read(question: Question) -> int:

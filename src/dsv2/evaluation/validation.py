@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from dsv2.data.source import NOT_SCORED, Batch, bits_per_byte, count_bytes
-from dsv2.evaluation.scoring import evaluating
 from dsv2.models.moe.dropping import Dropping
-from dsv2.models.transformer import Transformer
+from dsv2.models.transformer import Transformer, evaluating
 from dsv2.routing.measures import Counts, count, mean_measures, measure
 
 

@@ -19,17 +19,18 @@ from dsv2.explore.subject import Subject, model_at, open_subject
 from dsv2.explore.trace import Trace, budget, loads, trace
 from dsv2.plots.style import PAGE
 from dsv2.plots.text import busiest, load_profiles, text_load
+from dsv2.training.saved import open_run
 
 WIDTH, HALF = 1120, 5.4  # pixels of the page at most, and inches of a figure beside another
 NOTHING = "nothing"
 STRETCH = {"sizing_mode": "stretch_width"}
 
 
-class Choice(NamedTuple):
+class Weights(NamedTuple):
     """Weights of a run that can be looked at."""
 
     subject: Subject
-    step: int
+    step: int | None
 
 
 class Side:
@@ -128,7 +129,7 @@ class Explorer:
         for part in (self.sides[1].column, self.agreement, self.profiles):
             part.visible = len(names) > 1
         if len(names) > 1:
-            same_run = shown[0].subject.folder == shown[1].subject.folder
+            same_run = shown[0].subject.run.folder == shown[1].subject.run.folder
             one, other = traces
             self.agreement.object = agreement(one, other, agree(one, other, layer, same_run=same_run))
             self.profiles.object = drawn(load_profiles(dict(zip("AB", loaded, strict=True))))
@@ -138,7 +139,7 @@ class Explorer:
         common = [layer for layer in one.moe_layers if layer in other.moe_layers]
         if not common:
             raise ValueError("A and B have no MoE layer of the same number, so there is nothing to set side by side")
-        modes = [*MODES, *(DIFFERENCE if two and one.tokenizer.hash == other.tokenizer.hash else ())]
+        modes = [*MODES, *(DIFFERENCE if two and one.run.tokenizer.hash == other.run.tokenizer.hash else ())]
         for widget, options in ((self.layer, common), (self.paint, modes)):
             if widget.options != options:
                 kept = widget.value if widget.value in options else options[0]
@@ -150,8 +151,8 @@ class Explorer:
         self.traces = {key: traced for key, traced in self.traces.items() if key[1] == text}
         if (name, text) not in self.traces:
             self.traces[name, text] = trace(
-                model_at(subject.folder, step),
-                subject.tokenizer,
+                model_at(subject.run, step),
+                subject.run.tokenizer,
                 text,
                 most_tokens=subject.most_tokens,
                 num_devices=subject.moe.num_devices,
@@ -166,20 +167,22 @@ def build(subjects: Sequence[Subject]) -> pn.Column:
     return pn.Column(title, tabs, max_width=WIDTH, styles={"margin": "0 auto", "padding": "0 16px"}, **STRETCH)
 
 
-def view(*run_dirs: str | Path) -> pn.Column:
+def view(*runs: str | Path) -> pn.Column:
     """The page in a notebook cell, for one run or two. ValueError where a run cannot be explored."""
     pn.extension()
-    return build([open_subject(Path(folder)) for folder in run_dirs])
+    return build([open_subject(open_run(run)) for run in runs])
 
 
-def _choices(subjects: Sequence[Subject]) -> dict[str, Choice]:
+def _choices(subjects: Sequence[Subject]) -> dict[str, Weights]:
     """Every step of every subject by its name, the newest first."""
     pairs = [(subject, step) for subject in subjects for step in reversed(subject.steps)]
-    return {_name(subject, step, subjects): Choice(subject, step) for subject, step in pairs}
+    return {_name(subject, step, subjects): Weights(subject, step) for subject, step in pairs}
 
 
-def _name(subject: Subject, step: int, subjects: Sequence[Subject]) -> str:
+def _name(subject: Subject, step: int | None, subjects: Sequence[Subject]) -> str:
     """Of a run at a step, which tells the subjects apart."""
     alone = sum(other.name == subject.name for other in subjects) == 1
-    run = subject.name if alone else str(subject.folder)
+    run = subject.name if alone else str(subject.run.folder)
+    if step is None:
+        return f"{run}, imported weights"
     return f"{run}, step {step:,}" if step else f"{run}, initial weights"

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import webbrowser
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,22 @@ from tornado.websocket import WebSocketClosedError
 
 from dsv2.explore.page import build
 from dsv2.explore.subject import Subject, open_subject
+from dsv2.training.saved import open_run
 
 ADDRESS = "127.0.0.1"
 FIRST_PORT, TRIES = 5006, 50  # where no port is asked for, the first that is free
 
 
-def serve(run_dirs: list[Path], *, port: int | None = None, browser: bool = True) -> None:
+def serve(runs: Sequence[str | Path], *, port: int | None = None, browser: bool = True) -> None:
     """Serve the page until Ctrl-C, which ends in KeyboardInterrupt; its address is the last line on stdout.
 
     Raises ValueError for a run that cannot be explored and for a `port` that is taken.
     """
     if port is not None and not 0 < port < 1 << 16:
         raise ValueError(f"port={port}: between 1 and 65535")
-    subjects = [open_subject(folder) for folder in run_dirs]
+    subjects = [open_subject(open_run(run)) for run in runs]
     ports = [port] if port is not None else range(FIRST_PORT, FIRST_PORT + TRIES)
-    server = next(filter(None, (_listen(subjects, one) for one in ports)), None)
+    server = next(filter(None, (_listen(subjects, candidate) for candidate in ports)), None)
     if server is None:
         raise ValueError(
             f"port={port}: taken by another process; name another, or none for the first that is free"

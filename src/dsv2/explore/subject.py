@@ -1,79 +1,66 @@
-"""What the page looks at: a trained run that routes, its tokenizer, and its weights at the steps that were kept.
+"""What the page looks at: a run that routes, its weights at the steps that were kept, and a text to begin with.
 
-T tokens a sequence.
+T tokens per sequence.
 """
 
 import re
+import sys
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 from dsv2.data.source import Source
-from dsv2.data.tokenizer import END_OF_TEXT, Tokenizer
+from dsv2.data.tokenizer import Tokenizer
 from dsv2.models.moe.layer import MoE
 from dsv2.models.transformer import Transformer
-from dsv2.storage import checkpoints
-from dsv2.storage.rundir import read_result
-from dsv2.training.run import Run, from_plain
-from dsv2.training.saved import CONFIG, load_config, load_model
+from dsv2.training.saved import SavedRun
 
 SHOWN_TOKENS = 96  # of held-out text, where a run's sequences are longer
 SEQUENCES = 20  # that held-out text is looked for in
+MOST_TOKENS = 4096  # that are painted, where a model could read more
+NO_TEXT = "The held-out text of this run is gone: type or paste a text of your own."
 
 
 class Subject(NamedTuple):
     """A run that can be explored."""
 
-    folder: Path
-    config: Run.Config
-    tokenizer: Tokenizer
-    steps: tuple[int, ...]  # whose weights can be had, oldest first; 0 is the initial weights
+    run: SavedRun
+    moe: MoE.Config
+    steps: tuple[int | None, ...]  # whose weights can be had, oldest first; 0: the initial ones; None: those imported
     held_out: str  # some sentences of validation text
 
     @property
     def name(self) -> str:
         """Arm and seed of a study's trial, else the folder."""
-        return f"{self.config.arm}, seed {self.config.seed}" if self.config.arm else self.folder.name
+        if self.run.imported or not self.run.config.arm:
+            return self.run.folder.resolve().name
+        return f"{self.run.config.arm}, seed {self.run.config.seed}"
 
     @property
     def most_tokens(self) -> int:
         """T of the training: the model has never seen a later position."""
-        return self.config.trainer.sequence_length
-
-    @property
-    def moe(self) -> MoE.Config:
-        assert isinstance(self.config.model.ffn, MoE.Config)
-        return self.config.model.ffn
+        return min(self.run.longest, MOST_TOKENS)
 
     @property
     def moe_layers(self) -> list[int]:
         """Numbers of the layers that route, as in `routing.parquet`."""
-        model = self.config.model
-        return list(range(model.num_layers - model.num_moe_layers, model.num_layers))
+        return list(self.run.model_config.moe_layers)
 
 
-def open_subject(folder: Path) -> Subject:
-    """A run directory, opened. ValueError that says why where its routing of a text cannot be shown."""
-    values = load_config(folder)
-    if "data" not in values:
-        raise ValueError(f"{folder}: imported; its {CONFIG} names no data, so there is no tokenizer for a text")
-    config = from_plain(values)
-    if not config.model.num_moe_layers:
-        raise ValueError(f"{folder}: a dense model routes nothing; explore needs a run with model/ffn=moe")
-    steps = checkpoints.steps(folder / "checkpoints")
-    if not steps:
-        raise ValueError(f"{folder}: no sound checkpoint in {folder / 'checkpoints'}; train it first")
-    settings = config.trainer
-    source = config.data.open(
-        sequence_length=settings.sequence_length, seed=0, validation_tokens=settings.validation_tokens
-    )
-    if source.tokenizer is None:
-        raise ValueError(f"{folder}: its data are no text, so there is no tokenizer for a text")
-    trained_with = read_result(folder).get("data", {}).get("trained_tokenizer")
-    if trained_with not in (None, source.identity["trained_tokenizer"]):
-        raise ValueError(f"{folder}: its corpus has changed since, and its tokenizer with it; bring the old files back")
-    return Subject(folder, config, source.tokenizer, (0, *steps), held_out(source, source.tokenizer))
+def open_subject(run: SavedRun) -> Subject:
+    """Prepare a run to be explored. ValueError that says why where its routing of a text cannot be shown."""
+    moe = run.model_config.moe
+    if moe is None:
+        raise ValueError(f"{run.folder}: a dense model routes nothing; explore needs a run with model/ffn=moe")
+    if not run.imported and not run.steps:
+        raise ValueError(f"{run.folder}: no sound checkpoint in {run.folder / 'checkpoints'}; train it first")
+    tokenizer = run.tokenizer
+    try:
+        text = held_out(run.source, tokenizer)
+    except ValueError as error:  # a text of the user's own needs the tokenizer alone
+        print(f"warning: {error}", file=sys.stderr)
+        text = NO_TEXT
+    return Subject(run, moe, (None,) if run.imported else (0, *run.steps), text)
 
 
 def held_out(source: Source, tokenizer: Tokenizer) -> str:
@@ -81,11 +68,11 @@ def held_out(source: Source, tokenizer: Tokenizer) -> str:
 
     Of the first sequences the one that gives most.
     """
-    most = min(source.sequence_length, SHOWN_TOKENS)
+    most, end = min(source.sequence_length, SHOWN_TOKENS), tokenizer.decode([tokenizer.end_id])
     sequences = source.validation().inputs[:SEQUENCES, : 2 * most].tolist()
-    texts = [max(tokenizer.decode(ids).split(END_OF_TEXT), key=len).strip("\ufffd") for ids in sequences]
-    found = max((_fitting(_sentences(text), tokenizer, most) for text in texts), key=len)
-    return found or _fitting(texts[0].split()[1:-1], tokenizer, most) or texts[0][: most // 8]
+    texts = [max(tokenizer.decode(ids).split(end), key=len).strip("\ufffd") for ids in sequences]
+    whole = max((_fitting(_sentences(text), tokenizer, most) for text in texts), key=len)
+    return whole or _fitting(texts[0].split()[1:-1], tokenizer, most) or texts[0][: most // 8]
 
 
 def _sentences(text: str) -> list[str]:
@@ -105,9 +92,6 @@ def _fitting(parts: Sequence[str], tokenizer: Tokenizer, most: int) -> str:
 
 
 @lru_cache(maxsize=8)
-def model_at(folder: Path, step: int) -> Transformer:
+def model_at(run: SavedRun, step: int | None) -> Transformer:
     """The run's model at one of `Subject.steps`, in evaluation mode."""
-    if step:
-        return load_model(folder, step)
-    config = from_plain(load_config(folder))
-    return config.model.build(seed=config.seed).eval()
+    return run.model_at(step)

@@ -1,39 +1,83 @@
-"""Text out of a model: token by token, on caches of latents or of keys and values.
+"""Tokens out of a model, one after another, on caches of latents or of keys and values.
 
-B batch, T prompt tokens.
+B batch, T prompt tokens, V vocabulary.
 """
+
+from collections.abc import Iterator, Sequence
+from typing import overload
 
 import torch
 from torch import Tensor
 
 from dsv2.inference.cache import allocate_model
-from dsv2.models.transformer import Transformer
+from dsv2.models.transformer import Transformer, evaluating
+
+
+@overload
+def generate(
+    model: Transformer, tokens: Tensor, *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+) -> Tensor: ...
+
+
+@overload
+def generate(
+    model: Transformer, tokens: Sequence[Tensor], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+) -> list[Tensor]: ...
+
+
+def generate(
+    model: Transformer,
+    tokens: Tensor | Sequence[Tensor],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> Tensor | list[Tensor]:
+    """Continue tokens (B, T) int64 by `max_new_tokens`: (B, T + max_new_tokens), in evaluation mode.
+
+    A list of prompts (T_i,) of different lengths gives a list of (T_i + max_new_tokens,), as each alone would give.
+    Temperature 0 takes the likeliest token; otherwise tokens are drawn from softmax(logits / temperature), from `seed`.
+    Raises ValueError for an empty prompt and for settings out of range.
+    """
+    prompts = list(tokens)
+    if not prompts or any(prompt.dim() != 1 or not len(prompt) for prompt in prompts):
+        shapes = tuple(tokens.shape) if isinstance(tokens, Tensor) else [tuple(prompt.shape) for prompt in prompts]
+        raise ValueError(f"tokens has shape {shapes}: (batch, at least 1 token), or a list of at least one such row")
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens={max_new_tokens}: 0 or more")
+    new = list(stream_tokens(model, prompts, most=max_new_tokens, temperature=temperature, seed=seed))
+    made = torch.stack(new, dim=1) if new else prompts[0].new_empty(len(prompts), 0)  # (B, max_new_tokens)
+    if isinstance(tokens, Tensor):
+        return torch.cat((tokens, made), dim=1)
+    return [torch.cat(pair) for pair in zip(prompts, made, strict=True)]
 
 
 @torch.no_grad()
-def generate(
-    model: Transformer, tokens: Tensor, *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
-) -> Tensor:
-    """Continue tokens (B, T) int64 by `max_new_tokens`: (B, T + max_new_tokens), in evaluation mode.
-
-    Temperature 0 takes the likeliest token; otherwise tokens are drawn from softmax(logits / temperature), from `seed`.
-    """
-    if tokens.dim() != 2 or tokens.shape[1] == 0:
-        raise ValueError(f"tokens has shape {tuple(tokens.shape)}: (batch, at least 1 token)")
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens={max_new_tokens}: 0 or more")
-    if temperature < 0:
+def stream_tokens(
+    model: Transformer, prompts: Sequence[Tensor], *, most: int, temperature: float = 0.0, seed: int = 0
+) -> Iterator[Tensor]:
+    """Yield the next token of every prompt (T_i,), (B,) int64 each time, at most `most` times."""
+    if not temperature >= 0:
         raise ValueError(f"temperature={temperature}: 0 (greedy) or more")
-    was_training, generator = model.training, torch.Generator(tokens.device).manual_seed(seed)
-    model.eval()
-    caches = allocate_model(model, batch_size=len(tokens), max_length=tokens.shape[1] + max_new_tokens)
-    new = tokens
-    for _ in range(max_new_tokens):
-        logits = model(new, caches=caches).logits[:, -1].float()  # (B, V)
-        if temperature == 0:
-            new = logits.argmax(-1, keepdim=True)
-        else:
-            new = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
-        tokens = torch.cat((tokens, new), dim=1)
-    model.train(was_training)
-    return tokens
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    tokens = torch.nn.utils.rnn.pad_sequence(list(prompts), batch_first=True)  # (B, T)
+    device, length = tokens.device, tokens.shape[1]
+    positions = torch.arange(length).expand(len(prompts), length)
+    ragged = bool((lengths < length).any())
+    places = positions.where(positions < lengths[:, None], -1).to(device) if ragged else None
+    caches = allocate_model(model, batch_size=len(prompts), max_length=length + most)
+    generator = torch.Generator(device).manual_seed(seed)
+    last = (lengths - 1).to(device)
+    with evaluating(model):
+        for _ in range(most):
+            logits = model(tokens, positions=places, caches=caches).logits  # (B, T, V), then (B, 1, V)
+            new = _choose(logits[torch.arange(len(prompts)), last].float(), temperature, generator)
+            yield new
+            tokens, places, last = new[:, None], None, torch.zeros_like(last)
+
+
+def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+    """The next token of each row, (B,) from logits (B, V)."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]

@@ -154,18 +154,30 @@ def _why_extra(key: str, config: Transformer.Config, stored: Iterable[str]) -> s
 # ---- out -------------------------------------------------------------------------------------------------------------
 
 
-def to_hf(model: Transformer, path: str | Path, *, max_shard_bytes: int = 5_000_000_000) -> None:
+def to_hf(
+    model: Transformer,
+    path: str | Path,
+    *,
+    max_shard_bytes: int = 5_000_000_000,
+    settings: Mapping[str, Any] | None = None,
+    files: Mapping[str, bytes] | None = None,
+) -> None:
     """Write `model` as a checkpoint that transformers loads, in its own dtype, sharded above `max_shard_bytes`.
 
-    The directory appears whole or not at all. ValueError where `path` is taken or the model cannot be represented.
+    `settings` are keys of config.json that the model does not decide, such as the ids of special tokens; `files` are
+    written beside it, such as those of a tokenizer. The directory appears whole or not at all. ValueError where `path`
+    is taken or the model cannot be represented.
     """
     if max_shard_bytes <= 0:
         raise ValueError(f"max_shard_bytes={max_shard_bytes}: positive")
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
-    config = config_to_hf(model.config) | {"dtype": str(model.embedding.dtype).removeprefix("torch.")}
+    dtype = str(model.embedding.dtype).removeprefix("torch.")
+    config = config_to_hf(model.config) | {"dtype": dtype} | dict(settings or {})
     shards = _plan(table(model.config), weights, max_shard_bytes)
     with new_directory(path) as folder:
         _write_json(folder / "config.json", config)
+        for name, content in (files or {}).items():
+            (folder / name).write_bytes(content)
         where: dict[str, str] = {}
         for index, rows in enumerate(shards, start=1):
             name = WHOLE if len(shards) == 1 else f"model-{index:05d}-of-{len(shards):05d}.safetensors"

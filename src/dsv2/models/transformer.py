@@ -3,7 +3,8 @@
 B batch, T tokens, d model width, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -148,6 +149,17 @@ class Transformer(nn.Module):
             shape = f"{tuple(positions.shape)} {positions.dtype}"
             raise ValueError(f"positions has shape {shape}: one whole number per token, {tuple(tokens.shape)}")
         return positions.clamp(min=0), ragged_batch(positions, cache)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode inside, and back in the mode it was in afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 class Block(nn.Module):

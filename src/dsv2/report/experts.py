@@ -36,7 +36,7 @@ class Analysis(NamedTuple):
     figures: Mapping[str, Figure]
 
 
-class Subject:
+class ModelOnText:
     """A trained model with the validation text it is looked at on, read `batch_size` sequences at a time."""
 
     def __init__(
@@ -47,7 +47,7 @@ class Subject:
         *,
         batch_size: int,
         snapshots: pd.DataFrame | None = None,
-        against: "Subject | None" = None,
+        against: "ModelOnText | None" = None,
     ) -> None:
         """`snapshots` are the routing of a probe over training; `against` is another model on the same text."""
         self.name, self.model, self.source, self.batch_size = name, model, source, batch_size
@@ -75,7 +75,7 @@ class Subject:
             return experts.compared(models, measure, column=column)
 
 
-def _shared(run: Subject) -> Analysis:
+def _shared(run: ModelOnText) -> Analysis:
     table = run.compared("shared experts", experts.shared_off(run.model), "model")
     costs = dict(zip(table["model"], table["difference"], strict=True))
     both = costs.get("shared off, one more routed")
@@ -96,7 +96,7 @@ def _shared(run: Subject) -> Analysis:
     )
 
 
-def _redundancy(run: Subject) -> Analysis:
+def _redundancy(run: ModelOnText) -> Analysis:
     frames, unfit = [], ""
     for each in (run, run.against) if run.against else (run,):
         try:
@@ -123,7 +123,7 @@ def _redundancy(run: Subject) -> Analysis:
     )
 
 
-def _fewer(run: Subject) -> Analysis:
+def _fewer(run: ModelOnText) -> Analysis:
     table = run.compared("fewer experts", experts.fewer_experts(run.model), "experts")
     ffn = experts.moe_config(run.model)
     table["active_width"] = (ffn.num_shared + table["experts"]) * ffn.expert_dim
@@ -148,7 +148,7 @@ def _fewer(run: Subject) -> Analysis:
     )
 
 
-def _domains(run: Subject) -> Analysis:
+def _domains(run: ModelOnText) -> Analysis:
     observed = run.observed
     if observed.domains is None or len(np.unique(observed.domains)) < 2:
         raise DoesNotApply("the validation text has fewer than two domains (data=mixture has three)")
@@ -178,7 +178,7 @@ def _domain_title(shares: pd.DataFrame) -> str:
     return f"Expert {top['expert']} of layer {top['layer']} gets {times}"
 
 
-def _tokens(run: Subject) -> Analysis:
+def _tokens(run: ModelOnText) -> Analysis:
     observed, tokenizer = run.observed, run.source.tokenizer
     table = specialisation.token_information(observed)
     text_of = str if tokenizer is None else lambda kind: tokenizer.decode([kind])
@@ -203,7 +203,7 @@ def _tokens(run: Subject) -> Analysis:
     )
 
 
-def _coactivation(run: Subject) -> Analysis:
+def _coactivation(run: ModelOnText) -> Analysis:
     top_k = experts.moe_config(run.model).top_k
     if top_k < 2:
         raise DoesNotApply("a token chooses one expert, so none are chosen together")
@@ -223,7 +223,7 @@ def _coactivation(run: Subject) -> Analysis:
     )
 
 
-def _router(run: Subject) -> Analysis:
+def _router(run: ModelOnText) -> Analysis:
     table = coactivation.router_certainty(run.observed)
     token, mean, top = (table[name].mean() for name in ("entropy_token", "entropy_mean", "top_gate"))
     title = f"A token's affinities have {token:.0%} of the largest entropy, their mean {mean:.0%}"
@@ -237,7 +237,7 @@ def _router(run: Subject) -> Analysis:
     )
 
 
-def _saturation(run: Subject) -> Analysis:
+def _saturation(run: ModelOnText) -> Analysis:
     ffn = experts.moe_config(run.model)
     if run.snapshots is None:
         raise DoesNotApply("the run recorded no snapshots of its routing")
@@ -259,14 +259,14 @@ def _signed(row: "pd.Series[Any]") -> str:
     return f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
 
 
-def _width(run: Subject) -> str:
+def _width(run: ModelOnText) -> str:
     ffn = run.model.config.ffn
     return (
         f" at an active width of {(ffn.num_shared + ffn.top_k) * ffn.expert_dim}" if isinstance(ffn, MoE.Config) else ""
     )
 
 
-ANALYSES: dict[str, Callable[[Subject], Analysis]] = {
+ANALYSES: dict[str, Callable[[ModelOnText], Analysis]] = {
     "shared": _shared,
     "redundancy": _redundancy,
     "fewer": _fewer,

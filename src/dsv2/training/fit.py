@@ -1,7 +1,6 @@
 """Train one run in its directory, resuming whatever is there: `fit(run, folder)`.
 
-A run directory holds `config.yaml`, `metrics.jsonl`, `routing.parquet`, `routing_snapshots.parquet`, `checkpoints/`
-and, last, `result.json`.
+`dsv2.storage.rundir` says what a run directory holds.
 """
 
 import contextlib
@@ -11,6 +10,7 @@ import signal
 import sys
 import time
 import traceback
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,26 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dsv2.config import plain
 from dsv2.data.module import Stream
-from dsv2.data.source import repetition_warning
+from dsv2.data.source import Source, repetition_warning
+from dsv2.data.tokenizer import TOKENIZER
 from dsv2.storage import checkpoints
-from dsv2.storage.files import sweep, write_json, write_text
-from dsv2.storage.rundir import RESULT, finished, read_result
+from dsv2.storage.files import replacing, sweep, write_json, write_text
+from dsv2.storage.rundir import (
+    CHECKPOINTS,
+    CONFIG,
+    DATA,
+    METRICS,
+    RESULT,
+    ROUTING,
+    SNAPSHOTS,
+    finished,
+    read_result,
+)
 from dsv2.training import sinks
 from dsv2.training.callbacks.checkpoint import AtomicCheckpointIO, Checkpointer
-from dsv2.training.callbacks.progress import Progress
+from dsv2.training.callbacks.progress import ProgressBar
 from dsv2.training.callbacks.recorder import Recorder
-from dsv2.training.callbacks.snapshots import SNAPSHOTS, Snapshots, snapped
+from dsv2.training.callbacks.snapshots import Snapshots, snapped
 from dsv2.training.machine import provenance
 from dsv2.training.module import Diverged, Module
 from dsv2.training.run import Run, stored_name
@@ -49,10 +60,10 @@ def fit(run: Run.Config, folder: Path) -> dict[str, Any]:
     """
     if (done := finished(folder)) is not None:
         return done
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    for left in (folder, folder / "checkpoints"):
-        sweep(left)
-    write_text(folder / "config.yaml", yaml.safe_dump(plain(run), sort_keys=False))
+    (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    for written in (folder, folder / CHECKPOINTS):
+        sweep(written)
+    write_text(folder / CONFIG, yaml.safe_dump(plain(replace(run, data=run.data.anchored())), sort_keys=False))
     started, on_interrupt = time.time(), signal.getsignal(signal.SIGINT)
     try:
         result = _train(run, folder)
@@ -96,6 +107,7 @@ def _train(run: Run.Config, folder: Path) -> dict[str, Any]:
     source = run.data.open(
         sequence_length=settings.sequence_length, seed=run.seed, validation_tokens=settings.validation_tokens
     )
+    _keep_data(source, folder)
     module = Module(run)
     batches = module.batches
     if (warning := repetition_warning(source, batches.total_tokens)) is not None:
@@ -111,8 +123,8 @@ def _train(run: Run.Config, folder: Path) -> dict[str, Any]:
         callbacks=[
             *([Snapshots(run, recorder.validation, folder)] if run.model.moe is not None else []),
             recorder,
-            *([Progress(batches)] if settings.progress else []),
-            Checkpointer(folder / "checkpoints", settings.checkpoint_every, batches.num_steps),
+            *([ProgressBar(batches)] if settings.progress else []),
+            Checkpointer(folder / CHECKPOINTS, settings.checkpoint_every, batches.num_steps),
         ],
         # The environment is named, or Lightning would take a SLURM shell around us for a launcher of many processes.
         plugins=[AtomicCheckpointIO(), LightningEnvironment()],
@@ -139,13 +151,21 @@ def _train(run: Run.Config, folder: Path) -> dict[str, Any]:
     }
 
 
+def _keep_data(source: Source, folder: Path) -> None:
+    """Write what the run needs to be read alone: its tokenizer, and the identity of its data."""
+    write_json(folder / DATA, source.record())
+    if source.tokenizer is not None:
+        with replacing(folder / TOKENIZER) as scratch:
+            source.tokenizer.save(scratch)
+
+
 def _resumable(run: Run.Config, folder: Path) -> Path | None:
     """The newest sound checkpoint, if the logs up to its step are whole; else None, and the logs are begun anew.
 
     A run resumed over logs with holes would end with a result whose rows are not those of its training.
     """
-    checkpoint = checkpoints.latest(folder / "checkpoints")
-    metrics, routing = folder / "metrics.jsonl", folder / "routing.parquet"
+    checkpoint = checkpoints.latest(folder / CHECKPOINTS)
+    metrics, routing = folder / METRICS, folder / ROUTING
     if checkpoint is not None:
         step, every = checkpoints.step_of(checkpoint), run.trainer.log_every
         logged = sorted({*range(every, step + 1, every), *([step] if step == run.trainer.batches().num_steps else [])})

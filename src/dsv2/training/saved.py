@@ -1,5 +1,9 @@
-"""Reading back what a run directory holds: its typed config and its newest weights."""
+"""`open_run(RUN)`: the one door to a run directory, of a trained run or of an imported model."""
 
+import json
+import sys
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -7,64 +11,223 @@ import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
-from dsv2.config import structure
+from dsv2.composition import compose
+from dsv2.config import ConfigError, structure
+from dsv2.data.corpora import Text
+from dsv2.data.packing import PackedText
+from dsv2.data.source import Batch, Source
+from dsv2.data.store import find_store
+from dsv2.data.tokenizer import TOKENIZER, Tokenizer, load_tokenizer
+from dsv2.inference.reader import Reader
 from dsv2.models.transformer import Transformer
 from dsv2.storage import checkpoints
+from dsv2.storage.rundir import CHECKPOINTS, CONFIG, DATA, WEIGHTS, find_run, read_result, runs_root
 from dsv2.training.run import Run, from_plain
 
-CONFIG = "config.yaml"
-WEIGHTS = "model.safetensors"  # of an imported model; a trained one has checkpoints
+LONGEST = 4096  # tokens that an imported model is given at most where its config names no longest sequence
+SHOWN_LENGTH, SHOWN_TOKENS = 512, 16_384  # of the text that an imported model is looked at on: a sequence, and in all
 
 
-def load_config(folder: Path) -> dict[str, Any]:
-    """The values of `config.yaml`. ValueError, naming the file, where it is missing or no config."""
+def open_run(
+    run: str | Path, *, step: int | None = None, device: str | torch.device | None = None, text: Sequence[str] = ()
+) -> "SavedRun":
+    """Open a run by its path or its name (`storage.rundir.find_run`); what it holds is read when it is first asked for.
+
+    `step` takes the weights of that checkpoint instead of the newest, `device` is where the model goes (default: the
+    CPU), and `text` are overrides that name the data to look at it on instead of its own, as in `["data=mixture"]`.
+    Raises ValueError for what is no run.
+    """
+    return SavedRun(find_run(run), step=step, device=device, text=text)
+
+
+class SavedRun:
+    """A run that was opened. Its parts are made once, each when it is first asked for, and answer as it was trained.
+
+    An imported model has weights and a tokenizer, but no config of a training and no text of its own: it is looked at
+    on English text unless `text` names other data. Every part raises ValueError where the directory lacks it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        step: int | None = None,
+        device: str | torch.device | None = None,
+        text: Sequence[str] = (),
+    ) -> None:
+        self.folder, self.step, self.device, self.text = folder, step, torch.device(device or "cpu"), tuple(text)
+        self.values = _read_config(folder)
+        self.imported = "data" not in self.values
+
+    @cached_property
+    def config(self) -> Run.Config:
+        """The typed config of a trained run."""
+        if self.imported:
+            raise ValueError(f"{self.folder}: an imported model; its {CONFIG} names no training")
+        return from_plain(self.values)
+
+    @cached_property
+    def model_config(self) -> Transformer.Config:
+        config: Transformer.Config = structure(self.values["model"], Transformer.Config, "model")
+        return config
+
+    @property
+    def name(self) -> str:
+        """Arm and seed of a study's trial, else the name of the folder."""
+        if self.imported or not self.config.arm:
+            return self.folder.resolve().name
+        return f"{self.config.arm}-s{self.config.seed}"
+
+    @property
+    def longest(self) -> int:
+        """Tokens that the model was trained to read."""
+        if self.imported:
+            return int(self.values.get("checkpoint", {}).get("max_position_embeddings", LONGEST))
+        return self.config.trainer.sequence_length
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences per pass over its text."""
+        return 8 if self.imported else self.config.trainer.batch.size
+
+    @cached_property
+    def result(self) -> dict[str, Any]:
+        """What its `result.json` says; empty where there is none."""
+        return read_result(self.folder)
+
+    # ---- weights ----
+
+    @cached_property
+    def steps(self) -> list[int]:
+        """The steps of the sound checkpoints, oldest first; none of an imported model."""
+        return checkpoints.steps(self.folder / CHECKPOINTS)
+
+    @cached_property
+    def model(self) -> Transformer:
+        """The model in evaluation mode, in the precision it was saved in; the newest weights, or those of `step`."""
+        return self.model_at(self.step)
+
+    def model_at(self, step: int | None) -> Transformer:
+        """Load the model anew with the weights of a step; None: the newest, 0: those it was initialised with."""
+        if step == 0 and not self.imported:
+            return self.model_config.build(seed=self.config.seed).to(self.device).eval()
+        with torch.device("meta"):
+            model: Transformer = self.model_config.build()
+        try:
+            model.load_state_dict(self._weights(step), assign=True)
+        except RuntimeError as error:
+            raise ValueError(f"{self.folder}: {error}") from None
+        return model.to(self.device).eval()
+
+    def _weights(self, step: int | None) -> dict[str, Tensor]:
+        path = self.folder / WEIGHTS
+        if path.is_file() and step is None:
+            try:
+                return load_file(path)
+            except SafetensorError as error:
+                raise ValueError(f"{path}: {error}") from None
+        if step is None:
+            checkpoint = checkpoints.latest(self.folder / CHECKPOINTS)
+            if checkpoint is None:
+                raise ValueError(f"{self.folder}: has neither {WEIGHTS} nor a sound checkpoint")
+        elif step in self.steps:
+            checkpoint = self.folder / CHECKPOINTS / checkpoints.name_of(step)
+        else:
+            kept = ", ".join(map(str, self.steps)) or "none"
+            raise ValueError(f"{self.folder}: step={step}: one whose checkpoint is kept, {kept}")
+        state = checkpoints.load(checkpoint, map_location="cpu")["state_dict"]
+        return {name.removeprefix("model."): tensor for name, tensor in state.items()}
+
+    # ---- text ----
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The run's own tokenizer, which needs nothing but the run directory."""
+        tokenizer = load_tokenizer(self.folder, self.model_config.vocab_size)
+        if tokenizer is None and self.imported:
+            raise ValueError(f"{self.folder}: an imported model without {TOKENIZER}; put the files of its origin there")
+        if tokenizer is None:  # of a run from before tokenizers were kept, or on data without text
+            tokenizer = self._own_source.tokenizer
+        if tokenizer is None:
+            raise ValueError(f"{self.folder}: its data are no text, so it has no tokenizer")
+        return tokenizer
+
+    @cached_property
+    def reader(self) -> Reader:
+        """Model and tokenizer, to read and write text."""
+        return Reader(self.model, self.tokenizer, self.longest)
+
+    @cached_property
+    def source(self) -> Source:
+        """The text that the model is looked at on: its own held-out documents unless `text` names other data."""
+        if not self.imported and not self.text:
+            return self._own_source
+        config = structure(compose([*self.text] or ["data=english"])["data"], Source.Config, "data")
+        if not isinstance(config, Text.Config):
+            raise ConfigError("data", config.label, "text, such as data=english")
+        length = min(self.longest, SHOWN_LENGTH)
+        return config.open(
+            sequence_length=length, seed=0, validation_tokens=max(SHOWN_TOKENS, length), tokenizer=self.tokenizer
+        )
+
+    @cached_property
+    def validation(self) -> Batch:
+        """All validation sequences of `source`."""
+        return self.source.validation()
+
+    @cached_property
+    def _own_source(self) -> Source:
+        """The data it was trained on, known again by what the run kept of them. Raises ValueError where they differ."""
+        config, trainer = self.config.data, self.config.trainer
+        sizes: Any = {"sequence_length": trainer.sequence_length, "validation_tokens": trainer.validation_tokens}
+        if not isinstance(config, Text.Config):
+            return config.open(seed=self.config.seed, **sizes)
+        record = self._record()
+        if not record:
+            print(f"warning: {self.folder} kept no identity of its corpus; taken to be what it was", file=sys.stderr)
+            return config.open(seed=self.config.seed, **sizes)
+        identity = {key: value for key, value in record["identity"].items() if key != "trained_tokenizer"}
+        prepared = [Path(record["prepared"]).parents[1]] if "prepared" in record else []
+        places = [*prepared, *self.folder.resolve().parents, runs_root()]
+        store = find_store(identity, places, config.vocab_size)
+        if store is not None:
+            return PackedText(store, seed=self.config.seed, identity=identity, **sizes)
+        self._require(config.identity(), identity, ("corpus", "split", "format"))
+        source = config.open(seed=self.config.seed, **sizes)
+        self._require(source.identity, record["identity"], ("trained_tokenizer",))
+        return source
+
+    def _record(self) -> dict[str, Any]:
+        """What the run kept of its data; runs from before `data.json` have the identity in their result, if at all."""
+        path = self.folder / DATA
+        if not path.is_file():
+            return {"identity": self.result["data"]} if "data" in self.result else {}
+        try:
+            record: dict[str, Any] = json.loads(path.read_text())
+            return record | {"identity": dict(record["identity"])}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: damaged, {type(error).__name__}: {error}") from None
+
+    def _require(self, now: dict[str, str], then: dict[str, str], keys: tuple[str, ...]) -> None:
+        for key in keys:
+            if now[key] != then[key]:
+                where = getattr(self.config.data, "path", None) or self.config.data.label
+                raise ValueError(
+                    f"{self.folder}: its data ({where}) have changed since it was trained, in their {key}, and their "
+                    "prepared form is gone; bring the old files back, or name other text"
+                )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise ValueError(f"{folder}: not a run directory, it has no {CONFIG}")
     try:
         values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: {error}") from None
     if not isinstance(values, dict) or "model" not in values:
         raise ValueError(f"{path}: has no model")
     return values
-
-
-def load_run(folder: Path) -> Run.Config:
-    """The typed config of a trained run."""
-    return from_plain(load_config(folder))
-
-
-def load_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Our parameter names to tensors, from `model.safetensors` or the newest sound checkpoint, else ValueError."""
-    if (path := folder / WEIGHTS).is_file():
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path}: {error}") from None
-    newest = checkpoints.latest(folder / "checkpoints")
-    if newest is None:
-        raise ValueError(f"{folder}: has neither {WEIGHTS} nor a sound checkpoint")
-    return _weights_of(newest)
-
-
-def _weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
-    state = checkpoints.load(checkpoint, map_location="cpu")["state_dict"]
-    return {name.removeprefix("model."): tensor for name, tensor in state.items()}
-
-
-def load_model(folder: Path, step: int | None = None) -> Transformer:
-    """The model of a trained or imported run, in evaluation mode, in the precision it was saved in.
-
-    `step` takes the checkpoint of that step, as listed by `checkpoints.steps`, instead of the newest weights.
-    """
-    config = structure(load_config(folder)["model"], Transformer.Config, "model")
-    weights = load_weights(folder) if step is None else _weights_of(folder / "checkpoints" / checkpoints.name_of(step))
-    with torch.device("meta"):
-        model: Transformer = config.build()
-    try:
-        model.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
-        raise ValueError(f"{folder}: {error}") from None
-    return model.eval()

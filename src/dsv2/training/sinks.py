@@ -8,10 +8,11 @@ import pandas as pd
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from dsv2.config import plain
+from dsv2.storage.rundir import METRICS
 from dsv2.training.run import Run
 
 
-class Jsonl(Logger):
+class JsonlSink(Logger):
     """Appends one JSON object a logged step, flushed at once."""
 
     def __init__(self, path: Path) -> None:
@@ -34,7 +35,7 @@ class Jsonl(Logger):
             file.write(json.dumps({"step": step} | metrics) + "\n")
 
 
-class Wandb(WandbLogger):
+class WandbSink(WandbLogger):
     """W&B: group = study, job type = arm, id = fingerprint, so that a resumed run continues; offline it asks nobody."""
 
     def __init__(self, run: Run.Config, folder: Path, fingerprint: str) -> None:
@@ -92,9 +93,9 @@ class Wandb(WandbLogger):
 
 def build(run: Run.Config, folder: Path, fingerprint: str) -> list[Logger]:
     """The loggers of a run."""
-    sinks: list[Logger] = [Jsonl(folder / "metrics.jsonl")]
+    sinks: list[Logger] = [JsonlSink(folder / METRICS)]
     if run.logger.wandb.mode != "disabled":
-        sinks.append(Wandb(run, folder, fingerprint))
+        sinks.append(WandbSink(run, folder, fingerprint))
     return sinks
 
 

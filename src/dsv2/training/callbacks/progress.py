@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from dsv2.training.schedule import BatchRamp
 
 
-class Progress(L.Callback):
+class ProgressBar(L.Callback):
     """One bar on stderr for the whole run, continued where a resumed run continues."""
 
     def __init__(self, batches: BatchRamp) -> None:

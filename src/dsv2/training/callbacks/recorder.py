@@ -22,9 +22,10 @@ from dsv2.evaluation.validation import evaluate, loss_at_capacity
 from dsv2.models.moe.layer import MoE
 from dsv2.routing.measures import Counts, Measures, count, mean_measures, measure
 from dsv2.storage.files import replacing, sync, write_text
+from dsv2.storage.rundir import METRICS, ROUTING
 from dsv2.training.machine import peak_flops
 from dsv2.training.module import Module, Step
-from dsv2.training.sinks import Wandb
+from dsv2.training.sinks import WandbSink
 
 LOSSES = ("train/loss", "train/ce", "train/balance_expert", "train/balance_device", "train/balance_comm")
 
@@ -62,7 +63,7 @@ class Recorder(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         keep_until(self.folder, trainer.global_step)
-        if (path := self.folder / "routing.parquet").is_file():
+        if (path := self.folder / ROUTING).is_file():
             self.routing = [pd.read_parquet(path)]
         self._reset()
 
@@ -71,16 +72,16 @@ class Recorder(L.Callback):
 
     def flush(self) -> None:
         """Make everything logged so far durable, before a checkpoint says that it happened."""
-        if (path := self.folder / "metrics.jsonl").is_file():
+        if (path := self.folder / METRICS).is_file():
             sync(path)
         if self.routing:
             self.routing = [pd.concat(self.routing, ignore_index=True)]
-            with replacing(self.folder / "routing.parquet") as scratch:
+            with replacing(self.folder / ROUTING) as scratch:
                 self.routing[0].to_parquet(scratch, index=False)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for logger in trainer.loggers:
-            if isinstance(logger, Wandb):
+            if isinstance(logger, WandbSink):
                 logger.summarise(self.final(), pd.concat(self.routing) if self.routing else None)
 
     def final(self) -> dict[str, float]:
@@ -164,10 +165,10 @@ def routing_rows(step: int, layer: int, counts: Counts) -> pd.DataFrame:
 
 def keep_until(folder: Path, step: int) -> None:
     """Cut `metrics.jsonl` and `routing.parquet` back to what was logged up to `step`."""
-    if (path := folder / "metrics.jsonl").is_file():
+    if (path := folder / METRICS).is_file():
         kept = [line for line in path.read_text().splitlines(keepends=True) if _logged_by(line, step)]
         write_text(path, "".join(kept))
-    if (path := folder / "routing.parquet").is_file():
+    if (path := folder / ROUTING).is_file():
         rows = pd.read_parquet(path)
         with replacing(path) as scratch:
             rows[rows["step"] <= step].to_parquet(scratch, index=False)

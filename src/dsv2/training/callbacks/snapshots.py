@@ -17,11 +17,11 @@ from torch import Tensor
 
 from dsv2.data.source import Batch
 from dsv2.models.moe.router import Routing
-from dsv2.models.transformer import Transformer
+from dsv2.models.transformer import Transformer, evaluating
 from dsv2.storage.files import replacing
+from dsv2.storage.rundir import SNAPSHOTS
 from dsv2.training.run import Run
 
-SNAPSHOTS = "routing_snapshots.parquet"
 PROBE_TOKENS = 512  # at most; a forward of so many costs well under 1% of the steps between two validations
 
 
@@ -55,9 +55,8 @@ class Snapshots(L.Callback):
     def _snapshot(self, step: int, module: L.LightningModule) -> pd.DataFrame:
         model = module.model
         assert isinstance(model, Transformer)
-        was_training = model.training
-        routings = model.eval()(self.probe.to(module.device)).routings
-        model.train(was_training)
+        with evaluating(model):
+            routings = model(self.probe.to(module.device)).routings
         rows = [snapshot_rows(step, *pair) for pair in zip(model.config.moe_layers, routings, strict=True)]
         return pd.concat(rows)
 

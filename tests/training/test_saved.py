@@ -1,0 +1,307 @@
+"""A run that is opened answers as it was trained, from any folder and whatever became of its corpus, or refuses."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tokenizers
+import tokenizers.processors
+import torch
+import yaml
+
+import dsv2
+from dsv2.__main__ import main
+from dsv2.commands.analyse import analyse
+from dsv2.commands.evaluate import evaluate_run
+from dsv2.commands.generate import generate_text
+from dsv2.commands.huggingface import export_hf, import_hf
+from dsv2.explore.subject import NO_TEXT, open_subject
+from dsv2.storage.rundir import find_run
+from dsv2.training import fit, machine
+from dsv2.training.saved import SavedRun, open_run
+
+TASKS = ["cloze", "copying"]
+
+
+@pytest.fixture(autouse=True)
+def quietly():
+    machine.prepare()
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def texts(corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the corpus that a test may change, under the relative path `texts` of the current directory."""
+    shutil.copytree(Path(corpus).parent, tmp_path / "texts")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "texts"
+
+
+@pytest.fixture
+def run(quick: list[str], texts: Path, runs: Path) -> Path:
+    """A run on the relative path `texts/*.txt`, with questions that fit its short sequences."""
+    sizes = ["benchmarks.cloze_context=8", "benchmarks.cloze_continuation=4", "benchmarks.copying_length=8"]
+    config = dsv2.load([*quick, "data.path=texts/*.txt", "model.vocab_size=320", "benchmarks=text", *sizes])
+    folder = runs / "train" / config.fingerprint()
+    fit.fit(config, folder)
+    return folder
+
+
+def answers(run: Path, out: Path) -> dict:
+    """What the commands say of a run."""
+    analyse(run, out=out, only=["shared", "router"])
+    return {
+        "text": generate_text(run, "Ban", max_new_tokens=8, temperature=0.0, seed=0),
+        "scores": evaluate_run(run, TASKS),
+        "shared": (out / "shared.csv").read_text(),
+        "explored": open_subject(open_run(run)).held_out,
+    }
+
+
+def other_text(texts: Path) -> None:
+    for path in texts.glob("*.txt"):
+        path.write_text("zzz yyy xxx. " * 200 + path.name)
+
+
+def test_what_a_run_keeps(run, texts):
+    opened = open_run(run)
+    assert opened.config.data.path == str(texts / "*.txt")  # absolute
+    record = json.loads((run / "data.json").read_text())
+    assert record["identity"] == opened.result["data"]
+    assert record["validation"]["documents"] > 0
+    assert opened.tokenizer.hash == record["identity"]["trained_tokenizer"]
+    assert opened.longest == 32
+    assert opened.name == run.name
+    assert opened.steps == [8, 12]
+    assert opened.model is opened.model
+    assert not opened.model.training
+
+
+def test_answers_stay_when_the_corpus_changes_moves_or_goes(run, texts, tmp_path, monkeypatch):
+    expected = answers(run, tmp_path / "before")
+    other_text(texts)
+    assert answers(run, tmp_path / "changed") == expected
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "texts").mkdir(parents=True)
+    monkeypatch.chdir(elsewhere)  # where a folder of the same name lies
+    monkeypatch.delenv("DSV2_RUNS")
+    shutil.copy(texts / "0.txt", elsewhere / "texts" / "0.txt")
+    assert answers(run, tmp_path / "from elsewhere") == expected
+    shutil.rmtree(texts)
+    assert answers(run, tmp_path / "deleted") == expected
+    assert not (elsewhere / "runs").exists()  # nothing was prepared anew
+    moved = tmp_path / "archive"
+    shutil.move(run.parents[1], moved)  # all runs together, the prepared corpora among them
+    assert answers(moved / "train" / run.name, tmp_path / "moved") == expected
+
+
+@pytest.mark.parametrize("change", ["changed", "deleted"])
+def test_without_its_prepared_text_only_the_tokenizer_is_left(run, texts, tmp_path, change, capsys):
+    text = generate_text(run, "Ban", max_new_tokens=8, temperature=0.0, seed=0)
+    shutil.rmtree(run.parents[1] / ".data")
+    if change == "changed":
+        other_text(texts)
+        reason = rf"its data \({texts}/\*\.txt\) have changed since it was trained, in their corpus"
+    else:
+        shutil.rmtree(texts)
+        reason = rf"data\.path='{texts}/\*\.txt' is not valid: a glob that matches files; nothing does"
+    assert generate_text(run, "Ban", max_new_tokens=8, temperature=0.0, seed=0) == text
+    for refused in (lambda: analyse(run), lambda: evaluate_run(run, TASKS), lambda: open_run(run).validation):
+        with pytest.raises(ValueError, match=reason):
+            refused()
+    capsys.readouterr()
+    assert open_subject(open_run(run)).held_out == NO_TEXT
+    assert capsys.readouterr().err.startswith("warning: ")
+    export_hf(run, tmp_path / "hf")
+    assert (tmp_path / "hf" / "tokenizer.json").read_text() == (run / "tokenizer.json").read_text()
+    assert main(["analyse", str(run)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_prepared_text_is_made_again_where_the_corpus_is_what_it_was(run, tmp_path):
+    expected = answers(run, tmp_path / "before")
+    shutil.rmtree(run.parents[1] / ".data")
+    assert answers(run, tmp_path / "after") == expected
+
+
+def test_another_version_of_tokenizers_changes_nothing(run, tmp_path, monkeypatch):
+    """It names the prepared corpus, and is part of fingerprints; a run that is there goes by what it kept."""
+    expected = answers(run, tmp_path / "before")
+    monkeypatch.setattr("tokenizers.__version__", "99.0")
+    assert answers(run, tmp_path / "after") == expected
+    shutil.rmtree(run.parents[1] / ".data")
+    assert answers(run, tmp_path / "prepared anew") == expected
+
+
+def test_a_tokenizer_that_is_learned_otherwise_now_is_refused(run):
+    record = json.loads((run / "data.json").read_text())
+    record["identity"]["trained_tokenizer"] = "another"
+    (run / "data.json").write_text(json.dumps(record))
+    shutil.rmtree(run.parents[1] / ".data")
+    with pytest.raises(ValueError, match="in their trained_tokenizer"):
+        open_run(run).validation  # noqa: B018
+
+
+def test_runs_from_before_keep_what_their_result_says(run, texts, tmp_path, capsys):
+    expected = answers(run, tmp_path / "before")
+    (run / "data.json").unlink()
+    (run / "tokenizer.json").unlink()
+    assert answers(run, tmp_path / "after") == expected
+    shutil.rmtree(run.parents[1] / ".data")
+    other_text(texts)
+    with pytest.raises(ValueError, match="have changed since it was trained"):
+        generate_text(run, "Ban", max_new_tokens=1, temperature=0.0, seed=0)
+    (run / "result.json").unlink()  # one that was interrupted kept nothing to go by
+    capsys.readouterr()
+    open_run(run).validation  # noqa: B018
+    assert "kept no identity of its corpus" in capsys.readouterr().err
+
+
+def test_other_text_can_be_looked_at(run, texts, tmp_path):
+    with (tmp_path / "other.jsonl").open("w") as file:
+        for number in range(40):
+            words = " ".join(("gand best min " if number % 2 else "lor fust ban ").split() * 60)
+            file.write(json.dumps({"text": f"{words} {number}", "domain": "ab"[number % 2]}) + "\n")
+    other = ["data=files", f"data.path={tmp_path}/other.jsonl"]
+    source = open_run(run, text=other).source
+    assert source.domains == ("a", "b")
+    assert source.tokenizer.hash == open_run(run).tokenizer.hash  # its own, not one trained on the other text
+    analyse(run, out=tmp_path / "out", only=["domains"], text=other)
+    assert (tmp_path / "out" / "domain_shares.csv").is_file()
+    with pytest.raises(ValueError, match="text, such as data=english"):
+        open_run(run, text=["data=synthetic"]).source  # noqa: B018
+
+
+def test_weights_of_a_step(run, quick):
+    config = open_run(run).config
+    initial = config.model.build(seed=config.seed)
+    assert torch.equal(open_run(run, step=0).model.embedding, initial.embedding)
+    assert not torch.equal(open_run(run, step=8).model.embedding, open_run(run).model.embedding)
+    assert torch.equal(open_run(run, step=12).model.embedding, open_run(run).model.embedding)
+    with pytest.raises(ValueError, match="step=4: one whose checkpoint is kept, 8, 12"):
+        open_run(run, step=4).model  # noqa: B018
+    assert open_run(run, device="meta").model.embedding.is_meta
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "not a run directory"), ("[1]", "has no model"), ("a: [", "config.yaml: "), (b"\xff\xfe", "config.yaml: ")],
+)
+def test_what_is_no_run(tmp_path, content, reason):
+    if content is not None:
+        (tmp_path / "config.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=reason):
+        SavedRun(tmp_path)
+
+
+def test_damaged_records_are_named(run):
+    for content in ("{", "[]", '{"identity": 3}'):
+        (run / "data.json").write_text(content)
+        with pytest.raises(ValueError, match=r"data\.json: damaged"):
+            open_run(run).validation  # noqa: B018
+
+
+# ---- imported models -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["post-processor", "add_bos_token"])
+def imported(request: pytest.FixtureRequest, run: Path, tmp_path: Path) -> Path:
+    """A model whose tokenizer begins texts with a token of its own and whose context is 77 tokens long."""
+    export_hf(run, tmp_path / "hf")
+    backend = tokenizers.Tokenizer.from_file(str(tmp_path / "hf" / "tokenizer.json"))
+    backend.add_special_tokens(["<begin>"])
+    settings = json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text()) | {"bos_token": "<begin>"}
+    if request.param == "post-processor":
+        special = [("<begin>", backend.token_to_id("<begin>"))]
+        backend.post_processor = tokenizers.processors.TemplateProcessing("<begin> $A", special_tokens=special)
+        del settings["add_bos_token"]
+    else:
+        settings["add_bos_token"] = True
+    backend.save(str(tmp_path / "hf" / "tokenizer.json"))
+    (tmp_path / "hf" / "tokenizer_config.json").write_text(json.dumps(settings))
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert (config["max_position_embeddings"], config["eos_token_id"]) == (32, 0)
+    config |= {"max_position_embeddings": 77, "bos_token_id": backend.token_to_id("<begin>")}
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    import_hf(tmp_path / "hf", tmp_path / "imported")
+    return tmp_path / "imported"
+
+
+@pytest.fixture
+def english(texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default text of imported models, made small."""
+    for path in texts.glob("*.txt"):
+        path.write_text(path.read_text().replace(".", ". "))
+    monkeypatch.setattr("dsv2.data.corpora._speeches", lambda: sorted(texts.glob("*.txt")))
+
+
+def test_an_imported_model_does_all_that_a_run_does(imported, english, run, tmp_path, capsys):
+    opened = open_run(imported)
+    assert opened.imported
+    assert opened.longest == 77
+    assert opened.tokenizer.prefix == (opened.tokenizer.start_id,)
+    assert opened.reader.prompt("Ban")[0] == opened.tokenizer.start_id
+    assert opened.reader.prompt("Ban")[1:] == open_run(run).tokenizer.encode("Ban")
+    said = answers(imported, tmp_path / "analysis")
+    assert said["text"].startswith("Ban")
+    assert {score.task for score in said["scores"]} == set(TASKS)
+    assert said["explored"].split()
+    subject = open_subject(opened)
+    assert subject.steps == (None,)
+    assert torch.equal(opened.model.embedding, open_run(run).model.embedding)
+    with pytest.raises(ValueError, match=r"an imported model; its config\.yaml names no training"):
+        opened.config  # noqa: B018
+
+
+def test_what_was_imported_is_exported_unchanged(imported, tmp_path):
+    export_hf(imported, tmp_path / "again")
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        there, back = (json.loads((tmp_path / folder / name).read_text()) for folder in ("hf", "again"))
+        assert there == back, name
+    shutil.rmtree(tmp_path / "hf")
+    import_hf(tmp_path / "again", tmp_path / "third")
+    assert open_run(tmp_path / "third").longest == 77
+
+
+def test_an_imported_model_without_a_tokenizer_says_so(imported):
+    (imported / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"an imported model without tokenizer\.json"):
+        open_run(imported).reader  # noqa: B018
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("imported", ["post-processor"], indirect=True)  # transformers 5 reads no add_bos_token
+def test_transformers_reads_what_is_exported(run, imported, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="the extra hf is not installed")
+    for folder, name in ((run, "own"), (imported, "other")):
+        export_hf(folder, tmp_path / name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / name)
+        reader = open_run(folder).reader
+        assert tokenizer("Ban gand.")["input_ids"] == reader.prompt("Ban gand.")
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name)
+        ids = torch.tensor([reader.prompt("Ban")])
+        theirs = model.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0)
+        assert torch.equal(theirs, dsv2.generate(reader.model, ids, max_new_tokens=6))
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_runs_have_names(runs, monkeypatch, tmp_path):
+    trials = [["paper", 0, None, "aaaa111122223333"], ["paper", 0, "recall", "aaaa444455556666"]]
+    for *_, name in trials:
+        (runs / "mine" / "tiny" / "trials" / name).mkdir(parents=True)
+        (runs / "mine" / "tiny" / "trials" / name / "config.yaml").write_text(yaml.safe_dump({"model": {}}))
+    (runs / "mine" / "tiny" / "study.json").write_text(json.dumps({"trials": trials}))
+    first = runs / "mine" / "tiny" / "trials" / "aaaa111122223333"
+    for name in ("mine/tiny/paper/0", "aaaa1", "aaaa111122223333", first, str(first)):
+        assert find_run(name) == first
+    assert find_run("mine/tiny/paper/0/recall").name == "aaaa444455556666"
+    with pytest.raises(ValueError, match=r"RUN='aaaa': means 2 runs; name one, .*aaaa1111.*, .*aaaa4444"):
+        find_run("aaaa")
+    with pytest.raises(ValueError, match=r"RUN='mine/tiny/paper/7': .*arms there are paper, seeds 0"):
+        find_run("mine/tiny/paper/7")
+    for nowhere in ("bbbb", "mine/huge/paper/0", "no/such/folder", "", "mine/tiny/paper/0/copying"):
+        with pytest.raises(ValueError, match=r"RUN=.*: a run directory, sweep/scale/arm/seed, or the first digits of"):
+            find_run(nowhere)
