@@ -15,14 +15,15 @@ import dsv2
 from ablations.trials.results import Results, results_of
 from ablations.trials.trials import Study, stored
 from dsv2 import plots
-from dsv2.commands.analyse import subject
+from dsv2.commands.analyse import on_text
 from dsv2.explore.subject import model_at, open_subject
 from dsv2.explore.trace import Trace, budget, dropped, loads, trace
 from dsv2.plots.balance import CONTROLLED
-from dsv2.report.experts import ANALYSES, Analysis, Subject
+from dsv2.report.experts import ANALYSES, Analysis, ModelOnText
 from dsv2.routing.drops import drops_by_affinity
 from dsv2.routing.interventions import moe_config
 from dsv2.storage.rundir import runs_root
+from dsv2.training.saved import open_run
 
 BALANCE = "python -m ablations.run sweep=balance_losses scale=tiny"
 ATTENTION = "python -m ablations.run sweep=attention_moe scale=tiny"
@@ -67,9 +68,9 @@ def folder_of(results: pd.DataFrame, arm: str) -> Path:
 @lru_cache
 def text_through(arm: str) -> Trace:
     """Some sentences of validation text through an arm of balance_losses, seed 0."""
-    run = open_subject(folder_of(balance()[1], arm))
-    model = model_at(run.folder, run.steps[-1])
-    return trace(model, run.tokenizer, run.held_out, most_tokens=run.most_tokens, num_devices=run.moe.num_devices)
+    run = open_subject(open_run(folder_of(balance()[1], arm)))
+    model = model_at(run.run, run.steps[-1])
+    return trace(model, run.run.tokenizer, run.held_out, most_tokens=run.most_tokens, num_devices=run.moe.num_devices)
 
 
 # ---- balance and collapse --------------------------------------------------------------------------------------------
@@ -131,7 +132,7 @@ def drops_over_training() -> Drawn:
 
 
 def drops_over_affinity() -> Drawn:
-    run = subject(folder_of(dropping()[1], "paper"))
+    run = on_text(open_run(folder_of(dropping()[1], "paper")))
     routing = run.model(run.validation.inputs[:8]).routings[0]
     devices = moe_config(run.model).num_devices
     tables = {
@@ -214,9 +215,9 @@ def cache_over_context() -> Drawn:
 
 
 @lru_cache
-def experts() -> Subject:
+def experts() -> ModelOnText:
     """MLA, small, seed 0 of attention_moe on three domains."""
-    return subject(folder_of(ran("attention_moe", "tiny", ATTENTION)[1], "small_mla"))
+    return on_text(open_run(folder_of(ran("attention_moe", "tiny", ATTENTION)[1], "small_mla")))
 
 
 @lru_cache
