@@ -63,8 +63,8 @@ def compose(overrides: Sequence[str], name: str = "run") -> dict[str, Any]:
                 raise ConfigError("override", text, "write key=value, as in optim.lr=1e-3 or model=v2_lite") from None
         try:
             composed = OmegaConf.to_container(_composed(parsed, name), resolve=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise _explain(error, overrides, name) from None
+        except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a choice that is no name
+            raise _explain(error, parsed, name) from None
     assert isinstance(composed, dict)
     return without_shape(typing.cast(dict[str, Any], composed))
 
@@ -109,38 +109,64 @@ def without_shape(composed: dict[str, Any]) -> dict[str, Any]:
     return composed
 
 
-def _explain(error: Exception, overrides: Sequence[str], name: str) -> ConfigError:
+def _explain(error: Exception, overrides: "Sequence[Override]", name: str) -> ConfigError:
     """Find the override that Hydra refused, and say what would have been valid there."""
     from hydra import compose as hydra_compose
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    parser = OverridesParser.create()
     accepted: list[str] = []
-    for text in overrides:
-        override = parser.parse_override(text)
-        key, value = override.key_or_group, override.value()
-        group = CONFIG_DIR / key.replace(".", "/")
-        options = sorted(path.stem for path in group.glob("*.yaml"))
-        if options and isinstance(value, str) and value not in options:
+    for override in sorted(overrides, key=_depth):
+        key, value, options = override.key_or_group, override.value(), _options(override.key_or_group)
+        chosen = isinstance(value, str) or (_is_group(override) and not override.is_delete())
+        if options and chosen and value not in options:
             return ConfigError(key, value, f"choose one of {', '.join(options)}")
         try:
-            hydra_compose(name, overrides=[*accepted, text])
+            hydra_compose(name, overrides=[*accepted, override.input_line])
         except HydraException:
-            return _locate(key, value, hydra_compose(name, overrides=accepted), error)
-        accepted.append(text)
-    return ConfigError("config", " ".join(overrides), str(error).splitlines()[0])
+            return _locate(key, value, hydra_compose(name, overrides=accepted, return_hydra_config=True), error)
+        accepted.append(override.input_line)
+    return ConfigError("config", " ".join(accepted), str(error).splitlines()[0])
 
 
-def _locate(key: str, value: Any, composed: Any, error: Exception) -> ConfigError:
-    """Say at which part of a dotted key the composed config has nothing of that name."""
+def _depth(override: "Override") -> int:
+    """Order overrides as Hydra applies them: a group before the groups within it, values last."""
+    return override.key_or_group.count("/") if _is_group(override) else 99
+
+
+def _options(key: str) -> list[str]:
+    """Return what can be chosen for a group, written with dots or slashes; none where there is no such group."""
+    return sorted(path.stem for path in (CONFIG_DIR / key.replace(".", "/")).glob("*.yaml"))
+
+
+def _locate(key: str, value: Any, composed: "DictConfig", error: Exception) -> ConfigError:
+    """Say which part of a key is not there, in the config composed without it."""
     from omegaconf import OmegaConf
 
-    node = composed
-    for part in key.split("."):
+    if "/" in key:
+        choices = {str(group): choice for group, choice in composed.hydra.runtime.choices.items()}
+        parent = key.rpartition("/")[0]
+        if _options(key) and parent in choices and key not in choices:
+            return ConfigError(key, value, f"not a choice that {parent}={choices[parent]} has")
+        return ConfigError(key, value, one_of(key, [group for group in choices if not group.startswith("hydra")]))
+    node: Any = composed
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        if node is None:
+            return ConfigError(key, value, _nothing_in(parts[:depth]))
         if not OmegaConf.is_dict(node):
             break
         if part not in node:
-            return ConfigError(key, value, one_of(part, [str(other) for other in node if other != "_target_"]))
+            known = [str(other) for other in node if other not in ("_target_", "hydra")]
+            return ConfigError(key, value, one_of(part, known))
         node = node[part]
     return ConfigError(key, value, str(error).splitlines()[0])
+
+
+def _nothing_in(parts: Sequence[str]) -> str:
+    """Say that a key is null, and which group offers something to put there: its own or that of what it is in."""
+    at = ".".join(parts)
+    for length in (len(parts), len(parts) - 1):
+        group = "/".join(parts[:length])
+        if group and (options := _options(group)):
+            return f"{at} is null here and has no keys; other choices of {group} are {', '.join(options)}"
+    return f"{at} is null here and has no keys"
