@@ -45,28 +45,51 @@ def register_resolvers() -> None:
 def compose(overrides: Sequence[str], name: str = "run") -> dict[str, Any]:
     """Compose `configs/<name>.yaml` with Hydra overrides into plain values, interpolations resolved.
 
-    Raises `ConfigError` for an unknown key, an unknown option of a group or an override that does not parse.
+    Raises `ConfigError` for an unknown key, an unknown choice of a group or an override that does not parse.
     """
     from hydra import initialize_config_dir
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     register_resolvers()
-    parser, parsed = OverridesParser.create(), []
+    parsed = checked(overrides)
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        for text in overrides:
-            try:
-                parsed.append(parser.parse_override(text))
-            except HydraException:
-                raise ConfigError("override", text, "write key=value, as in optim.lr=1e-3 or model=v2_lite") from None
         try:
             composed = OmegaConf.to_container(_composed(parsed, name), resolve=True)
-        except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a choice that is no name
+        except (HydraException, OmegaConfBaseException) as error:
             raise _explain(error, parsed, name) from None
     assert isinstance(composed, dict)
     return without_shape(typing.cast(dict[str, Any], composed))
+
+
+def checked(overrides: Sequence[str]) -> "list[Override]":
+    """Parse overrides. Raises `ConfigError` for one that does not parse and for a choice that its group does not have.
+
+    Hydra itself passes over an unknown choice of an optional group.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser, parsed = OverridesParser.create(), []
+    for text in overrides:
+        try:
+            parsed.append(parser.parse_override(text))
+        except HydraException:
+            raise ConfigError("override", text, "write key=value, as in optim.lr=1e-3 or model=v2_lite") from None
+        _check_choice(parsed[-1])
+    return parsed
+
+
+def _check_choice(override: "Override") -> None:
+    key, value = override.key_or_group, override.value()
+    options = _options(key)
+    if _is_group(override) and not override.is_delete():
+        if value not in options:
+            given = override.get_value_string() if override.is_sweep_override() else value
+            raise ConfigError(key, given, f"choose one of {', '.join(options)}")
+    elif options and isinstance(value, str):
+        raise ConfigError(key, value, f"a choice is written with slashes, {key.replace('.', '/')}={'|'.join(options)}")
 
 
 def _composed(overrides: "Sequence[Override]", name: str) -> "DictConfig":
@@ -116,15 +139,13 @@ def _explain(error: Exception, overrides: "Sequence[Override]", name: str) -> Co
 
     accepted: list[str] = []
     for override in sorted(overrides, key=_depth):
-        key, value, options = override.key_or_group, override.value(), _options(override.key_or_group)
-        chosen = isinstance(value, str) or (_is_group(override) and not override.is_delete())
-        if options and chosen and value not in options:
-            return ConfigError(key, value, f"choose one of {', '.join(options)}")
+        text = override.input_line or ""
         try:
-            hydra_compose(name, overrides=[*accepted, override.input_line])
+            hydra_compose(name, overrides=[*accepted, text])
         except HydraException:
-            return _locate(key, value, hydra_compose(name, overrides=accepted, return_hydra_config=True), error)
-        accepted.append(override.input_line)
+            without = hydra_compose(name, overrides=accepted, return_hydra_config=True)
+            return _locate(override.key_or_group, override.value(), without, error)
+        accepted.append(text)
     return ConfigError("config", " ".join(accepted), str(error).splitlines()[0])
 
 
