@@ -5,7 +5,7 @@ What is stored is read by `ran`, which says what to run where nothing is.
 
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -38,6 +38,13 @@ class Drawn(NamedTuple):
 
 class Missing(ValueError):
     """Runs that a figure needs are not stored."""
+
+
+def some(items: list[Any], what: str) -> list[Any]:
+    """Return `items`. Missing where there are none: a title made of nothing would look finished."""
+    if not items:
+        raise Missing(f"found no {what}")
+    return items
 
 
 # ---- what is stored --------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
-from gallery_runs import Drawn, ran
+from gallery_runs import Drawn, ran, some
 
 from ablations.reporting.collect import text_of
 from ablations.reporting.ladder import LOSS, runs_of
@@ -59,7 +59,7 @@ def factorial_forest() -> Drawn:
     terms = factorial_terms(text_of(study), results)
     own = {metric: loss.partition("-")[0].removesuffix(" loss") for metric, loss in CONTROLLED.items()}
     mains = [t for t in terms if t.order == 1 and t.term.startswith(own.get(t.metric, "none"))]
-    said = ", ".join(f"{t.term.partition('=')[0]} {t.effect:+.2f}" for t in mains)
+    said = ", ".join(f"{t.term.partition('=')[0]} {t.effect:+.2f}" for t in some(mains, "main effects"))
     title = f"Main effect of each loss on its own target: {said}"
     return Drawn(
         plots.factorial_forest(terms, directions=study.file.judged, title=title),
@@ -124,7 +124,7 @@ def difference_over_compute(found: Callable[[], pd.DataFrame] = rungs) -> Drawn:
 
 def simulated(what: str) -> list[Rate]:
     rates = [Rate(**rate) for rate in json.loads(CALIBRATION.read_text())["rates"]]
-    return [rate for rate in rates if rate.what == what]
+    return some([rate for rate in rates if rate.what == what], f"rates of {what!r} in {CALIBRATION}")
 
 
 def power_by_effect() -> Drawn:
@@ -178,12 +178,13 @@ def ends(metric: str, arms: Sequence[str], what: str, form: str = ".3f") -> Call
 def against_mha(_: str, table: pd.DataFrame) -> str:
     loss = table[f"{LOSS} mean"]
     away = [f"{arm} {loss[arm] - loss['small_mha']:+.3f}" for arm in loss.index if arm.startswith("small_m")][1:]
-    return f"Against small_mha at the end, nats a token: {', '.join(away)}"
+    return f"Against small_mha at the end, nats a token: {', '.join(some(away, 'arms'))}"
 
 
 def told_apart(text: str, _: pd.DataFrame) -> str:
     section = text.partition("## False verdicts")[2].partition("\n## ")[0]
     rates = [float(share) for share in re.findall(r"^\|[^|]*\| ([\d.]+)% \|", section, flags=re.M)]
+    rates = some(rates, "rates of false verdicts in the report of aa")
     return f"Studies of identical trials tell arms apart in {min(rates)}% to {max(rates)}%, by metric"
 
 

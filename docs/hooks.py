@@ -5,16 +5,16 @@ Both come from the files themselves, so that neither can fall out of step with w
 
 import ast
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
-from dsv2.config import CONFIG_DIR, structure
-from dsv2.study.files import StudyFile
+from dsv2.config import structure
+from dsv2.study.files import StudyFile, names, read
 
 ROOT = Path(__file__).parents[1]
 CODE = re.compile(r"^\[\[(?P<path>[\w/.]+\.py)::(?P<name>[\w.]+)\]\]$", flags=re.M)
@@ -28,7 +28,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace each line `[[file.py::Name.method]]` by that function's source."""
-    return CODE.sub(lambda found: code_block(found["path"], found["name"]), markdown)
+    for line in markdown.splitlines():
+        if "[[" in line and ".py" in line and not CODE.fullmatch(line):
+            raise PluginError(f"{line}: write [[path/of/file.py::Name.method]], alone on its line")
+    return CODE.sub(lambda line: code_block(line["path"], line["name"]), markdown)
 
 
 def code_block(path: str, name: str) -> str:
@@ -54,9 +57,8 @@ def code_block(path: str, name: str) -> str:
 
 def studies_page() -> str:
     """Every file in `configs/sweep`: question, prediction, what is held equal, arms and the command."""
-    names = sorted(path.stem for path in (CONFIG_DIR / "sweep").glob("*.yaml"))
-    scales = ", ".join(f"`scale={path.stem}`" for path in sorted((CONFIG_DIR / "scale").glob("*.yaml")))
-    studies = {name: read_study(name) for name in names}
+    scales = ", ".join(f"`scale={name}`" for name in named("scale"))
+    studies = {name: read_study(name) for name in named("sweep")}
     lines = [
         "# Studies",
         "",
@@ -73,8 +75,15 @@ def studies_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def named(group: str) -> list[str]:
+    """Return the names of all studies or scales; PluginError where there are none, which would be an empty page."""
+    if not (every := names(group)):
+        raise PluginError(f"no file of the group {group}: nothing to list on the page of studies")
+    return every
+
+
 def read_study(name: str) -> StudyFile:
-    study: StudyFile = structure(yaml.safe_load((CONFIG_DIR / "sweep" / f"{name}.yaml").read_text()), StudyFile)
+    study: StudyFile = structure(read("sweep", name), StudyFile)
     return study
 
 
@@ -97,6 +106,7 @@ def _section(name: str, study: StudyFile) -> list[str]:
         "",
         *([f"Published: {study.published}", ""] if study.published else []),
         *([f"Where the effect is expected to show: {study.shows_at}", ""] if study.shows_at else []),
+        *([f"All arms: {_code([*study.data, *study.base])}.", ""] if study.data or study.base else []),
         f"Judged, and which direction is better: {judged}. Baseline: `{study.baseline}`.",
         "",
         held,
@@ -104,11 +114,12 @@ def _section(name: str, study: StudyFile) -> list[str]:
         *["```", f"{command} dry_run=true", command, "```", ""],
         "| arm | what it is | overrides |",
         "|---|---|---|",
-        *(
-            _row([arm, node.about, " ".join(f"`{override}`" for override in node.overrides)])
-            for arm, node in study.all_arms().items()
-        ),
+        *(_row([arm, node.about, _code(node.overrides)]) for arm, node in study.all_arms().items()),
     ]
+
+
+def _code(overrides: Iterable[str]) -> str:
+    return " ".join(f"`{override}`" for override in overrides)
 
 
 def _row(cells: list[Any]) -> str:

@@ -21,6 +21,8 @@ def lines() -> list[str]:
         place = number % len(choices)  # the true one stands first so far
         texts = [decode(choice) for choice in [*choices[1 : place + 1], choices[0], *choices[place + 1 :]]]
         made.append(json.dumps({"context": decode(context), "choices": texts, "answer": place}, ensure_ascii=False))
+    if not made:
+        raise ValueError("the held-out speeches are too short for a single question")
     return made
 
 

@@ -45,28 +45,51 @@ def register_resolvers() -> None:
 def compose(overrides: Sequence[str], name: str = "run") -> dict[str, Any]:
     """Compose `configs/<name>.yaml` with Hydra overrides into plain values, interpolations resolved.
 
-    Raises `ConfigError` for an unknown key, an unknown option of a group or an override that does not parse.
+    Raises `ConfigError` for an unknown key, an unknown choice of a group or an override that does not parse.
     """
     from hydra import initialize_config_dir
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     register_resolvers()
-    parser, parsed = OverridesParser.create(), []
+    parsed = checked(overrides)
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        for text in overrides:
-            try:
-                parsed.append(parser.parse_override(text))
-            except HydraException:
-                raise ConfigError("override", text, "write key=value, as in optim.lr=1e-3 or model=v2_lite") from None
         try:
             composed = OmegaConf.to_container(_composed(parsed, name), resolve=True)
         except (HydraException, OmegaConfBaseException) as error:
-            raise _explain(error, overrides, name) from None
+            raise _explain(error, parsed, name) from None
     assert isinstance(composed, dict)
     return without_shape(typing.cast(dict[str, Any], composed))
+
+
+def checked(overrides: Sequence[str]) -> "list[Override]":
+    """Parse overrides. Raises `ConfigError` for one that does not parse and for a choice that its group does not have.
+
+    Hydra itself passes over an unknown choice of an optional group.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser, parsed = OverridesParser.create(), []
+    for text in overrides:
+        try:
+            parsed.append(parser.parse_override(text))
+        except HydraException:
+            raise ConfigError("override", text, "write key=value, as in optim.lr=1e-3 or model=v2_lite") from None
+        _check_choice(parsed[-1])
+    return parsed
+
+
+def _check_choice(override: "Override") -> None:
+    key, value = override.key_or_group, override.value()
+    options = _options(key)
+    if _is_group(override) and not override.is_delete():
+        if value not in options:
+            given = override.get_value_string() if override.is_sweep_override() else value
+            raise ConfigError(key, given, f"choose one of {', '.join(options)}")
+    elif options and isinstance(value, str):
+        raise ConfigError(key, value, f"a choice is written with slashes, {key.replace('.', '/')}={'|'.join(options)}")
 
 
 def _composed(overrides: "Sequence[Override]", name: str) -> "DictConfig":
@@ -109,38 +132,62 @@ def without_shape(composed: dict[str, Any]) -> dict[str, Any]:
     return composed
 
 
-def _explain(error: Exception, overrides: Sequence[str], name: str) -> ConfigError:
+def _explain(error: Exception, overrides: "Sequence[Override]", name: str) -> ConfigError:
     """Find the override that Hydra refused, and say what would have been valid there."""
     from hydra import compose as hydra_compose
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    parser = OverridesParser.create()
     accepted: list[str] = []
-    for text in overrides:
-        override = parser.parse_override(text)
-        key, value = override.key_or_group, override.value()
-        group = CONFIG_DIR / key.replace(".", "/")
-        options = sorted(path.stem for path in group.glob("*.yaml"))
-        if options and isinstance(value, str) and value not in options:
-            return ConfigError(key, value, f"choose one of {', '.join(options)}")
+    for override in sorted(overrides, key=_depth):
+        text = override.input_line or ""
         try:
             hydra_compose(name, overrides=[*accepted, text])
         except HydraException:
-            return _locate(key, value, hydra_compose(name, overrides=accepted), error)
+            without = hydra_compose(name, overrides=accepted, return_hydra_config=True)
+            return _locate(override.key_or_group, override.value(), without, error)
         accepted.append(text)
-    return ConfigError("config", " ".join(overrides), str(error).splitlines()[0])
+    return ConfigError("config", " ".join(accepted), str(error).splitlines()[0])
 
 
-def _locate(key: str, value: Any, composed: Any, error: Exception) -> ConfigError:
-    """Say at which part of a dotted key the composed config has nothing of that name."""
+def _depth(override: "Override") -> int:
+    """Order overrides as Hydra applies them: a group before the groups within it, values last."""
+    return override.key_or_group.count("/") if _is_group(override) else 99
+
+
+def _options(key: str) -> list[str]:
+    """Return what can be chosen for a group, written with dots or slashes; none where there is no such group."""
+    return sorted(path.stem for path in (CONFIG_DIR / key.replace(".", "/")).glob("*.yaml"))
+
+
+def _locate(key: str, value: Any, composed: "DictConfig", error: Exception) -> ConfigError:
+    """Say which part of a key is not there, in the config composed without it."""
     from omegaconf import OmegaConf
 
-    node = composed
-    for part in key.split("."):
+    if "/" in key:
+        choices = {str(group): choice for group, choice in composed.hydra.runtime.choices.items()}
+        parent = key.rpartition("/")[0]
+        if _options(key) and parent in choices and key not in choices:
+            return ConfigError(key, value, f"not a choice that {parent}={choices[parent]} has")
+        return ConfigError(key, value, one_of(key, [group for group in choices if not group.startswith("hydra")]))
+    node: Any = composed
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        if node is None:
+            return ConfigError(key, value, _nothing_in(parts[:depth]))
         if not OmegaConf.is_dict(node):
             break
         if part not in node:
-            return ConfigError(key, value, one_of(part, [str(other) for other in node if other != "_target_"]))
+            known = [str(other) for other in node if other not in ("_target_", "hydra")]
+            return ConfigError(key, value, one_of(part, known))
         node = node[part]
     return ConfigError(key, value, str(error).splitlines()[0])
+
+
+def _nothing_in(parts: Sequence[str]) -> str:
+    """Say that a key is null, and which group offers something to put there: its own or that of what it is in."""
+    at = ".".join(parts)
+    for length in (len(parts), len(parts) - 1):
+        group = "/".join(parts[:length])
+        if group and (options := _options(group)):
+            return f"{at} is null here and has no keys; other choices of {group} are {', '.join(options)}"
+    return f"{at} is null here and has no keys"

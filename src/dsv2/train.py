@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from dsv2.composition import compose, register_resolvers, without_shape
+from dsv2.composition import checked, compose, register_resolvers, without_shape
 from dsv2.config import CONFIG_DIR, ConfigError
 
 
@@ -23,6 +24,7 @@ from dsv2.config import CONFIG_DIR, ConfigError
 def train(composed: DictConfig) -> None:
     values: Any = OmegaConf.to_container(composed, resolve=True)
     try:
+        checked(HydraConfig.get().overrides.task)
         print(_train(values))
     except ConfigError as error:
         stop(2, f"error: {error}")

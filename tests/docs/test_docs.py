@@ -4,12 +4,10 @@ import functools
 import importlib.util
 import re
 import shlex
-import types
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-import yaml
 
 from ablations.request import parse
 from ablations.studies import study
@@ -29,27 +27,6 @@ PAGES = {
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
 COMMANDS = [(page, command) for page, text in PAGES.items() for command in commands(text)]
 PYTHON = [(page, block) for page, text in PAGES.items() for block in blocks(text) if block.language == "python"]
-
-
-@pytest.fixture(scope="module")
-def hooks() -> types.ModuleType:
-    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built site; mkdocs refuses any warning, a link to a page or heading that is not there among them."""
-    from mkdocs.commands.build import build
-    from mkdocs.config import load_config
-
-    folder = tmp_path_factory.mktemp("site")
-    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder), strict=True))
-    return folder
 
 
 class References(HTMLParser):
@@ -89,32 +66,6 @@ def test_links_and_images_lead_to_files(site: Path) -> None:
             if "://" in target or target.startswith(("#", "mailto:", "data:")):
                 continue
             assert (site / target.partition("#")[0].partition("?")[0]).exists(), f"{page.name}: {target}"
-
-
-def test_every_study_is_on_its_page(site: Path) -> None:
-    page = (site / "studies.html").read_text()
-    for path in (ROOT / "configs" / "sweep").glob("*.yaml"):
-        assert f'id="{path.stem}"' in page
-        for arm in yaml.safe_load(path.read_text()).get("arms") or {}:
-            assert f">{arm}<" in page, f"{path.stem}: {arm}"
-
-
-def test_the_code_on_a_page_is_the_code_that_runs(site: Path, hooks: types.ModuleType) -> None:
-    block = hooks.code_block("src/dsv2/models/attention/mla.py", "MLA._absorbed")
-    lines = block.split("```")[1].splitlines()[1:]
-    source = (ROOT / "src/dsv2/models/attention/mla.py").read_text().splitlines()
-    start = next(i for i, line in enumerate(source) if "def _absorbed" in line)
-    assert lines == [line[4:] for line in source[start : start + len(lines)]]
-    assert lines[-1].startswith("    return ")
-    assert "[[src/" not in (site / "equations.html").read_text()
-
-
-@pytest.mark.parametrize("what", [("src/dsv2/none.py", "route"), ("src/dsv2/models/moe/router.py", "Router.none")])
-def test_code_that_is_gone_stops_the_build(what: tuple[str, str], hooks: types.ModuleType) -> None:
-    from mkdocs.exceptions import PluginError
-
-    with pytest.raises(PluginError, match=what[0]):
-        hooks.code_block(*what)
 
 
 planned = functools.cache(study)  # pages name the same ones again and again

@@ -121,6 +121,16 @@ def test_a_name_that_is_none_is_said(elsewhere: Path, capsys: pytest.CaptureFixt
     assert not (elsewhere / "gallery.md").exists()
 
 
+def test_a_title_made_of_nothing_is_an_error() -> None:
+    nothing = pd.DataFrame({"val/loss mean": {"small_mha": 1.0}})
+    with pytest.raises(RUNS.Missing, match="found no arms"):
+        STUDIES.against_mha("", nothing)
+    with pytest.raises(RUNS.Missing, match="found no rates of false verdicts"):
+        STUDIES.told_apart("# a report without that section", nothing)
+    with pytest.raises(RUNS.Missing, match=r"found no rates of 'beauty' in .*calibration\.json"):
+        STUDIES.simulated("beauty")
+
+
 def test_figures_of_a_grid_and_of_baselines(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = made_up("balance_grid", "smoke")
     monkeypatch.setattr(STUDIES, "ran", lambda *_: grid)

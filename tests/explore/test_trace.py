@@ -56,9 +56,8 @@ def test_it_is_the_model_s_own_routing_and_loss(traced):
 @pytest.mark.parametrize("capacity", [0.3, 1.0, 2.5])
 def test_drops_are_those_of_the_model_in_training(capacity):
     """The first MoE layer sees the same input, so a model that drops while it trains says the same of it."""
-    target = "_target_: dsv2.models.moe.dropping.Dropping.Config"
-    dropping = f"model.ffn.dropping={{{target}, exempt_ratio: 0.0, capacity_factor: {capacity}}}"
-    model = dsv2.load([*SHAPE, dropping]).model.build().train()
+    numbers = [f"model.ffn.dropping.{number}" for number in ("exempt_ratio=0.0", f"capacity_factor={capacity}")]
+    model = dsv2.load([*SHAPE, "model/ffn/dropping=device", *numbers]).model.build().train()
     routing = model(torch.tensor([TOKENIZER.encode(TEXT)])).routings[0]
     over = dropped(of(TEXT), 1, capacity)
     assert torch.equal(over, routing.dropped[0])

@@ -306,7 +306,7 @@ def test_recorded_choices_are_replayed_with_live_gates(kind: str) -> None:
         ("top_k", 3, "chooses|names"),
         ("max_devices", 1, "no device limit"),
         ("routed_scaling_factor", 2.0, "scales no output"),
-        ("dropping", "{_target_: dsv2.models.moe.dropping.Dropping.Config}", "drops nothing by device"),
+        ("dropping", "{capacity_factor: 1.0}", "drops nothing by device"),
         ("num_devices", 2, "a divisor of num_experts=9"),
     ],
 )

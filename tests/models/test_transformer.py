@@ -92,7 +92,7 @@ def test_initial_weights_have_the_std_of_the_config(overrides, embedding):
 
 
 def test_a_call_leaves_nothing_behind():
-    model = build("model.ffn.dropping={_target_: dsv2.models.moe.dropping.Dropping.Config}").train()
+    model = build("model/ffn/dropping=device").train()
     assert not list(model.buffers())
     before = {name: dict(vars(module)) for name, module in model.named_modules()}
     first = model(tokens()).logits

@@ -111,8 +111,8 @@ def test_a_finished_run_is_not_trained_again(quick, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("crash_at", [1, 4, 7, 12])
 def test_a_crashed_run_ends_as_if_it_had_not(quick, tmp_path, monkeypatch, crash_at):
-    dropping = "model.ffn.dropping={_target_: dsv2.models.moe.dropping.Dropping.Config, exempt_ratio: 0.5}"
-    run = dsv2.load([*quick, *BENCHMARKS, dropping])
+    dropping = ["model/ffn/dropping=device", "model.ffn.dropping.exempt_ratio=0.5"]
+    run = dsv2.load([*quick, *BENCHMARKS, *dropping])
     fit.fit(run, tmp_path / "whole")
     inner = Recorder.on_train_batch_end
 

@@ -8,8 +8,6 @@ from dsv2.data.source import Batch
 from dsv2.training.module import Module
 from tests import references
 
-DROPPING = "model.ffn.dropping={_target_: dsv2.models.moe.dropping.Dropping.Config, exempt_ratio: %s}"
-
 
 class At(Module):
     """A module that believes to be at some step."""
@@ -22,7 +20,7 @@ class At(Module):
 
 
 def module(quick: list[str], ratio: float = 0.5, *more: str, step: int = 0) -> At:
-    found = At(dsv2.load([*quick, DROPPING % ratio, *more]))
+    found = At(dsv2.load([*quick, "model/ffn/dropping=device", f"model.ffn.dropping.exempt_ratio={ratio}", *more]))
     found.step = step
     return found
 

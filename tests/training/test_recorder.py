@@ -13,7 +13,7 @@ from dsv2.training import machine as process
 from dsv2.training.saved import open_run
 from tests.tolerances import FLOAT32
 
-DROPPING = "model.ffn.dropping={_target_: dsv2.models.moe.dropping.Dropping.Config, exempt_ratio: 0.5}"
+DROPPING = ("model/ffn/dropping=device", "model.ffn.dropping.exempt_ratio=0.5")
 MEANS = ("train/loss", "train/ce", "train/balance_expert", "train/balance_device", "train/balance_comm")
 MEANS += ("routing/drop_rate", "routing/devices_per_token", "routing/overflow")  # every step has as many pairs
 
@@ -27,7 +27,7 @@ def test_rows_are_means_and_the_result_is_of_the_validation_set(quick: list[str]
     process.prepare()
     torch.set_num_threads(1)
     for every in (1, 2):
-        run = dsv2.load([*quick, DROPPING, f"trainer.log_every={every}"])
+        run = dsv2.load([*quick, *DROPPING, f"trainer.log_every={every}"])
         result = fit.fit(run, tmp_path / str(every))
     single, double = logged(tmp_path / "1"), logged(tmp_path / "2")
     assert (len(single), len(double)) == (12, 6)

@@ -46,7 +46,7 @@ def test_snapshots_are_the_routing_of_the_probe(quick: list[str], tmp_path: Path
 
 def test_training_is_not_touched(quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights are bit-identical with snapshots and without, also where evaluation mode matters (dropping)."""
-    quick = [*quick, "model.ffn.dropping={_target_: dsv2.models.moe.dropping.Dropping.Config, exempt_ratio: 0.5}"]
+    quick = [*quick, "model/ffn/dropping=device", "model.ffn.dropping.exempt_ratio=0.5"]
     run = dsv2.load(quick)
     with_snapshots = fit.fit(run, tmp_path / "with")
     monkeypatch.setattr(fit, "Snapshots", lambda *_: fit.L.Callback())

@@ -21,6 +21,7 @@ from dsv2.metrics import BUDGETS, METRICS
 NAME = re.compile(r"\w[\w.+-]*")  # of studies and arms: it becomes a part of file names
 SUFFIXES = (".yaml", ".yml")
 FOLDERS = {"sweep": "sweep", "scale": "scales", "probe": "probes"}  # Hydra would take scale= for a group of its own
+SHARED = ("budgets", "judged")  # folders of what study files name in their `defaults` instead of repeating it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,7 @@ class StudyFile(ConfigBase):
     published: str | None = None  # the result that the study mirrors
     paper_table: str | None = None  # the published table that it mirrors, as named in `accounting.paper_tables`
     shows_at: str | None = None  # tokens and seeds at which the effect is expected, and how that is known
+    data: tuple[str, ...] = ()  # overrides that choose the corpus and the benchmarks, before `base`
     base: tuple[str, ...] = ()  # overrides that all arms share
     scales: dict[str, tuple[str, ...]] = field(default_factory=dict)  # scale -> overrides of this study there
     margin: dict[str, float] | None = None  # metric -> difference that would not matter
@@ -149,7 +151,12 @@ def _overrides(levels: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def names(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONFIG_DIR / FOLDERS[group]).glob("*.yaml"))
+    """Return the names of all files of a group: `sweep`, `scale` or `probe`."""
+    return [path.stem for path in _yaml_files(FOLDERS[group])]
+
+
+def _yaml_files(folder: str) -> list[Path]:
+    return sorted((CONFIG_DIR / folder).glob("*.yaml"))
 
 
 def definition(study: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -171,6 +178,7 @@ def definition(study: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def read(group: str, name: str) -> dict[str, Any]:
+    """Return what a named file of a group holds, shared parts included. Raises `ConfigError`."""
     if name not in names(group):
         raise ConfigError(group, name, f"choose one of {', '.join(names(group))}")
     return mapping(CONFIG_DIR / FOLDERS[group] / f"{name}.yaml", name)
@@ -201,6 +209,40 @@ class _Loader(yaml.SafeLoader):
 
 
 def mapping(path: Path, name: str) -> dict[str, Any]:
+    """Return what a YAML file holds, on top of the shared files that its `defaults` name. Raises `ConfigError`."""
+    node = _mapping(path, name)
+    return node if "defaults" not in node else _with_shared(node, path)
+
+
+def _with_shared(node: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Merge the files of a `defaults` list in their order, `_self_` last unless the list says otherwise.
+
+    As in Hydra, whose compose is not used: it would also take search paths, interpolations and packages from the file.
+    """
+    shared = {f"/{file.parent.name}/{file.stem}": file for folder in SHARED for file in _yaml_files(folder)}
+    named = node["defaults"]
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise ConfigError("defaults", named, f"a list of some of {', '.join(shared)}, in {path}")
+    for name in named:
+        if (name not in shared and name != "_self_") or named.count(name) > 1:
+            raise ConfigError("defaults", name, f"some of {', '.join(shared)}, each once, in {path}")
+    own = {key: value for key, value in node.items() if key != "defaults"}
+    merged: dict[str, Any] = {}
+    for name in named if "_self_" in named else [*named, "_self_"]:
+        merged = _merged(merged, own if name == "_self_" else _mapping(shared[name], name))
+    return merged
+
+
+def _merged(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """Put `upper` on top of `lower`: mappings are merged, anything else is replaced, lists included."""
+    merged = dict(lower)
+    for key, value in upper.items():
+        below = merged.get(key)
+        merged[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _mapping(path: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError("sweep", name, f"a study's name, or the path of a YAML file; there is no {path}")
     try:

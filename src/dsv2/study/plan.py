@@ -69,6 +69,7 @@ class Plan:
             *scale.overrides,
             *self.file.scales.get(self.scale, ()),
             *(scale.sizes[node.size] if node.size is not None else ()),
+            *self.file.data,
             *self.file.base,
             *node.overrides,
             *node.scales.get(self.scale, ()),
