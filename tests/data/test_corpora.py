@@ -45,28 +45,28 @@ def test_mixture_of_nothing() -> None:
         Mixture.Config(english_mb=0, code_mb=0, maths_mb=0)
 
 
-def test_identity_follows_the_documents(corpus: Files.Config, tmp_path: Path) -> None:
-    before = corpus.identity()
-    assert corpus.identity() == before
+def test_identity_follows_the_documents(corpus_config: Files.Config, tmp_path: Path) -> None:
+    before = corpus_config.identity()
+    assert corpus_config.identity() == before
     path = tmp_path / "texts" / "texts.jsonl"
     path.write_text(path.read_text().replace("latent", "Latent", 1))
-    after = corpus.identity()
+    after = corpus_config.identity()
     assert after["corpus"] != before["corpus"]
     assert {key for key in after if after[key] != before[key]} == {"corpus"}
 
 
-def test_identity_is_computed_once_a_process(corpus: Files.Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    corpus.identity()
+def test_identity_is_computed_once_a_process(corpus_config: Files.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus_config.identity()
     monkeypatch.setattr(corpora, "read", lambda *_: pytest.fail("read again"))
-    corpus.identity()
+    corpus_config.identity()
 
 
-def test_open_has_the_whole_interface(corpus: Files.Config) -> None:
-    source = corpus.open(sequence_length=16, seed=0, validation_tokens=64)
+def test_open_has_the_whole_interface(corpus_config: Files.Config) -> None:
+    source = corpus_config.open(sequence_length=16, seed=0, validation_tokens=64)
     assert isinstance(source, Source)
     assert source.vocab_size == 300
     assert source.domains == ("even", "odd")
-    assert source.identity.items() > corpus.identity().items()
+    assert source.identity.items() > corpus_config.identity().items()
     assert source.token_bytes is not None
     assert len(source.token_bytes) == 300
 

@@ -5,8 +5,8 @@ from dsv2.data.source import bits_per_byte, repetition_warning
 from dsv2.data.synthetic import Recall
 
 
-def test_repetition_is_said_beyond_four_times(corpus: Files.Config) -> None:
-    source = corpus.open(sequence_length=16, seed=0, validation_tokens=64)
+def test_repetition_is_said_beyond_four_times(corpus_config: Files.Config) -> None:
+    source = corpus_config.open(sequence_length=16, seed=0, validation_tokens=64)
     assert source.train_tokens is not None
     assert repetition_warning(source, 4 * source.train_tokens) is None
     warning = repetition_warning(source, 5 * source.train_tokens)

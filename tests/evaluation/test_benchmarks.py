@@ -18,8 +18,8 @@ from dsv2.evaluation import cloze, copying, exercises
 from dsv2.evaluation.benchmarks import TextBenchmarks
 from dsv2.evaluation.choice import CHOICES, Choice, answer, answer_both_ways
 from dsv2.metrics import METRICS, chance, quantity
-from tests.evaluation.stubs import Stub, knowing, uniform
-from tests.tolerances import FLOAT32
+from tests.references.stubs import Stub, knowing, uniform
+from tests.references.tolerances import FLOAT32
 
 VOCAB = 300
 SIZES = TextBenchmarks.Config(

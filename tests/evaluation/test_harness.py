@@ -18,8 +18,8 @@ from dsv2.evaluation.harness import Harness
 from dsv2.evaluation.validation import evaluate
 from dsv2.inference.reader import Reader, open_reader
 from dsv2.training import fit
-from tests.evaluation.stubs import knowing
-from tests.tolerances import FLOAT32_MODULE
+from tests.references.stubs import knowing
+from tests.references.tolerances import FLOAT32_MODULE
 
 LENGTH = 32
 

@@ -10,7 +10,7 @@ from dsv2.models.attention import MLA
 from dsv2.models.moe.layer import MoE
 from dsv2.models.transformer import Transformer
 from tests import references
-from tests.tolerances import FLOAT32_MODULE
+from tests.references.tolerances import FLOAT32_MODULE
 
 VOCAB = 13
 

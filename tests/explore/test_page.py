@@ -15,7 +15,7 @@ import pytest
 
 from dsv2.__main__ import main
 from dsv2.explore.page import view
-from tests.browser import Tab, chromium
+from tests.references.browser import Tab, chromium
 
 REPORT = '<h1>The whole of toy</h1><script>parent.document.title = "taken over"</script>'
 

@@ -13,7 +13,7 @@ from dsv2.data.tokenizer import Tokenizer
 from dsv2.explore.compare import agree, rand_index, similarity_by_chance
 from dsv2.explore.html import DIFFERENCE, MODES, painted, token_table
 from dsv2.explore.trace import Trace, budget, dropped, loads, pairs, trace
-from tests.tolerances import FLOAT32, close
+from tests.references.tolerances import FLOAT32, close
 
 TOKENIZER = Tokenizer.train(["the cat sat on the mat, and the hat of the cat was flat"] * 3, 300)
 TEXT = "the cat <b>sat</b> on\n\nthe 数学 & mat"

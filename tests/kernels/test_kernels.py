@@ -9,7 +9,7 @@ from dsv2.kernels.norm import rms_norm
 from dsv2.kernels.permute import gather_rows, weighted_sum
 from dsv2.kernels.rope import rotate
 from dsv2.kernels.swiglu import swiglu
-from tests.tolerances import FLOAT32, close
+from tests.references.tolerances import FLOAT32, close
 
 
 def random(*shape, seed=0, dtype=torch.float32):

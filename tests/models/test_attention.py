@@ -17,7 +17,7 @@ from dsv2.models.attention.gqa import GQA
 from dsv2.models.attention.mla import MLA
 from dsv2.models.rope import Rope, Yarn
 from tests import references
-from tests.tolerances import FLOAT32, FLOAT32_MODULE, FLOAT64, close, same_values_and_gradients
+from tests.references.tolerances import FLOAT32, FLOAT32_MODULE, FLOAT64, close, same_values_and_gradients
 
 # (B, T, d) and the config
 GQA_CASES = {

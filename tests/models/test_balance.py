@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dsv2 import Routing, balance_losses
 from tests import references
-from tests.tolerances import FLOAT32, close, same_values_and_gradients
+from tests.references.tolerances import FLOAT32, close, same_values_and_gradients
 
 NAMES = ("expert", "device", "communication")
 

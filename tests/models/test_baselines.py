@@ -17,7 +17,7 @@ from dsv2.models.moe.hints import Hints
 from dsv2.models.transformer import Transformer
 from tests import references
 from tests.references import baselines as references_baselines
-from tests.tolerances import FLOAT32, FLOAT32_MODULE, close, same_values_and_gradients
+from tests.references.tolerances import FLOAT32, FLOAT32_MODULE, close, same_values_and_gradients
 
 SHAPE = (2, 7, 5)
 TOKENS = torch.tensor([[3, 0, 3, 9, 1, 4, 4], [2, 9, 9, 5, 3, 0, 6]])

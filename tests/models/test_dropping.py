@@ -10,7 +10,7 @@ from dsv2.models.moe.dropping import Dropping
 from dsv2.models.moe.hints import Hints
 from dsv2.models.moe.layer import MoE
 from tests import references
-from tests.tolerances import FLOAT32, same_values_and_gradients
+from tests.references.tolerances import FLOAT32, same_values_and_gradients
 
 
 @st.composite

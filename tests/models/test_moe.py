@@ -8,7 +8,7 @@ from dsv2.models.moe.dropping import Dropping
 from dsv2.models.moe.hints import Hints
 from dsv2.models.moe.layer import MoE
 from tests import references
-from tests.tolerances import FLOAT32, FLOAT32_MODULE, FLOAT64, close, same_values_and_gradients
+from tests.references.tolerances import FLOAT32, FLOAT32_MODULE, FLOAT64, close, same_values_and_gradients
 
 CASES = {
     "one of each": ((1, 1, 1), {"num_experts": 1, "top_k": 1, "expert_dim": 1}),

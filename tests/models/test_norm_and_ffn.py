@@ -6,7 +6,7 @@ import torch
 from dsv2.models.ffn import SwiGLU
 from dsv2.models.norm import RMSNorm
 from tests import references
-from tests.tolerances import FLOAT32, FLOAT32_MODULE, FLOAT64, close, same_values_and_gradients
+from tests.references.tolerances import FLOAT32, FLOAT32_MODULE, FLOAT64, close, same_values_and_gradients
 
 
 @pytest.mark.parametrize("eps", [1e-6, 1e-5, 1e-2])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dsv2.models.rope import Rope, Yarn, rotate
 from tests import references
-from tests.tolerances import ANGLE, FLOAT32, FLOAT64, YARN_ANGLE, close, same_values_and_gradients
+from tests.references.tolerances import ANGLE, FLOAT32, FLOAT64, YARN_ANGLE, close, same_values_and_gradients
 
 YARNS = {
     "checkpoint": {},

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from dsv2 import Routing, route
 from dsv2.models.moe.layer import MoE
 from tests import references
-from tests.tolerances import EXACT, FLOAT32, close, same_values_and_gradients
+from tests.references.tolerances import EXACT, FLOAT32, close, same_values_and_gradients
 
 
 @st.composite

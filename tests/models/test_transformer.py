@@ -5,7 +5,7 @@ import torch
 
 import dsv2
 from dsv2.inference.cache import allocate, allocate_model
-from tests.tolerances import FLOAT32_MODULE, close
+from tests.references.tolerances import FLOAT32_MODULE, close
 
 ATTENTIONS = ["mha", "gqa", "mqa", "mla"]
 SMALL = ["model.dim=16", "model.vocab_size=2048", "model.init_std=0.3"]

@@ -9,7 +9,7 @@ from dsv2.models.moe.dropping import Dropping
 from dsv2.models.moe.layer import MoE
 from dsv2.models.transformer import Transformer
 from tests import references
-from tests.tolerances import FLOAT32, same_values_and_gradients
+from tests.references.tolerances import FLOAT32, same_values_and_gradients
 
 DIM, EPS = 6, 1e-2  # large enough to be seen
 ATTENTIONS = {

@@ -20,7 +20,7 @@ from dsv2.models.ffn import SwiGLU
 from dsv2.models.moe import GShard, Hash, MoE, Switch
 from dsv2.models.moe.dropping import Dropping
 from dsv2.models.transformer import Transformer
-from tests.parity.twins import LIMITED, tokens, twin, yarn
+from tests.references.twins import LIMITED, tokens, twin, yarn
 
 CONFIG = twin(q_lora_rank=20, **LIMITED).config.to_dict()
 

@@ -14,7 +14,7 @@ from dsv2.models.moe.dropping import Dropping
 from dsv2.models.moe.layer import MoE
 from dsv2.models.transformer import Transformer
 from tests import references
-from tests.tolerances import FLOAT32, FLOAT32_MODULE
+from tests.references.tolerances import FLOAT32, FLOAT32_MODULE
 
 VOCAB, SEQUENCES, LENGTH = 11, 7, 5
 TOKEN_BYTES = np.array([0, 1, 1, 2, 3, 5, 1, 4, 2, 1, 7], dtype=np.int32)  # token 0 is no text
