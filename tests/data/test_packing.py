@@ -1,3 +1,5 @@
+"""Packed text: every window once per epoch, in an order of its own, with targets, domains and bytes."""
+
 import math
 
 import numpy as np
@@ -100,7 +102,7 @@ def test_bits_per_byte_count_the_bytes_of_the_text(source: PackedText) -> None:
     assert bits_per_byte(few * 8 * math.log(2), few) == pytest.approx(8.0)
 
 
-def test_sequences_longer_than_the_corpus(corpus_config: Files.Config) -> None:
+def test_sequences_longer_than_the_corpus_are_refused(corpus_config: Files.Config) -> None:
     with pytest.raises(ConfigError, match=r"trainer\.sequence_length=1000000 is not valid: at most \d+, the tokens of"):
         corpus_config.open(sequence_length=1_000_000, seed=0, validation_tokens=1_000_000)
     with pytest.raises(ConfigError, match=r"trainer\.validation_tokens=8 is not valid: at least one sequence"):

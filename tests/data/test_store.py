@@ -1,3 +1,5 @@
+"""Prepared corpora on disk: whole or not there, made once, whoever asks and whoever is killed."""
+
 import dataclasses
 import json
 import os
@@ -57,7 +59,7 @@ def test_every_document_is_on_one_side_word_for_word(corpus_config: Files.Config
         assert [source.domains[index] for index in split.domains] == [domain[text] for text in texts]
 
 
-def test_manifest_counts(corpus_config: Files.Config) -> None:
+def test_the_manifest_counts_what_there_is(corpus_config: Files.Config) -> None:
     source = opened(corpus_config)
     counts = source.store.manifest["splits"]
     assert counts["train"]["tokens"] == source.train_tokens
@@ -78,7 +80,7 @@ def test_the_tokenizer_sees_the_training_split_only(corpus_config: Files.Config,
     assert opened(corpus_config).identity["trained_tokenizer"] == source.identity["trained_tokenizer"]
 
 
-def test_prepared_once(corpus_config: Files.Config, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_corpus_is_prepared_once(corpus_config: Files.Config, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = opened(corpus_config)
     monkeypatch.setattr(store, "_prepare", lambda *_: pytest.fail("prepared again"))
     again = opened(corpus_config)
@@ -125,7 +127,7 @@ def test_a_failed_preparation_leaves_nothing(
     opened(corpus_config)
 
 
-def test_a_corpus_that_changes_meanwhile(
+def test_a_corpus_that_changes_meanwhile_is_an_error(
     corpus_config: Files.Config, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus_config.content_hash()

@@ -1,3 +1,5 @@
+"""Byte-level BPE: text to tokens and back, exactly, and what a token stands for."""
+
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +50,7 @@ def test_end_of_text_in_a_document_is_text() -> None:
     assert TOKENIZER.token_bytes[END_ID] == 0
 
 
-def test_save_and_load(tmp_path: Path) -> None:
+def test_what_is_saved_is_loaded_again(tmp_path: Path) -> None:
     TOKENIZER.save(tmp_path / "tokenizer.json")
     loaded = Tokenizer.load(tmp_path / "tokenizer.json", 320)
     assert loaded.hash == TOKENIZER.hash
@@ -63,6 +65,24 @@ def test_a_text_too_small_for_the_vocabulary_leaves_ids_unused() -> None:
     assert tokenizer.decode([499]) == ""
 
 
-def test_too_small_a_vocabulary() -> None:
+def test_a_vocabulary_without_room_for_all_bytes_is_refused() -> None:
     with pytest.raises(ConfigError, match="vocab_size=256 is not valid: at least 257"):
         Tokenizer.train(TEXTS, 256)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(alphabet=st.sampled_from(list("the cat学习é😀 ")), max_size=30))
+def test_pieces_join_to_the_text(text: str) -> None:
+    """One of each token; a character made of several tokens is the last one's."""
+    ids = TOKENIZER.encode(text)
+    pieces = TOKENIZER.pieces(ids)
+    assert len(pieces) == len(ids)
+    assert "".join(pieces) == text
+
+
+def test_pieces_of_a_cut_character_are_replacement_characters() -> None:
+    ids = TOKENIZER.encode("😀")
+    assert len(ids) == 4
+    assert TOKENIZER.pieces(ids) == ["", "", "", "😀"]
+    assert TOKENIZER.pieces(ids[:2]) == ["", "\ufffd"]
+    assert TOKENIZER.pieces([]) == []
