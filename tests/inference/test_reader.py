@@ -4,8 +4,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tokenizers
 import yaml
 from safetensors.torch import save_file
+from tokenizers.processors import TemplateProcessing
 
 import dsv2
 from dsv2.__main__ import main
@@ -112,7 +114,11 @@ def test_a_text_begins_with_bos_or_else_with_eos(
 
 
 def test_special_tokens_are_neither_added_nor_hidden(imported: Path) -> None:
-    """What an imported tokenizer would put around a text is left to the caller, who knows where a text begins."""
+    """What an imported tokenizer would put before a text is left to the caller, who knows where a text begins."""
+    backend = tokenizers.Tokenizer.from_file(str(imported / "tokenizer.json"))
+    backend.post_processor = TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", END_ID)])
+    assert backend.encode("Ban ben").ids[0] == END_ID
+    backend.save(str(imported / "tokenizer.json"))
     (imported / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
     reader = open_reader(imported)
     assert END_ID not in reader.tokenizer.encode("Ban ben")

@@ -18,6 +18,16 @@ def test_each_block_meets_its_own_matrix(counts: list[int], width_in: int, width
     agrees(lambda x, w: grouped(x, sizes, w), lambda x, w: reference.grouped(x, sizes, w), rows, w)
 
 
+@pytest.mark.parametrize(("width_in", "width_out"), [(8, 12), (7, 5)])
+def test_no_rows_have_gradients(width_in: int, width_out: int) -> None:
+    """Of a sum, whose gradient has no strides of its own: none for the rows, zeros for every matrix."""
+    rows, w = torch.zeros(0, width_in, requires_grad=True), normal(2, width_in, width_out).requires_grad_()
+    grouped(rows, torch.tensor([0, 0]), w).sum().backward()
+    assert rows.grad.shape == (0, width_in)
+    assert w.grad.shape == w.shape
+    assert not w.grad.any()
+
+
 def test_bfloat16_rounds_only_inputs_and_result() -> None:
     counts, rows, w = torch.tensor([3, 5]), normal(8, 16).bfloat16(), normal(2, 16, 8, seed=1).bfloat16()
     exact = reference.grouped(rows.double(), counts, w.double())

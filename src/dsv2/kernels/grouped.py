@@ -32,8 +32,8 @@ class _Grouped(torch.autograd.Function):
 def grouped(rows: Tensor, counts: Tensor, w: Tensor) -> Tensor:
     """rows (N, I) in blocks of counts (E,) by w (E, I, O): (N, O). Any floating dtype.
 
-    torch's grouped product wants rows of a multiple of 16 bytes, at least one of them, and no float64; everything else
-    takes the reference.
+    torch's grouped product wants rows of a multiple of 16 bytes and no float64, and refuses the gradient of no rows at
+    all where that is expanded from a scalar; such inputs take the reference.
     """
     aligned = all(width * w.element_size() % 16 == 0 for width in w.shape[1:])
     if not aligned or not len(rows) or w.dtype == torch.float64:
