@@ -113,7 +113,7 @@ def test_bits_per_byte_of_domains_add_up() -> None:
 
 
 def test_a_uniform_guess_costs_log_v() -> None:
-    """Equal logits everywhere: ln V nats a token, and log2 V bits over the mean bytes of the scored targets."""
+    """Equal logits everywhere: ln V nats per token, and log2 V bits over the mean bytes of the scored targets."""
     network, batch = model(), sequences()
     torch.nn.init.zeros_(network.head)
     metrics = evaluate(network, batch, batch_size=2, token_bytes=np.full(VOCAB, 3, dtype=np.int32))

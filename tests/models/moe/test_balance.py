@@ -31,7 +31,7 @@ def routings(draw: st.DrawFn) -> dict[str, int]:
 
 
 def random_routing(case: dict[str, int]) -> Routing:
-    """Any K distinct experts a token, likely or not: the losses are defined for every choice."""
+    """Any K distinct experts per token, likely or not: the losses are defined for every choice."""
     generator = torch.Generator().manual_seed(case["seed"])
     shape = (case["batch"], case["length"], case["num_experts"])
     s = torch.randn(shape, generator=generator).softmax(-1)
