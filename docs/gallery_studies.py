@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
+from ablations.reporting.collect import text_of
 from gallery_runs import Drawn, ran, some
 
-from ablations.reporting.collect import text_of
 from ablations.reporting.ladder import LOSS, runs_of
 from ablations.reporting.sections import design_of, factorial_terms
 from ablations.trials.results import Results

@@ -1,6 +1,10 @@
-"""The house has an order: who may import whom, and which test belongs to which module (README, "Where things lie")."""
+"""The order of the code: which package imports from which, and which test belongs to which module.
+
+README, "Where things lie", says the same in words.
+"""
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +24,18 @@ ORDER = (  # a module imports from earlier rows or from its own package only; im
 )
 FRAMEWORKS = {"lightning", "hydra", "omegaconf", "wandb"}
 
+# TO REMOVE once every package mirrors its tests: packages whose modules must have a test file of their own.
+MIRRORED = (
+    "dsv2.data",
+    "dsv2.evaluation",
+    "dsv2.inference",
+    "dsv2.interop",
+    "dsv2.kernels",
+    "dsv2.models",
+)
+# TO REMOVE with it: folders whose test files still import from other test files.
+ENTANGLED = ("ablations", "analysis", "docs")
+
 
 def modules() -> dict[str, Path]:
     """Dotted name of every module of ours to its file."""
@@ -34,23 +50,24 @@ MODULES = modules()
 @cache
 def imports(path: Path) -> frozenset[str]:
     """Every name that a file imports, also inside functions and for type checkers."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return frozenset(found)
+    names = set()
+    for statement in ast.walk(ast.parse(path.read_text())):
+        if isinstance(statement, ast.Import):
+            names |= {alias.name for alias in statement.names}
+        elif isinstance(statement, ast.ImportFrom):
+            assert statement.level == 0, f"{path}:{statement.lineno}: a relative import, which would go unseen here"
+            names |= {f"{statement.module}.{alias.name}" for alias in statement.names}
+    return frozenset(names)
 
 
 def used(name: str) -> set[str]:
     """Our modules that a module imports."""
-    found = set()
+    modules = set()
     for imported in imports(MODULES[name]):
         while imported and imported not in MODULES:
             imported = imported.rpartition(".")[0]
-        found |= {imported} if imported else set()
-    return found - {name}
+        modules |= {imported} if imported else set()
+    return modules - {name}
 
 
 def place(name: str) -> tuple[int, str]:
@@ -95,3 +112,75 @@ def test_the_check_sees_imports(tmp_path: Path) -> None:
     file = tmp_path / "x.py"
     file.write_text("def f():\n    from dsv2.training import fit\n    import lightning.pytorch\n")
     assert imports(file) == {"dsv2.training.fit", "lightning.pytorch"}
+
+
+# ---- tests -----------------------------------------------------------------------------------------------------------
+
+TESTS = ROOT / "tests"
+LAZY = {"__getattr__", "__dir__"}  # what an `__init__.py` needs to export names on first use
+
+
+def holds_logic(path: Path) -> bool:
+    """Whether a function or method of a module does anything; exporting names on first use does not count."""
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return any(
+        isinstance(statement, functions)
+        and not all(map(_is_empty, statement.body))
+        and not (path.name == "__init__.py" and statement.name in LAZY)
+        for statement in ast.walk(ast.parse(path.read_text()))
+    )
+
+
+def _is_empty(statement: ast.stmt) -> bool:
+    """Whether a statement is a docstring, `...` or `pass`."""
+    constant = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+    return constant or isinstance(statement, ast.Pass)
+
+
+def place_of_test(name: str) -> Path:
+    """Where the test file of a module lies: that of `dsv2.data.store` at `tests/data/test_store.py`."""
+    *packages, module = name.removeprefix("dsv2.").split(".")
+    return TESTS.joinpath(*packages, f"test_{module.strip('_')}.py")
+
+
+@pytest.mark.parametrize(
+    "name", sorted(name for name, path in MODULES.items() if holds_logic(path) and place(name)[1] in MIRRORED)
+)
+def test_a_module_that_holds_logic_has_its_test_file(name: str) -> None:
+    expected = place_of_test(name)
+    assert expected.is_file(), f"{name} has no {expected.relative_to(ROOT)}"
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: str(path.relative_to(TESTS)))
+def test_tests_share_references_and_fixtures_of_conftest(path: Path) -> None:
+    """No test file imports another: what several need lies in `tests/references/`, fixtures in a `conftest.py`."""
+    folder = path.relative_to(TESTS).parts[0]
+    if folder not in ENTANGLED:
+        ours = {name for name in imports(path) if name.partition(".")[0] == "tests"}
+        shared = {name for name in ours if re.fullmatch(r"tests\.references(\.(?!test_).+)?", name)}
+        assert not ours - shared, f"imports {sorted(ours - shared)}"
+    if folder == "references" and not path.name.startswith("test_"):
+        assert "pytest.fixture" not in path.read_text(), "fixtures come from a conftest.py"
+
+
+@pytest.mark.parametrize(
+    ("source", "logic"),
+    [
+        ("X = 1\nclass A(NamedTuple):\n    x: int\n", False),
+        ("class A(Protocol):\n    def f(self) -> int:\n        'Say what.'\n    def g(self) -> int: ...\n", False),
+        ("class A:\n    def f(self):\n        'Say what.'\n        return 1\n", True),
+        ("async def f():\n    pass\n", False),
+        ("def f():\n    raise ValueError\n", True),
+        ("def __getattr__(name):\n    return 1\ndef __dir__():\n    return []\n", True),
+    ],
+)
+def test_the_check_sees_logic(tmp_path: Path, source: str, logic: bool) -> None:
+    for name, expected in (("module.py", logic), ("__init__.py", logic and "__dir__" not in source)):
+        (tmp_path / name).write_text(source)
+        assert holds_logic(tmp_path / name) is expected
+
+
+def test_the_check_knows_where_tests_lie() -> None:
+    places = {"dsv2.config": "test_config.py", "dsv2.__main__": "test_main.py", "dsv2.plots": "test_plots.py"}
+    places |= {"dsv2.models.moe.hash": "models/moe/test_hash.py", "ablations.run": "ablations/test_run.py"}
+    assert {name: str(place_of_test(name).relative_to(TESTS)) for name in places} == places

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.markdown import blocks, commands
+from tests.references.markdown import blocks, commands
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = blocks(README)

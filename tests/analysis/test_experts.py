@@ -17,7 +17,7 @@ from dsv2.models.moe.layer import MoE
 from dsv2.models.transformer import Transformer
 from dsv2.routing.interventions import DoesNotApply, compared, fewer_experts, shared_off, top_masked
 from dsv2.routing.observed import Losses, difference, losses_of, observe
-from tests.tolerances import FLOAT32
+from tests.references.tolerances import FLOAT32
 
 V = 4  # tokens; the next one of v is v + 1, modulo 4
 

@@ -10,7 +10,7 @@ import torch
 
 from dsv2 import Routing
 from dsv2.routing.measures import Measures, count, mean_measures, measure
-from tests.tolerances import FLOAT32
+from tests.references.tolerances import FLOAT32
 
 FIRST = [[[0, 1], [0, 2]], [[0, 1], [1, 0]]]  # 4 tokens
 SECOND = [[[2, 3], [0, 4], [1, 3]]]  # 3 tokens

@@ -1,3 +1,5 @@
+"""Corpora: which documents they give, what they are told apart by, and what they refuse."""
+
 import dataclasses
 import sys
 import types
@@ -13,7 +15,7 @@ from dsv2.data.corpora import English, Files, HuggingFace, Mixture
 from dsv2.data.source import Source
 
 
-def test_english() -> None:
+def test_english_is_the_speeches() -> None:
     config = English.Config()
     documents = list(config.documents())
     assert len(documents) > 200
@@ -34,39 +36,39 @@ def test_mixture_takes_the_amounts_asked_for() -> None:
     assert list(config.documents()) == list(config.documents())
 
 
-def test_mixture_with_chinese(tmp_path: Path) -> None:
+def test_chinese_is_of_the_users_files(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("学而时习之" * 10)
     config = Mixture.Config(english_mb=0, code_mb=0, maths_mb=0.01, chinese_path=str(tmp_path / "*.txt"))
     assert {document.domain for document in config.documents()} == {"maths", "chinese"}
 
 
-def test_mixture_of_nothing() -> None:
+def test_a_mixture_of_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="english_mb=0 is not valid: some text"):
         Mixture.Config(english_mb=0, code_mb=0, maths_mb=0)
 
 
-def test_identity_follows_the_documents(corpus: Files.Config, tmp_path: Path) -> None:
-    before = corpus.identity()
-    assert corpus.identity() == before
+def test_identity_follows_the_documents(corpus_config: Files.Config, tmp_path: Path) -> None:
+    before = corpus_config.identity()
+    assert corpus_config.identity() == before
     path = tmp_path / "texts" / "texts.jsonl"
     path.write_text(path.read_text().replace("latent", "Latent", 1))
-    after = corpus.identity()
+    after = corpus_config.identity()
     assert after["corpus"] != before["corpus"]
     assert {key for key in after if after[key] != before[key]} == {"corpus"}
 
 
-def test_identity_is_computed_once_a_process(corpus: Files.Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    corpus.identity()
+def test_identity_is_computed_once_a_process(corpus_config: Files.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus_config.identity()
     monkeypatch.setattr(corpora, "read", lambda *_: pytest.fail("read again"))
-    corpus.identity()
+    corpus_config.identity()
 
 
-def test_open_has_the_whole_interface(corpus: Files.Config) -> None:
-    source = corpus.open(sequence_length=16, seed=0, validation_tokens=64)
+def test_open_has_the_whole_interface(corpus_config: Files.Config) -> None:
+    source = corpus_config.open(sequence_length=16, seed=0, validation_tokens=64)
     assert isinstance(source, Source)
     assert source.vocab_size == 300
     assert source.domains == ("even", "odd")
-    assert source.identity.items() > corpus.identity().items()
+    assert source.identity.items() > corpus_config.identity().items()
     assert source.token_bytes is not None
     assert len(source.token_bytes) == 300
 
@@ -84,7 +86,7 @@ def test_one_document_cannot_be_split(tmp_path: Path) -> None:
         ({"val_ratio": 0.0}, r"val_ratio=0.0 is not valid: between 0 and 1"),
     ],
 )
-def test_impossible_settings(change: dict, message: str) -> None:
+def test_impossible_settings_are_refused(change: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         English.Config(**change)
 
@@ -130,14 +132,14 @@ def test_hugging_face_streams_the_first_documents(hub: list) -> None:
 
 
 @pytest.mark.usefixtures("hub")
-def test_hugging_face_errors() -> None:
+def test_hugging_face_errors_name_key_and_value() -> None:
     with pytest.raises(ConfigError, match=r"data\.text_column='body' is not valid: a column of text: text"):
         list(HuggingFace.Config(path="some/set", text_column="body").documents())
     with pytest.raises(ConfigError, match=r"data\.path='missing' .* FileNotFoundError: Couldn't find any data$"):
         list(HuggingFace.Config(path="missing").documents())
 
 
-def test_hugging_face_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hugging_face_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ConfigError, match=r"data\.path='some/set' .* pip install 'dsv2\[hf\]'"):
         list(HuggingFace.Config(path="some/set").documents())

@@ -1,3 +1,5 @@
+"""Documents: their hash, and a split that depends on their content alone."""
+
 import random
 
 from dsv2.data.documents import Document, one_sided, split, survey
@@ -30,22 +32,24 @@ def test_a_document_keeps_its_side_wherever_it_stands() -> None:
 
 
 def test_a_larger_share_only_adds() -> None:
-    found = survey(documents(400))
-    assert split(found, 0.1) < split(found, 0.3)
+    surveyed = survey(documents(400))
+    assert split(surveyed, 0.1) < split(surveyed, 0.3)
 
 
 def test_small_domains_get_both_sides() -> None:
     for count in (2, 3, 5):
         for ratio in (0.01, 0.99):
-            found = survey([*documents(count, "a"), *documents(count, "b")])
-            chosen = split(found, ratio)
+            surveyed = survey([*documents(count, "a"), *documents(count, "b")])
+            chosen = split(surveyed, ratio)
             for domain in "ab":
                 sides = {
-                    text in chosen for text, name in zip(found.digests, found.domains, strict=True) if name == domain
+                    text in chosen
+                    for text, name in zip(surveyed.digests, surveyed.domains, strict=True)
+                    if name == domain
                 }
                 assert sides == {True, False}
 
 
 def test_copies_stay_together_and_cannot_make_two_sides() -> None:
-    found = survey([Document("same", "d")] * 10)
-    assert one_sided(found, split(found, 0.5))
+    surveyed = survey([Document("same", "d")] * 10)
+    assert one_sided(surveyed, split(surveyed, 0.5))

@@ -57,8 +57,8 @@ def trainer(folder: Path, **settings: Any) -> L.Trainer:
 
 
 @pytest.fixture
-def source(corpus: Files.Config) -> Source:
-    return corpus.open(sequence_length=16, seed=3, validation_tokens=20 * 16)
+def source(corpus_config: Files.Config) -> Source:
+    return corpus_config.open(sequence_length=16, seed=3, validation_tokens=20 * 16)
 
 
 def seen_by(source: Source, folder: Path, ckpt: Path | None = None, **settings: Any) -> tuple[Toy, L.Trainer]:

@@ -1,3 +1,5 @@
+"""Packed text: every window once per epoch, in an order of its own, with targets, domains and bytes."""
+
 import math
 
 import numpy as np
@@ -13,17 +15,17 @@ LENGTH = 16
 
 
 @pytest.fixture
-def source(corpus: Files.Config) -> PackedText:
-    return opened(corpus)
+def source(corpus_config: Files.Config) -> PackedText:
+    return opened(corpus_config)
 
 
-def opened(corpus: Files.Config, seed: int = 0, validation_tokens: int = 20 * LENGTH) -> PackedText:
-    return corpus.open(sequence_length=LENGTH, seed=seed, validation_tokens=validation_tokens)
+def opened(corpus_config: Files.Config, seed: int = 0, validation_tokens: int = 20 * LENGTH) -> PackedText:
+    return corpus_config.open(sequence_length=LENGTH, seed=seed, validation_tokens=validation_tokens)
 
 
-def test_batches_are_a_pure_function_of_the_sequence_number(source: PackedText, corpus: Files.Config) -> None:
+def test_batches_are_a_pure_function_of_the_sequence_number(source: PackedText, corpus_config: Files.Config) -> None:
     whole = source.train(5, 40)
-    again = opened(corpus)
+    again = opened(corpus_config)
     for first, count in ((30, 15), (5, 1), (6, 24)):  # out of order, from a fresh object, in other batch sizes
         part = again.train(first, count)
         for got, expected in zip(part, whole, strict=True):
@@ -57,19 +59,19 @@ def test_seeds_and_epochs_differ_and_the_order_is_pinned() -> None:
     assert order(0, 0, 8).tolist() == [0, 3, 7, 5, 1, 2, 6, 4]  # a change here silently changes every run
 
 
-def test_validation_is_the_same_for_every_seed(corpus: Files.Config) -> None:
-    first, second = opened(corpus, seed=0).validation(), opened(corpus, seed=1).validation()
+def test_validation_is_the_same_for_every_seed(corpus_config: Files.Config) -> None:
+    first, second = opened(corpus_config, seed=0).validation(), opened(corpus_config, seed=1).validation()
     assert torch.equal(first.inputs, second.inputs)
     assert torch.equal(first.targets, second.targets)
     assert first.inputs.shape == (20, LENGTH)
 
 
-def test_validation_is_spread_evenly_and_never_repeats(corpus: Files.Config) -> None:
-    source = opened(corpus)
+def test_validation_is_spread_evenly_and_never_repeats(corpus_config: Files.Config) -> None:
+    source = opened(corpus_config)
     gaps = np.diff(source._validation_windows)
     assert gaps.min() >= 1
     assert gaps.max() - gaps.min() <= 1
-    everything = opened(corpus, validation_tokens=10**9).validation()
+    everything = opened(corpus_config, validation_tokens=10**9).validation()
     assert len(everything.inputs) == (len(source.store.val.tokens) - 1) // LENGTH
 
 
@@ -100,16 +102,16 @@ def test_bits_per_byte_count_the_bytes_of_the_text(source: PackedText) -> None:
     assert bits_per_byte(few * 8 * math.log(2), few) == pytest.approx(8.0)
 
 
-def test_sequences_longer_than_the_corpus(corpus: Files.Config) -> None:
+def test_sequences_longer_than_the_corpus_are_refused(corpus_config: Files.Config) -> None:
     with pytest.raises(ConfigError, match=r"trainer\.sequence_length=1000000 is not valid: at most \d+, the tokens of"):
-        corpus.open(sequence_length=1_000_000, seed=0, validation_tokens=1_000_000)
+        corpus_config.open(sequence_length=1_000_000, seed=0, validation_tokens=1_000_000)
     with pytest.raises(ConfigError, match=r"trainer\.validation_tokens=8 is not valid: at least one sequence"):
-        corpus.open(sequence_length=16, seed=0, validation_tokens=8)
+        corpus_config.open(sequence_length=16, seed=0, validation_tokens=8)
 
 
-def test_the_seed_orders_training(corpus: Files.Config) -> None:
+def test_the_seed_orders_training(corpus_config: Files.Config) -> None:
     """Each seed reads the same windows in the order of its own, in every epoch."""
-    first, second = opened(corpus, seed=0), opened(corpus, seed=1)
+    first, second = opened(corpus_config, seed=0), opened(corpus_config, seed=1)
     for epoch in (0, 1):
         start, count = epoch * first.num_windows, first.num_windows
         for seed, source in ((0, first), (1, second)):
@@ -117,9 +119,9 @@ def test_the_seed_orders_training(corpus: Files.Config) -> None:
         assert not torch.equal(first.train(start, count).inputs, second.train(start, count).inputs)
 
 
-def test_validation_is_the_validation_split(corpus: Files.Config) -> None:
+def test_validation_is_the_validation_split(corpus_config: Files.Config) -> None:
     """Of W windows n are read, window floor(i W / n) as the i-th, targets one token on."""
-    source = opened(corpus, validation_tokens=5 * LENGTH)
+    source = opened(corpus_config, validation_tokens=5 * LENGTH)
     tokens = source.store.val.tokens.astype(np.int64)
     in_val = (len(tokens) - 1) // LENGTH
     batch = source.validation()

@@ -1,3 +1,5 @@
+"""Prepared corpora on disk: whole or not there, made once, whoever asks and whoever is killed."""
+
 import dataclasses
 import json
 import os
@@ -26,17 +28,17 @@ print(source.identity["trained_tokenizer"], source.train_tokens)
 """
 
 
-def opened(corpus: Files.Config) -> PackedText:
-    return corpus.open(sequence_length=16, seed=0, validation_tokens=64)
+def opened(corpus_config: Files.Config) -> PackedText:
+    return corpus_config.open(sequence_length=16, seed=0, validation_tokens=64)
 
 
 def folders(runs: Path) -> list[Path]:
     return [path for path in (runs / ".data").iterdir() if path.is_dir()]
 
 
-def start(corpus: Files.Config) -> subprocess.Popen:
-    assert corpus.path is not None
-    command = [sys.executable, "-c", OPEN, corpus.path]
+def start(corpus_config: Files.Config) -> subprocess.Popen:
+    assert corpus_config.path is not None
+    command = [sys.executable, "-c", OPEN, corpus_config.path]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -47,27 +49,27 @@ def texts_of(split: store.Split, source: PackedText) -> list[str]:
     return [source.tokenizer.decode(split.tokens[a : b - 1]) for a, b in zip(split.starts, ends, strict=True)]
 
 
-def test_every_document_is_on_one_side_word_for_word(corpus: Files.Config) -> None:
-    source = opened(corpus)
+def test_every_document_is_on_one_side_word_for_word(corpus_config: Files.Config) -> None:
+    source = opened(corpus_config)
     train, val = (texts_of(split, source) for split in (source.store.train, source.store.val))
     assert set(train).isdisjoint(val)
-    assert sorted(train + val) == sorted(document.text for document in corpus.documents())
-    domain = {document.text: document.domain for document in corpus.documents()}
+    assert sorted(train + val) == sorted(document.text for document in corpus_config.documents())
+    domain = {document.text: document.domain for document in corpus_config.documents()}
     for split, texts in ((source.store.train, train), (source.store.val, val)):
         assert [source.domains[index] for index in split.domains] == [domain[text] for text in texts]
 
 
-def test_manifest_counts(corpus: Files.Config) -> None:
-    source = opened(corpus)
+def test_the_manifest_counts_what_there_is(corpus_config: Files.Config) -> None:
+    source = opened(corpus_config)
     counts = source.store.manifest["splits"]
     assert counts["train"]["tokens"] == source.train_tokens
     assert counts["train"]["documents"] + counts["val"]["documents"] == 40
-    size = sum(len(document.text.encode()) for document in corpus.documents())
+    size = sum(len(document.text.encode()) for document in corpus_config.documents())
     assert counts["train"]["bytes"] + counts["val"]["bytes"] == size
 
 
-def test_the_tokenizer_sees_the_training_split_only(corpus: Files.Config, tmp_path: Path) -> None:
-    source = opened(corpus)
+def test_the_tokenizer_sees_the_training_split_only(corpus_config: Files.Config, tmp_path: Path) -> None:
+    source = opened(corpus_config)
     held_out = texts_of(source.store.val, source)
     path = tmp_path / "texts" / "texts.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -75,77 +77,81 @@ def test_the_tokenizer_sees_the_training_split_only(corpus: Files.Config, tmp_pa
     # Everything that was held out goes, but for one document a domain that keeps both sides.
     last = {row["domain"]: row for row in rows if row["text"] in held_out}
     path.write_text("".join(json.dumps(row) + "\n" for row in [*kept, *last.values()]))
-    assert opened(corpus).identity["trained_tokenizer"] == source.identity["trained_tokenizer"]
+    assert opened(corpus_config).identity["trained_tokenizer"] == source.identity["trained_tokenizer"]
 
 
-def test_prepared_once(corpus: Files.Config, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = opened(corpus)
+def test_a_corpus_is_prepared_once(corpus_config: Files.Config, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = opened(corpus_config)
     monkeypatch.setattr(store, "_prepare", lambda *_: pytest.fail("prepared again"))
-    again = opened(corpus)
+    again = opened(corpus_config)
     np.testing.assert_array_equal(first.store.train.tokens, again.store.train.tokens)
     assert len(folders(runs)) == 1
     assert first.store.train.tokens.dtype == np.uint16
 
 
-def test_other_settings_are_other_stores(corpus: Files.Config, runs: Path) -> None:
+def test_other_settings_are_other_stores(corpus_config: Files.Config, runs: Path) -> None:
     for change in ({}, {"vocab_size": 290}, {"val_ratio": 0.3}):
-        opened(dataclasses.replace(corpus, **change))
+        opened(dataclasses.replace(corpus_config, **change))
     assert len(folders(runs)) == 3
 
 
-def test_large_vocabularies_take_four_bytes(corpus: Files.Config) -> None:
-    assert opened(dataclasses.replace(corpus, vocab_size=65_536)).store.train.tokens.dtype == np.uint16
-    assert opened(dataclasses.replace(corpus, vocab_size=65_537)).store.train.tokens.dtype == np.uint32
+def test_large_vocabularies_take_four_bytes(corpus_config: Files.Config) -> None:
+    assert opened(dataclasses.replace(corpus_config, vocab_size=65_536)).store.train.tokens.dtype == np.uint16
+    assert opened(dataclasses.replace(corpus_config, vocab_size=65_537)).store.train.tokens.dtype == np.uint32
 
 
 @pytest.mark.parametrize("name", store.FILES)
 def test_one_flipped_byte_is_found(
-    corpus: Files.Config, runs: Path, name: str, capsys: pytest.CaptureFixture[str]
+    corpus_config: Files.Config, runs: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = opened(corpus).train(0, 4)
+    before = opened(corpus_config).train(0, 4)
     path = folders(runs)[0] / name
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    assert (opened(corpus).train(0, 4).inputs == before.inputs).all()
+    assert (opened(corpus_config).train(0, 4).inputs == before.inputs).all()
     assert "is damaged and will be prepared again" in capsys.readouterr().err
 
 
-def test_a_failed_preparation_leaves_nothing(corpus: Files.Config, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_preparation_leaves_nothing(
+    corpus_config: Files.Config, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(store, "write_json", full)
         with pytest.raises(OSError, match="No space left"):
-            opened(corpus)
+            opened(corpus_config)
     assert folders(runs) == []
-    opened(corpus)
+    opened(corpus_config)
 
 
-def test_a_corpus_that_changes_meanwhile(corpus: Files.Config, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    corpus.content_hash()
+def test_a_corpus_that_changes_meanwhile_is_an_error(
+    corpus_config: Files.Config, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus_config.content_hash()
     monkeypatch.setattr(corpora, "read", lambda *_: (Document(f"other {n}", "even") for n in range(40)))
     with pytest.raises(RuntimeError, match="the corpus changed while it was being prepared; start again"):
-        opened(corpus)
+        opened(corpus_config)
     assert folders(runs) == []
 
 
 @pytest.mark.slow
-def test_waiting_is_said(corpus: Files.Config, runs: Path) -> None:
-    opened(corpus)
+def test_waiting_is_said(corpus_config: Files.Config, runs: Path) -> None:
+    opened(corpus_config)
     folder = folders(runs)[0]
     (folder / store.MANIFEST).unlink()
     with store._locked(folder.with_suffix(".lock")):
-        process = start(corpus)
+        process = start(corpus_config)
         assert process.stderr is not None
         assert "another process is preparing this corpus; waiting for it" in process.stderr.readline()
     assert process.wait(60) == 0
 
 
 @pytest.mark.slow
-def test_two_processes_at_once_make_one_store(corpus: Files.Config, runs: Path) -> None:
-    processes = [start(corpus) for _ in range(2)]
+def test_two_processes_at_once_make_one_store(corpus_config: Files.Config, runs: Path) -> None:
+    processes = [start(corpus_config) for _ in range(2)]
     outputs = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert outputs[0][0] == outputs[1][0]
@@ -153,12 +159,13 @@ def test_two_processes_at_once_make_one_store(corpus: Files.Config, runs: Path) 
 
 
 @pytest.mark.slow
-def test_a_killed_preparation_is_done_again(corpus: Files.Config, runs: Path, tmp_path: Path) -> None:
+def test_a_killed_preparation_is_done_again(corpus_config: Files.Config, runs: Path, tmp_path: Path) -> None:
     slow = tmp_path / "sitecustomize.py"
     slow.write_text("import time, dsv2.data.store as s\ns.write_json = lambda *_: time.sleep(60)\n")
-    assert corpus.path is not None
+    assert corpus_config.path is not None
     process = subprocess.Popen(
-        [sys.executable, "-c", f"exec(open({str(slow)!r}).read())\n{OPEN}", corpus.path], stderr=subprocess.DEVNULL
+        [sys.executable, "-c", f"exec(open({str(slow)!r}).read())\n{OPEN}", corpus_config.path],
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 60
     while not list(runs.glob(".data/*.tmp*/documents.npz")):
@@ -167,6 +174,6 @@ def test_a_killed_preparation_is_done_again(corpus: Files.Config, runs: Path, tm
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert len(folders(runs)) == 1  # what the kill left: no name of a key
-    source = opened(corpus)
-    assert [path.name for path in folders(runs)] == [store.digest(corpus.identity())]
+    source = opened(corpus_config)
+    assert [path.name for path in folders(runs)] == [store.digest(corpus_config.identity())]
     assert source.train_tokens == source.store.manifest["splits"]["train"]["tokens"]

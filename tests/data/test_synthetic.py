@@ -1,3 +1,6 @@
+"""Synthetic tasks: what they show, what they ask for, and that the answer is right."""
+
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -54,7 +57,7 @@ class TestEveryTask:
         with pytest.raises(ConfigError, match=rf"trainer\.sequence_length={least - 1} is not valid: at least {least}"):
             opened(task, length=least - 1)
 
-    def test_interface(self, task: Task.Config) -> None:
+    def test_there_is_no_text_and_no_end(self, task: Task.Config) -> None:
         source = opened(task)
         assert source.token_bytes is None
         assert source.tokenizer is None
@@ -90,7 +93,7 @@ def test_recall_cannot_be_had_by_ruling_out() -> None:
     for tokens, _ in rows(task.validation()):
         asked = tokens[16::2]
         later += len(asked) - 1
-        again += sum(one == other for one, other in pairwise(asked))
+        again += sum(key == following for key, following in pairwise(asked))
     assert again / later == pytest.approx(1 / 8, abs=0.02)  # 9,200 draws: 0.02 is six standard errors
 
 
@@ -129,6 +132,6 @@ def test_identity_follows_the_settings() -> None:
         (lambda: Arithmetic.Config(digits=19), "digits=19 is not valid: 1 to 18"),
     ],
 )
-def test_impossible_settings(make, message: str) -> None:
+def test_impossible_settings_are_refused(make: Callable[[], Task.Config], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()

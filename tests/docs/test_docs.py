@@ -14,7 +14,7 @@ from ablations.studies import study
 from dsv2.__main__ import main
 from dsv2.config import ConfigError
 from dsv2.training.run import load
-from tests.markdown import Block, blocks, commands
+from tests.references.markdown import Block, blocks, commands
 from tests.test_readme import run
 
 ROOT = Path(__file__).parents[2]

@@ -16,10 +16,11 @@ from dsv2.data.source import NOT_SCORED, Batch
 from dsv2.data.tokenizer import END_ID
 from dsv2.evaluation.harness import Harness
 from dsv2.evaluation.validation import evaluate
-from dsv2.inference.reader import Reader, open_reader
+from dsv2.inference.reader import Reader
 from dsv2.training import fit
-from tests.evaluation.stubs import knowing
-from tests.tolerances import FLOAT32_MODULE
+from dsv2.training.saved import open_run
+from tests.references.stubs import knowing
+from tests.references.tolerances import FLOAT32_MODULE
 
 LENGTH = 32
 
@@ -34,11 +35,11 @@ def source(quick: list[str]) -> PackedText:
 @pytest.fixture
 def harness(quick: list[str], source: PackedText) -> Harness:
     model = dsv2.load([*quick, "model.init_std=0.3"]).model.build()
-    return Harness(Reader(model, source.store.tokenizer, END_ID, LENGTH), batch_size=3)
+    return Harness(Reader(model, source.store.tokenizer, LENGTH), batch_size=3)
 
 
 def requests(*arguments: tuple[Any, ...]) -> list[Any]:
-    return [SimpleNamespace(args=one) for one in arguments]
+    return [SimpleNamespace(args=given) for given in arguments]
 
 
 @torch.no_grad()
@@ -57,8 +58,8 @@ def test_loglikelihood_is_that_of_a_loop(harness: Harness, capsys: pytest.Captur
     encode = harness.reader.tokenizer.encode
     pairs = [("Ban ben", " bin bon"), ("Fun", " gar"), ("", "Lor kar"), ("Dist dust den", " mor")]
     long = ("Ban ben bin bon bun " * 10 + "end", " fen fin")
-    found = harness.loglikelihood(requests(*pairs, long), disable_tqdm=True)
-    for (context, continuation), (nats, greedy) in zip([*pairs, long], found, strict=True):
+    results = harness.loglikelihood(requests(*pairs, long), disable_tqdm=True)
+    for (context, continuation), (nats, greedy) in zip([*pairs, long], results, strict=True):
         ids = encode(continuation)
         kept = (encode(context) or [END_ID])[-(LENGTH + 1 - len(ids)) :]
         expected = looped(harness, kept, ids)
@@ -72,9 +73,9 @@ def test_greedy_is_told_from_not_greedy(source: PackedText) -> None:
     tokenizer = source.store.tokenizer
     read, other = tokenizer.encode("Ban ben bin"), tokenizer.encode("Ban ben bon")
     model = knowing([read], tokenizer.vocab_size)
-    harness = Harness(Reader(model, tokenizer, END_ID, LENGTH), batch_size=1)
-    found = harness.loglikelihood(requests(("Ban", " ben bin"), ("Ban", " ben bon")), disable_tqdm=True)
-    assert [greedy for _, greedy in found] == [True, False]
+    harness = Harness(Reader(model, tokenizer, LENGTH), batch_size=1)
+    results = harness.loglikelihood(requests(("Ban", " ben bin"), ("Ban", " ben bon")), disable_tqdm=True)
+    assert [greedy for _, greedy in results] == [True, False]
     assert read != other
 
 
@@ -92,9 +93,9 @@ def test_rolling_is_the_validation_loss_of_the_same_text(harness: Harness, sourc
     batch = Batch(read.view(rows, LENGTH), wanted.view(rows, LENGTH), None)
     loss = evaluate(harness.reader.model, batch, batch_size=2, token_bytes=None)["val/loss"]
     short = source.store.tokenizer.decode(ids[:5])
-    found = harness.loglikelihood_rolling(requests((text,), (short,)))
-    assert found[0] == pytest.approx(-loss * len(ids), rel=FLOAT32_MODULE)
-    assert found[1] == pytest.approx(looped(harness, [END_ID], ids[:5])[0], rel=FLOAT32_MODULE)
+    results = harness.loglikelihood_rolling(requests((text,), (short,)))
+    assert results[0] == pytest.approx(-loss * len(ids), rel=FLOAT32_MODULE)
+    assert results[1] == pytest.approx(looped(harness, [END_ID], ids[:5])[0], rel=FLOAT32_MODULE)
 
 
 def test_a_continuation_longer_than_training_is_scored_in_windows(harness: Harness) -> None:
@@ -143,7 +144,7 @@ def test_generation_stops_at_the_end_of_the_text(source: PackedText) -> None:
             logits[0, -1, [*ids, END_ID][self.place]] = 1
             return SimpleNamespace(logits=logits)
 
-    harness = Harness(Reader(Fixed(), tokenizer, END_ID, LENGTH), batch_size=1)
+    harness = Harness(Reader(Fixed(), tokenizer, LENGTH), batch_size=1)
     assert harness.generate_until(requests((tokenizer.decode(ids[:2]), {"max_gen_toks": 20}))) == [
         tokenizer.decode(ids[2:])
     ]
@@ -189,7 +190,7 @@ def test_a_local_task_from_the_command(run_dir: Path, tmp_path: Path, capsys: py
     shown = capsys.readouterr().out
     scores = {(row["task"], row["metric"]): row for row in json.loads(out.read_text())["scores"]}
 
-    harness = Harness(open_reader(run_dir), batch_size=1)
+    harness = Harness(open_run(run_dir).reader, batch_size=1)
     encode, right = harness.reader.tokenizer.encode, 0
     for row in rows:
         nats = [looped(harness, encode(row["q"]), encode(choice))[0] for choice in row["choices"]]
@@ -215,7 +216,7 @@ def test_a_local_task_from_the_command(run_dir: Path, tmp_path: Path, capsys: py
 
 def test_mistakes_are_told_in_a_line(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
-        (["--tasks", "arithmetic"], "arithmetic: this run's corpus has no domain maths, only text"),
+        (["--tasks", "arithmetic"], "arithmetic: the text has no domain maths, only text"),
         (["--tasks", ","], "--tasks: name some"),
         (["--tasks", "cloze", "--limit", "0"], "--limit 0: 1 or more"),
         (["--tasks", "cloze", "--batch-size", "0"], "--batch-size 0: 1 or more"),
@@ -232,29 +233,6 @@ def test_without_the_package_own_benchmarks_remain(
     assert main(["eval", str(run_dir), "--tasks", "hellaswag"]) == 2
     assert "hellaswag: needs lm-evaluation-harness: pip install 'dsv2[eval]'" in capsys.readouterr().err
     assert main(["eval", str(run_dir), "--tasks", "copying"]) == 0
-
-
-def test_an_imported_model_needs_its_tokenizer(run_dir: Path, source: PackedText, tmp_path: Path) -> None:
-    config = yaml.safe_load((run_dir / "config.yaml").read_text())
-    folder = tmp_path / "imported"
-    folder.mkdir()
-    (folder / "config.yaml").write_text(yaml.safe_dump({"model": config["model"]}))
-    with pytest.raises(ValueError, match=r"an imported model without tokenizer\.json"):
-        open_reader(folder)
-    source.store.tokenizer.save(folder / "tokenizer.json")
-    from safetensors.torch import save_file
-
-    save_file(open_reader(run_dir).model.state_dict(), folder / "model.safetensors")
-    with pytest.raises(ValueError, match="names neither a bos_token nor an eos_token"):
-        open_reader(folder)
-    (folder / "tokenizer_config.json").write_text('{"eos_token": {"content": "<|endoftext|>"}}')
-    reader = open_reader(folder)
-    assert reader.start == END_ID
-    assert reader.tokenizer.encode("Ban ben") == source.store.tokenizer.encode("Ban ben")
-    assert reader.tokenizer.decode(reader.tokenizer.encode("Ban ben")) == "Ban ben"
-    expected = Harness(open_reader(run_dir), batch_size=1).loglikelihood(requests(("Ban", " ben")), disable_tqdm=True)
-    assert Harness(reader, batch_size=1).loglikelihood(requests(("Ban", " ben")), disable_tqdm=True) == expected
-    assert main(["eval", str(folder), "--tasks", "cloze"]) == 2
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from dsv2.models.attention import MLA
 from dsv2.models.moe.layer import MoE
 from dsv2.models.transformer import Transformer
 from tests import references
-from tests.tolerances import FLOAT32_MODULE
+from tests.references.tolerances import FLOAT32_MODULE
 
 VOCAB = 13
 
@@ -35,9 +35,9 @@ def asked() -> list[Question]:
 
 @pytest.mark.parametrize("batch_tokens", [1, 16, 1000])
 def test_likelihoods_are_those_of_a_loop(model: Transformer, batch_tokens: int) -> None:
-    found = likelihoods(model, asked(), batch_tokens=batch_tokens)
+    scored = likelihoods(model, asked(), batch_tokens=batch_tokens)
     model.eval()
-    for (context, continuation), likelihood in zip(asked(), found, strict=True):
+    for (context, continuation), likelihood in zip(asked(), scored, strict=True):
         read, nats, hits = list(context), [], []
         for token in continuation:
             with torch.no_grad():

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dsv2.config import ConfigError
 from dsv2.models.rope import Rope, Yarn, rotate
 from tests import references
-from tests.tolerances import ANGLE, FLOAT32, FLOAT64, YARN_ANGLE, close, same_values_and_gradients
+from tests.references.tolerances import ANGLE, FLOAT32, FLOAT64, YARN_ANGLE, close, same_values_and_gradients
 
 YARNS = {
     "checkpoint": {},
@@ -72,12 +73,12 @@ def test_yarn_rotations(yarn: dict[str, float], dim: int) -> None:
 def test_yarn_of_the_checkpoints() -> None:
     """Of V2's 32 pairs the first 11 keep their speed, those from 23 turn 40 times slower, the rest lie between."""
     plain, stretched = Rope.Config().build(), Rope.Config(yarn=Yarn.Config()).build()
-    one = torch.tensor([1])
-    ratios = (stretched.rotations(one, 64).angle() / plain.rotations(one, 64).angle())[0].tolist()
+    second = torch.tensor([1])
+    ratios = (stretched.rotations(second, 64).angle() / plain.rotations(second, 64).angle())[0].tolist()
     assert ratios[:11] == pytest.approx([1.0] * 11, rel=FLOAT32)
     assert ratios[23:] == pytest.approx([1 / 40] * 9, rel=FLOAT32)
     assert all(fast > slow for fast, slow in pairwise(ratios[10:24]))
-    assert stretched.rotations(one, 64).abs().tolist()[0] == pytest.approx([1.0] * 32, rel=FLOAT32)
+    assert stretched.rotations(second, 64).abs().tolist()[0] == pytest.approx([1.0] * 32, rel=FLOAT32)
     assert stretched.softmax_factor == pytest.approx((0.0707 * math.log(40) + 1) ** 2, rel=FLOAT64)
 
 
@@ -133,3 +134,17 @@ def test_scores_depend_on_distance_alone(start: int, shift: int, distance: int, 
     tolerance = 4 * ANGLE * (start + shift + distance + 10)  # both angles grow with the position
     close(score(start + shift + distance, start + shift), score(start + distance, start), tolerance)
     close(rotate(q, rope.rotations(torch.tensor([start]), 2 * half)).norm(), q.norm(), FLOAT32)
+
+
+@pytest.mark.parametrize(
+    ("config", "field", "value", "valid"),
+    [
+        (Rope, "base", 1.0, "more than 1"),
+        (Yarn, "factor", 0.5, "at least 1"),
+        (Yarn, "original_length", 0, "positive"),
+        (Yarn, "beta_fast", 1.0, "more than beta_slow=1.0"),
+    ],
+)
+def test_impossible_settings_are_refused(config: type[Rope | Yarn], field: str, value: float, valid: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{field}={value} is not valid: {valid}"):
+        config.Config(**{field: value})

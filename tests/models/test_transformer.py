@@ -1,27 +1,107 @@
-"""The whole model: caches, replayed routings, paired initial weights, and that a call leaves nothing behind."""
+"""The whole model against loops; caches, replayed routings, and that a call leaves nothing behind."""
+
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import dsv2
-from dsv2.inference.cache import allocate, allocate_model
-from tests.tolerances import FLOAT32_MODULE, close
+from dsv2.config import ConfigError
+from dsv2.inference.cache import allocate_model
+from dsv2.models.attention import GQA, MLA
+from dsv2.models.ffn import SwiGLU
+from dsv2.models.moe import GShard, Hash, MoE, Switch
+from dsv2.models.moe.dropping import Dropping
+from dsv2.models.transformer import Transformer
+from tests import references
+from tests.references.moe_checks import SIZES, TOKENS, small_model
+from tests.references.tolerances import EXACT, FLOAT32, FLOAT32_MODULE, close, same_values_and_gradients
 
 ATTENTIONS = ["mha", "gqa", "mqa", "mla"]
+BASELINES = {"gshard": GShard, "switch": Switch, "hash": Hash}
 SMALL = ["model.dim=16", "model.vocab_size=2048", "model.init_std=0.3"]
 
 
-def build(*overrides, seed=0):
+def build(*overrides: str, seed: int = 0) -> Transformer:
     return dsv2.load([*SMALL, *overrides]).model.build(seed=seed)
 
 
-def tokens(batch=2, length=9):
+def tokens(batch: int = 2, length: int = 9) -> Tensor:
     return torch.randint(0, 2048, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+# ---- against loops ---------------------------------------------------------------------------------------------------
+
+LOOPS: dict[str, tuple[Any, Any, dict[str, int]]] = {  # our config, the loops, and what these are told of sizes
+    "GQA": (
+        GQA.Config(num_heads=2, num_kv_heads=1, head_dim=4),
+        references.gqa,
+        {"num_heads": 2, "num_kv_heads": 1, "head_dim": 4, "rope_dim": 4},
+    ),
+    "MLA": (
+        MLA.Config(num_heads=2, head_dim=2, rope_dim=4, v_dim=3, kv_latent_dim=5, q_latent_dim=4),
+        references.mla,
+        {"num_heads": 2, "head_dim": 2, "rope_dim": 4, "v_dim": 3},
+    ),
+}
+
+
+@pytest.mark.parametrize("dropping", [False, True], ids=["all", "dropping"])
+@pytest.mark.parametrize(("kind", "tied"), [("GQA", True), ("MLA", False)])
+def test_logits_and_gradients_are_those_of_loops(kind: str, tied: bool, dropping: bool) -> None:
+    """One dense layer, then two MoE layers; with dropping, the second sequence is exempt in both."""
+    attention, attention_by_loops, sizes = LOOPS[kind]
+    config = Transformer.Config(
+        vocab_size=7,
+        dim=6,
+        num_layers=3,
+        num_dense_layers=1,
+        dense=SwiGLU.Config(width=5),
+        attention=attention,
+        ffn=MoE.Config(
+            num_experts=4,
+            top_k=2,
+            expert_dim=3,
+            num_shared=1,
+            num_devices=2,
+            routed_scaling_factor=4.0,
+            dropping=Dropping.Config(capacity_factor=0.5) if dropping else None,
+        ),
+        norm_eps=1e-2,  # large enough to be seen
+        tie_embeddings=tied,
+    )
+    model = references.randomise(config.build().double(), seed=1).train()
+    read, exempt = torch.tensor([[1, 5, 5, 2], [0, 6, 3, 1]]), torch.tensor([False, True])
+    output = model(read, exempt=exempt)
+    assert len(output.routings) == 2
+
+    def attend(h: Tensor, w: references.Weights) -> Tensor:
+        return attention_by_loops(h, w, **sizes, thetas=references.rope_frequencies(4, 10000.0))
+
+    def feed(h: Tensor, w: references.Weights, layer: int) -> Tensor:
+        if layer == 0:
+            gate, up = references.halves(w["w_gate_up"])
+            rows = [references.swiglu(row, gate, up, w["w_down"]) for row in h.flatten(0, 1)]
+            return torch.stack(rows).reshape(h.shape)
+        s = references.affinities(h, w["router.w"])
+        experts, _ = references.route(s.detach(), 2)
+        dropped = references.drop(s.detach(), experts, 2, 0.5, exempt) if dropping else None
+        assert not dropping or dropped[0].any()
+        return references.moe(h, w, experts=experts, expert_dim=3, scaling=4.0, dropped=dropped)
+
+    leaves = dict(model.named_parameters())
+    own = references.twin(leaves)
+    logits = references.transformer(read, own, num_layers=3, eps=1e-2, attention=attend, ffn=feed)
+    same_values_and_gradients(output.logits, logits, leaves, own, FLOAT32)
+
+
+# ---- caches ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("chunks", [[9], [1] * 9, [4, 1, 1, 3]])
-def test_cached_logits_are_the_uncached_ones(attention, chunks):
+def test_cached_logits_are_the_uncached_ones(attention: str, chunks: list[int]) -> None:
     model = build(f"model/attention={attention}").eval()
     with torch.no_grad():
         caches = allocate_model(model, batch_size=2, max_length=9)
@@ -30,23 +110,27 @@ def test_cached_logits_are_the_uncached_ones(attention, chunks):
     assert all(cache.length == 9 for cache in caches)
 
 
-def test_a_full_cache_says_so():
-    model = build().eval()
-    caches = allocate_model(model, batch_size=2, max_length=8)
-    with pytest.raises(ValueError, match="9 tokens do not fit a cache of 8"):
-        model(tokens(), caches=caches)
-    assert caches[0].length == 0
+@pytest.mark.parametrize("kind", BASELINES)
+@pytest.mark.parametrize("chunks", [[1] * 7, [4, 1, 2]])
+def test_decoding_is_the_whole_sequence_and_company_does_not_matter(kind: str, chunks: list[int]) -> None:
+    """Neither caches nor what shares the batch change a result in evaluation, however small the room in training."""
+    more = {} if kind == "hash" else {"capacity_factor": 0.1}
+    model = small_model(BASELINES[kind].Config(**SIZES, **more)).float().eval()
+    with torch.no_grad():
+        caches = allocate_model(model, batch_size=2, max_length=7)
+        pieces = [model(part, caches=caches).logits for part in TOKENS.split(chunks, dim=1)]
+        whole = model(TOKENS).logits
+        close(torch.cat(pieces, dim=1), whole, FLOAT32_MODULE)
+        close(model(TOKENS[1:]).logits, whole[1:], FLOAT32_MODULE)
+    generated = dsv2.generate(model, TOKENS[:, :3], max_new_tokens=3)
+    for length in (3, 4, 5):
+        assert torch.equal(model(generated[:, :length]).logits[:, -1].argmax(-1), generated[:, length])
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
-def test_a_cache_holds_what_the_accounting_counts(attention):
-    config = dsv2.load([f"model/attention={attention}"]).model
-    cache = allocate(config.attention, batch_size=1, max_length=1)
-    held = config.num_layers * sum(tensor.numel() for tensor in cache.tensors)
-    assert held == dsv2.account(config).kv_elements_per_token
+# ---- routings --------------------------------------------------------------------------------------------------------
 
 
-def test_replayed_experts_come_with_live_gates():
+def test_replayed_experts_come_with_live_gates() -> None:
     model, other = build().eval(), build(seed=1).eval()
     recorded = other(tokens()).routings
     free, replayed = model(tokens()), model(tokens(), routings=recorded)
@@ -55,10 +139,23 @@ def test_replayed_experts_come_with_live_gates():
         assert torch.equal(routing.experts, record.experts)
         assert torch.equal(routing.gates, routing.affinities.gather(-1, record.experts))
     again = model(tokens(), routings=free.routings)
-    close(again.logits, free.logits, 0.0)
+    close(again.logits, free.logits, EXACT)
 
 
-def test_the_first_layers_are_dense_and_the_rest_route():
+@pytest.mark.parametrize("kind", BASELINES)
+def test_baselines_replay_recorded_choices_with_live_gates(kind: str) -> None:
+    model, other = (small_model(BASELINES[kind].Config(**SIZES)).eval() for _ in range(2))
+    recorded = other((TOKENS + 1) % 10).routings
+    replayed = model(TOKENS, routings=recorded)
+    assert not torch.equal(model(TOKENS).routings[0].experts, recorded[0].experts)
+    for routing, record in zip(replayed.routings, recorded, strict=True):
+        assert torch.equal(routing.experts, record.experts)
+        live = routing.affinities.gather(-1, record.experts)
+        close(routing.gates, live / live.sum(-1, keepdim=True) if kind == "gshard" else live, FLOAT32)
+    close(model(TOKENS, routings=model(TOKENS).routings).logits, model(TOKENS).logits, EXACT)
+
+
+def test_the_first_layers_are_dense_and_the_rest_route() -> None:
     output = build("model.num_layers=4", "model.num_dense_layers=2")(tokens())
     assert len(output.routings) == 2
     assert output.logits.shape == (2, 9, 2048)
@@ -66,32 +163,21 @@ def test_the_first_layers_are_dense_and_the_rest_route():
     assert build("model/ffn=dense")(tokens()).routings == ()
 
 
-def test_tied_embeddings_are_one_tensor():
-    model = build("model.tie_embeddings=true")
-    model(tokens()).logits.sum().backward()
-    assert model.head is None
-    assert model.embedding.grad is not None
+def test_layers_draw_apart() -> None:
+    """Two layers of one step, and two steps, share no seed."""
+    seen: list[int | None] = []
+    model = small_model(GShard.Config(**SIZES)).train()
+    for layer in model.layers:
+        layer.ffn.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1].seed))
+    for seed in (0, 1, 2):
+        model(TOKENS, seed=seed)
+    assert len(set(seen)) == len(seen) == 6
 
 
-def test_what_two_models_share_starts_alike():
-    mla, mha = (dict(build(f"model/attention={kind}").named_parameters()) for kind in ("mla", "mha"))
-    shared = [name for name in mla if name in mha and mla[name].shape == mha[name].shape]
-    assert {"embedding", "head", "layers.1.ffn.experts.w_down", "layers.0.attention.w_o"} <= set(shared)
-    assert all(torch.equal(mla[name], mha[name]) for name in shared)
-    other = dict(build(seed=1).named_parameters())
-    assert not any(torch.equal(mla[name], other[name]) for name in mla if mla[name].dim() > 1)
+# ---- what a call may see and leave behind ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("overrides", "embedding"), [([], 0.006), (["model.embedding_std=0.5"], 0.5)])
-def test_initial_weights_have_the_std_of_the_config(overrides, embedding):
-    model = dsv2.load(["model.init_std=0.006", *overrides]).model.build()
-    weights = dict(model.named_parameters())
-    assert weights["embedding"].std().item() == pytest.approx(embedding, rel=0.01)
-    assert weights["head"].std().item() == pytest.approx(0.006, rel=0.01)
-    assert all((weight == 1).all() for weight in weights.values() if weight.dim() == 1)
-
-
-def test_a_call_leaves_nothing_behind():
+def test_a_call_leaves_nothing_behind() -> None:
     model = build("model/ffn/dropping=device").train()
     assert not list(model.buffers())
     before = {name: dict(vars(module)) for name, module in model.named_modules()}
@@ -101,15 +187,46 @@ def test_a_call_leaves_nothing_behind():
     assert torch.equal(first, model(tokens()).logits)
 
 
-def test_later_tokens_do_not_reach_earlier_ones():
+def test_later_tokens_do_not_reach_earlier_ones() -> None:
     model, changed = build().eval(), tokens().clone()
     changed[:, 5:] = 0
     close(model(changed).logits[:, :5], model(tokens()).logits[:, :5], FLOAT32_MODULE)
 
 
-def test_weights_of_one_shape_start_apart():
-    """Each draws from its own name: no two layers, and no two weights of a layer, are copies."""
-    weights = [weight for weight in build("model.num_layers=3").parameters() if weight.dim() > 1]
-    for index, weight in enumerate(weights):
-        alike = [other for other in weights[:index] if other.shape == weight.shape]
-        assert not any(torch.equal(weight, other) for other in alike)
+# ---- config ----------------------------------------------------------------------------------------------------------
+
+
+def test_tied_embeddings_are_one_tensor() -> None:
+    model = build("model.tie_embeddings=true")
+    model(tokens()).logits.sum().backward()
+    assert model.head is None
+    assert model.embedding.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), {"dense": SwiGLU, "moe": MoE, "gshard": GShard, "switch": Switch, "hash": Hash}.items()
+)
+def test_every_ffn_comes_from_its_yaml(name: str, kind: Any) -> None:
+    config = dsv2.load([f"model/ffn={name}"]).model
+    assert type(config.ffn) is kind.Config
+    assert type(config.build().layers[-1].ffn) is kind
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vocab_size": 0}, "vocab_size=0 is not valid: positive"),
+        ({"dim": 0}, "dim=0 is not valid: positive"),
+        ({"num_layers": 0}, "num_layers=0 is not valid: positive"),
+        ({"norm_eps": 0.0}, "norm_eps=0.0 is not valid: positive"),
+        ({"init_std": 0.0}, "init_std=0.0 is not valid: positive"),
+        ({"embedding_std": 0.0}, "embedding_std=0.0 is not valid: positive, or null"),
+        ({"num_dense_layers": -1}, "num_dense_layers=-1 is not valid: between 0 and num_layers=2"),
+        ({"num_dense_layers": 3}, "num_dense_layers=3 is not valid: between 0 and num_layers=2"),
+        ({"num_dense_layers": 1}, "dense=None is not valid: needed for num_dense_layers=1"),
+    ],
+)
+def test_impossible_sizes_are_refused(change: dict[str, Any], message: str) -> None:
+    sizes = {"vocab_size": 10, "dim": 6, "num_layers": 2, "ffn": SwiGLU.Config(width=3)}
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        Transformer.Config(**sizes | {"attention": LOOPS["GQA"][0]} | change)

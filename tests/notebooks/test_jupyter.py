@@ -17,7 +17,7 @@ import pytest
 from playwright.sync_api import Page
 
 from ablations.running import worker as trial
-from tests.browser import chromium
+from tests.references.browser import chromium
 
 pytestmark = pytest.mark.slow
 TOUR = Path(trial.__file__).parents[1] / "notebooks" / "00_tour.ipynb"

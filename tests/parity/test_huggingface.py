@@ -18,7 +18,7 @@ from dsv2.interop.huggingface import from_hf, to_hf
 from dsv2.interop.names import Row, table
 from dsv2.models.rope import Rope, Yarn
 from dsv2.models.transformer import Transformer
-from tests.parity.twins import LIMITED, SHAPE, relative, tokens, twin, yarn
+from tests.references.twins import LIMITED, SHAPE, relative, tokens, twin, yarn
 
 # Float32 on both sides, products summed in another order: 2^-24 = 6e-8 a rounding, sums of 40 terms, six to nine
 # matrices deep, twice where a sharp softmax passes it on. Measured over the grid: 3.0e-6 at the worst.

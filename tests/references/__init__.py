@@ -2,7 +2,8 @@
 
 B sequences, T queries, S keys, d model width, H heads, G key-value groups, E routed experts, K chosen per token,
 D devices (equal groups of experts), M devices per token, r latent width, q query latent width.
-Equations are numbered as in the DeepSeek-V2 report (2405.04434). Nothing here imports dsv2; nothing here is fast.
+Equations are numbered as in the DeepSeek-V2 report (2405.04434). Nothing that this package exports imports dsv2, and
+nothing is fast. Beside the equations lie the other pieces that tests share, each imported by its own name.
 """
 
 # ruff: noqa: F403

@@ -47,3 +47,24 @@ def block(x: Tensor, norms: tuple[Tensor, Tensor], eps: float, attention: Callab
     """h = x + attention(norm(x)), then h + ffn(norm(h)): pre-norm, and each residual skips its own norm."""
     h = x + attention(rms_norm(x, norms[0], eps))
     return h + ffn(rms_norm(h, norms[1], eps))
+
+
+def under(prefix: str, w: Weights) -> dict[str, Tensor]:
+    """The weights of one part of a model, by their names in that part."""
+    return {name.removeprefix(prefix): weight for name, weight in w.items() if name.startswith(prefix)}
+
+
+def transformer(
+    tokens: Tensor, w: Weights, *, num_layers: int, eps: float, attention: Callable, ffn: Callable
+) -> Tensor:
+    """Embedding, blocks, final norm and output head, which without a matrix of its own is the embedding.
+
+    `attention(h, w)` and `ffn(h, w, layer)` take the weights of their own part of a layer; tokens (B, T) -> (B, T, V).
+    """
+    x = w["embedding"][tokens]
+    for layer in range(num_layers):
+        own = under(f"layers.{layer}.", w)
+        parts = under("attention.", own), under("ffn.", own)
+        norms = own["attention_norm.w"], own["ffn_norm.w"]
+        x = block(x, norms, eps, lambda h, w=parts[0]: attention(h, w), lambda h, w=parts[1], i=layer: ffn(h, w, i))
+    return rms_norm(x, w["norm.w"], eps) @ w.get("head", w["embedding"]).T

@@ -1,9 +1,12 @@
 """Both sides of a comparison: weights, leaves and what a module holds."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from tests.references.basics import Weights
 
@@ -34,3 +37,12 @@ def remembered(module: torch.nn.Module) -> dict[str, str]:
         f"{name}.{key}": repr(value) for name, child in module.named_modules() for key, value in vars(child).items()
     }
     return held | {name: repr(value.tolist()) for name, value in module.state_dict().items()}
+
+
+def remembers_nothing(module: torch.nn.Module, call: Callable[[], Any]) -> None:
+    """No buffer, list or attribute of `module` differs after calls, and a second call gives what the first gave."""
+    before = remembered(module)
+    first, second = tree_leaves(call()), tree_leaves(call())
+    assert remembered(module) == before
+    assert len(first) == len(second)
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -8,7 +8,7 @@ from dsv2.data.source import NOT_SCORED
 from dsv2.models.moe import GShard, Hash, MoE, Switch
 from dsv2.training.losses import BalanceLoss, cross_entropy, training_loss
 from tests import references
-from tests.tolerances import FLOAT32, close, same_values_and_gradients
+from tests.references.tolerances import FLOAT32, close, same_values_and_gradients
 
 # 3 devices of 2 experts, M = 2 where min(D, K) is 3: each of D, M and K matters.
 MOE = MoE.Config(num_experts=6, top_k=3, expert_dim=1, num_devices=3, max_devices=2)

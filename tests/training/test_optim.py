@@ -10,7 +10,7 @@ import dsv2
 from dsv2.training.module import Module
 from dsv2.training.optim import AdamW
 from tests import references
-from tests.tolerances import FLOAT32, close
+from tests.references.tolerances import FLOAT32, close
 
 
 class Two(nn.Module):

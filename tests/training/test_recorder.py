@@ -11,7 +11,7 @@ from dsv2.evaluation.validation import evaluate
 from dsv2.training import fit
 from dsv2.training import machine as process
 from dsv2.training.saved import open_run
-from tests.tolerances import FLOAT32
+from tests.references.tolerances import FLOAT32
 
 DROPPING = ("model/ffn/dropping=device", "model.ffn.dropping.exempt_ratio=0.5")
 MEANS = ("train/loss", "train/ce", "train/balance_expert", "train/balance_device", "train/balance_comm")

@@ -32,10 +32,11 @@ class _Grouped(torch.autograd.Function):
 def grouped(rows: Tensor, counts: Tensor, w: Tensor) -> Tensor:
     """rows (N, I) in blocks of counts (E,) by w (E, I, O): (N, O). Any floating dtype.
 
-    torch's grouped product wants rows of a multiple of 16 bytes and no float64; other shapes take the reference.
+    torch's grouped product wants rows of a multiple of 16 bytes and no float64, and refuses the gradient of no rows at
+    all where that is expanded from a scalar; such inputs take the reference.
     """
     aligned = all(width * w.element_size() % 16 == 0 for width in w.shape[1:])
-    if not aligned or w.dtype == torch.float64:
+    if not aligned or not len(rows) or w.dtype == torch.float64:
         return reference.grouped(rows, counts, w)
     offsets = counts.cumsum(0).to(torch.int32)
     return _Grouped.apply(rows, offsets, w)

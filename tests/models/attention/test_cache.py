@@ -9,7 +9,7 @@ from dsv2.inference.cache import allocate_model
 OVERRIDES = {
     "mla": ["model/attention=mla"],
     "mla, query latent": ["model/attention=mla", "model.attention.q_latent_dim=12"],
-    "mla, YaRN": ["model/attention=mla", "model.rope.yarn={_target_: dsv2.models.rope.Yarn.Config, factor: 4.0}"],
+    "mla, YaRN": ["model/attention=mla", "model/rope=yarn", "model.rope.yarn.factor=4"],
     "mha": ["model/attention=mha"],
     "gqa": ["model/attention=gqa", "model.attention.key_norm=true"],
     "gqa, partial RoPE": ["model/attention=gqa", "model.attention.rope_dim=8"],

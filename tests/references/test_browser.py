@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from tests.browser import chromium
+from tests.references.browser import chromium
 
 PAGE = b"""<!doctype html><link rel="icon" href="data:,"><title>here</title>
 <script>console.error('told'); setTimeout(() => { throw Error('thrown') }, 0)</script>

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dsv2.explore import browse as studies
+from dsv2.explore import browse
 
 MARKDOWN = "# toy (smoke)\n\n**Against none: worse & <b>.**\n\n## Results\n"
 TABLE = "arm,n,val/loss mean,val/loss sd,own mean,own sd\nnone,2,5.1234,0.02,1,\na<b,1,5.2,,,\n"
@@ -16,17 +16,17 @@ def report(runs):
     (folder / "table.csv").write_text(TABLE)
     (folder / "report.html").write_text('<p class="x">whole & "quoted"</p><script>bad()</script>')
     (runs / "toy" / "unfinished" / "report").mkdir(parents=True)
-    return studies.Report(folder)
+    return browse.Report(folder)
 
 
 def test_a_report_is_found_and_read(runs, report):
-    assert studies.reports(runs) == [report]
+    assert browse.reports(runs) == [report]
     assert report.name == "toy (smoke)"
-    assert studies.headline(report) == "Against none: worse & <b>."
-    table = studies.results(report)
+    assert browse.headline(report) == "Against none: worse & <b>."
+    table = browse.results(report)
     for cell in ("5.123 ± 0.020", "1.000", "a&lt;b", "val loss"):
         assert f">{cell}</t" in table
-    frame = studies.frame(report)
+    frame = browse.frame(report)
     assert frame.startswith("<iframe sandbox title")
     assert "whole &amp; &quot;quoted&quot;" in frame
     assert frame.count("<") == 2
@@ -35,9 +35,9 @@ def test_a_report_is_found_and_read(runs, report):
 @pytest.mark.parametrize(
     ("name", "content", "ask"),
     [
-        ("report.md", "# no verdict", studies.headline),
-        ("table.csv", "", studies.results),
-        ("table.csv", "other,columns\n1,2\n", studies.results),
+        ("report.md", "# no verdict", browse.headline),
+        ("table.csv", "", browse.results),
+        ("table.csv", "other,columns\n1,2\n", browse.results),
     ],
 )
 def test_damage_is_named(report, name, content, ask):

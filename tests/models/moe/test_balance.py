@@ -1,4 +1,4 @@
-"""The three balance losses (Eq. 23-31) against loops, and by hand."""
+"""The three balance losses (Eq. 23-31) against loops and by hand, and the one of GShard and Switch."""
 
 import pytest
 import torch
@@ -6,8 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv2 import Routing, balance_losses
+from dsv2.models.moe.balance import balance_losses_per_sequence, first_choice_losses, load_per_sequence
+from dsv2.models.moe.gshard import GShard
+from dsv2.models.moe.switch import Switch
 from tests import references
-from tests.tolerances import FLOAT32, close, same_values_and_gradients
+from tests.references.tolerances import FLOAT32, close, same_values_and_gradients
 
 NAMES = ("expert", "device", "communication")
 
@@ -28,7 +31,7 @@ def routings(draw: st.DrawFn) -> dict[str, int]:
 
 
 def random_routing(case: dict[str, int]) -> Routing:
-    """Any K distinct experts a token, likely or not: the losses are defined for every choice."""
+    """Any K distinct experts per token, likely or not: the losses are defined for every choice."""
     generator = torch.Generator().manual_seed(case["seed"])
     shape = (case["batch"], case["length"], case["num_experts"])
     s = torch.randn(shape, generator=generator).softmax(-1)
@@ -137,11 +140,13 @@ def test_sequences_are_balanced_one_by_one() -> None:
     tokens = [[[0, 1], [0, 1], [1, 0]], [[2, 3], [3, 2], [2, 3]]]
     routing = counted(tokens, 4)
     whole = balance_losses(routing, num_devices=2)
-    ones = [balance_losses(Routing(*(x[b : b + 1] for x in routing[:3])), num_devices=2) for b in range(2)]
+    alone = [balance_losses(Routing(*(x[b : b + 1] for x in routing[:3])), num_devices=2) for b in range(2)]
+    each = balance_losses_per_sequence(routing, num_devices=2)
     pooled = balance_losses(Routing(*(x.reshape(1, 6, -1) for x in routing[:3])), num_devices=2)
     for name in NAMES:
-        mean = sum(getattr(one, name) for one in ones) / 2
+        mean = sum(getattr(losses, name) for losses in alone) / 2
         close(getattr(whole, name), mean, FLOAT32)
+        close(getattr(each, name), torch.stack([getattr(losses, name) for losses in alone]), FLOAT32)
         assert abs(float(getattr(pooled, name)) - float(mean)) > 1e-3
 
 
@@ -152,3 +157,42 @@ def test_dropped_pairs_still_count() -> None:
     )
     half = routing._replace(dropped=torch.arange(28).reshape(2, 7, 2) % 2 == 0)
     assert balance_losses(half, num_devices=3) == balance_losses(routing, num_devices=3)
+
+
+@pytest.mark.parametrize("num_devices", [0, 4, 7])
+def test_devices_that_do_not_divide_the_experts_are_refused(num_devices: int) -> None:
+    with pytest.raises(ValueError, match=f"^num_devices={num_devices}: a divisor of the number of experts, 6"):
+        balance_losses(counted([[[0, 1]]], 6), num_devices=num_devices)
+
+
+def test_load_counts_the_tokens_that_chose_each_expert() -> None:
+    experts = torch.tensor([[[0, 1], [1, 3]], [[2, 0], [0, 2]]])
+    assert load_per_sequence(experts, 4).tolist() == [[1, 2, 0, 1], [2, 0, 2, 0]]
+
+
+# ---- GShard's and Switch's -------------------------------------------------------------------------------------------
+
+
+def test_first_choices_by_hand() -> None:
+    """4 tokens, 2 experts: 3 prefer the first, P = (0.65, 0.35), so 2 (0.75 x 0.65 + 0.25 x 0.35) = 1.15."""
+    s = torch.tensor([[[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.3, 0.7]]])
+    experts = s.argsort(-1, descending=True)
+    for config in (GShard.Config(num_experts=2, expert_dim=1), Switch.Config(num_experts=2, expert_dim=1)):
+        routing = Routing(s, experts[..., : config.top_k], s.gather(-1, experts)[..., : config.top_k])
+        assert config.balance_losses(routing).expert.tolist() == pytest.approx([1.15])
+        half = torch.full_like(s, 0.5)
+        even = Routing(half, torch.tensor([[[0, 1], [1, 0], [0, 1], [1, 0]]]), half)
+        assert config.balance_losses(even).expert.tolist() == pytest.approx([1.0])
+
+
+def test_first_choices_are_counted_over_the_batch_and_affinities_over_each_sequence() -> None:
+    """f is the whole batch's, (3, 1) / 4; P of the two sequences (0.8, 0.2) and (0.4, 0.6). The mean over sequences is
+    the loss of the whole batch, 2 (0.75 x 0.6 + 0.25 x 0.4); gradients reach P only."""
+    s = torch.tensor([[[0.9, 0.1], [0.7, 0.3]], [[0.6, 0.4], [0.2, 0.8]]], requires_grad=True)
+    experts = torch.tensor([[[0], [0]], [[0], [1]]])
+    losses = first_choice_losses(Routing(s, experts, s.detach().gather(-1, experts)))
+    assert losses.expert.tolist() == pytest.approx([2 * (0.75 * 0.8 + 0.25 * 0.2), 2 * (0.75 * 0.4 + 0.25 * 0.6)])
+    assert losses.expert.mean().item() == pytest.approx(2 * (0.75 * 0.6 + 0.25 * 0.4))
+    assert losses.device.tolist() == losses.communication.tolist() == [0.0, 0.0]
+    (gradient,) = torch.autograd.grad(losses.expert.sum(), s)
+    close(gradient, torch.tensor([0.75, 0.25]).expand(2, 2, 2), FLOAT32)  # 2 f / T

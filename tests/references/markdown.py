@@ -11,8 +11,8 @@ class Block(NamedTuple):
 
 def blocks(markdown: str) -> list[Block]:
     """Every fenced block that is meant to be run; not the sources that a page quotes."""
-    found = re.findall(r"^```([^\n]*)\n(.*?)^```", markdown, flags=re.S | re.M)
-    return [Block(language.strip(), text) for language, text in found if ".source" not in language]
+    fenced = re.findall(r"^```([^\n]*)\n(.*?)^```", markdown, flags=re.S | re.M)
+    return [Block(language.strip(), text) for language, text in fenced if ".source" not in language]
 
 
 def commands(markdown: str) -> list[str]:

@@ -101,7 +101,7 @@ def test_mistakes_are_one_line(trained: Path, tmp_path: Path, capsys: pytest.Cap
     shutil.rmtree(trained / "checkpoints")
     for arguments, message in (
         ([str(trained)], "neither model.safetensors nor a sound checkpoint"),
-        ([str(tmp_path / "none")], "not a run directory"),
+        ([str(tmp_path / "none")], "none': a run directory, sweep/scale/arm/seed, or the first digits"),
         ([str(trained), "--only", "shared,sharde"], "only='sharde' is not valid: one or more of shared, redundancy"),
     ):
         assert main(["analyse", *arguments]) == 2

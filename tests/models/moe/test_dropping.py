@@ -6,11 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv2 import Routing, drop
+from dsv2.config import ConfigError
 from dsv2.models.moe.dropping import Dropping
 from dsv2.models.moe.hints import Hints
 from dsv2.models.moe.layer import MoE
 from tests import references
-from tests.tolerances import FLOAT32, same_values_and_gradients
+from tests.references.tolerances import FLOAT32, same_values_and_gradients
 
 
 @st.composite
@@ -133,3 +134,38 @@ def test_a_huge_capacity_is_no_dropping() -> None:
         assert routing.dropped is None or not routing.dropped.any()
         results.append([y, *torch.autograd.grad(y.square().sum(), [u, *layer.parameters()])])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+# ---- refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_devices": 1, "capacity_factor": 0.0}, "capacity_factor=0.0: positive"),
+        ({"num_devices": 3, "capacity_factor": 1.0}, "num_devices=3: a divisor of the number of experts, 4"),
+        ({"num_devices": 0, "capacity_factor": 1.0}, "num_devices=0: a divisor of the number of experts, 4"),
+        (
+            {"num_devices": 1, "capacity_factor": 1.0, "exempt": torch.tensor([True])},
+            r"exempt has shape \(1,\): one entry a sequence, \(2,\)",
+        ),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(arguments: dict, message: str) -> None:
+    s = torch.full((2, 3, 4), 0.25)
+    experts = torch.zeros(2, 3, 1, dtype=torch.int64)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        drop(Routing(s, experts, s.gather(-1, experts)), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "valid"),
+    [
+        ("capacity_factor", 0.0, "positive"),
+        ("exempt_ratio", -0.1, "between 0 and 1"),
+        ("exempt_ratio", 1.1, "between 0 and 1"),
+    ],
+)
+def test_impossible_settings_are_refused(field: str, value: float, valid: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{field}={value} is not valid: {valid}"):
+        Dropping.Config(**{field: value})

@@ -1,5 +1,6 @@
-"""What the importer does not take, by name, and that nothing half done is left behind."""
+"""Checkpoints in and out: what is refused, by name, that nothing half done is left behind, and the two commands."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,20 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import LlamaConfig
 
 import dsv2.interop.huggingface as huggingface
 from dsv2.commands.huggingface import export_hf, import_hf
-from dsv2.interop.hf_config import config_from_hf, config_to_hf, read_config
+from dsv2.interop.hf_config import config_from_hf
 from dsv2.interop.huggingface import from_hf, to_hf
-from dsv2.models.attention import GQA
-from dsv2.models.ffn import SwiGLU
-from dsv2.models.moe import GShard, Hash, MoE, Switch
-from dsv2.models.moe.dropping import Dropping
+from dsv2.models.moe import GShard, Hash, Switch
 from dsv2.models.transformer import Transformer
-from tests.parity.twins import LIMITED, tokens, twin, yarn
+from tests import references
+from tests.references.twins import LIMITED, tokens, twin
 
-CONFIG = twin(q_lora_rank=20, **LIMITED).config.to_dict()
+CONFIG = config_from_hf(twin(q_lora_rank=20, **LIMITED).config.to_dict())
 
 
 @pytest.fixture(scope="module")
@@ -44,76 +42,6 @@ def copied(source: Path, target: Path) -> Path:
     for file in source.iterdir():
         (target / file.name).write_bytes(file.read_bytes())
     return target
-
-
-# ---- config ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"attention_bias": True}, "attention_bias=True is not valid: false"),
-        ({"mlp_bias": True}, "mlp_bias=True"),
-        ({"attention_dropout": 0.1}, "attention_dropout=0.1"),
-        ({"moe_layer_freq": 2}, "moe_layer_freq=2 is not valid: 1"),
-        ({"scoring_func": "sigmoid"}, "scoring_func='sigmoid' is not valid: 'softmax'"),
-        ({"hidden_act": "gelu"}, "hidden_act='gelu' is not valid: 'silu'"),
-        ({"topk_method": "noaux_tc"}, "topk_method='noaux_tc' is not valid: one of greedy, group_limited_greedy"),
-        ({"topk_method": None}, "topk_method=None"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config="),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
-        ({"num_nextn_predict_layers": 1}, "num_nextn_predict_layers=1 is not valid: unknown key"),
-        ({"model_type": "deepseek_v3"}, "model_type='deepseek_v3' is not valid: 'deepseek_v2'"),
-        ({"num_key_value_heads": 2}, "num_key_value_heads=2 is not valid: num_attention_heads=4"),
-        ({"hidden_size": "32"}, "hidden_size='32' is not valid: an integer"),
-        ({"n_group": None}, "n_group=None is not valid: an integer"),
-        ({"n_group": 3}, "n_group=3 is not valid: a divisor of num_experts=8"),
-        ({"topk_group": 5}, "topk_group=5 is not valid: between 1 and num_devices=4"),
-        ({"num_experts_per_tok": 5}, "num_experts_per_tok=5 is not valid: between 1 and 4"),
-        ({"qk_rope_head_dim": 7}, "qk_rope_head_dim=7 is not valid: even"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_type='linear' is not valid"),
-        ({"rope_parameters": {"rope_type": "default", "factor": 2.0}}, "factor=2.0 is not valid: unknown key"),
-        ({"rope_parameters": yarn(truncate=False)}, "truncate=False is not valid"),
-        ({"rope_parameters": yarn(factor=0.5)}, "factor=0.5 is not valid: at least 1"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "factor=None is not valid: a number"),
-        ({"rope_parameters": yarn(factor=1.0, attention_factor=2.0)}, "attention_factor=2.0 is not valid"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}, "rope_parameters": None}, "rope_type='dynamic'"),
-        ({"rope_scaling": yarn(factor=2.0), "rope_parameters": yarn()}, "rope_scaling="),
-    ],
-)
-def test_config_refusals_name_key_and_value(changed: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=r"is not valid") as refusal:
-        config_from_hf(CONFIG | changed)
-    assert str(refusal.value).startswith(message)
-
-
-@pytest.mark.parametrize("key", ["vocab_size", "kv_lora_rank", "n_routed_experts", "num_experts_per_tok", "v_head_dim"])
-def test_a_missing_key_is_named(key: str) -> None:
-    with pytest.raises(ValueError, match=f"^{key}=None is not valid: an integer is required, and the key is missing"):
-        config_from_hf({name: value for name, value in CONFIG.items() if name != key})
-
-
-def test_keys_that_compute_nothing_are_tolerated() -> None:
-    extra = {"max_length": 20, "id2label": {"0": "x"}, "_name_or_path": "x", "some_future_key": None}
-    assert config_from_hf(CONFIG | extra) == config_from_hf(CONFIG)
-
-
-def test_a_config_without_experts_is_dense() -> None:
-    assert config_from_hf(CONFIG | {"n_routed_experts": None}).ffn == SwiGLU.Config(width=CONFIG["intermediate_size"])
-
-
-def test_llama_is_read_for_accounting_only(saved: Path, tmp_path: Path) -> None:
-    llama = LlamaConfig(hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2)
-    config = config_from_hf(llama.to_dict())
-    assert config.attention == GQA.Config(num_heads=4, num_kv_heads=2, head_dim=16)
-    assert config.ffn == SwiGLU.Config(width=96)
-    llama.save_pretrained(tmp_path)
-    assert read_config(tmp_path) == read_config(tmp_path / "config.json") == config
-    with pytest.raises(ValueError, match="model_type='llama' is not valid"):
-        from_hf(tmp_path)
-    scaled = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}
-    with pytest.raises(ValueError, match="rope_type='llama3' is not valid"):
-        config_from_hf(llama.to_dict() | {"rope_parameters": scaled})
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------------
@@ -235,33 +163,41 @@ def test_an_index_must_match_its_shards(sharded: Path, tmp_path: Path) -> None:
 # ---- out, and the commands -------------------------------------------------------------------------------------------
 
 
-def mla() -> Transformer.Config:
-    return config_from_hf(CONFIG)
+@pytest.fixture(scope="module")
+def model() -> Transformer:
+    """Compressed queries, device limit, shared experts, one dense layer; no two weights alike."""
+    return references.randomise(CONFIG.build(), seed=1)
 
 
-def test_what_deepseek_v2_cannot_hold_is_refused(tmp_path: Path) -> None:
-    fields = {name: value for name, value in vars(mla()).items() if name != "attention"}
-    with pytest.raises(ValueError, match=r"^attention=.*MLA"):
-        config_to_hf(Transformer.Config(**fields, attention=GQA.Config(num_heads=4, num_kv_heads=4, head_dim=8)))
-    normed = GQA.Config(num_heads=4, num_kv_heads=4, head_dim=8, key_norm=True)
-    with pytest.raises(ValueError, match=r"^attention=.*key_norm=True.*MLA"):
-        config_to_hf(Transformer.Config(**fields, attention=normed))
-    for kind in (GShard, Switch, Hash):
-        baseline = Transformer.Config(**vars(mla()) | {"ffn": kind.Config(num_experts=4, expert_dim=8)})
-        with pytest.raises(ValueError, match=rf"^ffn={kind.__name__}\.Config.*DeepSeekMoE or a dense SwiGLU"):
-            config_to_hf(baseline)
-        with pytest.raises(ValueError, match=rf"^ffn={kind.__name__}\.Config.*DeepSeekMoE or a dense SwiGLU"):
-            to_hf(baseline.build(), tmp_path / "out")
-        assert not (tmp_path / "out").exists()
-    with pytest.raises(ValueError, match=r"^dense.width=40 is not valid: 48"):
-        config_to_hf(Transformer.Config(**vars(mla()) | {"ffn": SwiGLU.Config(width=48)}))
+@pytest.mark.parametrize("max_shard_bytes", [1, 20_000, 10**9])
+def test_what_goes_out_comes_in_again(model: Transformer, tmp_path: Path, max_shard_bytes: int) -> None:
+    """Bit for bit, in shards of any size, down to a tensor each."""
+    to_hf(model, tmp_path / "out", max_shard_bytes=max_shard_bytes)
+    shards = list((tmp_path / "out").glob("*.safetensors"))
+    again = from_hf(tmp_path / "out")
+    assert again.config == model.config
+    weights = dict(again.named_parameters())
+    assert weights.keys() == dict(model.named_parameters()).keys()
+    assert all(torch.equal(weights[name], weight) for name, weight in model.named_parameters())
+    for shard in shards:
+        tensors = load_file(shard)
+        assert len(tensors) == 1 or sum(tensor.nbytes for tensor in tensors.values()) <= max_shard_bytes
+    assert (len(shards) == 1) == (max_shard_bytes == 10**9)
+    assert (tmp_path / "out" / huggingface.INDEX).exists() == (len(shards) > 1)
 
 
-def test_token_dropping_is_left_out() -> None:
-    ffn = mla().ffn
-    assert isinstance(ffn, MoE.Config)
-    dropping = Transformer.Config(**vars(mla()) | {"ffn": MoE.Config(**vars(ffn) | {"dropping": Dropping.Config()})})
-    assert config_to_hf(dropping) == config_to_hf(mla())
+def test_a_shard_without_bytes_is_refused(model: Transformer, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="max_shard_bytes=0: positive"):
+        to_hf(model, tmp_path / "out", max_shard_bytes=0)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", [GShard, Switch, Hash])
+def test_other_experts_than_deepseeks_are_not_written(kind: Any, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, ffn=kind.Config(num_experts=4, expert_dim=8))
+    with pytest.raises(ValueError, match=rf"^ffn={kind.__name__}\.Config.*DeepSeekMoE or a dense SwiGLU"):
+        to_hf(config.build(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_nothing_is_overwritten_and_nothing_half_written(

@@ -14,7 +14,7 @@ from dsv2.models.moe.dropping import Dropping
 from dsv2.models.moe.layer import MoE
 from dsv2.models.transformer import Transformer
 from tests import references
-from tests.tolerances import FLOAT32, FLOAT32_MODULE
+from tests.references.tolerances import FLOAT32, FLOAT32_MODULE
 
 VOCAB, SEQUENCES, LENGTH = 11, 7, 5
 TOKEN_BYTES = np.array([0, 1, 1, 2, 3, 5, 1, 4, 2, 1, 7], dtype=np.int32)  # token 0 is no text
@@ -73,9 +73,9 @@ def test_loss_and_bits_per_byte_do_not_depend_on_the_batch_size(batch_size: int)
     network, batch = model(), sequences()
     nats, scored = looped(network, batch)
     num_bytes = sum(int(TOKEN_BYTES[token]) for token in batch.targets.flatten().tolist() if token != NOT_SCORED)
-    found = evaluate(network, batch, batch_size=batch_size, token_bytes=TOKEN_BYTES)
-    assert found["val/loss"] == pytest.approx(nats / scored, rel=FLOAT32_MODULE)
-    assert found["val/bpb"] == pytest.approx(nats / num_bytes / math.log(2), rel=FLOAT32_MODULE)
+    metrics = evaluate(network, batch, batch_size=batch_size, token_bytes=TOKEN_BYTES)
+    assert metrics["val/loss"] == pytest.approx(nats / scored, rel=FLOAT32_MODULE)
+    assert metrics["val/bpb"] == pytest.approx(nats / num_bytes / math.log(2), rel=FLOAT32_MODULE)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7])
@@ -88,8 +88,8 @@ def test_accuracy_is_the_share_of_scored_targets_predicted(batch_size: int) -> N
     for guess, target in zip(predicted.flatten().tolist(), batch.targets.flatten().tolist(), strict=True):
         scored += target != NOT_SCORED
         right += target == guess
-    found = evaluate(network.train(), batch, batch_size=batch_size, token_bytes=None)
-    assert found["val/accuracy"] == right / scored
+    metrics = evaluate(network.train(), batch, batch_size=batch_size, token_bytes=None)
+    assert metrics["val/accuracy"] == right / scored
     assert 0 < right < scored
 
 
@@ -100,25 +100,25 @@ def test_bits_per_byte_of_domains_add_up() -> None:
     domains[0, 3:] = 2  # a window with an end of a document in it
     batch = batch._replace(domains=domains)
     names = ("code", "empty", "words")
-    found = evaluate(network, batch, batch_size=3, token_bytes=TOKEN_BYTES, domains=names)
-    assert {name for name in found if "bpb" in name} == {"val/bpb", "val/bpb_code", "val/bpb_words"}
+    metrics = evaluate(network, batch, batch_size=3, token_bytes=TOKEN_BYTES, domains=names)
+    assert {name for name in metrics if "bpb" in name} == {"val/bpb", "val/bpb_code", "val/bpb_words"}
     total = 0.0
     for number, name in ((0, "code"), (2, "words")):
         alone = batch._replace(targets=batch.targets.where(domains == number, NOT_SCORED))
         own = evaluate(network, alone, batch_size=3, token_bytes=TOKEN_BYTES)["val/bpb"]
-        assert found[f"val/bpb_{name}"] == pytest.approx(own, rel=FLOAT32)
+        assert metrics[f"val/bpb_{name}"] == pytest.approx(own, rel=FLOAT32)
         total += own * count_bytes(alone.targets, TOKEN_BYTES)
-    assert found["val/bpb"] == pytest.approx(total / count_bytes(batch.targets, TOKEN_BYTES), rel=FLOAT32)
+    assert metrics["val/bpb"] == pytest.approx(total / count_bytes(batch.targets, TOKEN_BYTES), rel=FLOAT32)
     assert "val/bpb_code" not in evaluate(network, batch, batch_size=3, token_bytes=TOKEN_BYTES, domains=("code",))
 
 
 def test_a_uniform_guess_costs_log_v() -> None:
-    """Equal logits everywhere: ln V nats a token, and log2 V bits over the mean bytes of the scored targets."""
+    """Equal logits everywhere: ln V nats per token, and log2 V bits over the mean bytes of the scored targets."""
     network, batch = model(), sequences()
     torch.nn.init.zeros_(network.head)
-    found = evaluate(network, batch, batch_size=2, token_bytes=np.full(VOCAB, 3, dtype=np.int32))
-    assert found["val/loss"] == pytest.approx(math.log(VOCAB), rel=FLOAT32_MODULE)
-    assert found["val/bpb"] == pytest.approx(math.log2(VOCAB) / 3, rel=FLOAT32_MODULE)
+    metrics = evaluate(network, batch, batch_size=2, token_bytes=np.full(VOCAB, 3, dtype=np.int32))
+    assert metrics["val/loss"] == pytest.approx(math.log(VOCAB), rel=FLOAT32_MODULE)
+    assert metrics["val/bpb"] == pytest.approx(math.log2(VOCAB) / 3, rel=FLOAT32_MODULE)
 
 
 @pytest.mark.parametrize("batch_size", [3, 7])
@@ -134,11 +134,11 @@ def test_routing_is_counted_over_the_whole_set(batch_size: int) -> None:
         load = [sum(expert in token for token in chosen) for expert in range(6)]
         violations.append(max(load) / (sum(load) / 6) - 1)
         devices.append(sum(len({expert // 2 for expert in token}) for token in chosen) / len(chosen))
-    found = evaluate(network, batch, batch_size=batch_size, token_bytes=None)
-    assert found["val/routing/max_violation"] == pytest.approx(sum(violations) / 2, rel=1e-12)
-    assert found["val/routing/devices_per_token"] == pytest.approx(sum(devices) / 2, rel=1e-12)
-    assert found["val/routing/drop_rate"] == 0
-    assert "val/bpb" not in found  # no text
+    metrics = evaluate(network, batch, batch_size=batch_size, token_bytes=None)
+    assert metrics["val/routing/max_violation"] == pytest.approx(sum(violations) / 2, rel=1e-12)
+    assert metrics["val/routing/devices_per_token"] == pytest.approx(sum(devices) / 2, rel=1e-12)
+    assert metrics["val/routing/drop_rate"] == 0
+    assert "val/bpb" not in metrics  # no text
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -152,14 +152,14 @@ def test_the_mode_and_the_weights_stay(training: bool) -> None:
 
 
 def test_a_dense_model_routes_nothing() -> None:
-    found = evaluate(model(SwiGLU.Config(width=8)), sequences(), batch_size=4, token_bytes=None)
-    assert found.keys() == {"val/loss", "val/accuracy"}
+    metrics = evaluate(model(SwiGLU.Config(width=8)), sequences(), batch_size=4, token_bytes=None)
+    assert metrics.keys() == {"val/loss", "val/accuracy"}
 
 
-def test_evaluation_that_drops():
+def test_evaluation_at_capacity_drops_as_training_does() -> None:
     """Against the model's own training mode, which drops; nobody is exempt, and the model itself is left as it was."""
     dropping, batch = model(), sequences()
-    found = loss_at_capacity(dropping.eval(), batch, batch_size=3)
+    loss = loss_at_capacity(dropping.eval(), batch, batch_size=3)
     assert not dropping.training
     nats, scored = 0.0, 0
     dropping.train()
@@ -169,12 +169,12 @@ def test_evaluation_that_drops():
         for b, t in (targets != NOT_SCORED).nonzero().tolist():
             nats -= float(logits[b, t, targets[b, t]])
             scored += 1
-    assert found == pytest.approx(nats / scored, rel=FLOAT32_MODULE)
+    assert loss == pytest.approx(nats / scored, rel=FLOAT32_MODULE)
     plain = evaluate(dropping, batch, batch_size=3, token_bytes=None)["val/loss"]
-    assert abs(found - plain) > 0.01
+    assert abs(loss - plain) > 0.01
 
 
-def test_a_model_that_knows_no_dropping_is_given_capacity_1():
+def test_a_model_that_knows_no_dropping_is_given_capacity_1() -> None:
     without = MoE.Config(num_experts=6, top_k=2, expert_dim=4, num_devices=3)
     with_it = MoE.Config(num_experts=6, top_k=2, expert_dim=4, num_devices=3, dropping=Dropping.Config())
     losses = [loss_at_capacity(model(ffn), sequences(), batch_size=3) for ffn in (without, with_it)]

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from dsv2 import Routing, route
 from dsv2.models.moe.layer import MoE
+from dsv2.models.moe.router import token_devices
 from tests import references
-from tests.tolerances import EXACT, FLOAT32, close, same_values_and_gradients
+from tests.references.tolerances import EXACT, FLOAT32, close, same_values_and_gradients
 
 
 @st.composite
@@ -35,7 +36,7 @@ def affinities(case: dict[str, int]) -> torch.Tensor:
 
 
 def by_expert(experts: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both in order of the expert's number: which choice comes first is no one's business but `drop`'s."""
+    """Both in order of the expert's number: only `drop` cares which choice comes first."""
     order = experts.sort(-1)
     return order.values, values.gather(-1, order.indices)
 
@@ -125,3 +126,37 @@ def test_affinities_are_float32_in_a_bfloat16_layer() -> None:
     _, routing = layer(u)
     assert routing.affinities.dtype == torch.float32
     close(routing.affinities, references.affinities(u.double(), layer.router.w.double()), FLOAT32)
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"top_k": 0}, "top_k=0: between 1 and 6, the experts of 1 devices"),
+        ({"top_k": 7}, "top_k=7: between 1 and 6, the experts of 1 devices"),
+        ({"top_k": 2, "num_devices": 4}, "num_devices=4: a divisor of num_experts=6"),
+        ({"top_k": 2, "num_devices": 0}, "num_devices=0: a divisor of num_experts=6"),
+        ({"top_k": 2, "num_devices": 3, "max_devices": 0}, "max_devices=0: between 1 and num_devices=3, or null"),
+        ({"top_k": 2, "num_devices": 3, "max_devices": 4}, "max_devices=4: between 1 and num_devices=3, or null"),
+        ({"top_k": 3, "num_devices": 3, "max_devices": 1}, "top_k=3: between 1 and 2, the experts of 1 devices"),
+    ],
+)
+def test_what_cannot_be_had_is_refused(limits: dict[str, int], message: str) -> None:
+    """The same rules for the function as for the layer's config."""
+    with pytest.raises(ValueError, match=f"^{message}"):
+        route(torch.full((1, 1, 6), 1 / 6), **limits)
+    field, value = message.partition(":")[0].split("=")
+    with pytest.raises(ValueError, match=f"^{field}={value} is not valid"):
+        MoE.Config(num_experts=6, expert_dim=2, **limits)
+
+
+def test_experts_come_with_the_highest_affinity_first() -> None:
+    s = affinities({"batch": 2, "length": 7, "num_experts": 8, "seed": 4})
+    for max_devices in (None, 2):
+        _, gates = route(s, top_k=4, num_devices=4, max_devices=max_devices)
+        assert (gates[..., :-1] >= gates[..., 1:]).all()
+
+
+def test_a_token_is_sent_to_the_devices_of_its_experts() -> None:
+    """3 devices of 2 experts each; two experts of a device send the token there once."""
+    experts = torch.tensor([[[0, 1], [1, 4], [5, 2]]])
+    assert token_devices(experts, 6, 3).tolist() == [[[True, False, False], [True, False, True], [False, True, True]]]
