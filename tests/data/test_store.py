@@ -17,6 +17,7 @@ from dsv2.data.corpora import Files
 from dsv2.data.documents import Document
 from dsv2.data.packing import PackedText
 from dsv2.data.tokenizer import END_ID
+from dsv2.storage.files import PARTIAL
 
 OPEN = """
 import sys
@@ -168,7 +169,7 @@ def test_a_killed_preparation_is_done_again(corpus_config: Files.Config, runs: P
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 60
-    while not list(runs.glob(".data/*.tmp*/documents.npz")):
+    while not list(runs.glob(f".data/*{PARTIAL}/documents.npz")):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
