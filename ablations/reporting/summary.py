@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from dsv2.plots.style import quantity
+from dsv2.metrics import quantity
 from dsv2.statistics.paired import ALPHA
 from dsv2.statistics.verdicts import UNSEEN, Effect, IncompleteStudy, compare, decimals, difference_text, unseen
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from dsv2.models.moe.router import Routing
-from dsv2.plots.style import PAGE, STYLE, headline, wrapped
+from dsv2.plots.style import PAGE, headline, styled, title_height
 
 By = Literal["expert", "device"]
 TINT = 0.55  # of the palette's colour in white, so that black text is read on every one
@@ -149,6 +149,7 @@ def visible(token: str) -> str:
 # ---- for print -------------------------------------------------------------------------------------------------------
 
 
+@styled({"figure.constrained_layout.use": False})
 def paint_tokens(
     tokens: Sequence[str],
     routing: Routing,
@@ -171,16 +172,15 @@ def paint_tokens(
     key = [Paint(f"{by} ", None, False, ""), *(Paint(f" {group} ", group, False, "") for group in used)]
     placed = _placed([*key, Paint("\n\n", None, False, ""), *painted], columns)
     lines = 1 + max(row for _, row, _, _ in placed)
-    head = 0.15 * len(wrapped(title, width)) + 0.1 if title else 0.0
-    with plt.rc_context(STYLE | {"figure.constrained_layout.use": False}):
-        height = lines * LINE + 0.1 + head
-        figure = plt.figure(figsize=(width, height))
-        ax = figure.add_axes((0.05 / width, 0.05 / height, 1 - 0.1 / width, lines * LINE / height))
-        ax.set(xlim=(0, (width - 0.1) / LETTER), ylim=(lines, 0))
-        ax.set_axis_off()
-        for column, row, text, paint in placed:
-            _draw(ax, column, row, text, paint, palette)
-        headline(figure, title)
+    head = title_height(title, width) + 0.1 if title else 0.0
+    height = lines * LINE + 0.1 + head
+    figure = plt.figure(figsize=(width, height))
+    ax = figure.add_axes((0.05 / width, 0.05 / height, 1 - 0.1 / width, lines * LINE / height))
+    ax.set(xlim=(0, (width - 0.1) / LETTER), ylim=(lines, 0))
+    ax.set_axis_off()
+    for column, row, text, paint in placed:
+        _draw(ax, column, row, text, paint, palette)
+    headline(figure, title)
     return figure
 
 
