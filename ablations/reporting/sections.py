@@ -186,22 +186,18 @@ def _arm_table(study: StudyText, results: pd.DataFrame, floor: Mapping[str, floa
 
 
 def _effect_table(effects: Sequence[Effect]) -> Table:
-    header = ["metric", "arm", "difference [95% t]", "[95% BCa]", "p (Holm)", "p (sign flip)", "verdict", "note"]
-    rows = []
-    for effect in effects:
-        bca = difference_text(effect.mean, effect.bca_low, effect.bca_high)
-        rows.append(
-            [
-                quantity(effect.metric).short,
-                effect.arm,
-                difference_text(effect.mean, effect.low, effect.high),
-                bca.partition(" ")[2],
-                "" if math.isnan(effect.p_holm) else f"{effect.p_holm:.2g}",
-                f"{effect.p_sign_flip:.2g}",
-                effect.word,
-                effect.note,
-            ]
-        )
+    header = ["metric", "arm", "difference [95% t]", "p (Holm)", "verdict", "note"]
+    rows = [
+        [
+            quantity(effect.metric).short,
+            effect.arm,
+            difference_text(effect.mean, effect.low, effect.high),
+            "" if math.isnan(effect.p_holm) else f"{effect.p_holm:.2g}",
+            effect.word,
+            effect.note,
+        ]
+        for effect in effects
+    ]
     return Table(header, rows)
 
 

@@ -53,15 +53,6 @@ def t_interval(differences: Values, level: float = 1 - ALPHA) -> Interval:
     return Interval(float(differences.mean() - half), float(differences.mean() + half))
 
 
-def bca_interval(differences: Values, *, resamples: int = 4000, seed: int = 0, level: float = 1 - ALPHA) -> Interval:
-    """Bias-corrected and accelerated bootstrap interval of the mean; NaN below 3 seeds or without spread."""
-    if _checked(differences).size < 3 or _no_spread(differences):
-        return Interval(math.nan, math.nan)
-    rng = np.random.default_rng(seed)
-    found = stats.bootstrap((differences,), np.mean, n_resamples=resamples, confidence_level=level, rng=rng)
-    return Interval(float(found.confidence_interval.low), float(found.confidence_interval.high))
-
-
 def paired_p(differences: Values) -> float:
     """Two-sided p of the paired t-test. 1 where all are zero; NaN for one seed, or where equal non-zero differences
     leave nothing to estimate the noise from."""
@@ -72,20 +63,6 @@ def paired_p(differences: Values) -> float:
         return math.nan
     t = differences.mean() / (differences.std(ddof=1) / math.sqrt(n))
     return float(2 * special.stdtr(n - 1, -abs(t)))
-
-
-def sign_flip_p(differences: Values) -> float:
-    """Two-sided p over all 2^n sign flips, exact up to 16 seeds and from 2^16 seeded flips beyond. At least 2/2^n."""
-    n = _checked(differences).size
-    if n <= 16:
-        signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)  # (2^n, n)
-        extra = 0
-    else:
-        signs = np.random.default_rng(0).choice([-1, 1], size=(2**16, n))
-        extra = 1  # the observed signs are one more flip
-    sums, observed = np.abs(signs @ differences), abs(differences.sum())
-    count = int((sums >= observed * (1 - 1e-12)).sum())
-    return (count + extra) / (len(signs) + extra)
 
 
 def equivalence_p(differences: Values, margin: float) -> float:

@@ -43,7 +43,7 @@ def trends(
         rung = _rung(runs, scale)
         seeds = sorted(set(rung["seed"]))
         for effect in compare(
-            rung, loss, arms=arms, baseline=baseline, seeds=seeds, direction=direction, margin=margin, resamples=0
+            rung, loss, arms=arms, baseline=baseline, seeds=seeds, direction=direction, margin=margin
         ):
             found[effect.arm].append(effect)
     return [_trend(arm, scales, effects) for arm, effects in found.items()]

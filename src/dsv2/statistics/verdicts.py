@@ -15,9 +15,7 @@ from dsv2.config import ConfigError
 from dsv2.statistics.paired import (
     ALPHA,
     MOST_SEEDS,
-    Interval,
     Values,
-    bca_interval,
     detectable_in_sd,
     equivalence_p,
     holm,
@@ -26,7 +24,6 @@ from dsv2.statistics.paired import (
     seeds_for_equivalence,
     seeds_needed,
     separation,
-    sign_flip_p,
     t_interval,
 )
 
@@ -34,11 +31,9 @@ RULE = (
     "Arms are compared with the baseline seed by seed. A metric is called better or worse when the paired t-test "
     "gives p < 0.05 after Holm's correction over the arms compared in that metric, and equivalent when both one-sided "
     "t-tests (TOST) reject the stated margin under the same correction; anything else is undecided. Intervals are 95% "
-    "t intervals of the mean difference, not widened for the number of arms. The bootstrap (BCa) interval and the "
-    "exact sign-flip p-value are printed as a check and decide nothing: the first is too short below some ten seeds, "
-    "the second cannot go below 2/2^n with n seeds. The 5% hold for noise as of a mean, skewed or not; where an arm "
-    "fails in one run of ten and is well in the others, verdicts in its means are wrong far more often, so look at "
-    "the single seeds."
+    "t intervals of the mean difference, not widened for the number of arms. The 5% hold for noise as of a mean, "
+    "skewed or not; where an arm fails in one run of ten and is well in the others, verdicts in its means are wrong "
+    "far more often, so look at the single seeds."
 )
 UNSEEN = "no visible cost or gain"
 MOST_DECIMALS = 8  # smaller differences are shown with an exponent
@@ -70,11 +65,8 @@ class Effect(NamedTuple):
     sd: float  # of the paired differences
     low: float  # 95% t interval
     high: float
-    bca_low: float  # 95% BCa bootstrap interval
-    bca_high: float
     p: float  # paired t, two-sided
     p_holm: float
-    p_sign_flip: float
     p_equivalence: float  # TOST after Holm; NaN without a margin
     detectable: float  # smallest effect seen with 80% power at the level Holm asks of the first rejection
     separated: str  # "below" or "above" when all seeds of the arm lie beyond all of the baseline, else ""
@@ -153,17 +145,16 @@ def compare(
     seeds: Sequence[int],
     direction: str,
     margin: float | None = None,
-    resamples: int = 4000,
 ) -> list[Effect]:
     """Every other arm against the baseline in one metric, in the order of `arms`; `RULE` says how it is decided.
 
     `results` has one row a trial with columns arm, seed, status and the metric. `direction` is "lower" or "higher",
-    whichever is better. `resamples=0` leaves the bootstrap out. Empty where the baseline has no such metric.
+    whichever is better. Empty where the baseline has no such metric.
     """
     values = paired_values(results, metric, arms, seeds)
     if baseline not in values:
         return []
-    return judge(values, metric, baseline=baseline, direction=direction, margin=margin, resamples=resamples)
+    return judge(values, metric, baseline=baseline, direction=direction, margin=margin)
 
 
 def judge(
@@ -173,7 +164,6 @@ def judge(
     baseline: str,
     direction: str,
     margin: float | None = None,
-    resamples: int = 4000,
 ) -> list[Effect]:
     """`compare` on arrays: arm to its (n,) values, all in one order of seeds."""
     if direction not in ("lower", "higher"):
@@ -188,7 +178,6 @@ def judge(
     for arm, p_raw, p_holm, p_equal in zip(others, p, holm(p), holm(p_same), strict=True):
         delta, n = deltas[arm], deltas[arm].size
         sd = float(delta.std(ddof=1)) if n > 1 else math.nan
-        bca = bca_interval(delta, resamples=resamples) if resamples else Interval(math.nan, math.nan)
         effect = Effect(
             arm=arm,
             metric=metric,
@@ -197,11 +186,8 @@ def judge(
             sd=sd,
             low=t_interval(delta).low,
             high=t_interval(delta).high,
-            bca_low=bca.low,
-            bca_high=bca.high,
             p=p_raw,
             p_holm=p_holm,
-            p_sign_flip=sign_flip_p(delta),
             p_equivalence=p_equal,
             detectable=detectable_in_sd(n, ALPHA / len(others)) * sd if n > 1 else math.nan,
             separated=separation(values[arm], values[baseline]),
@@ -232,9 +218,6 @@ def decide(effect: Effect, direction: str, margin: float | None = None, family: 
         return Verdict("equivalent", size, "; ".join([f"within {margin:g}", *small]))
     if seen:
         word = "better" if (mean < 0) == (direction == "lower") else "worse"
-        if 2 / 2**n > ALPHA:
-            lowest = f"{n} seeds let the sign-flip test no lower than {2 / 2**n:.2g}"
-            notes.append(f"{lowest}, so this rests on the t-test alone")
         return Verdict(word, numbers, "; ".join(notes))
     if unseen(effect):
         notes.append(UNSEEN)
