@@ -16,7 +16,7 @@ from dsv2.models.moe.hash import Hash
 from dsv2.models.moe.layer import MoE
 from dsv2.models.transformer import Transformer
 from dsv2.routing.interventions import DoesNotApply, compared, fewer_experts, shared_off, top_masked
-from dsv2.routing.observed import Losses, difference, losses_of, observe
+from dsv2.routing.observed import SequenceLosses, difference, losses_of, observe
 from tests.tolerances import FLOAT32
 
 V = 4  # tokens; the next one of v is v + 1, modulo 4
@@ -184,15 +184,15 @@ def test_the_table_is_paired_with_its_first_row() -> None:
 
 def test_the_interval_is_students_over_sequences() -> None:
     rng = np.random.default_rng(0)
-    plain = Losses(rng.normal(50, 5, 12), np.full(12, 10.0))
-    other = Losses(plain.nats + rng.normal(1, 2, 12), plain.scored)
+    plain = SequenceLosses(rng.normal(50, 5, 12), np.full(12, 10.0))
+    other = SequenceLosses(plain.nats + rng.normal(1, 2, 12), plain.scored)
     expected = stats.ttest_rel(other.nats / 10, plain.nats / 10).confidence_interval(0.95)
     found = difference(other, plain)
     assert found.mean == pytest.approx(other.mean - plain.mean)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
     with pytest.raises(ValueError, match="other sequences"):
-        difference(other, Losses(plain.nats, plain.scored + 1))
-    alone = Losses(plain.nats[:1], plain.scored[:1])
+        difference(other, SequenceLosses(plain.nats, plain.scored + 1))
+    alone = SequenceLosses(plain.nats[:1], plain.scored[:1])
     assert difference(alone, alone) == (0.0, -math.inf, math.inf)
 
 

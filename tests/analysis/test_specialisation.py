@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from dsv2.routing import coactivation, specialisation
-from dsv2.routing.observed import Losses, Observed
+from dsv2.routing.observed import SequenceLosses, Observed
 
 S, T = 40, 24
 
@@ -17,7 +17,7 @@ def observed(experts: np.ndarray, *, num_experts: int, tokens=None, domains=None
     ones = np.ones(len(experts))
     gates = np.ones(experts.shape) if gates is None else gates
     return Observed(
-        losses=Losses(ones, ones),
+        losses=SequenceLosses(ones, ones),
         tokens=np.zeros(experts.shape[:2], dtype=np.int64) if tokens is None else tokens,
         domains=domains,
         num_experts=num_experts,
