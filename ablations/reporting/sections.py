@@ -13,7 +13,7 @@ from dsv2.statistics.budgets import loss_at_equal
 from dsv2.statistics.calibration import TrialsRate, from_trials
 from dsv2.statistics.factorial import FACTORIAL_RULE, Term, factorial, factorial_rows, factorial_text
 from dsv2.statistics.paired import ALPHA, detectable_in_sd
-from dsv2.statistics.verdicts import RULE, Effect, difference_text
+from dsv2.statistics.verdicts import RULE, Effect, difference_text, two_digits
 
 FALSE_DRAWS = 1000  # studies drawn from an A/A study's trials
 FALSE_CAPTION = "Share of studies drawn from identical trials that call an arm better or worse, with 95% intervals."
@@ -192,7 +192,7 @@ def _effect_table(effects: Sequence[Effect]) -> Table:
             quantity(effect.metric).short,
             effect.arm,
             difference_text(effect.mean, effect.low, effect.high),
-            "" if math.isnan(effect.p_holm) else f"{effect.p_holm:.2g}",
+            two_digits(effect.p_holm),
             effect.word,
             effect.note,
         ]
@@ -213,7 +213,7 @@ def _detectable(study: StudyText, effects: Sequence[Effect]) -> tuple[list[str],
         f"studies when it is {in_sd:.2g} standard deviations of the paired differences; smaller ones would often "
         "have been missed. By the spread seen here, from the quietest arm to the noisiest:"
     )
-    return [text], [Table(["metric", "smallest found, from", "to", "margin stated"], rows)]
+    return [text], [Table(["metric", "smallest detectable, from", "to", "margin stated"], rows)]
 
 
 def _equality(study: StudyText, accounting: pd.DataFrame) -> Table:

@@ -23,7 +23,7 @@ class Counts(NamedTuple):
 
     def __add__(self, other: object) -> "Counts":
         assert isinstance(other, Counts)
-        return Counts(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+        return Counts(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 class Measures(NamedTuple):

@@ -29,7 +29,8 @@ def mutual_information(counts: NDArray[np.int64]) -> float:
 def domain_shares(observed: Observed, names: tuple[str, ...]) -> pd.DataFrame:
     """Return per layer, domain and expert the share of the domain's pairs that the expert gets, and its lift.
 
-    The lift is that share over the expert's share of all text. Raises ValueError where the text has fewer than two domains.
+    The lift is that share over the expert's share of all text. Raises ValueError where the text has fewer than two
+    domains.
     """
     domains = _domains(observed)
     frames = []
@@ -104,10 +105,10 @@ def expert_tokens(observed: Observed, text_of: Callable[[int], str], *, top: int
         chance = _joint(shuffled, experts, len(kinds), observed.num_experts).T
         expected = counts.sum(1, keepdims=True) * (counts.sum(0) / counts.sum())
         telling = special.rel_entr(counts, expected)
-        for expert, (mine, by_chance, terms) in enumerate(zip(counts, chance, telling, strict=True)):
+        for expert, (own, by_chance, terms) in enumerate(zip(counts, chance, telling, strict=True)):
             best = [kind for kind in np.argsort(-terms, kind="stable")[:top] if terms[kind] > 0]
-            row = {"layer": layer, "expert": expert, "load": mine.sum() / counts.sum(1).mean()}
-            row |= {"concentration": _top_share(mine, top), "chance": _top_share(by_chance, top)}
+            row = {"layer": layer, "expert": expert, "load": own.sum() / counts.sum(1).mean()}
+            row |= {"concentration": _top_share(own, top), "chance": _top_share(by_chance, top)}
             rows.append(row | {"tokens_in_text": " ".join(repr(texts[kind]) for kind in best)})
     return pd.DataFrame(rows)
 
