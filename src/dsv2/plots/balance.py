@@ -127,7 +127,7 @@ def load_at(
 ) -> Figure:
     """Draw the load of every expert (across) in every MoE layer (down) at one logged step and seed, a panel per arm.
 
-    Colours are the same at every step, so that steps can be compared; lines part the devices.
+    Colours are the same at every step, so that steps can be compared; lines stand between devices.
     """
     shown = routed(routing, arms)
     seed = int(routing["seed"].min()) if seed is None else seed
@@ -150,7 +150,7 @@ def load_at(
             ax.axvline(border - 0.5, color="black", linewidth=0.5)
         ax.yaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         panel_title(ax, f"{arm}, busiest {load.to_numpy().max():.1f}", width=36)
-        ax.set_xlabel("expert, lines part the devices", fontsize=7)
+        ax.set_xlabel("expert, lines between devices", fontsize=7)
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes[0].invert_yaxis()
     axes[0].set_ylabel("layer", fontsize=7)

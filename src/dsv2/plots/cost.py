@@ -97,7 +97,7 @@ def loss_over_active(
         for name, active_params, value in zip(*(published[column] for column in PUBLISHED), strict=True):
             ax.annotate(name, (active_params, value), (4, 3), textcoords="offset points", fontsize=7)
     ax.margins(0.12)
-    large_numbers(ax, "active parameters of a token", ticks=5)
+    large_numbers(ax, "active parameters per token", ticks=5)
     ax.set_ylabel(quantity(metric).label)
     legend_below([ax], 2)
     return ax
@@ -115,7 +115,7 @@ def cache_over_context(accounts: Mapping[str, Account], *, longest: int = 131_07
     ax = single(2.2 + legend_height(len(order), 1), title)
     for name in order:
         bytes_per_token = accounts[name].kv_bytes_per_token
-        label = f"{name}: {bytes_per_token / 1e3:,.1f} kB a token"
+        label = f"{name}: {bytes_per_token / 1e3:,.1f} kB per token"
         ax.plot(lengths, lengths * bytes_per_token, label=label, **(styles[name] | {"markevery": 7}))
     ax.set(xscale="log", yscale="log")
     ax.xaxis.set_major_locator(FixedLocator([2**power for power in range(10, int(np.log2(longest)) + 1, 2)]))

@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy.cluster import hierarchy
 
+from dsv2.metrics import quantity
 from dsv2.plots.style import (
     PAGE,
     ZERO,
@@ -29,12 +30,12 @@ from dsv2.plots.style import (
 )
 
 MOST_LAYERS = 6
-NATS = "nats a token"
+LOSS = quantity("val/loss")
 
 
 @styled({"axes.grid.axis": "x"})
 def loss_changes(table: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """What each intervention adds to the loss, with its 95% interval over sequences; the first row is as trained."""
+    """Draw what each intervention adds to the loss of the first row, with its 95% interval over sequences."""
     changed = table.iloc[1:]
     colour = sns.color_palette("colorblind")[0]
     places = np.arange(len(changed))
@@ -50,13 +51,13 @@ def loss_changes(table: pd.DataFrame, *, title: str | None = None) -> Figure:
     lowest, highest = min(float(np.nanmin(drawn.to_numpy(dtype=float))), 0.0), max(float(ends.max()), 0.0)
     reach = (highest - lowest) or 1e-3
     ax.set_xlim(lowest - 0.05 * reach, highest + 0.3 * reach)
-    ax.set_xlabel(f"change of loss ({NATS})")
+    ax.set_xlabel(f"change of loss ({LOSS.unit})")
     return figure_of(ax)
 
 
 @styled()
 def loss_over_masked(table: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """Rise of the loss over the share of top experts masked, a line for each value of column `run`."""
+    """Draw the rise of the loss over the share of top experts masked, a line per value of column `run`."""
     ax = single(2.2, title)
     for run, style in arm_styles(list(dict.fromkeys(table["run"]))).items():
         line = table[table["run"] == run]
@@ -66,7 +67,7 @@ def loss_over_masked(table: pd.DataFrame, *, title: str | None = None) -> Figure
     percent(ax.xaxis, decimals=None)
     ax.set_xticks(sorted(set(table["ratio"])))
     ax.set_xlabel("routed experts masked, highest affinity first")
-    ax.set_ylabel(f"rise of validation loss\n({NATS})")
+    ax.set_ylabel(f"rise of {LOSS.name}\n({LOSS.unit})")
     if table["run"].nunique() > 1:
         ax.legend()
     return figure_of(ax)
@@ -76,7 +77,10 @@ def loss_over_masked(table: pd.DataFrame, *, title: str | None = None) -> Figure
 def loss_over_experts(
     table: pd.DataFrame, *, against: tuple[str, float] | None = None, title: str | None = None
 ) -> Figure:
-    """Loss over the routed experts a token (columns experts, loss); `against` is another run's (name, loss), dashed."""
+    """Draw the loss over the routed experts per token (columns experts, loss).
+
+    `against` is another run's (name, loss), dashed.
+    """
     blue, orange = sns.color_palette("colorblind")[:2]
     ax = single(2.1, title)
     ax.plot(table["experts"], table["loss"], color=blue, marker="o")
@@ -88,15 +92,15 @@ def loss_over_experts(
         side = ax.get_yaxis_transform()
         ax.text(0.99, loss, name, transform=side, ha="right", va="bottom", color=orange, fontsize=7)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel("routed experts a token, at evaluation")
-    ax.set_ylabel(f"validation loss ({NATS})")
+    ax.set_xlabel("routed experts per token, at evaluation")
+    ax.set_ylabel(LOSS.label)
     ax.margins(y=0.12)
     return figure_of(ax)
 
 
 @styled({"axes.grid": False})
 def domain_heatmap(shares: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """How much more of each domain an expert gets than of the whole text, a panel a layer; 1 is white.
+    """Draw how much more of each domain an expert gets than of the whole text, a panel per layer; 1 is white.
 
     Experts are grouped by the domain that they favour most.
     """
@@ -122,11 +126,11 @@ def domain_heatmap(shares: pd.DataFrame, *, title: str | None = None) -> Figure:
 
 @styled({"axes.grid.axis": "y"})
 def information_bars(table: pd.DataFrame, of: str, *, title: str | None = None) -> Figure:
-    """Mutual information of `of` and expert over layers, with what chance gives and the most possible."""
+    """Draw the mutual information of `of` and expert over layers, with its value by chance and the most possible."""
     blue, orange = sns.color_palette("colorblind")[:2]
     places = np.arange(len(table))
     ax = single(2.1, title)
-    ax.bar(places, table["information"], color=blue, width=0.55, label="found")
+    ax.bar(places, table["information"], color=blue, width=0.55, label="measured")
     ax.hlines(table["chance"], places - 0.36, places + 0.36, color=orange, linewidth=2, label="by chance")
     most = table["most"]
     ax.hlines(most, places - 0.36, places + 0.36, color="black", linestyle=":", label="most possible")
@@ -142,39 +146,42 @@ def information_bars(table: pd.DataFrame, of: str, *, title: str | None = None) 
 
 @styled()
 def token_concentration(table: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """Share of each expert's tokens that its ten commonest make up, experts sorted, beside chance; a panel a layer."""
+    """Draw the share of each expert's tokens that its ten most common make up, beside chance; a panel per layer.
+
+    Experts are sorted by that share.
+    """
     layers = _spread_layers(table["layer"])
     blue, orange = sns.color_palette("colorblind")[:2]
     figure, axes = panels(len(layers), columns=3, height=1.7, title=title, sharey=True)
     for ax, layer in zip(axes, layers, strict=True):
-        one = table[table["layer"] == layer].sort_values("concentration", ascending=False)
-        ax.plot(np.arange(1, len(one) + 1), one["concentration"], color=blue, marker=".", label="its own tokens")
-        chance = one["chance"].to_numpy()
-        ax.plot(np.arange(1, len(one) + 1), chance, color=orange, linestyle="--", label="tokens shuffled")
+        experts = table[table["layer"] == layer].sort_values("concentration", ascending=False)
+        ranks = np.arange(1, len(experts) + 1)
+        ax.plot(ranks, experts["concentration"], color=blue, marker=".", label="its own tokens")
+        ax.plot(ranks, experts["chance"].to_numpy(), color=orange, linestyle="--", label="tokens shuffled")
         ax.set_title(f"layer {layer}")
         ax.set_ylim(0, None)
         percent(ax.yaxis)
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         ax.set_xlabel("expert, most concentrated first")
-    axes[0].set_ylabel("pairs of its ten\ncommonest tokens")
+    axes[0].set_ylabel("pairs of its ten most\ncommon tokens")
     axes[0].legend()
     return figure
 
 
 @styled({"axes.grid": False})
 def coactivation_heatmap(pairs: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """How much more often two experts are chosen together than independent ones would be, a panel a layer; 1 is white.
+    """Draw how much more often two experts are chosen together than independent ones, a panel per layer; 1 is white.
 
     Experts are ordered so that those chosen together stand together.
     """
     layers = _spread_layers(pairs["layer"])
     figure, axes = panels(len(layers), columns=3, height=2.2, title=title)
     for ax, layer in zip(axes, layers, strict=True):
-        one = pairs[pairs["layer"] == layer]
-        size = int(one["other"].max()) + 1
+        of_layer = pairs[pairs["layer"] == layer]
+        size = int(of_layer["other"].max()) + 1
         log_ratio = np.full((size, size), np.nan)
-        values = np.log2(one["ratio"].clip(2**-3, 2**3))
-        log_ratio[one["expert"], one["other"]] = log_ratio[one["other"], one["expert"]] = values
+        expert, other = of_layer["expert"], of_layer["other"]
+        log_ratio[expert, other] = log_ratio[other, expert] = np.log2(of_layer["ratio"].clip(2**-3, 2**3))
         order = _together(log_ratio)
         shown = log_ratio[np.ix_(order, order)]
         mesh = ax.pcolormesh(np.ma.masked_invalid(shown), vmin=-3, vmax=3, cmap="RdBu_r", rasterized=True)
@@ -193,7 +200,7 @@ def coactivation_heatmap(pairs: pd.DataFrame, *, title: str | None = None) -> Fi
 
 @styled()
 def certainty_over_layers(table: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """Entropies of the router and where the gates' mass lies, over layers; all between 0 and 1."""
+    """Draw the entropies of the router and where the mass of the gates lies, over layers; all between 0 and 1."""
     lines = {
         "entropy_mean": "entropy of the mean token",
         "entropy_token": "entropy of a token",
@@ -214,13 +221,16 @@ def certainty_over_layers(table: pd.DataFrame, *, title: str | None = None) -> F
 
 @styled()
 def overlap_over_training(table: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """Overlap of a token's experts with those after the last step over training, a line a layer, chance dashed."""
+    """Draw the overlap of a token's experts with those after the last step over training, a line per layer.
+
+    Its value by chance is dashed.
+    """
     layers = _spread_layers(table["layer"])
     ax = single(2.3, title)
     for layer, style in arm_styles([f"layer {layer}" for layer in layers]).items():
-        one = table[table["layer"] == int(layer.removeprefix("layer "))]
-        ax.plot(one["step"], one["overlap"], label=layer, **style)
-        ax.plot(one["step"], one["chance"], color=style["color"], linestyle=(0, (2, 2)), linewidth=0.9)
+        steps = table[table["layer"] == int(layer.removeprefix("layer "))]
+        ax.plot(steps["step"], steps["overlap"], label=layer, **style)
+        ax.plot(steps["step"], steps["chance"], color=style["color"], linestyle=(0, (2, 2)), linewidth=0.9)
     last = table[table["layer"] == layers[-1]]
     middle = last.iloc[len(last) // 2]
     ax.annotate("by chance", (middle["step"], middle["chance"]), (0, 3), textcoords="offset points", fontsize=7)
@@ -233,14 +243,15 @@ def overlap_over_training(table: pd.DataFrame, *, title: str | None = None) -> F
 
 
 def _spread_layers(layers: "pd.Series[int]") -> list[int]:
-    every = sorted(set(layers))
-    if len(every) <= MOST_LAYERS:
-        return every
-    return [every[round(place)] for place in np.linspace(0, len(every) - 1, MOST_LAYERS)]
+    """Return the layers, or `MOST_LAYERS` of them evenly spread."""
+    numbers = sorted(set(layers))
+    if len(numbers) <= MOST_LAYERS:
+        return numbers
+    return [numbers[round(place)] for place in np.linspace(0, len(numbers) - 1, MOST_LAYERS)]
 
 
 def _few_ticks(ax: Axes, labels: Sequence[str]) -> None:
-    """Every label where there is room, else every second, fourth..."""
+    """Write every label where there is room, else every second, fourth..."""
     room = ax.get_window_extent().width / ax.figure.dpi / 0.19
     every = 1
     while len(labels) / every > room:
@@ -250,7 +261,7 @@ def _few_ticks(ax: Axes, labels: Sequence[str]) -> None:
 
 
 def _together(log_ratio: NDArray[np.float64]) -> list[int]:
-    """An order in which experts with high ratios are neighbours."""
+    """Return an order in which experts with high ratios are neighbours."""
     if len(log_ratio) < 3:
         return list(range(len(log_ratio)))
     first, second = np.triu_indices(len(log_ratio), 1)

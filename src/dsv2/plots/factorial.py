@@ -22,7 +22,7 @@ from dsv2.plots.style import (
     styled,
     title_height,
 )
-from dsv2.statistics.factorial import Design, Level, Term, levels
+from dsv2.statistics.factorial import Design, Level, Term, level_text, levels
 from dsv2.statistics.verdicts import paired_values
 
 
@@ -47,8 +47,8 @@ def factorial_forest(
             if term.metric == metric:
                 decided = term.word in ("better", "worse")
                 interval(ax, names.index(term.term), term.low, term.effect, term.high, filled=decided)
-        name, _, unit = quantity(metric).label.partition(" (")
-        ax.set_title(f"effect on {name}" + (f"\n({unit}" if unit else ""), fontsize=7)
+        name, unit = quantity(metric)[1:]
+        ax.set_title(f"effect on {name}" + (f"\n({unit})" if unit else ""), fontsize=7)
         ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.grid(False, axis="y")
         ax.set_xlabel(BETTER.get((directions or {}).get(metric, ""), ""))
@@ -82,14 +82,14 @@ def interaction(
         cells = [values[arm] for arm, cell in design.items() if cell[first] == a and cell[second] == b]
         return np.mean(cells, axis=0)  # (n,)
 
-    labels = {level: f"{second}={level}" for level in ordered[second]}
+    labels = {level: f"{second}={level_text(level)}" for level in ordered[second]}
     styles, places = arm_styles(list(labels.values())), np.arange(len(ordered[first]))
     ax = single(2.3, title, ax)
     for level, label in labels.items():
         table = np.array([mean(a, level) for a in ordered[first]])  # (levels, n)
         ax.plot(places, table, color=styles[label]["color"], linewidth=0.5, alpha=0.35)
         ax.plot(places, table.mean(1), label=label, **styles[label])
-    ax.set_xticks(places, [str(level) for level in ordered[first]])
+    ax.set_xticks(places, [level_text(level) for level in ordered[first]])
     ax.set_xlim(-0.25, len(places) - 0.75)
     ax.set_xlabel(first)
     ax.set_ylabel(quantity(metric).label)

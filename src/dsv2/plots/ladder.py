@@ -8,11 +8,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
-from dsv2.plots.style import DASHED, ZERO, arm_styles, handles, legend_columns, single, styled
+from dsv2.metrics import quantity
+from dsv2.plots.style import DASHED, ZERO, arm_styles, difference_label, handles, legend_columns, single, styled
 from dsv2.statistics.ladder import Ladder, Prediction, band
 from dsv2.statistics.paired import Values, t_interval
 
 HEIGHT = 2.7
+LOSS = "val/loss"  # whatever the column of `runs` is called
 
 
 @styled()
@@ -43,7 +45,7 @@ def loss_over_compute(
     ax.yaxis.set_major_locator(MaxNLocator(5))
     ax.yaxis.set_major_formatter(ScalarFormatter())
     ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.set_ylabel("validation loss (nats/token)")
+    ax.set_ylabel(quantity(LOSS).label)
     _compute_axis(ax)
     _legend(ax)
     return ax
@@ -86,7 +88,7 @@ def difference_over_compute(
         _curve(ax, ladder, arm, baseline, fitted["flops"], predictions, style["color"])
         ax.plot([], [], label=arm, **(style | {"linestyle": "-"}))
         _diamonds(ax, predictions, style["color"], arms.index(arm))
-    ax.set_ylabel(f"validation loss,\narm - {baseline} (nats/token)")
+    ax.set_ylabel(difference_label(LOSS, baseline))
     _compute_axis(ax)
     ax.yaxis.set_major_locator(MaxNLocator(5))
     _legend(ax)

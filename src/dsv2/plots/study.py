@@ -17,6 +17,7 @@ from dsv2.plots.style import (
     arm_styles,
     arms_of,
     curves,
+    difference_label,
     draw_curves,
     floor_line,
     handles,
@@ -86,8 +87,7 @@ def difference_over_tokens(
     ax.axhline(0, **ZERO)
     draw_curves(ax, curves(paired, metric, styles), styles)
     tokens_axis(ax)
-    name, _, unit = quantity(metric).label.partition(" (")
-    ax.set_ylabel(f"{name},\narm - {baseline}" + (f" ({unit}" if unit else ""))
+    ax.set_ylabel(difference_label(metric, baseline))
     _legend(ax, own)
     return ax
 

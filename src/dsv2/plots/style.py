@@ -11,9 +11,11 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
+from dsv2.metrics import quantity
+
 COLUMN, PAGE = 3.4, 7.0  # widths in inches
 TITLE_LINE, LEGEND_ROW = 0.15, 0.17  # heights in inches
-PANEL_TITLE = 32  # characters of 7 points that fit above one of three panels
+PANEL_TITLE = 34  # characters of 7 points that fit above one of three panels
 STYLE: Any = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -188,6 +190,12 @@ def large_numbers(ax: Axes, label: str, ticks: int = 4) -> None:
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     ax.xaxis.set_major_locator(MaxNLocator(ticks))
     ax.set_xlabel(label)
+
+
+def difference_label(metric: str, baseline: str) -> str:
+    """Name the difference in a metric between an arm and the baseline."""
+    name, unit = quantity(metric)[1:]
+    return f"{name},\narm - {baseline}" + (f" ({unit})" if unit else "")
 
 
 def percent(axis: Axis, decimals: int | None = 0) -> None:

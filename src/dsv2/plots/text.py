@@ -1,6 +1,6 @@
 """Figures of one text's routing. See `plots` for the look.
 
-`loads` has one row an expert: expert, device, load (token-expert pairs, dropped ones included), dropped.
+`loads` has one row per expert: expert, device, load (token-expert pairs, dropped ones included), dropped.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,12 @@ from dsv2.plots.style import COLOURS, COLUMN, PAGE, REFERENCE, arm_styles, headl
 
 
 def device_colour(device: int) -> str:
-    """The colour of a device's experts, as #rrggbb; there are ten, used again from the eleventh device on."""
+    """Return the colour of a device's experts, as #rrggbb; there are ten, used again from the eleventh device on."""
     return to_hex(sns.color_palette("colorblind")[COLOURS[device % len(COLOURS)]])
 
 
 def busiest(*loads: pd.DataFrame) -> tuple[float, float]:
-    """Most pairs of an expert and of a device in any of the tables."""
+    """Return the most pairs of an expert and of a device in any of the tables."""
     return (
         max(float(table["load"].max()) for table in loads),
         max(float(table.groupby("device")["load"].sum().max()) for table in loads),
@@ -40,11 +40,11 @@ def text_load(
     busiest: Sequence[float] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Load of every expert and of every device against what a device has room for; what is over it is hatched.
+    """Draw the load of every expert and of every device against what a device has room for; what is over it is hatched.
 
-    `budget` is in pairs a device. The line among the experts is an even share of it, which no rule enforces. `width` in
-    inches. `busiest` gives figures that are to be compared one scale: what the function of that name says of their
-    loads.
+    `budget` is in pairs per device. The line among the experts is an even share of it, which no rule enforces. `width`
+    is in inches. `busiest` puts figures that are to be compared on one scale: what the function of that name returns
+    for their loads.
     """
     devices = loads.groupby("device")[["load", "dropped"]].sum().reset_index()
     share = budget * len(devices) / len(loads)
@@ -69,7 +69,7 @@ def text_load(
 
 @styled()
 def load_profiles(profiles: Mapping[str, pd.DataFrame], *, title: str | None = None) -> Figure:
-    """Loads over their mean, each model's experts from busiest to idlest: how uneven, whatever the experts' numbers."""
+    """Draw loads over their mean, each model's experts from busiest to idlest, whatever the experts' numbers."""
     styles = arm_styles(list(profiles))
     figure, (ax,) = panels(1, columns=1, height=2.1, title=title, width=1.5 * COLUMN, margin=0)
     ax.axhline(1, **REFERENCE)
@@ -86,7 +86,7 @@ def load_profiles(profiles: Mapping[str, pd.DataFrame], *, title: str | None = N
 
 
 def _bars(ax: Axes, places: pd.Series, table: pd.DataFrame) -> None:
-    """Kept pairs in the device's colour, dropped ones hatched on top."""
+    """Draw kept pairs in the device's colour, dropped ones hatched on top."""
     colours = [device_colour(device) for device in table["device"]]
     kept = table["load"] - table["dropped"]
     ax.bar(places, kept, color=colours, width=0.8)
