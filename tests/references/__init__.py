@@ -2,7 +2,7 @@
 
 B sequences, T queries, S keys, d model width, H heads, G key-value groups, E routed experts, K chosen per token,
 D devices (equal groups of experts), M devices per token, r latent width, q query latent width.
-Equations are numbered as in the DeepSeek-V2 report (2405.04434). Nothing here imports dsv2; nothing here is fast.
+Equations are numbered as in the DeepSeek-V2 report (2405.04434). No equation imports dsv2; none is fast.
 """
 
 # ruff: noqa: F403

@@ -115,7 +115,7 @@ def _redundancy(run: Subject) -> Analysis:
     title = f"Best {most[0][1]['ratio']:.0%} of experts masked: {short if len(most) > 1 else short.partition(' ')[0]}"
     return Analysis(
         "How redundant are the routed experts?",
-        f"{finding} nats a token.",
+        f"{finding} nats per token.",
         "The experts of highest affinity cannot be chosen, layer by layer, token by token; the next best are. The more "
         f"this costs, the less another expert can stand in (section 4.4).{unfit} {PAIRED}",
         {"redundancy": table},
