@@ -3,8 +3,8 @@
     python -m benchmarks.calibration [--studies 1000] [--aa SCALE]
 
 Simulated studies go through `dsv2.statistics.verdicts.judge`. Every rate has a 95% Clopper-Pearson interval; a promise
-is kept when the interval does not lie wholly on its wrong side. About one kept promise in forty looks broken by chance.
-With `--aa` real trials are asked the same: those of the study `aa`, whose arms differ in their seed alone. Writes
+is kept when the interval does not lie wholly on the wrong side. About one kept promise in forty looks broken by chance.
+`--aa` asks the same of real trials: those of the study `aa`, whose arms differ in their seed alone. Writes
 `benchmarks/results/calibration.json`; exits 1 where normal noise breaks more promises than chance explains.
 """
 
@@ -41,6 +41,7 @@ BY_CHANCE = 0.025  # a kept promise whose interval lies on the wrong side
 
 
 def measure(studies: int) -> list[Rate]:
+    """Simulate all sizes and kinds of noise, `studies` times each."""
     rates: list[Rate] = []
     for draw, (seeds, arms) in enumerate(track(SIZES, description="normal noise")):
         rates.append(false_positives("normal", seeds, arms, studies=studies, draw=draw))
@@ -53,16 +54,17 @@ def measure(studies: int) -> list[Rate]:
             rates.append(power(noise, seeds, arms, studies=studies, draw=draw))
     for noise in track(list(NOISE), description="intervals"):
         for seeds in (3, 5, 8):
-            rates += coverage(noise, seeds, studies=studies)
+            rates.append(coverage(noise, seeds, studies=studies))
     return rates
 
 
 def broken(rate: Rate) -> bool:
-    """Whether the interval lies wholly on the wrong side: above 5% errors, below 95% coverage, below 80% power."""
+    """Return whether the interval lies wholly on the wrong side: above 5% errors, below 95% coverage or 80% power."""
     return rate.low > rate.promised if rate.what.startswith("false") else rate.high < rate.promised
 
 
 def show(console: Console, title: str, rates: Sequence[Rate]) -> None:
+    """Print a table of rates and whether each keeps its promise."""
     table = Table(title=title, title_justify="left")
     for column in ("what", "noise", "seeds", "arms", "rate", "95% interval", "promised", ""):
         table.add_column(column, justify="left" if column in ("what", "noise", "") else "right")
@@ -75,14 +77,14 @@ def show(console: Console, title: str, rates: Sequence[Rate]) -> None:
 
 
 def real(scale: str, console: Console) -> list[TrialsRate]:
-    """Pseudo-studies from the finished trials of study `aa` in every metric that varies."""
+    """Draw pseudo-studies from the finished trials of study `aa`, in every metric that varies."""
     from ablations import results
 
     done = pd.DataFrame(results("aa", scale=scale))
     done = done[done["status"] == "finished"]
     metrics = [m for m in done if str(m).startswith(("val/", "routing/")) and done[m].notna().all() and np.ptp(done[m])]
     rates, table = [], Table(title=f"Identical trials told apart (study aa, {scale})", title_justify="left")
-    for column in ("metric", "seeds", "arms", "trials", "rate", "95% interval", "as good as"):
+    for column in ("metric", "seeds", "arms", "trials", "rate", "95% interval", "independent studies"):
         table.add_column(column, justify="left" if column == "metric" else "right")
     for metric in track(metrics, description="real trials"):
         for seeds, arms in PSEUDO:
@@ -93,25 +95,22 @@ def real(scale: str, console: Console) -> list[TrialsRate]:
             rates.append(rate)
             size = str(rate.seeds), str(rate.arms), str(rate.trials)
             interval = f"{rate.low:.1%} - {rate.high:.1%}"
-            table.add_row(rate.metric, *size, f"{rate.rate:.1%}", interval, f"{rate.effective:.0f} studies")
+            table.add_row(rate.metric, *size, f"{rate.rate:.1%}", interval, f"{rate.effective:.0f}")
     console.print(table)
     return rates
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--studies", type=int, default=1000, help="simulated studies a rate")
+    parser.add_argument("--studies", type=int, default=1000, help="simulated studies per rate")
     parser.add_argument("--aa", metavar="SCALE", help="also the finished trials of study aa at this scale")
     arguments = parser.parse_args()
     console = Console()
     rates = measure(arguments.studies)
-    normal = [rate for rate in rates if rate.noise == "normal" and not rate.what.startswith("BCa")]
+    normal = [rate for rate in rates if rate.noise == "normal"]
     show(console, "Normal noise", normal)
-    show(
-        console,
-        "Other noise, and bootstrap intervals: no promise is made, this is what happens",
-        [rate for rate in rates if rate not in normal],
-    )
+    other = [rate for rate in rates if rate.noise != "normal"]
+    show(console, "Other noise: no promise is made, this is what happens", other)
     count = sum(broken(rate) for rate in normal)
     most = int(stats.binom.ppf(0.999, len(normal), BY_CHANCE))
     console.print(f"Normal noise: {count} of {len(normal)} intervals on the wrong side; chance explains up to {most}.")

@@ -52,7 +52,7 @@ def some(items: list[Any], what: str) -> list[Any]:
 
 @lru_cache
 def ran(name: str, scale: str, command: str) -> tuple[Study, Results]:
-    """A study all of whose trials have finished. Missing says which command to run where they have not."""
+    """Return a study all of whose trials have finished; else Missing says which command to run."""
     where = runs_root() / name / scale
     if not (where / "study.json").is_file():
         raise Missing(f"no study {name} at scale {scale} under {runs_root()}; run: {command}")
@@ -68,13 +68,13 @@ dropping = partial(ran, "token_dropping", "smoke", DROPPING)
 
 
 def folder_of(results: pd.DataFrame, arm: str) -> Path:
-    """The run directory of an arm's first seed."""
+    """Return the run directory of an arm's first seed."""
     return Path(results[results["arm"] == arm].sort_values("seed")["folder"].iloc[0])
 
 
 @lru_cache
 def text_through(arm: str) -> Trace:
-    """Some sentences of validation text through an arm of balance_losses, seed 0."""
+    """Trace some sentences of validation text through an arm of balance_losses, seed 0."""
     run = open_subject(open_run(folder_of(balance()[1], arm)))
     model = model_at(run.run, run.steps[-1])
     return trace(model, run.run.tokenizer, run.held_out, most_tokens=run.most_tokens, num_devices=run.moe.num_devices)
@@ -86,12 +86,12 @@ def text_through(arm: str) -> Trace:
 def losses_and_control() -> Drawn:
     _, results = balance()
     means = results.groupby("arm")[list(CONTROLLED)].mean()
-    own = zip(("expert", "device", "communication"), CONTROLLED, strict=True)
-    moved = [f"{loss} {means[target]['none']:.2f} to {means[target][loss]:.2f}" for loss, target in own]
+    targets = zip(("expert", "device", "communication"), CONTROLLED, strict=True)
+    moved = [f"{loss} {means[target]['none']:.2f} to {means[target][loss]:.2f}" for loss, target in targets]
     title = f"Each loss alone on its own target: {', '.join(moved)}"
     return Drawn(
         plots.losses_and_control(results, title=title),
-        "A point a seed, a bar at the mean; logarithmic, so a step is a factor. Grey: the arm with the lowest mean.",
+        "A point per seed, a bar at the mean; logarithmic, so a step is a factor. Grey: the arm with the lowest mean.",
     )
 
 
@@ -170,7 +170,7 @@ def text_load() -> Drawn:
     )
     return Drawn(
         plots.text_load(table, room, title=title),
-        "One text in the first MoE layer, arm none, seed 0, a colour a device; hatched: what it has no room for.",
+        "One text in the first MoE layer, arm none, seed 0, a colour per device; hatched: what it has no room for.",
     )
 
 
@@ -181,7 +181,7 @@ def load_profiles() -> Drawn:
     title = "Busiest expert over the mean, on the same text: " + ", ".join(f"{arm} {x:.1f}" for arm, x in top.items())
     return Drawn(
         plots.load_profiles(tables, title=title),
-        "Experts of different runs have nothing but their rank in common; so each run's are sorted.",
+        "Experts of different runs have only their rank in common, so each run's are sorted.",
     )
 
 
@@ -214,7 +214,7 @@ def cache_over_context() -> Drawn:
     ratio = accounts["V2 (MLA)"].kv_bytes_per_token / accounts["V2 with MHA"].kv_bytes_per_token
     return Drawn(
         plots.cache_over_context(accounts, title=f"MLA keeps {ratio:.1%} of the cache of MHA with its heads"),
-        "Worked out from the configs of the published models, 16 bits an element.",
+        "Computed from the configs of the published models, 16 bits per element.",
     )
 
 
@@ -223,7 +223,7 @@ def cache_over_context() -> Drawn:
 
 @lru_cache
 def experts() -> ModelOnText:
-    """MLA, small, seed 0 of attention_moe on three domains."""
+    """Open small_mla, seed 0, of attention_moe, on three domains."""
     return on_text(open_run(folder_of(ran("attention_moe", "tiny", ATTENTION)[1], "small_mla")))
 
 

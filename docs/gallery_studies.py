@@ -14,6 +14,7 @@ from ablations.reporting.sections import design_of, factorial_terms
 from ablations.trials.results import Results
 from ablations.trials.trials import Study
 from dsv2 import plots
+from dsv2.metrics import quantity
 from dsv2.plots.balance import CONTROLLED
 from dsv2.statistics.calibration import NOISE, Rate
 from dsv2.statistics.ladder import fit_ladder
@@ -86,7 +87,7 @@ def interaction() -> Drawn:
 
 
 def rungs() -> pd.DataFrame:
-    """One row a trial of the arms shown, at both scales."""
+    """Return a row per trial of the arms shown, at both scales."""
     studies = [ran("balance_losses", scale, LADDER)[0] for scale in ("smoke", "tiny")]
     runs = runs_of(studies)
     return runs[runs["arm"].isin(["none", "expert", "paper"])]
@@ -100,7 +101,7 @@ def loss_over_compute(found: Callable[[], pd.DataFrame] = rungs) -> Drawn:
     title = f"From {scales} the loss goes with compute to the power {powers[0]:.3f} to {powers[-1]:.3f}, by arm"
     return Drawn(
         plots.loss_over_compute(runs, ladder, loss=LOSS, title=title),
-        "A point a run; a curve an arm with its 95% band. Rungs that are only predicted are open diamonds.",
+        "A point per run; a curve per arm with its 95% band. Rungs that are only predicted are open diamonds.",
     )
 
 
@@ -159,18 +160,20 @@ def false_positive_rates() -> Drawn:
 
 
 def copied(study: str, figure: str, say: Callable[[str, pd.DataFrame], str]) -> Drawn:
-    """A figure of the report in results/ with its caption; `say` makes the finding of report.md and table.csv."""
+    """Copy a figure of the report in results/ with its caption; `say` finds what to say in report.md and table.csv."""
     folder = RESULTS / study / "tiny"
     text, table = (folder / "report.md").read_text(), pd.read_csv(folder / "table.csv", index_col="arm")
     captions = {name: caption for caption, name in re.findall(r"!\[(.*?)\]\(figures/(.*?)\.png\)", text)}
     return Drawn(folder / "figures" / f"{figure}.png", captions[figure], say(text, table))
 
 
-def ends(metric: str, arms: Sequence[str], what: str, form: str = ".3f") -> Callable[[str, pd.DataFrame], str]:
-    """Says the mean of a metric at the end, arm by arm."""
+def ends(metric: str, arms: Sequence[str], form: str = ".3f") -> Callable[[str, pd.DataFrame], str]:
+    """Return a function that says the mean of a metric at the end, arm by arm."""
+    label = quantity(metric).label
 
     def say(_: str, table: pd.DataFrame) -> str:
-        return f"{what}: " + ", ".join(f"{arm} {table[f'{metric} mean'][arm]:{form}}" for arm in arms)
+        means = ", ".join(f"{arm} {table[f'{metric} mean'][arm]:{form}}" for arm in arms)
+        return f"{label[0].upper()}{label[1:]}: {means}"
 
     return say
 
@@ -178,7 +181,7 @@ def ends(metric: str, arms: Sequence[str], what: str, form: str = ".3f") -> Call
 def against_mha(_: str, table: pd.DataFrame) -> str:
     loss = table[f"{LOSS} mean"]
     away = [f"{arm} {loss[arm] - loss['small_mha']:+.3f}" for arm in loss.index if arm.startswith("small_m")][1:]
-    return f"Against small_mha at the end, nats a token: {', '.join(some(away, 'arms'))}"
+    return f"Against small_mha at the end ({quantity(LOSS).unit}): {', '.join(some(away, 'arms'))}"
 
 
 def told_apart(text: str, _: pd.DataFrame) -> str:
@@ -192,7 +195,7 @@ def per_budget(text: str, _: pd.DataFrame) -> str:
     rows = re.findall(
         r"^\| (\w+) \| (.*?) ± .*? \| (.*?) ± .*? \| (.*?) ± ", text.partition("## Per token")[2], flags=re.M
     )
-    of = {arm: losses for arm, *losses in rows}
-    pairs = zip(("tokens", "FLOPs", "seconds"), of["small_mha"], of["small_mla"], strict=True)
-    said = "; ".join(f"{budget} {a} and {b}" for budget, a, b in pairs)
-    return f"MHA and MLA, small, at equal {said} (seconds of a machine that ran several trials at once)"
+    losses = {arm: at_equal for arm, *at_equal in rows}
+    pairs = zip(("tokens", "FLOPs", "seconds"), losses["small_mha"], losses["small_mla"], strict=True)
+    both = "; ".join(f"{budget} {mha} and {mla}" for budget, mha, mla in pairs)
+    return f"MHA and MLA, small, at equal {both} (seconds of a machine that ran several trials at once)"

@@ -1,7 +1,7 @@
 """`python docs/make_gallery.py [NAME ...]`: draw the gallery's figures from stored runs and write docs/gallery.md.
 
 Without names all are drawn. Runs lie under `$DSV2_RUNS` (default `runs/`); a figure whose runs are not there is an
-error that names the command to run, once all others are drawn. Figures of the committed reports under `results/` are
+error that names the command to run, after all others are drawn. Figures of the committed reports under `results/` are
 copied from there. The page is always written whole, from what the images say of themselves: each PNG carries its
 finding (Title) and how to read it (Description).
 """
@@ -50,9 +50,9 @@ def entry(function: Callable[..., Any], heading: str, command: str, draw: Callab
     return Entry(name or function.__name__, heading, function, command, draw)
 
 
-def of_report(study: str, figure: str, *said: Any) -> Callable[[], Drawn]:
-    """`said`: a function, or the arguments of `ends`."""
-    return partial(copied, study, figure, said[0] if callable(said[0]) else ends(*said))
+def of_report(study: str, figure: str, *finding: Any) -> Callable[[], Drawn]:
+    """Copy a figure of a report; `finding` is a function of its tables, or the arguments of `ends`."""
+    return partial(copied, study, figure, finding[0] if callable(finding[0]) else ends(*finding))
 
 
 def expert(function: Callable[..., Any], heading: str, section: str, figure: str, caption: str) -> Entry:
@@ -68,15 +68,14 @@ GALLERY: dict[str, list[Entry]] = {
         entry(plots.collapse_over_training, "Routing collapse over training", BALANCE,
             runs.collapse_over_training),
         entry(plots.imbalance_over_training, "Every imbalance over training", BALANCE, of_report(
-            "balance_losses", "imbalance", "routing/overflow", LOSSES, "Pairs over capacity 1.0", ".1%")),
+            "balance_losses", "imbalance", "routing/overflow", LOSSES, ".1%")),
         entry(plots.load_heatmap, "The load of every expert over training", BALANCE, of_report(
-            "balance_losses", "expert_load", "routing/max_violation", LOSSES, "Busiest expert / mean - 1", ".2f")),
+            "balance_losses", "expert_load", "routing/max_violation", LOSSES, ".2f")),
         entry(plots.load_at, "The load of every layer at one step", BALANCE, runs.load_at),
     ],
     "Devices and drops": [
         entry(plots.device_load, "The load of the devices", BALANCE, of_report(
-            "balance_losses", "device_load", "routing/device_max_violation", LOSSES, "Busiest device / mean - 1",
-            ".2f")),
+            "balance_losses", "device_load", "routing/device_max_violation", LOSSES, ".2f")),
         entry(plots.drops_over_training, "Dropped pairs over training", DROPPING, runs.drops_over_training),
         entry(plots.drops_over_affinity, "Which pairs dropping takes", DROPPING, runs.drops_over_affinity),
         entry(plots.text_load, "What one text asks of experts and devices", BALANCE, runs.text_load),
@@ -85,7 +84,7 @@ GALLERY: dict[str, list[Entry]] = {
     ],
     "Attention and cache": [
         entry(plots.loss_over_tokens, "Loss over training", ATTENTION, of_report(
-            "attention_moe", "loss", LOSS, SIZES, "At the end, nats a token")),
+            "attention_moe", "loss", LOSS, SIZES)),
         entry(plots.difference_over_tokens, "Difference of loss, paired by seed, over training", ATTENTION, of_report(
             "attention_moe", "loss_difference", studies.against_mha)),
         entry(plots.loss_over_budgets, "Loss at equal tokens, FLOPs and seconds", ATTENTION, of_report(
@@ -94,17 +93,17 @@ GALLERY: dict[str, list[Entry]] = {
     ],
     "Experts": [
         expert(plots.loss_changes, "What the shared experts are worth", "shared", "shared",
-            "What switching them off adds to the validation loss, nats a token, with 95% intervals over sequences."),
+            "What switching them off adds to the validation loss, with 95% intervals over sequences."),
         expert(plots.loss_over_masked, "How redundant the routed experts are", "redundancy", "redundancy",
             "The experts of highest affinity cannot be chosen, the next best are; band: 95% over sequences."),
         expert(plots.loss_over_experts, "How many routed experts are needed", "fewer", "fewer",
-            "Validation loss with fewer routed experts a token than in training; gates are not rescaled."),
+            "Validation loss with fewer routed experts per token than in training; gates are not rescaled."),
         expert(plots.domain_heatmap, "Which experts favour a domain", "domains", "domain_shares",
             "An expert's share of a domain over its share of all text; experts stand by the domain they favour."),
         expert(plots.information_bars, "How much an expert tells of the domain", "domains", "domains",
             "Mutual information of domain and expert; by chance: whole sequences given the domains of others."),
         expert(plots.token_concentration, "How few tokens an expert lives on", "tokens", "expert_tokens",
-            "Share of an expert's token-expert pairs that its ten commonest tokens make up."),
+            "Share of an expert's token-expert pairs that its ten most common tokens make up."),
         expert(plots.coactivation_heatmap, "Which experts are chosen together", "coactivation", "coactivation",
             "Over experts of the same loads that are independent; experts chosen together stand together."),
         expert(plots.certainty_over_layers, "How sure the router is", "router", "router",
@@ -114,9 +113,9 @@ GALLERY: dict[str, list[Entry]] = {
     ],
     "Studies": [
         entry(plots.forest, "Every effect with its interval", BALANCE, of_report(
-            "balance_losses", "effects", LOSS, LOSSES, "Validation loss, nats a token")),
+            "balance_losses", "effects", LOSS, LOSSES)),
         entry(plots.metric_by_arm, "Every seed of every arm", ATTENTION, of_report(
-            "attention_moe", "val_loss_by_arm", LOSS, SIZES, "Means, nats a token")),
+            "attention_moe", "val_loss_by_arm", LOSS, SIZES)),
         entry(plots.loss_over_active, "Loss over active parameters", BASELINES, studies.loss_over_active),
         entry(plots.factorial_forest, "Main effects and interactions", GRID, studies.factorial_forest),
         entry(plots.interaction, "How one loss's effect depends on another", GRID, studies.interaction),
@@ -139,7 +138,7 @@ ENTRIES = {each.name: each for group in GALLERY.values() for each in group}
 
 
 def save(name: str, drawn: Drawn) -> None:
-    """The figure as a PNG that says what it finds and how to read it."""
+    """Write the figure as a PNG that holds its finding and how to read it."""
     source: Path | BytesIO
     if isinstance(drawn.picture, Path):
         source, finding = drawn.picture, drawn.finding
@@ -149,18 +148,18 @@ def save(name: str, drawn: Drawn) -> None:
         source, finding = BytesIO(), figure.get_suptitle().replace("\n", " ")
         figure.savefig(source, format="png", dpi=DPI)
         plt.close(figure)
-    said, path = PngInfo(), IMAGES / f"{name}.png"
-    said.add_itxt("Title", finding)
-    said.add_itxt("Description", drawn.caption)
+    info, path = PngInfo(), IMAGES / f"{name}.png"
+    info.add_itxt("Title", finding)
+    info.add_itxt("Description", drawn.caption)
     with Image.open(source) as image:
         plain = image.convert("RGB")
-    plain.save(path, pnginfo=said, dpi=(DPI, DPI), optimize=True)
+    plain.save(path, pnginfo=info, dpi=(DPI, DPI), optimize=True)
     if path.stat().st_size > MOST_BYTES:
-        plain.quantize(dither=Image.Dither.NONE).save(path, pnginfo=said, dpi=(DPI, DPI), optimize=True)
+        plain.quantize(dither=Image.Dither.NONE).save(path, pnginfo=info, dpi=(DPI, DPI), optimize=True)
 
 
 def page() -> str:
-    """The whole of gallery.md, from the images that there are."""
+    """Return the whole of gallery.md, from the images that there are."""
     lines = [HEAD]
     for group, entries in GALLERY.items():
         lines += [f"## {group}", ""]
@@ -173,14 +172,13 @@ def page() -> str:
                 continue
             with Image.open(path) as image:
                 finding, caption = image.info["Title"], image.info["Description"]
-            where = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
             lines += [f"![{finding}](figures/gallery/{name}.png)", ""]
-            lines += [f"**{finding}.** {caption} Drawn by `{where}`.", ""]
+            lines += [f"**{finding}.** {caption} Drawn by `plots.{function.__name__}`.", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def main(names: Sequence[str]) -> int:
-    """Draw those named, or all; 1 where a name is unknown or runs are missing."""
+    """Draw the figures named, or all; return 1 where a name is unknown or runs are missing."""
     if unknown := [name for name in names if name not in ENTRIES]:
         print(f"no figure {', '.join(unknown)}; there are {', '.join(ENTRIES)}", file=sys.stderr)
         return 1

@@ -14,7 +14,7 @@ from dsv2.statistics.budgets import loss_at_equal
 from dsv2.statistics.calibration import TrialsRate
 from dsv2.statistics.factorial import FACTORIAL_RULE, Term, factorial_rows, factorial_text
 from dsv2.statistics.paired import ALPHA, detectable_in_sd
-from dsv2.statistics.verdicts import RULE, Effect, difference_text
+from dsv2.statistics.verdicts import RULE, Effect, difference_text, two_digits
 
 
 def sections_of(findings: Findings, pictures: Sequence[Picture]) -> list[Section]:
@@ -144,7 +144,7 @@ def _effect_table(effects: Sequence[Effect]) -> Table:
             quantity(effect.metric).short,
             effect.arm,
             difference_text(effect.mean, effect.low, effect.high),
-            "" if math.isnan(effect.p_holm) else f"{effect.p_holm:.2g}",
+            two_digits(effect.p_holm),
             effect.word,
             effect.note,
         ]
@@ -166,7 +166,7 @@ def _detectable(findings: Findings) -> Section:
         f"studies when it is {in_sd:.2g} standard deviations of the paired differences; smaller ones would often "
         "have been missed. By the spread seen here, from the quietest arm to the noisiest:"
     )
-    table = Table(["metric", "smallest found, from", "to", "margin stated"], rows)
+    table = Table(["metric", "smallest detectable, from", "to", "margin stated"], rows)
     return Section("What could have been detected", [text], [table])
 
 

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from ablations.running.attach import Runner, attach
 from ablations.trials.progress import Curves, StudyProgress
 from ablations.trials.trials import Study
+from dsv2.metrics import quantity
 from dsv2.plots import study as plots
-from dsv2.plots.style import PAGE, STYLE, quantity
+from dsv2.plots.style import PAGE, STYLE
 
 try:
     import ipywidgets as widgets

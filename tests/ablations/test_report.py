@@ -17,7 +17,7 @@ from ablations.report import main
 from ablations.reporting.summary import arm_statistics, study_effects, summary, verdict_table
 from ablations.reporting.write import StudyText, write_report
 from dsv2.statistics.verdicts import UNSEEN, judge
-from tests.analysis.test_plots import SIX, Tables, fake
+from tests.references.tables import SIX, Tables, fake
 
 METRICS = {"val/loss": "lower", "routing/max_violation": "lower", "routing/entropy": "higher"}
 PROVENANCE = {"git": {"commit": "abc123", "dirty": True}, "versions": {"torch": "2.11"}, "command": "python -m x"}
@@ -148,7 +148,7 @@ def test_budgets_are_compared_among_the_arms_that_hold_them(tmp_path: Path) -> N
 def test_nothing_is_unseen_where_no_seed_overlaps() -> None:
     """A mean of +0.09 with every seed above the baseline's is undecided, not invisible."""
     values = {"base": np.array([3.06, 3.12, 3.09, 3.11]), "arm": np.array([3.13, 3.28, 3.22, 3.13])}
-    (effect,) = judge(values, "val/loss", baseline="base", direction="lower", resamples=0)
+    (effect,) = judge(values, "val/loss", baseline="base", direction="lower")
     assert effect.low < 0 < effect.mean
     assert (effect.word, effect.separated) == ("undecided", "above")
     assert UNSEEN not in effect.note

@@ -1,4 +1,4 @@
-"""Parameters, FLOPs and cache sizes, worked out from a model's config; no weight is allocated.
+"""Parameters, FLOPs and cache sizes, computed from a model's config; no weight is allocated.
 
 Conventions: FLOPs are forward and backward, 3 x (2 x the matrix elements one token touches, output head included and
 input embedding not, + attention scores and values over the full square of the context, not its causal half).
@@ -25,6 +25,8 @@ class Item:
 
 @dataclass(frozen=True)
 class Account:
+    """What a model needs, part by part and in all."""
+
     items: tuple[Item, ...]
     context: int  # tokens, for the attention scores
     kv_elements_per_token: int  # over all layers
@@ -36,7 +38,7 @@ class Account:
 
     @property
     def active_params(self) -> int:
-        """Weights one token uses, input embedding included."""
+        """Return the weights that one token uses, input embedding included."""
         return sum(item.active_params for item in self.items)
 
     @property
@@ -52,7 +54,7 @@ class Account:
         return self.kv_elements_per_token * self.kv_bits / 8
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready, sums first."""
+        """Return everything in a form that JSON takes, sums first."""
         sums = (
             "total_params",
             "active_params",
@@ -67,7 +69,7 @@ class Account:
 
 
 def account(model: Transformer.Config, *, context: int = 4096, kv_bits: float = 16) -> Account:
-    """Account for `model` at a context of so many tokens and so many bits a cached element."""
+    """Account for `model` at a `context` of so many tokens, with `kv_bits` bits per cached element."""
     if context < 1:
         raise ValueError(f"context={context}: at least 1 token")
     if kv_bits <= 0:

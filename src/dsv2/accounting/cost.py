@@ -4,10 +4,12 @@ from typing import NamedTuple
 
 from dsv2.config import ConfigError
 
-H800_PEAK = 989e12  # dense bfloat16 FLOPs a second
+H800_PEAK = 989e12  # dense bfloat16 FLOPs per second
 
 
 class Cost(NamedTuple):
+    """What a training run takes; the price is in the currency of the price per hour."""
+
     flops: float
     gpu_hours: float
     price: float
@@ -16,7 +18,7 @@ class Cost(NamedTuple):
 def training_cost(
     flops_per_token: float, tokens: float, mfu: float, peak_flops: float = H800_PEAK, price_per_hour: float = 0.0
 ) -> Cost:
-    """What `tokens` tokens take on devices that reach the share `mfu` of `peak_flops`.
+    """Return what `tokens` tokens take on devices that reach the share `mfu` of `peak_flops` (FLOPs per second).
 
     `mfu` counts these FLOPs alone, so it depends on how they are counted; recomputation, bubbles and waiting lower it.
     """
@@ -32,5 +34,5 @@ def training_cost(
 
 
 def implied_mfu(flops_per_token: float, tokens: float, gpu_hours: float, peak_flops: float = H800_PEAK) -> float:
-    """The utilisation at which `tokens` tokens take so many GPU hours."""
+    """Return the utilisation at which `tokens` tokens take `gpu_hours`."""
     return training_cost(flops_per_token, tokens, 1.0, peak_flops).gpu_hours / gpu_hours

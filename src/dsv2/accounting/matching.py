@@ -1,7 +1,7 @@
 """Making a model's budgets equal to a target: the least change of a few counts and widths that does it.
 
-Every budget is affine in each key as long as the others stand still (twice the width, twice what the width added). So a
-few accounts fix the budgets of all models in reach, the search is arithmetic, and what it finds is accounted for again.
+Every budget is affine in each key while the others stay as they are (twice the width, twice what the width added). So a
+few accounts fix the budgets of all models in reach, the search is arithmetic, and its result is accounted for again.
 """
 
 import math
@@ -18,7 +18,7 @@ from dsv2.metrics import MODEL_BUDGETS
 from dsv2.models.transformer import Transformer
 
 REACH = 4  # a key moves between 1 / REACH and REACH times its start
-ROWS = 50_000  # most combinations of the coarser keys that are looked at; their grids are thinned to it
+ROWS = 50_000  # the most combinations of the coarser keys that are tried; their grids are thinned to it
 SCREENED = 1_000  # a grid of at most so many values is cleared of those that the config refuses beforehand
 
 
@@ -27,7 +27,7 @@ class Matched(NamedTuple):
 
     model: Transformer.Config
     changes: dict[str, int]  # typed key, as in "num_layers" or "ffn.expert_dim", to its new value; only what changed
-    mismatch: dict[str, float]  # budget -> what is left of its relative difference to the target, signed
+    mismatch: dict[str, float]  # budget -> the relative difference to its target that is left, signed
 
 
 def match(
@@ -44,8 +44,8 @@ def match(
     `targets`: budget -> value. `adjust`: typed key -> step; the key may become any multiple of it between a quarter and
     four times its start. Keys under one of `fixed` stay as they are, and so do keys that this model lacks (an expert's
     width in a dense model). Values that a config refuses are skipped. Less change is the smaller sum of |log(new/old)|;
-    where one key is left to give, it takes the value that fits best. ConfigError if no model in reach has all budgets
-    `within` that relative difference, naming the closest, and for a budget, key or step that cannot be.
+    the last key to change takes the value that fits best. Raises ConfigError if no model in reach has all budgets
+    `within` that relative difference, naming the closest, and for an unknown budget, key or step.
     """
     for budget, target in targets.items():
         if budget not in MODEL_BUDGETS:
@@ -63,26 +63,28 @@ def match(
         if start is not None and not any(key == name or key.startswith(f"{name}.") for name in fixed)
     ]
     if not keys:
-        raise ConfigError("adjust", list(adjust), f"this model has none of them to give; {_describe(unchanged)}")
+        raise ConfigError(
+            "adjust", list(adjust), f"this model has none of these keys, or all are fixed; {_describe(unchanged)}"
+        )
     grids = {key: search.grid(key, adjust[key]) for key in keys}
     closest = unchanged
     for count in range(1, len(keys) + 1):
-        found = []
+        matching = []
         for chosen in combinations(keys, count):
             options = search.options({key: grids[key] for key in chosen})
             if options is None:
                 continue
             best = options.first(within)
             if best is not None:
-                found.append(best)
-            closest = min(closest, options.closest() or closest, key=lambda one: _worst(one.mismatch))
-        if found:
-            return min(found, key=search.change)
+                matching.append(best)
+            closest = min(closest, options.closest() or closest, key=lambda matched: _worst(matched.mismatch))
+        if matching:
+            return min(matching, key=search.change)
     raise ConfigError("adjust", dict(adjust), f"nothing brings every budget within {within:.1%}; {_describe(closest)}")
 
 
 class _Search:
-    """The model, what is asked of it, and the accounts made so far."""
+    """The model, its targets, and where each key starts; None for a key that this model lacks."""
 
     def __init__(
         self,
@@ -94,7 +96,7 @@ class _Search:
         self.model, self.targets, self.starts, self.context = model, targets, starts, context
 
     def matched(self, values: Mapping[str, int]) -> Matched | None:
-        """The model with these values, accounted for; None where a config refuses them."""
+        """Build the model with these values and account for it; None where a config refuses them."""
         changes = {key: value for key, value in values.items() if value != self.starts[key]}
         try:
             model = _with(self.model, changes) if changes else self.model
@@ -104,11 +106,11 @@ class _Search:
         mismatch = {budget: getattr(result, budget) / target - 1 for budget, target in self.targets.items()}
         return Matched(model, changes, mismatch)
 
-    def change(self, found: Matched) -> float:
-        return sum(abs(math.log(value / cast(int, self.starts[key]))) for key, value in found.changes.items())
+    def change(self, matched: Matched) -> float:
+        return sum(abs(math.log(value / cast(int, self.starts[key]))) for key, value in matched.changes.items())
 
     def grid(self, key: str, step: int) -> np.ndarray:
-        """The values that `key` may take, ascending, its start among them."""
+        """Return the values that `key` may take, ascending, its start among them."""
         start = cast(int, self.starts[key])
         first, last = math.ceil(start / REACH / step), start * REACH // step
         values = sorted({start, *range(max(first, 1) * step, last * step + 1, step)})
@@ -124,7 +126,7 @@ class _Search:
         return True
 
     def options(self, grids: Mapping[str, np.ndarray]) -> "_Options | None":
-        """All ways to set these keys at once; None if one of them cannot move."""
+        """Return all ways to set these keys at once; None if one of them cannot move."""
         others = {}  # a second point of each key beside its start, near it so that the configs accept them together
         for key, grid in grids.items():
             moved = grid[grid != self.starts[key]]
@@ -135,10 +137,10 @@ class _Search:
         corners = {}
         for corner in product((False, True), repeat=len(keys)):
             at = {key: others[key] for key, moved in zip(keys, corner, strict=True) if moved}
-            found = self.matched(at)
-            if found is None:
+            matched = self.matched(at)
+            if matched is None:
                 return None
-            corners[corner] = np.array(list(found.mismatch.values()))
+            corners[corner] = np.array(list(matched.mismatch.values()))
         coarse = _rows([grids[key] for key in keys[:-1]])  # (R, n - 1)
         shares = [
             (coarse[:, n] - cast(int, self.starts[key])) / (others[key] - cast(int, self.starts[key]))
@@ -157,32 +159,32 @@ class _Search:
 
 
 class _Options:
-    """One row a combination of the coarser keys, the finest key at its best there, and the worst mismatch of each."""
+    """One row per combination of the coarser keys, the finest key at its best there, and the worst mismatch of each."""
 
     def __init__(self, search: _Search, keys: list[str], rows: np.ndarray, worst: np.ndarray) -> None:
         self.search, self.keys, self.rows, self.worst = search, keys, rows, worst
 
     def first(self, within: float) -> Matched | None:
-        """The row that changes least among those within bounds, by its own account."""
+        """Return the row that changes least among those within bounds, by its own account."""
         fits = np.flatnonzero(self.worst <= within)
         starts = np.array([cast(int, self.search.starts[key]) for key in self.keys])
         change = np.abs(np.log(self.rows[fits] / starts)).sum(1)
-        inside = (found for found in self._accepted(fits[np.argsort(change)]) if _worst(found.mismatch) <= within)
+        inside = (row for row in self._accepted(fits[np.argsort(change)]) if _worst(row.mismatch) <= within)
         return next(inside, None)
 
     def closest(self) -> Matched | None:
-        """The row with the smallest worst mismatch."""
+        """Return the row with the smallest worst mismatch."""
         return next(self._accepted(np.argsort(self.worst)), None)
 
     def _accepted(self, order: np.ndarray) -> Iterator[Matched]:
         for row in self.rows[order]:
-            found = self.search.matched(dict(zip(self.keys, map(int, row), strict=True)))
-            if found is not None:
-                yield found
+            matched = self.search.matched(dict(zip(self.keys, map(int, row), strict=True)))
+            if matched is not None:
+                yield matched
 
 
 def _best_of_last(base: np.ndarray, slope: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The value x of `grid` with the smallest worst |base + slope x| over the targets, for each row; and that worst.
+    """Return per row the value x of `grid` with the smallest worst |base + slope x| over the targets, and that worst.
 
     `base` and `slope` (targets, R). The best x on the line is where one target is met or where two miss by as much;
     on the grid it is a neighbour of that.
@@ -201,7 +203,7 @@ def _best_of_last(base: np.ndarray, slope: np.ndarray, grid: np.ndarray) -> tupl
 
 
 def _rows(grids: Sequence[np.ndarray]) -> np.ndarray:
-    """Every combination of the grids' values (R, n), grids thinned evenly in their logarithm if R would be too big."""
+    """Return every combination of the grids' values (R, n), grids thinned evenly in their logarithm if R is too big."""
     if not grids:
         return np.zeros((1, 0), dtype=int)
     most = int(ROWS ** (1 / len(grids)))
@@ -215,7 +217,7 @@ def _rows(grids: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _start(model: Transformer.Config, key: str, step: int) -> int | None:
-    """The value of a typed key; None where this model lacks it. ConfigError for what no model has."""
+    """Return the value of a typed key; None where this model lacks it. Raises ConfigError for what no model has."""
     if isinstance(step, bool) or not isinstance(step, int) or step < 1:
         raise ConfigError(f"adjust.{key}", step, "a step of at least 1")
     classes: list[Any] = [Transformer.Config]
@@ -235,7 +237,7 @@ def _start(model: Transformer.Config, key: str, step: int) -> int | None:
 
 
 def _with(config: ConfigBase, values: Mapping[str, int]) -> Any:
-    """The config with other values at dotted keys, all at once."""
+    """Return the config with other values at dotted keys, all at once."""
     own: dict[str, Any] = {}
     nested: dict[str, dict[str, int]] = {}
     for key, value in values.items():
@@ -251,8 +253,8 @@ def _worst(mismatch: Mapping[str, float]) -> float:
     return max(map(abs, mismatch.values()), default=0.0)
 
 
-def _describe(found: Matched) -> str:
-    """As in "closest is num_layers=5, ffn.expert_dim=52: total_params off by +2.3%"."""
-    changes = ", ".join(f"{key}={value}" for key, value in found.changes.items()) or "no change"
-    left = ", ".join(f"{budget} off by {by:+.1%}" for budget, by in found.mismatch.items())
+def _describe(matched: Matched) -> str:
+    """Say it as in "closest is num_layers=5, ffn.expert_dim=52: total_params off by +2.3%"."""
+    changes = ", ".join(f"{key}={value}" for key, value in matched.changes.items()) or "no change"
+    left = ", ".join(f"{budget} off by {by:+.1%}" for budget, by in matched.mismatch.items())
     return f"closest is {changes}: {left}"

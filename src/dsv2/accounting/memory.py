@@ -1,12 +1,12 @@
 """Bytes that training keeps: weights, gradients, optimiser state, and the activations that backward needs.
 
-B batch, T tokens, d model width, H heads, G key-value heads, E experts, K experts a token, V vocabulary.
+B batch, T tokens, d model width, H heads, G key-value heads, E experts, K experts per token, V vocabulary.
 
 Conventions: activations are the tensors that autograd keeps between forward and backward of one batch on one device,
 with this implementation and no recomputation, each storage once. The residual stream, norms, router and losses are
 float32 whatever the precision; "bf16" keeps a bfloat16 copy of every product's input and of every matrix it multiplies.
-Attention keeps queries, keys, values, output and one number a head and query, not the T x T scores, unless values are
-wider than keys. Left out: what lives only while an operation runs, and the few bytes that the balance losses, the
+Attention keeps queries, keys, values, output and one number per head and query, not the T x T scores, unless values
+are wider than keys. Left out: what lives only while an operation runs, and the few bytes that the balance losses, the
 device limit and token dropping keep. Within 0.5% of autograd's own list.
 """
 
@@ -54,7 +54,7 @@ class Memory(NamedTuple):
         return self.weights + self.gradients + self.optimizer + self.activation_bytes
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return everything in a form that JSON takes."""
         sums = {name: getattr(self, name) for name in ("activation_bytes", "activation_bytes_per_token", "total")}
         return self._asdict() | sums | {"activations": [item._asdict() for item in self.activations]}
 
@@ -62,7 +62,7 @@ class Memory(NamedTuple):
 def training_memory(
     model: Transformer.Config, *, batch: int = 1, length: int = 4096, precision: str = "fp32"
 ) -> Memory:
-    """What training `model` on `batch` sequences of `length` tokens keeps."""
+    """Return what training `model` on `batch` sequences of `length` tokens keeps."""
     for name, value in (("batch", batch), ("length", length)):
         if value < 1:
             raise ConfigError(name, value, "at least 1")
@@ -88,12 +88,12 @@ def training_memory(
 
 
 def _inputs(width: int, products: int, product: int) -> int:
-    """Bytes a token of a float32 input of several products: one that all share, or in bf16 a copy each."""
+    """Return the bytes per token of a float32 input of several products: one that all share, or in bf16 a copy each."""
     return width * (WIDE if product == WIDE else product * products)
 
 
 def _attention(attention: AttentionConfig, dim: int, length: int, product: int) -> int:
-    """Bytes a token of one layer: inputs of its products, and what attention itself keeps."""
+    """Return the bytes per token of one layer: inputs of its products, and what attention itself keeps."""
     heads = attention.num_heads
     if isinstance(attention, GQA.Config):
         queries, keys = heads * attention.head_dim, attention.num_kv_heads * attention.head_dim
@@ -113,7 +113,7 @@ def _attention(attention: AttentionConfig, dim: int, length: int, product: int) 
 
 
 def _ffn(ffn: MoEConfig | SwiGLU.Config, dim: int, product: int) -> int:
-    """Bytes a token of one layer."""
+    """Return the bytes per token of one layer."""
     if isinstance(ffn, SwiGLU.Config):
         return _inputs(dim, 1, product) + 3 * product * ffn.width
     routing = (2 * INDEX + product) * ffn.top_k  # order, inverse and gates
@@ -130,7 +130,7 @@ def _ffn(ffn: MoEConfig | SwiGLU.Config, dim: int, product: int) -> int:
 
 
 def _cast_weights(model: Transformer.Config) -> int:
-    """Elements of the matrices that products cast; the router stays in float32, the embedding is looked up."""
+    """Count the elements of matrices that products cast; the router stays in float32, the embedding is looked up."""
     blocks = [weight for layer in range(model.num_layers) for weight in model.layer_weights(layer)]
     cast = sum(weight.total for weight in blocks if weight.is_matrix and weight.name != "ffn.router.w")
     return cast + model.vocab_size * model.dim

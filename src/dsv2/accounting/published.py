@@ -1,7 +1,7 @@
 """The published figures that an account can be held to, each with the model that should give it.
 
 [V2] arXiv 2405.04434, [MoE] arXiv 2401.06066, [LLM] arXiv 2401.02954. A figure without a tolerance is not claimed: its
-note says what keeps it from being worked out.
+note says what keeps it from being computed.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,9 @@ TABLE_8 = "layers unpublished, "
 EMBEDDING = "without the input embedding, as Table 9 seems to count"
 
 
-class Published(NamedTuple):
+class PublishedFigure(NamedTuple):
+    """One number of a paper, and the model whose account should give it."""
+
     name: str
     overrides: tuple[str, ...]
     what: str  # a key of WHAT
@@ -51,93 +53,98 @@ class Published(NamedTuple):
 
 def _params(
     name: str, overrides: tuple[str, ...], total: float, active: float | None = None, note: str = ""
-) -> list[Published]:
-    rows = [Published(name, overrides, "total_params", total, "B", note=note)]
-    return rows if active is None else [*rows, Published(name, overrides, "active_params", active, "B", note=note)]
-
-
-def _table_9(name: str, overrides: tuple[str, ...], total: float, active: float, elements: float) -> list[Published]:
-    large = name.startswith("large")
-    tolerance, note = (None, LARGE_SHAPE) if large else (TOLERANCE, "")
+) -> list[PublishedFigure]:
+    values = {"total_params": total, "active_params": active}
     return [
-        Published(f"{name} [V2 Table 9]", overrides, "kv_elements_per_token", elements, "K", 0.05 / elements),
-        Published(f"{name} [V2 Table 9]", overrides, "total_params", total, "B", tolerance, note),
-        Published(
-            f"{name} [V2 Table 9]", overrides, "active_params_without_embedding", active, "B", tolerance,
-            note or EMBEDDING,
-        ),
-    ]  # fmt: skip
+        PublishedFigure(name, overrides, what, value, "B", note=note)
+        for what, value in values.items()
+        if value is not None
+    ]
 
 
-PUBLISHED: tuple[Published, ...] = (
+def _table_9(
+    name: str, overrides: tuple[str, ...], total: float, active: float, elements: float
+) -> list[PublishedFigure]:
+    name = f"{name} [V2 Table 9]"
+    tolerance, note = (None, LARGE_SHAPE) if name.startswith("large") else (TOLERANCE, "")
+    active_note = note or EMBEDDING
+    return [
+        PublishedFigure(name, overrides, "kv_elements_per_token", elements, "K", 0.05 / elements),
+        PublishedFigure(name, overrides, "total_params", total, "B", tolerance, note),
+        PublishedFigure(name, overrides, "active_params_without_embedding", active, "B", tolerance, active_note),
+    ]
+
+
+def _flops(name: str, overrides: tuple[str, ...], value: float, context: int = 4096) -> PublishedFigure:
+    return PublishedFigure(name, overrides, "sequence_flops", value, "T", context=context)
+
+
+SEVEN_B = ("model=deepseek_7b",)
+GSHARD = ("model.ffn.num_experts=16", "model.ffn.top_k=2", "model.ffn.num_shared=0", "model.ffn.expert_dim=3408")
+SAVED = "FLOPs alone, at equal utilisation; the rest went into V2's lower one, see the hours"
+PUBLISHED: tuple[PublishedFigure, ...] = (
     *_params("DeepSeek-V2 [V2]", ("model=v2",), 236, 21),
     *_params("DeepSeek-V2-Lite [V2]", ("model=v2_lite",), 15.7),
     *_params("DeepSeekMoE 16B [MoE]", ("model=deepseek_moe_16b",), 16.4, 2.8),
     *_params("DeepSeekMoE 145B [MoE]", MOE_145B, 144.6, 22.2, "dense layer as wide as 16 experts, unpublished"),
     *_params("DeepSeekMoE 2B [MoE]", TWO_B, 2.0),
-    Published("DeepSeekMoE 2B [MoE]", TWO_B, "active_params", 0.3, "B", 0.05 / 0.3, "published to one digit"),
+    PublishedFigure("DeepSeekMoE 2B [MoE]", TWO_B, "active_params", 0.3, "B", 0.05 / 0.3, "published to one digit"),
     *_params("DeepSeek 67B [LLM]", DENSE_67B, 67.4),
-    *_params("DeepSeek 7B [LLM]", ("model=deepseek_7b",), 6.9),
+    *_params("DeepSeek 7B [LLM]", SEVEN_B, 6.9),
     *_table_9("small MHA", ("model=v2_lite", "model/attention=mha"), 15.8, 2.5, 110.6),
     *_table_9("small MLA", ("model=v2_lite",), 15.7, 2.4, 15.6),
     *_table_9("large MHA", LARGE_MHA, 250.8, 25.0, 860.2),
     *_table_9("large MLA", ("model=v2",), 247.4, 21.5, 34.6),
-    Published("7B MHA [V2 Table 8]", ("model=deepseek_7b",), "total_params", 6.9, "B", note="30 layers"),
-    Published(
-        "7B GQA-8 [V2 Table 8]", ("model=deepseek_7b", "model/attention=gqa", "model.num_layers=34"), "total_params",
-        6.9, "B", note=TABLE_8 + "34 is the only number that rounds to 6.9B",
-    ),
-    Published(
-        "7B MQA [V2 Table 8]", ("model=deepseek_7b", "model/attention=mqa", "model.num_layers=37"), "total_params",
-        7.1, "B", note=TABLE_8 + "37 is the only number that rounds to 7.1B",
-    ),
-    Published("V2 at 6 bits, cache saved against 67B at 16 [V2]", ("model=v2",), "kv_saved", 93.3, "%", 0.0005 / 0.933,
-              kv_bits=6),
-    Published("DeepSeek 7B [MoE]", ("model=deepseek_7b",), "sequence_flops", 183.5, "T"),
-    Published("LLaMA2 7B [MoE]", ("model=deepseek_7b", "model.num_layers=32", "model.vocab_size=32000"),
-              "sequence_flops", 187.9, "T"),
-    Published("DeepSeekMoE 16B [MoE]", ("model=deepseek_moe_16b",), "sequence_flops", 74.4, "T"),
-    Published("Dense 0.2B [MoE Table 1]", (*TWO_B, "model/ffn=dense"), "sequence_flops", 2.9, "T", context=2048),
-    Published("GShard 2B [MoE Table 1]", (*TWO_B, "model.ffn.num_experts=16", "model.ffn.top_k=2",
-              "model.ffn.num_shared=0", "model.ffn.expert_dim=3408"), "sequence_flops", 4.3, "T", context=2048),
-    Published("DeepSeekMoE 2B [MoE Table 1]", TWO_B, "sequence_flops", 4.3, "T", context=2048),
-    Published("Dense x16 [MoE Table 1]", (*TWO_B, "model/ffn=dense", "model.ffn.width=54528"), "sequence_flops", 24.6,
-              "T", context=2048),
-    Published("DeepSeek-V2 [V2 3.2.3]", ("model=v2",), "hours_at_peak", 172.8, "K GPU h", None, HOURS),
-    Published("DeepSeek 67B [V2 3.2.3]", DENSE_67B, "hours_at_peak", 300.6, "K GPU h", None, HOURS),
-    Published("V2, hours saved against 67B [V2 3.2.3]", ("model=v2",), "flops_saved", 42.5, "%", None,
-              "FLOPs alone, at equal utilisation; the rest went into V2's lower one, see the hours"),
+    *_params("7B MHA [V2 Table 8]", SEVEN_B, 6.9, note="30 layers"),
+    *_params("7B GQA-8 [V2 Table 8]", (*SEVEN_B, "model/attention=gqa", "model.num_layers=34"), 6.9,
+             note=TABLE_8 + "34 is the only number that rounds to 6.9B"),
+    *_params("7B MQA [V2 Table 8]", (*SEVEN_B, "model/attention=mqa", "model.num_layers=37"), 7.1,
+             note=TABLE_8 + "37 is the only number that rounds to 7.1B"),
+    PublishedFigure("V2 at 6 bits, cache saved against 67B at 16 [V2]", ("model=v2",), "kv_saved", 93.3, "%",
+                    0.0005 / 0.933, kv_bits=6),
+    _flops("DeepSeek 7B [MoE]", SEVEN_B, 183.5),
+    _flops("LLaMA2 7B [MoE]", (*SEVEN_B, "model.num_layers=32", "model.vocab_size=32000"), 187.9),
+    _flops("DeepSeekMoE 16B [MoE]", ("model=deepseek_moe_16b",), 74.4),
+    _flops("Dense 0.2B [MoE Table 1]", (*TWO_B, "model/ffn=dense"), 2.9, 2048),
+    _flops("GShard 2B [MoE Table 1]", (*TWO_B, *GSHARD), 4.3, 2048),
+    _flops("DeepSeekMoE 2B [MoE Table 1]", TWO_B, 4.3, 2048),
+    _flops("Dense x16 [MoE Table 1]", (*TWO_B, "model/ffn=dense", "model.ffn.width=54528"), 24.6, 2048),
+    PublishedFigure("DeepSeek-V2 [V2 3.2.3]", ("model=v2",), "hours_at_peak", 172.8, "K GPU h", None, HOURS),
+    PublishedFigure("DeepSeek 67B [V2 3.2.3]", DENSE_67B, "hours_at_peak", 300.6, "K GPU h", None, HOURS),
+    PublishedFigure("V2, hours saved against 67B [V2 3.2.3]", ("model=v2",), "flops_saved", 42.5, "%", None, SAVED),
 )  # fmt: skip
 
 
 class Compared(NamedTuple):
-    published: Published
+    """A published figure beside ours."""
+
+    published: PublishedFigure
     ours: float  # in the published unit
     difference: float  # relative to the published value
     why: str
 
     @property
     def agrees(self) -> bool | None:
-        """Whether it lies within the tolerance; None where nothing is claimed."""
+        """Return whether it lies within the tolerance; None where nothing is claimed."""
         tolerance = self.published.tolerance
         return None if tolerance is None else abs(self.difference) <= tolerance
 
 
-WHAT: dict[str, tuple[str, Callable[[Account], float]]] = {  # label; our value in units of 1
+WHAT: dict[str, tuple[str, Callable[[Account], float]]] = {  # label; our value, unscaled
     "total_params": ("parameters", lambda ours: ours.total_params),
     "active_params": ("active parameters", lambda ours: ours.active_params),
     "active_params_without_embedding": ("active parameters", lambda ours: ours.active_params_without_embedding),
-    "kv_elements_per_token": ("cache elements a token", lambda ours: ours.kv_elements_per_token),
+    "kv_elements_per_token": ("cache elements per token", lambda ours: ours.kv_elements_per_token),
     "kv_saved": ("bytes saved", lambda ours: 1 - ours.kv_bytes_per_token / _dense().kv_bytes_per_token),
-    "sequence_flops": ("FLOPs a sequence", lambda ours: ours.flops_per_token * ours.context),
-    "hours_at_peak": ("hours a trillion tokens", lambda ours: training_cost(ours.flops_per_token, 1e12, 1).gpu_hours),
+    "sequence_flops": ("FLOPs per sequence", lambda ours: ours.flops_per_token * ours.context),
+    "hours_at_peak": ("hours per trillion tokens", lambda ours: training_cost(ours.flops_per_token, 1e12, 1).gpu_hours),
     "flops_saved": ("hours saved", lambda ours: 1 - ours.flops_per_token / _dense().flops_per_token),
 }  # fmt: skip
 UNITS = {"B": 1e9, "K": 1e3, "T": 1e12, "%": 0.01, "K GPU h": 1e3}
 
 
-def compare(figure: Published) -> Compared:
-    """Ours beside what was published."""
+def compare(figure: PublishedFigure) -> Compared:
+    """Account for the model of a published figure and put the two side by side."""
     result = _account(figure.overrides, figure.context, figure.kv_bits)
     ours = WHAT[figure.what][1](result) / UNITS[figure.unit]
     why = figure.note
@@ -148,7 +155,7 @@ def compare(figure: Published) -> Compared:
 
 
 def _dense() -> Account:
-    """DeepSeek 67B, which the report's savings are against."""
+    """Account for DeepSeek 67B, which the report's savings are against."""
     return _account(DENSE_67B, 4096, 16)
 
 

@@ -1,13 +1,13 @@
-"""What expert parallelism sends: bytes of the all-to-all of one MoE layer, worked out for a router at random.
+"""What expert parallelism sends: bytes of the all-to-all of one MoE layer, computed for a random router.
 
-E experts in D equal groups, one a device; K experts a token, M most devices a token.
+E experts in D equal groups, one per device; K experts per token, at most M devices per token.
 
 Conventions: a token travels to its experts and its result back, and both gradients the other way: four crossings of
 `dim` elements. Tokens are spread evenly over the same D devices, so 1 / D of all sends stay at home and cost nothing.
-A token is sent once a pair, to every expert it chose, or once a device, which is what the device limit and the
+A token is sent once per pair, to every expert that it chose, or once per device, which is what the device limit and the
 communication loss (section 2.2.3) count; in the latter case the results of a device's experts come back summed.
-A router at random takes every K of the E experts equally often; with a limit it visits the smaller of M and the devices
-it would have visited, for the M with its best experts are the first M in the order of its affinities.
+A random router chooses every K of the E experts equally often; with a limit it visits the smaller of M and the devices
+that it would have visited, for the M with its best experts are the first M in the order of its affinities.
 """
 
 from math import comb
@@ -26,17 +26,17 @@ class Traffic(NamedTuple):
 
     num_devices: int  # D
     max_devices: int | None  # M
-    top_k: int  # pairs a token
-    devices: float  # distinct devices a token reaches, router at random, no limit
+    top_k: int  # pairs per token
+    devices: float  # distinct devices that a token reaches, random router, no limit
     devices_limited: float  # the same under the limit M
     most_devices: int  # that any token can reach: min(K, D, M)
     bytes_by_pair: float
-    bytes_by_device: float  # each token once to a device, no limit
+    bytes_by_device: float  # each token once per device, no limit
     bytes_by_device_limited: float
 
 
 def all_to_all(model: Transformer.Config, *, element_bytes: float = 2) -> Traffic | None:
-    """The traffic of a MoE layer's own D and M; None for a dense model."""
+    """Return the traffic at the D and M of the model's own MoE layers; None for a dense model."""
     if element_bytes <= 0:
         raise ConfigError("element_bytes", element_bytes, "positive")
     ffn = model.ffn
@@ -45,14 +45,22 @@ def all_to_all(model: Transformer.Config, *, element_bytes: float = 2) -> Traffi
     most = min(ffn.top_k, ffn.num_devices if ffn.max_devices is None else ffn.max_devices)
     free = expected_devices(ffn.num_experts, ffn.top_k, ffn.num_devices)
     limited = expected_devices(ffn.num_experts, ffn.top_k, ffn.num_devices, ffn.max_devices)
-    one = CROSSINGS * model.dim * element_bytes * (1 - 1 / ffn.num_devices)
+    bytes_per_send = CROSSINGS * model.dim * element_bytes * (1 - 1 / ffn.num_devices)
     return Traffic(
-        ffn.num_devices, ffn.max_devices, ffn.top_k, free, limited, most, ffn.top_k * one, free * one, limited * one
+        num_devices=ffn.num_devices,
+        max_devices=ffn.max_devices,
+        top_k=ffn.top_k,
+        devices=free,
+        devices_limited=limited,
+        most_devices=most,
+        bytes_by_pair=ffn.top_k * bytes_per_send,
+        bytes_by_device=free * bytes_per_send,
+        bytes_by_device_limited=limited * bytes_per_send,
     )
 
 
 def expected_devices(num_experts: int, top_k: int, num_devices: int, max_devices: int | None = None) -> float:
-    """Mean number of distinct devices that a router at random sends a token to."""
+    """Return the mean number of distinct devices that a random router sends a token to."""
     check_routing(num_experts, top_k, num_devices, max_devices)
     most = num_devices if max_devices is None else max_devices
     group, ways = num_experts // num_devices, comb(num_experts, top_k)

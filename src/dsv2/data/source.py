@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from dsv2.config import ConfigBase, ConfigError, Naming, class_name
+from dsv2.kernels.cross_entropy import NOT_SCORED as NOT_SCORED
 
 if TYPE_CHECKING:
     from dsv2.data.tokenizer import Tokenizer
 
-NOT_SCORED = -100  # a target that asks for nothing; what cross_entropy ignores by default
 MOST_REPETITIONS = 4  # passes over a corpus that are worth about as much as fresh text (Muennighoff et al. 2023)
 
 

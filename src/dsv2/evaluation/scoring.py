@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dsv2.kernels.cross_entropy import token_nats
 from dsv2.models.transformer import Transformer, evaluating
 
 
@@ -82,5 +83,4 @@ def _score(model: Transformer, questions: list[Question]) -> Iterator[Likelihood
 def token_scores(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities, float64 of a float32 softmax, and whether argmax is right: (n,) each, from logits (n, V)."""
     logits = logits.float()
-    nats = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
-    return nats.double(), logits.argmax(-1) == targets
+    return -token_nats(logits, targets).double(), logits.argmax(-1) == targets

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from dsv2.data.source import NOT_SCORED, Batch, bits_per_byte, count_bytes
+from dsv2.kernels.cross_entropy import token_nats
 from dsv2.models.moe.dropping import Dropping
 from dsv2.models.transformer import Transformer, evaluating
 from dsv2.routing.measures import Counts, count, mean_measures, measure
@@ -37,8 +38,7 @@ def evaluate(
             targets = batch.targets[part].to(model.embedding.device)
             output = model(batch.inputs[part].to(targets.device))
             logits = output.logits.float()
-            losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=NOT_SCORED, reduction="none")
-            nats[part] = losses.view(targets.shape).double().cpu()
+            nats[part] = token_nats(logits, targets).double().cpu()
             right += int((logits.argmax(-1) == targets).sum())  # NOT_SCORED is no token's number
             if moe is not None:
                 new = [count(routing, num_devices=moe.num_devices) for routing in output.routings]

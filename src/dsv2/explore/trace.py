@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dsv2.data.source import bits_per_byte
 from dsv2.data.tokenizer import Tokenizer
+from dsv2.kernels.cross_entropy import token_nats
 from dsv2.models.moe.dropping import drop
 from dsv2.models.moe.router import Routing
 from dsv2.models.transformer import Transformer
@@ -61,7 +61,7 @@ def trace(model: Transformer, tokenizer: Tokenizer, text: str, *, most_tokens: i
         )
     tokens = torch.tensor([ids], device=model.embedding.device)
     logits, routings = model(tokens)
-    losses = F.cross_entropy(logits[0, :-1].float(), tokens[0, 1:], reduction="none").cpu()
+    losses = token_nats(logits[:, :-1], tokens[:, 1:])[0].cpu()
     first = model.config.num_layers - len(routings)
     return Trace(
         pieces=tuple(tokenizer.pieces(ids)),

@@ -1,11 +1,13 @@
 """The specification of every op in this package, in plain differentiable torch. Slow and obvious on purpose.
 
-N rows, E experts, I input width, O output width, W hidden width.
+N rows, E experts, I input width, O output width, W hidden width, V vocabulary.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from dsv2.kernels.cross_entropy import NOT_SCORED
 
 
 def rms_norm(x: Tensor, w: Tensor, eps: float) -> Tensor:
@@ -45,3 +47,10 @@ def rotate(x: Tensor, rotations: Tensor) -> Tensor:
     cos, sin = rotations.real.unsqueeze(-2), rotations.imag.unsqueeze(-2)
     turned = torch.stack((first * cos - second * sin, first * sin + second * cos), dim=-1)
     return turned.flatten(-2).to(x.dtype)
+
+
+def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
+    """log(sum(exp(logits))) - logits[target] over the last axis (..., V), in float32; 0 for targets NOT_SCORED."""
+    wide, scored = logits.float(), targets != NOT_SCORED
+    of_target = wide.gather(-1, targets.where(scored, 0)[..., None])[..., 0]
+    return (wide.logsumexp(-1) - of_target).where(scored, 0)

@@ -1,8 +1,8 @@
 """Every figure of the workbench by its name, as in `plots.forest(effects)`: tables in, a matplotlib figure out.
 
-One look for all: 7 points at least at the size of a column, colours that the colour-blind tell apart, and a marker and
-dash of its own for each arm, so that a black-and-white print still reads. `arms` fixes order and style: give the
-study's whole list even to plot a part of it. `title` states the finding.
+All share one look: at least 7 points at the size of a column, colours that the colour-blind tell apart, and a marker
+and dash of its own for each arm, so that a black-and-white print can still be read. `arms` fixes order and style: give
+the study's whole list even to plot a part of it. `title` states the finding.
 """
 
 import importlib

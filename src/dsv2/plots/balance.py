@@ -1,10 +1,9 @@
-"""Figures of balance: what each loss controls, collapse over training, and the load of every layer at one step.
+"""Figures of balance: what each loss controls, collapse over training, the load of every layer at one step, and drops.
 
-See `plots` for the look and the arguments they share, `plots_routing` for the routing table.
+See `plots` for the look and the arguments they share, `plots.load` for the routing table.
 """
 
 import io
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,20 +13,25 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
+from dsv2.metrics import quantity
 from dsv2.plots.load import routed
 from dsv2.plots.style import (
-    STYLE,
+    DASHED,
     arm_styles,
     arms_of,
     curves,
     draw_curves,
-    handles,
-    headline,
+    floor_line,
+    legend_below,
+    legend_height,
+    panel_title,
     panels,
-    quantity,
+    percent,
+    rows_axis,
     single,
+    styled,
     tokens_axis,
 )
 
@@ -44,6 +48,7 @@ DROPS = {"routing/overflow": "over capacity 1.0", "routing/drop_rate": "dropped 
 HIGHEST = 4.0  # of the colour scale of a load: what is above is as dark
 
 
+@styled()
 def losses_and_control(
     results: pd.DataFrame,
     *,
@@ -51,7 +56,7 @@ def losses_and_control(
     arms: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """A point a seed and a bar at the mean for each arm against the three quantities that the balance losses control.
+    """Draw each arm's seeds, with a bar at their mean, against the three quantities that the balance losses control.
 
     Logarithmic: a step is a factor. `floor` is a random router's, dashed; the row with the lowest mean is grey.
     """
@@ -59,35 +64,30 @@ def losses_and_control(
     styles = arm_styles(list(arms or order))
     shown = [metric for metric in CONTROLLED if metric in results and results[metric].notna().any()]
     if not shown:
-        raise ValueError("results: none of the routing metrics is there; a dense study has no balance to draw")
-    places = np.arange(len(order))
-    with plt.rc_context(STYLE):
-        figure, axes = panels(len(shown), columns=3, height=0.2 * len(order) + 0.75, sharey=True)
-        for ax, metric in zip(axes, shown, strict=True):
-            values = {arm: results[results["arm"] == arm][metric].dropna() for arm in order}
-            means = pd.Series({arm: found.mean() for arm, found in values.items()})
-            for place, arm in zip(places, order, strict=True):
-                ax.plot(values[arm], np.full(len(values[arm]), place), **(styles[arm] | {"linestyle": "none"}))
-                ax.plot([means[arm]] * 2, [place - 0.32, place + 0.32], color="black", linewidth=1.4)
-            lowest = order.index(str(means.idxmin()))
-            ax.axhspan(lowest - 0.42, lowest + 0.42, color="0.9", linewidth=0, zorder=0)
-            if floor and metric in floor:
-                ax.axvline(floor[metric], color="black", linestyle=(0, (4, 2)), linewidth=0.9, label="random router")
-            ax.set_xscale("log")
-            ax.xaxis.set_major_locator(FixedLocator([0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30]))
-            ax.xaxis.set_major_formatter("{x:g}")
-            ax.xaxis.set_minor_locator(NullLocator())
-            ax.grid(False, axis="y")
-            ax.set_title(f"target of the {CONTROLLED[metric]}", fontsize=7)
-            ax.set_xlabel(quantity(metric).label, fontsize=7)
-        axes[0].set_yticks(places, order)
-        axes[0].set_ylim(len(order) - 0.5, -0.5)
-        if labels := handles(axes)[1]:
-            figure.legend(handles(axes)[0], labels, loc="outside lower center")
-        headline(figure, title)
+        raise ValueError("results: no routing metric was logged; a dense study has no balance to draw")
+    figure, axes = panels(len(shown), columns=3, height=0.2 * len(order) + 0.75, title=title, sharey=True)
+    for ax, metric in zip(axes, shown, strict=True):
+        values = {arm: results[results["arm"] == arm][metric].dropna() for arm in order}
+        means = pd.Series({arm: of_seeds.mean() for arm, of_seeds in values.items()})
+        for row, arm in enumerate(order):
+            ax.plot(values[arm], np.full(len(values[arm]), row), **(styles[arm] | {"linestyle": "none"}))
+            ax.plot([means[arm]] * 2, [row - 0.32, row + 0.32], color="black", linewidth=1.4)
+        lowest = order.index(str(means.idxmin()))
+        ax.axhspan(lowest - 0.42, lowest + 0.42, color="0.9", linewidth=0, zorder=0)
+        floor_line(ax, floor, metric, vertical=True)
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(FixedLocator([0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30]))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.grid(False, axis="y")
+        panel_title(ax, f"target of the {CONTROLLED[metric]}")
+        ax.set_xlabel(quantity(metric).label, fontsize=7)
+    rows_axis(axes[0], order)
+    legend_below(axes, 1)
     return figure
 
 
+@styled()
 def collapse_over_training(
     metrics: pd.DataFrame,
     *,
@@ -95,31 +95,28 @@ def collapse_over_training(
     arms: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Skew, evenness and death of the experts over tokens: busiest one, entropy of the load, experts without a token.
+    """Draw skew, evenness and death of the experts over tokens: busiest expert, entropy of the load, dead experts.
 
     Mean and range over seeds; `floor` is what a random router has over as many tokens, dashed.
     """
     shown = [metric for metric in COLLAPSE if metric in set(metrics["metric"])]
     if not shown:
-        raise ValueError("metrics: none of the routing metrics is there; a dense study cannot collapse")
+        raise ValueError("metrics: no routing metric was logged; a dense study cannot collapse")
     styles = arm_styles(arms or arms_of(metrics))
-    with plt.rc_context(STYLE):
-        figure, axes = panels(len(shown), columns=3, height=2.0)
-        for ax, metric in zip(axes, shown, strict=True):
-            draw_curves(ax, curves(metrics, metric, styles), styles)
-            if floor and metric in floor:
-                ax.axhline(floor[metric], color="black", linestyle=(0, (4, 2)), linewidth=0.9, label="random router")
-            ax.set_title(quantity(metric).label, fontsize=7)
-            if metric != "routing/entropy":
-                ax.set_ylim(bottom=-0.02 if metric == "routing/dead_experts" else 0)
-            ax.yaxis.set_major_locator(MaxNLocator(5))
-            tokens_axis(ax)
-        found, labels = handles(axes)
-        figure.legend(found, labels, loc="outside lower center", ncols=min(len(labels), 4))
-        headline(figure, title)
+    figure, axes = panels(len(shown), columns=3, height=2.0, title=title)
+    for ax, metric in zip(axes, shown, strict=True):
+        draw_curves(ax, curves(metrics, metric, styles), styles)
+        floor_line(ax, floor, metric)
+        panel_title(ax, quantity(metric).label)
+        if metric != "routing/entropy":
+            ax.set_ylim(bottom=-0.02 if metric == "routing/dead_experts" else 0)
+        ax.yaxis.set_major_locator(MaxNLocator(5))
+        tokens_axis(ax)
+    legend_below(axes, 4)
     return figure
 
 
+@styled({"axes.grid": False})
 def load_at(
     routing: pd.DataFrame,
     step: int,
@@ -128,44 +125,43 @@ def load_at(
     arms: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Load of every expert (across) in every MoE layer (down) at one logged step and seed, a panel an arm.
+    """Draw the load of every expert (across) in every MoE layer (down) at one logged step and seed, a panel per arm.
 
-    Colours are the same at every step, so that steps can be compared; lines part the devices.
+    Colours are the same at every step, so that steps can be compared; lines stand between devices.
     """
     shown = routed(routing, arms)
     seed = int(routing["seed"].min()) if seed is None else seed
-    one = routing[(routing["seed"] == seed) & (routing["step"] == step)]
-    if one.empty:
-        logged = sorted(set(routing[routing["seed"] == seed]["step"]))
+    of_seed = routing[routing["seed"] == seed]
+    at_step = of_seed[of_seed["step"] == step]
+    if at_step.empty:
+        logged = sorted(set(of_seed["step"]))
         raise ValueError(f"step={step}, seed={seed}: nothing was logged; this seed has steps {logged}")
     norm = TwoSlopeNorm(1, 0, HIGHEST)
-    layers = one["layer"].nunique()
-    with plt.rc_context(STYLE | {"axes.grid": False}):
-        figure, axes = panels(len(shown), columns=2, height=max(0.16 * layers + 0.5, 1.25), sharey=True)
-        for ax, arm in zip(axes, shown, strict=True):
-            table = one[one["arm"] == arm]
-            load = table.pivot(index="layer", columns="expert", values="load")
-            load = load.div(load.mean(axis=1), axis=0)
-            across, down = (np.append(i, i[-1] + 1) - 0.5 for i in (load.columns.to_numpy(), load.index.to_numpy()))
-            mesh = ax.pcolormesh(across, down, load, norm=norm, cmap="RdBu_r", rasterized=True)
-            first = table.groupby("device")["expert"].min()
-            for border in sorted(set(first))[1:]:
-                ax.axvline(border - 0.5, color="black", linewidth=0.5)
-            ax.yaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-            ax.set_title(textwrap.fill(f"{arm}, busiest {load.to_numpy().max():.1f}", 36), fontsize=7)
-            ax.set_xlabel("expert, lines part the devices", fontsize=7)
-            ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes[0].invert_yaxis()
-        axes[0].set_ylabel("layer", fontsize=7)
-        bar = figure.colorbar(mesh, ax=axes, extend="max", extendfrac=0.05, aspect=20, pad=0.015)
-        bar.set_label(f"load / mean load\nstep {step}, seed {seed}", fontsize=7)
-        bar.set_ticks([0, 0.5, 1, 2, 3, 4], labels=["0", "½", "1", "2", "3", "4"])
-        headline(figure, title)
+    height = max(0.16 * at_step["layer"].nunique() + 0.5, 1.25)
+    figure, axes = panels(len(shown), columns=2, height=height, title=title, sharey=True)
+    for ax, arm in zip(axes, shown, strict=True):
+        table = at_step[at_step["arm"] == arm]
+        load = table.pivot(index="layer", columns="expert", values="load")
+        load = load.div(load.mean(axis=1), axis=0)
+        across, down = (np.append(i, i[-1] + 1) - 0.5 for i in (load.columns.to_numpy(), load.index.to_numpy()))
+        mesh = ax.pcolormesh(across, down, load, norm=norm, cmap="RdBu_r", rasterized=True)
+        first_experts = table.groupby("device")["expert"].min()
+        for border in sorted(set(first_experts))[1:]:
+            ax.axvline(border - 0.5, color="black", linewidth=0.5)
+        ax.yaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+        panel_title(ax, f"{arm}, busiest {load.to_numpy().max():.1f}", width=36)
+        ax.set_xlabel("expert, lines between devices", fontsize=7)
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes[0].invert_yaxis()
+    axes[0].set_ylabel("layer", fontsize=7)
+    bar = figure.colorbar(mesh, ax=axes, extend="max", extendfrac=0.05, aspect=20, pad=0.015)
+    bar.set_label(f"load / mean load\nstep {step}, seed {seed}", fontsize=7)
+    bar.set_ticks([0, 0.5, 1, 2, 3, 4], labels=["0", "½", "1", "2", "3", "4"])
     return figure
 
 
 def load_view(routing: pd.DataFrame, *, arms: Sequence[str] | None = None) -> "Widget":
-    """`load_at` in a notebook, with a slider over the logged steps and a choice of seed (needs ipywidgets)."""
+    """Return `load_at` for a notebook, with a slider over the logged steps and a choice of seed (needs ipywidgets)."""
     import ipywidgets
 
     routed(routing, arms)
@@ -191,56 +187,54 @@ def load_view(routing: pd.DataFrame, *, arms: Sequence[str] | None = None) -> "W
 # ---- token dropping --------------------------------------------------------------------------------------------------
 
 
+@styled()
 def drops_over_training(
     metrics: pd.DataFrame, *, arms: Sequence[str] | None = None, title: str | None = None
 ) -> Figure:
-    """Pairs over a capacity factor of 1.0 in every arm, and those dropped where arms drop: mean and range of seeds."""
+    """Draw the pairs over a capacity factor of 1.0 in every arm, and those dropped where arms drop.
+
+    Mean and range over seeds.
+    """
     styles = arm_styles(arms or arms_of(metrics))
     dropping = metrics[(metrics["metric"] == "routing/drop_rate") & (metrics["value"] > 0)]["arm"].unique()
     if not len(dropping):
         raise ValueError("metrics: no arm drops tokens (routing/drop_rate is 0 or missing)")
-    with plt.rc_context(STYLE):
-        figure, axes = panels(2, columns=2, height=1.9, sharey=True)
-        for ax, (metric, label) in zip(axes, DROPS.items(), strict=True):
-            shown = styles if metric == "routing/overflow" else [arm for arm in styles if arm in set(dropping)]
-            draw_curves(ax, curves(metrics, metric, shown), styles)
-            ax.set_title(label, fontsize=7)
-            ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-            tokens_axis(ax)
-        axes[0].set_ylim(bottom=0)
-        axes[0].set_ylabel("token-expert pairs (share)")
-        found, labels = handles(axes)
-        figure.legend(found, labels, loc="outside lower center", ncols=min(len(labels), 3))
-        headline(figure, title)
+    figure, axes = panels(2, columns=2, height=1.9, title=title, sharey=True)
+    for ax, (metric, label) in zip(axes, DROPS.items(), strict=True):
+        shown = styles if metric == "routing/overflow" else [arm for arm in styles if arm in set(dropping)]
+        draw_curves(ax, curves(metrics, metric, shown), styles)
+        panel_title(ax, label)
+        percent(ax.yaxis)
+        tokens_axis(ax)
+    axes[0].set_ylim(bottom=0)
+    axes[0].set_ylabel("token-expert pairs (share)")
+    legend_below(axes, 3)
     return figure
 
 
+@styled()
 def drops_over_affinity(tables: Mapping[str, pd.DataFrame], *, title: str | None = None) -> Axes:
-    """`drops.drops_by_affinity` of one or more arms or layers by name: the share dropped of each group of pairs.
+    """Draw the share dropped of each group of pairs, of one or more arms or layers by name (`drops_by_affinity`).
 
     The dashed line is what dropping pairs blindly would take of every group.
     """
     styles = arm_styles(list(tables))
-    with plt.rc_context(STYLE):
-        ax = single(2.1 + 0.17 * -(-(len(tables) + 1) // 2), title)
-        for name, table in tables.items():
-            ax.plot(table["bin"], table["share"], label=name, **styles[name])
-            blind = table["dropped"].sum() / table["pairs"].sum()
-            ax.axhline(blind, color=styles[name]["color"], linestyle=(0, (4, 2)), linewidth=0.8, zorder=1)
-        ax.plot([], [], color="0.3", linestyle=(0, (4, 2)), linewidth=0.8, label="blind to affinity")
-        bins = max(len(table) for table in tables.values())
-        ax.set_xticks(np.arange(1, bins + 1), labels=_ends(bins))
-        ax.set_xlabel("affinity of the pair to its expert, equal groups")
-        ax.set_ylim(bottom=0)
-        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        ax.set_ylabel("pairs dropped (share)")
-        assert isinstance(ax.figure, Figure)
-        found, labels = handles([ax])
-        ax.figure.legend(found, labels, loc="outside lower center", ncols=2)
-        headline(ax.figure, title)
+    ax = single(2.1 + legend_height(len(tables) + 1, 2), title)
+    for name, table in tables.items():
+        ax.plot(table["bin"], table["share"], label=name, **styles[name])
+        blind = table["dropped"].sum() / table["pairs"].sum()
+        ax.axhline(blind, color=styles[name]["color"], linestyle=DASHED, linewidth=0.8, zorder=1)
+    ax.plot([], [], color="0.3", linestyle=DASHED, linewidth=0.8, label="blind to affinity")
+    bins = max(len(table) for table in tables.values())
+    ax.set_xticks(np.arange(1, bins + 1), labels=_ends(bins))
+    ax.set_xlabel("affinity of the pair to its expert, equal groups")
+    ax.set_ylim(bottom=0)
+    percent(ax.yaxis)
+    ax.set_ylabel("pairs dropped (share)")
+    legend_below([ax], 2)
     return ax
 
 
 def _ends(bins: int) -> list[str]:
-    """Names of the groups: the ends alone in words, so that they fit a column."""
+    """Name the groups: the ends alone in words, so that they fit a column."""
     return ["lowest", *map(str, range(2, bins)), "highest"][-bins:] if bins > 2 else ["lowest", "highest"][:bins]

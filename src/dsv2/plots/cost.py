@@ -3,21 +3,33 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, NullLocator
 
 from dsv2.accounting.account import Account
-from dsv2.plots.style import PAGE, STYLE, arm_styles, arms_of, draw_curves, handles, headline, quantity, single
+from dsv2.metrics import quantity
+from dsv2.plots.style import (
+    DASHED,
+    arm_styles,
+    arms_of,
+    draw_curves,
+    large_numbers,
+    legend_below,
+    legend_height,
+    panels,
+    single,
+    styled,
+)
 from dsv2.statistics.budgets import equal_budgets, spent
 
 PUBLISHED = ("name", "active_params", "value")
 AXES = {"tokens": "training tokens", "flops": "training FLOPs", "seconds": "training seconds"}
 
 
+@styled()
 def loss_over_budgets(
     metrics: pd.DataFrame,
     accounting: pd.DataFrame,
@@ -26,7 +38,7 @@ def loss_over_budgets(
     arms: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """The same curves over tokens, FLOPs and seconds: mean and range over seeds, each at the mean of its seeds' cost.
+    """Draw the same curves over tokens, FLOPs and seconds: mean and range over seeds, each at its seeds' mean cost.
 
     The dashed line is the largest budget that every trial reached; `budgets.loss_at_equal` reads the curves there.
     """
@@ -34,34 +46,25 @@ def loss_over_budgets(
     table = spent(metrics[metrics["arm"].isin(list(styles))], accounting, metric)
     equal = equal_budgets(table)
     by_arm = {
-        arm: one.groupby("tokens").agg(
+        arm: trials.groupby("tokens").agg(
             tokens=("tokens", "mean"), flops=("flops", "mean"), seconds=("seconds", "mean"),
             mean=("value", "mean"), min=("value", "min"), max=("value", "max"),
         )
-        for arm, one in table.groupby("arm")
+        for arm, trials in table.groupby("arm")
     }  # fmt: skip
-    with plt.rc_context(STYLE):
-        legend_rows = -(-(len(by_arm) + 1) // 4)
-        figure, axes = plt.subplots(1, 3, figsize=(PAGE, 2.4 + 0.17 * legend_rows), sharey=True)
-        for ax, (budget, label) in zip(axes, AXES.items(), strict=True):
-            drawn = [(arm, by_arm[arm].set_index(budget)) for arm in styles if arm in by_arm]
-            draw_curves(ax, drawn, styles)
-            dashed = {"color": "0.3", "linestyle": (0, (4, 2)), "linewidth": 0.8, "zorder": 0}
-            ax.axvline(equal[budget], label="reached by every trial", **dashed)
-            _budget_axis(ax, label)
-        axes[0].set_ylabel(quantity(metric).label)
-        found, labels = handles(axes)
-        figure.legend(found, labels, loc="outside lower center", ncols=min(len(labels), 4))
-        headline(figure, title)
+    legend = legend_height(len(by_arm) + 1, 4)
+    figure, axes = panels(3, columns=3, height=2.4, margin=legend, title=title, sharey=True)
+    for ax, (budget, label) in zip(axes, AXES.items(), strict=True):
+        draw_curves(ax, [(arm, by_arm[arm].set_index(budget)) for arm in styles if arm in by_arm], styles)
+        dashed: dict[str, Any] = {"color": "0.3", "linestyle": DASHED, "linewidth": 0.8, "zorder": 0}
+        ax.axvline(equal[budget], label="reached by every trial", **dashed)
+        large_numbers(ax, label)
+    axes[0].set_ylabel(quantity(metric).label)
+    legend_below(axes, 4)
     return figure
 
 
-def _budget_axis(ax: Axes, label: str) -> None:
-    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-    ax.xaxis.set_major_locator(MaxNLocator(4))
-    ax.set_xlabel(label)
-
-
+@styled()
 def loss_over_active(
     results: pd.DataFrame,
     accounting: pd.DataFrame,
@@ -71,66 +74,55 @@ def loss_over_active(
     arms: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Axes:
-    """Every arm by the parameters that one token uses, as in the report's Figure 1: mean and range over seeds.
+    """Draw every arm by the parameters that a token activates, as in the report's Figure 1: mean and range over seeds.
 
-    The input embedding counts as active.
-
-    `published` (name, active_params, value) must be of the same metric on the same data; its points are hollow.
+    The input embedding counts as active. `published` (name, active_params, value) must be of the same metric on the
+    same data; its points are hollow.
     """
     order = [arm for arm in arms or arms_of(results) if arm in set(results["arm"])]
     active = accounting.set_index("arm")["active_params"]
     if missing := [arm for arm in order if arm not in active.index]:
         raise ValueError(f"accounting: has no active_params of {', '.join(missing)}")
     styles = arm_styles(list(arms or order))
-    with plt.rc_context(STYLE):
-        count = len(order) + (published is not None)
-        ax = single(2.2 + 0.17 * -(-count // 2), title)
-        for arm in order:
-            values = results[results["arm"] == arm][metric].dropna()
-            if values.empty:
-                continue
-            ax.plot([active[arm]] * 2, [values.min(), values.max()], color=styles[arm]["color"], linewidth=1.0)
-            ax.plot(active[arm], values.mean(), label=arm, **(styles[arm] | {"linestyle": "none", "markersize": 5.5}))
-        if published is not None:
-            hollow: Any = {"marker": "o", "markerfacecolor": "white", "markeredgecolor": "0.3", "linestyle": "none"}
-            ax.plot(published["active_params"], published["value"], label="published", **hollow)
-            for name, active_params, value in zip(*(published[c] for c in PUBLISHED), strict=True):
-                ax.annotate(name, (active_params, value), (4, 3), textcoords="offset points", fontsize=7)
-        ax.margins(0.12)
-        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-        ax.xaxis.set_major_locator(MaxNLocator(5))
-        ax.set_xlabel("active parameters of a token")
-        ax.set_ylabel(quantity(metric).label)
-        assert isinstance(ax.figure, Figure)
-        found, labels = handles([ax])
-        ax.figure.legend(found, labels, loc="outside lower center", ncols=2)
-        headline(ax.figure, title)
+    ax = single(2.2 + legend_height(len(order) + (published is not None), 2), title)
+    for arm in order:
+        values = results[results["arm"] == arm][metric].dropna()
+        if values.empty:
+            continue
+        ax.plot([active[arm]] * 2, [values.min(), values.max()], color=styles[arm]["color"], linewidth=1.0)
+        ax.plot(active[arm], values.mean(), label=arm, **(styles[arm] | {"linestyle": "none", "markersize": 5.5}))
+    if published is not None:
+        hollow: Any = {"marker": "o", "markerfacecolor": "white", "markeredgecolor": "0.3", "linestyle": "none"}
+        ax.plot(published["active_params"], published["value"], label="published", **hollow)
+        for name, active_params, value in zip(*(published[column] for column in PUBLISHED), strict=True):
+            ax.annotate(name, (active_params, value), (4, 3), textcoords="offset points", fontsize=7)
+    ax.margins(0.12)
+    large_numbers(ax, "active parameters per token", ticks=5)
+    ax.set_ylabel(quantity(metric).label)
+    legend_below([ax], 2)
     return ax
 
 
+@styled()
 def cache_over_context(accounts: Mapping[str, Account], *, longest: int = 131_072, title: str | None = None) -> Axes:
-    """The cache of one sequence over its length, both logarithmic, for models by name, largest cache first.
+    """Draw the cache of one sequence over its length, both logarithmic, for models by name, largest cache first.
 
-    The key says how much a token takes over all layers, at the bits an element that each account was made with.
+    The legend says how much a token takes over all layers, at the bits per element that each account was made with.
     """
     order = sorted(accounts, key=lambda name: -accounts[name].kv_bytes_per_token)
     styles = arm_styles(order)
     lengths = np.geomspace(1024, longest, 8)
-    with plt.rc_context(STYLE):
-        ax = single(2.2 + 0.17 * len(order), title)
-        for name in order:
-            bytes_per_token = accounts[name].kv_bytes_per_token
-            label = f"{name}: {bytes_per_token / 1e3:,.1f} kB a token"
-            ax.plot(lengths, lengths * bytes_per_token, label=label, **(styles[name] | {"markevery": 7}))
-        ax.set(xscale="log", yscale="log")
-        ax.xaxis.set_major_locator(FixedLocator([2**power for power in range(10, int(np.log2(longest)) + 1, 2)]))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda length, _: f"{length / 1024:.0f}Ki"))
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.yaxis.set_major_formatter(EngFormatter(unit="B", sep=""))
-        ax.set_xlabel("context (tokens)")
-        ax.set_ylabel("KV cache of one sequence")
-        assert isinstance(ax.figure, Figure)
-        found, labels = handles([ax])
-        ax.figure.legend(found, labels, loc="outside lower center", ncols=1)
-        headline(ax.figure, title)
+    ax = single(2.2 + legend_height(len(order), 1), title)
+    for name in order:
+        bytes_per_token = accounts[name].kv_bytes_per_token
+        label = f"{name}: {bytes_per_token / 1e3:,.1f} kB per token"
+        ax.plot(lengths, lengths * bytes_per_token, label=label, **(styles[name] | {"markevery": 7}))
+    ax.set(xscale="log", yscale="log")
+    ax.xaxis.set_major_locator(FixedLocator([2**power for power in range(10, int(np.log2(longest)) + 1, 2)]))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda length, _: f"{length / 1024:.0f}Ki"))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter(EngFormatter(unit="B", sep=""))
+    ax.set_xlabel("context (tokens)")
+    ax.set_ylabel("KV cache of one sequence")
+    legend_below([ax], 1)
     return ax

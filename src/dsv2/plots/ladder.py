@@ -1,19 +1,23 @@
 """Figures of a ladder of scales: loss over training compute with fitted curves, and the difference to the baseline."""
 
 from collections.abc import Sequence
+from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
-from dsv2.plots.style import COLUMN, STYLE, arm_styles, headline, wrapped
+from dsv2.metrics import quantity
+from dsv2.plots.style import DASHED, ZERO, arm_styles, difference_label, handles, legend_columns, single, styled
 from dsv2.statistics.ladder import Ladder, Prediction, band
 from dsv2.statistics.paired import Values, t_interval
 
+HEIGHT = 2.7
+LOSS = "val/loss"  # whatever the column of `runs` is called
 
+
+@styled()
 def loss_over_compute(
     runs: pd.DataFrame,
     ladder: Ladder,
@@ -23,33 +27,31 @@ def loss_over_compute(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """A point a run, each arm's curve with its 95% band, dashed beyond the rungs that it was fitted to.
+    """Draw a point per run and each arm's curve with its 95% band, dashed beyond the rungs that it was fitted to.
 
-    `told` are predictions: an open diamond with its interval, at the rung it foretells. Both axes are logarithmic.
+    `told` are predictions: an open diamond with its interval, at the rung that it predicts. Both axes are logarithmic.
     """
     arms = list(ladder.fits)
-    styles = arm_styles(arms)
-    with plt.rc_context(STYLE):
-        ax = ax or _single(title)
-        for arm, style in styles.items():
-            mine = runs[runs["arm"] == arm]
-            fitted = mine[mine["scale"].isin(list(ladder.scales))]
-            ax.plot(mine["flops"], mine[loss], **(style | {"linestyle": "none", "markersize": 3, "alpha": 0.6}))
-            told_here = [one for one in told if one.arm == arm and not one.minus]
-            _curve(ax, ladder, arm, None, fitted["flops"], [one.flops for one in told_here], style["color"])
-            ax.plot([], [], label=arm, **(style | {"linestyle": "-"}))
-            for one in told_here:
-                _foretold(ax, one, style["color"], arms.index(arm))
-        ax.set_xscale("log")
-        ax.set_yscale("log")
-        ax.yaxis.set_major_locator(MaxNLocator(5))
-        ax.yaxis.set_major_formatter(ScalarFormatter())
-        ax.yaxis.set_minor_formatter(NullFormatter())
-        ax.set_ylabel("validation loss (nats/token)")
-        _finish(ax, title)
+    ax = single(HEIGHT, title, ax)
+    for place, (arm, style) in enumerate(arm_styles(arms).items()):
+        of_arm = runs[runs["arm"] == arm]
+        fitted = of_arm[of_arm["scale"].isin(list(ladder.scales))]
+        ax.plot(of_arm["flops"], of_arm[loss], **(style | {"linestyle": "none", "markersize": 3, "alpha": 0.6}))
+        predictions = [prediction for prediction in told if prediction.arm == arm and not prediction.minus]
+        _curve(ax, ladder, arm, None, fitted["flops"], predictions, style["color"])
+        ax.plot([], [], label=arm, **(style | {"linestyle": "-"}))
+        _diamonds(ax, predictions, style["color"], place)
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(MaxNLocator(5))
+    ax.yaxis.set_major_formatter(ScalarFormatter())
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set_ylabel(quantity(LOSS).label)
+    _compute_axis(ax)
+    _legend(ax)
     return ax
 
 
+@styled()
 def difference_over_compute(
     runs: pd.DataFrame,
     ladder: Ladder,
@@ -60,7 +62,7 @@ def difference_over_compute(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Arm minus baseline paired by seed: mean and 95% t interval at each rung, and the difference of the two curves.
+    """Draw arm minus baseline paired by seed: mean and 95% t interval at each rung, and the difference of the curves.
 
     Against the arm's own compute, points of several arms a little beside it, so that all are seen where compute is
     equal. A curve that leaves zero behind says that the difference grows with scale.
@@ -68,30 +70,28 @@ def difference_over_compute(
     arms = list(ladder.fits)
     styles = arm_styles(arms)
     scales = list(dict.fromkeys(runs.sort_values("flops")["scale"]))
-    with plt.rc_context(STYLE):
-        ax = ax or _single(title)
-        ax.axhline(0, color="0.3", linewidth=0.8)
-        others = [arm for arm in arms if arm != baseline]
-        for i, arm in enumerate(others):
-            style, beside = styles[arm], 1.05 ** (i - (len(others) - 1) / 2)
-            mine = runs[(runs["arm"] == arm) & runs["scale"].isin(list(ladder.scales))]
-            told_here = [one for one in told if (one.arm, one.minus) == (arm, baseline)]
-            for scale in scales:
-                here = runs[runs["scale"] == scale].pivot(index="seed", columns="arm", values=loss)
-                if arm not in here or baseline not in here:
-                    continue
-                delta = (here[arm] - here[baseline]).dropna().to_numpy(dtype=float)
-                flops = beside * runs[(runs["scale"] == scale) & (runs["arm"] == arm)]["flops"].mean()
-                ax.plot([flops] * 2, t_interval(delta), color=style["color"], linewidth=1.2)
-                ax.plot(flops, delta.mean(), **(style | {"linestyle": "none"}))
-            _curve(ax, ladder, arm, baseline, mine["flops"], [one.flops for one in told_here], style["color"])
-            ax.plot([], [], label=arm, **(style | {"linestyle": "-"}))
-            for one in told_here:
-                _foretold(ax, one, style["color"], arms.index(arm))
-        ax.set_xscale("log")
-        ax.yaxis.set_major_locator(MaxNLocator(5))
-        ax.set_ylabel(f"validation loss,\narm - {baseline} (nats/token)")
-        _finish(ax, title)
+    ax = single(HEIGHT, title, ax)
+    ax.axhline(0, **ZERO)
+    others = [arm for arm in arms if arm != baseline]
+    for i, arm in enumerate(others):
+        style, beside = styles[arm], 1.05 ** (i - (len(others) - 1) / 2)
+        fitted = runs[(runs["arm"] == arm) & runs["scale"].isin(list(ladder.scales))]
+        predictions = [prediction for prediction in told if (prediction.arm, prediction.minus) == (arm, baseline)]
+        for scale in scales:
+            losses = runs[runs["scale"] == scale].pivot(index="seed", columns="arm", values=loss)
+            if arm not in losses or baseline not in losses:
+                continue
+            delta = (losses[arm] - losses[baseline]).dropna().to_numpy(dtype=float)
+            flops = beside * runs[(runs["scale"] == scale) & (runs["arm"] == arm)]["flops"].mean()
+            ax.plot([flops] * 2, t_interval(delta), color=style["color"], linewidth=1.2)
+            ax.plot(flops, delta.mean(), **(style | {"linestyle": "none"}))
+        _curve(ax, ladder, arm, baseline, fitted["flops"], predictions, style["color"])
+        ax.plot([], [], label=arm, **(style | {"linestyle": "-"}))
+        _diamonds(ax, predictions, style["color"], arms.index(arm))
+    ax.set_ylabel(difference_label(LOSS, baseline))
+    _compute_axis(ax)
+    ax.yaxis.set_major_locator(MaxNLocator(5))
+    _legend(ax)
     return ax
 
 
@@ -101,42 +101,39 @@ def _curve(
     arm: str,
     minus: str | None,
     fitted: "pd.Series[float]",
-    beyond: Sequence[float],
+    predictions: Sequence[Prediction],
     colour: str,
 ) -> None:
-    """The fitted curve over the rungs, dashed on to what is foretold, with its band."""
-    last = max([fitted.max(), *beyond])
+    """Draw the fitted curve with its band over the rungs, and dashed from there to the predictions."""
+    last = max([fitted.max(), *(prediction.flops for prediction in predictions)])
     flops: Values = np.geomspace(fitted.min(), last, 120)
     curve = ladder.fits[arm].at(flops) - (ladder.fits[minus].at(flops) if minus else 0.0)
     inner = flops <= fitted.max() * (1 + 1e-9)
     ax.plot(flops[inner], curve[inner], color=colour)
     if last > fitted.max():
         outer = flops >= fitted.max() * (1 - 0.02)
-        ax.plot(flops[outer], curve[outer], color=colour, linestyle=(0, (4, 2)))
+        ax.plot(flops[outer], curve[outer], color=colour, linestyle=DASHED)
     ax.fill_between(flops, *band(ladder, arm, flops, minus), color=colour, alpha=0.12, linewidth=0)
 
 
-def _foretold(ax: Axes, one: Prediction, colour: str, step: int) -> None:
-    """Beside the points that were observed, each arm a step further, so that all are seen."""
-    place = one.flops * 1.12 ** (step + 1)
-    ax.plot([place] * 2, [one.low, one.high], color=colour, linewidth=1)
-    ax.plot(place, one.predicted, marker="D", markersize=4.5, color=colour, markerfacecolor="white", linestyle="none")
+def _diamonds(ax: Axes, predictions: Sequence[Prediction], colour: str, place: int) -> None:
+    """Draw predictions beside the points that were observed, each arm a step further, so that all are seen."""
+    diamond: Any = {"marker": "D", "markersize": 4.5, "markerfacecolor": "white", "linestyle": "none"}
+    for prediction in predictions:
+        flops = prediction.flops * 1.12 ** (place + 1)
+        ax.plot([flops] * 2, [prediction.low, prediction.high], color=colour, linewidth=1)
+        ax.plot(flops, prediction.predicted, color=colour, **diamond)
 
 
-def _finish(ax: Axes, title: str | None) -> None:
+def _compute_axis(ax: Axes) -> None:
+    ax.set_xscale("log")
     low, high = ax.get_xlim()
     if high < 15 * low:
         ax.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))  # within a decade these are labelled; more would collide
         ax.xaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
     ax.set_xlabel("training compute (FLOPs)")
-    columns = 3 if max((len(text) for text in ax.get_legend_handles_labels()[1]), default=0) < 12 else 2
+
+
+def _legend(ax: Axes) -> None:
+    columns = legend_columns(handles([ax])[1])
     ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.22), ncols=columns)
-    if title and not isinstance(ax.figure, Figure):
-        ax.set_title(title)
-
-
-def _single(title: str | None) -> Axes:
-    lines = len(wrapped(title, COLUMN)) if title else 0
-    figure, ax = plt.subplots(figsize=(COLUMN, 2.7 + 0.15 * lines))
-    headline(figure, title)
-    return ax

@@ -5,6 +5,7 @@ pairs, dropped ones included).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,9 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from dsv2.plots.style import PAGE, STYLE, arms_of, headline, panels
+from dsv2.plots.style import PAGE, REFERENCE, arms_of, headline, panel_title, panels, styled
+
+TICKS = (0, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16)  # of the colour scale of a load, those that fit
 
 
+@styled({"axes.grid": False})
 def load_heatmap(
     routing: pd.DataFrame,
     *,
@@ -26,69 +30,57 @@ def load_heatmap(
     arms: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Load of every expert over training, one seed (default: the first), a panel per arm and MoE layer.
+    """Draw the load of every expert over training, one seed (default: the first), a panel per arm and MoE layer.
 
     Experts are sorted by their final load, busiest on top, so that the two ends of the colour scale, alike in a
     black-and-white print, are told apart by place. One scale for all: 1 is the mean, white.
     """
     shown = routed(routing, arms)
     seed = int(routing["seed"].min()) if seed is None else seed
-    one = routing[routing["seed"] == seed]
-    if one.empty:
+    of_seed = routing[routing["seed"] == seed]
+    if of_seed.empty:
         raise ValueError(f"seed={seed}: the routing table has seeds {sorted(set(routing['seed']))}")
-    layers = sorted(set(one["layer"]))
-    shares = {}
-    for (arm, layer), table in one.groupby(["arm", "layer"]):
-        load = table.pivot(index="expert", columns="step", values="load").sort_index(axis=1)
-        load = load / load.mean()
-        shares[arm, layer] = load.loc[load.iloc[:, -1].sort_values(ascending=False, kind="stable").index]
+    layers, shares = sorted(set(of_seed["layer"])), _shares(of_seed)
     busiest = max(float(np.percentile(load, 99.5)) for load in shares.values())
     highest = max(np.ceil(busiest * 2) / 2, 1.5)
     norm = TwoSlopeNorm(1, 0, highest)
     blocks = -(-len(shown) // 6)  # of arms side by side
     columns = -(-len(shown) // blocks)
     rows = blocks * len(layers)
-    with plt.rc_context(STYLE | {"axes.grid": False}):
-        width = max(PAGE * columns / 6, PAGE / 2)
-        size = (width, 1.25 * rows + 0.7)
-        figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, sharex=True, sharey=True)
-        mesh = None
-        for ax in grid.flat:
-            ax.set_axis_off()
-        for i, arm in enumerate(shown):
-            for j, layer in enumerate(layers):
-                ax = grid[i // columns * len(layers) + j, i % columns]
-                if (arm, layer) not in shares:
-                    continue
-                ax.set_axis_on()
-                load = shares[arm, layer]
-                edges = _edges(load.columns.to_numpy(dtype=float))
-                mesh = ax.pcolormesh(edges, np.arange(len(load) + 1), load, norm=norm, cmap="RdBu_r", rasterized=True)
-                if j == 0:
-                    ax.set_title(arm, fontsize=7)
-                ax.tick_params(labelbottom=j == len(layers) - 1)
-                if i % columns == 0:
-                    ax.set_ylabel(f"layer {layer}\nexpert, by load", fontsize=7)
-                ax.set_yticks([])
-                ax.xaxis.set_major_locator(MaxNLocator(2, integer=True))
-        grid[0, 0].invert_yaxis()
-        figure.supxlabel("training step", fontsize=8)
-        assert mesh is not None
-        bar = figure.colorbar(mesh, ax=grid, extend="max", extendfrac=0.02, aspect=30, pad=0.015)
-        bar.set_label(f"load / mean load, seed {seed}")
-        bar.set_ticks(
-            [
-                tick
-                for tick in (0, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16)
-                if tick <= highest and (tick != 1.5 or highest < 3)
-            ]
-        )
-        headline(figure, title)
+    size = (max(PAGE * columns / 6, PAGE / 2), 1.25 * rows + 0.7)
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, sharex=True, sharey=True)
+    mesh = None
+    for ax in grid.flat:
+        ax.set_axis_off()
+    for i, arm in enumerate(shown):
+        for j, layer in enumerate(layers):
+            ax = grid[i // columns * len(layers) + j, i % columns]
+            if (arm, layer) not in shares:
+                continue
+            ax.set_axis_on()
+            load = shares[arm, layer]
+            edges = _edges(load.columns.to_numpy(dtype=float))
+            mesh = ax.pcolormesh(edges, np.arange(len(load) + 1), load, norm=norm, cmap="RdBu_r", rasterized=True)
+            if j == 0:
+                panel_title(ax, arm)
+            ax.tick_params(labelbottom=j == len(layers) - 1)
+            if i % columns == 0:
+                ax.set_ylabel(f"layer {layer}\nexpert, by load", fontsize=7)
+            ax.set_yticks([])
+            ax.xaxis.set_major_locator(MaxNLocator(2, integer=True))
+    grid[0, 0].invert_yaxis()
+    figure.supxlabel("training step", fontsize=8)
+    assert mesh is not None
+    bar = figure.colorbar(mesh, ax=grid, extend="max", extendfrac=0.02, aspect=30, pad=0.015)
+    bar.set_label(f"load / mean load, seed {seed}")
+    bar.set_ticks([tick for tick in TICKS if tick <= highest and (tick != 1.5 or highest < 3)])
+    headline(figure, title)
     return figure
 
 
+@styled({"axes.grid": False, "hatch.linewidth": 0.6})
 def device_load(routing: pd.DataFrame, *, arms: Sequence[str] | None = None, title: str | None = None) -> Figure:
-    """Load of each device at the last logged step, busiest first, mean over seeds and layers, a panel an arm.
+    """Draw the load of each device at the last logged step, busiest first, mean over seeds and layers, a panel per arm.
 
     What lies over the budget of capacity factor 1.0 is hatched; the printed share is the mean over seeds and layers.
     """
@@ -96,44 +88,52 @@ def device_load(routing: pd.DataFrame, *, arms: Sequence[str] | None = None, tit
     blue, red = (sns.color_palette("colorblind")[i] for i in (0, 3))
     ranked = {arm: _device_loads(routing[routing["arm"] == arm]) for arm in shown}
     highest = max(loads.mean(0).max() for loads in ranked.values())
-    with plt.rc_context(STYLE | {"axes.grid": False, "hatch.linewidth": 0.6}):
-        figure, axes = panels(len(shown), columns=3, height=1.35, sharey=True)
-        for ax, arm in zip(axes, shown, strict=True):
-            loads = ranked[arm]  # (seeds x layers, D), sorted
-            mean, places = loads.mean(0), np.arange(1, loads.shape[1] + 1)
-            over = np.maximum(mean - 1, 0)
-            ax.bar(places, mean - over, color=blue, width=0.8)
-            above = over > 0
-            ax.bar(places[above], over[above], bottom=1, facecolor="white", edgecolor=red, hatch="/////", width=0.8)
-            ax.axhline(1, color="black", linestyle=(0, (4, 2)), linewidth=0.9)
-            share = np.maximum(loads - 1, 0).sum(1).mean() / loads.shape[1]
-            ax.text(0.98, 0.96, f"{share:.1%} over", transform=ax.transAxes, ha="right", va="top", fontsize=7)
-            ax.set_title(arm, fontsize=7)
-            ax.set_ylim(0, max(highest * 1.12, 1.3))
-            ax.xaxis.set_major_locator(MaxNLocator(min(len(places), 8), integer=True))
-        axes[0].text(len(places) + 0.45, 1.02, "capacity 1.0", ha="right", va="bottom", fontsize=7)
-        _outer_labels(axes, "device, busiest first", "load / mean load")
-        headline(figure, title)
+    figure, axes = panels(len(shown), columns=3, height=1.35, title=title, sharey=True)
+    for ax, arm in zip(axes, shown, strict=True):
+        loads = ranked[arm]  # (seeds x layers, D), sorted
+        mean, places = loads.mean(0), np.arange(1, loads.shape[1] + 1)
+        over = np.maximum(mean - 1, 0)
+        ax.bar(places, mean - over, color=blue, width=0.8)
+        above = over > 0
+        ax.bar(places[above], over[above], bottom=1, facecolor="white", edgecolor=red, hatch="/////", width=0.8)
+        ax.axhline(1, **REFERENCE)
+        share = np.maximum(loads - 1, 0).sum(1).mean() / loads.shape[1]
+        ax.text(0.98, 0.96, f"{share:.1%} over", transform=ax.transAxes, ha="right", va="top", fontsize=7)
+        panel_title(ax, arm)
+        ax.set_ylim(0, max(highest * 1.12, 1.3))
+        ax.xaxis.set_major_locator(MaxNLocator(min(len(places), 8), integer=True))
+    axes[0].text(len(places) + 0.45, 1.02, "capacity 1.0", ha="right", va="bottom", fontsize=7)
+    _outer_labels(axes, "device, busiest first", "load / mean load")
     return figure
 
 
 def routed(routing: pd.DataFrame, arms: Sequence[str] | None) -> list[str]:
-    """The arms that route, in the study's order."""
+    """Return the arms that route, in the study's order."""
     if not len(routing):
         raise ValueError("routing: the table is empty; a dense study has no load to draw")
-    found = arms_of(routing)
-    return [arm for arm in arms or found if arm in found]
+    present = arms_of(routing)
+    return [arm for arm in arms or present if arm in present]
+
+
+def _shares(routing: pd.DataFrame) -> dict[Any, pd.DataFrame]:
+    """Return the load over its mean per (arm, layer): experts x steps, those busiest at the end first."""
+    shares = {}
+    for (arm, layer), table in routing.groupby(["arm", "layer"]):
+        load = table.pivot(index="expert", columns="step", values="load").sort_index(axis=1)
+        load = load / load.mean()
+        shares[arm, layer] = load.loc[load.iloc[:, -1].sort_values(ascending=False, kind="stable").index]
+    return shares
 
 
 def _device_loads(routing: pd.DataFrame) -> NDArray[np.float64]:
-    """Load over mean of each device at each seed's last step, sorted falling: (seeds x layers, D)."""
+    """Return the load over the mean of each device at each seed's last step, sorted falling: (seeds x layers, D)."""
     last = routing[routing["step"] == routing.groupby("seed")["step"].transform("max")]
     table = last.groupby(["seed", "layer", "device"])["load"].sum().unstack("device").to_numpy(dtype=float)
     return -np.sort(-table / table.mean(1, keepdims=True), axis=1)
 
 
 def _edges(steps: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Borders of the columns that are centred on the steps."""
+    """Return the borders of columns that are centred on the steps."""
     if len(steps) == 1:
         return np.array([steps[0] - 0.5, steps[0] + 0.5])
     middle = (steps[1:] + steps[:-1]) / 2

@@ -1,6 +1,6 @@
 """Figures of one text's routing. See `plots` for the look.
 
-`loads` has one row an expert: expert, device, load (token-expert pairs, dropped ones included), dropped.
+`loads` has one row per expert: expert, device, load (token-expert pairs, dropped ones included), dropped.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,22 +15,23 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dsv2.plots.style import COLOURS, COLUMN, PAGE, STYLE, arm_styles, headline
+from dsv2.plots.style import COLOURS, COLUMN, PAGE, REFERENCE, arm_styles, headline, panels, styled
 
 
 def device_colour(device: int) -> str:
-    """The colour of a device's experts, as #rrggbb; there are ten, used again from the eleventh device on."""
+    """Return the colour of a device's experts, as #rrggbb; there are ten, used again from the eleventh device on."""
     return to_hex(sns.color_palette("colorblind")[COLOURS[device % len(COLOURS)]])
 
 
 def busiest(*loads: pd.DataFrame) -> tuple[float, float]:
-    """Most pairs of an expert and of a device in any of the tables."""
+    """Return the most pairs of an expert and of a device in any of the tables."""
     return (
         max(float(table["load"].max()) for table in loads),
         max(float(table.groupby("device")["load"].sum().max()) for table in loads),
     )
 
 
+@styled({"axes.grid": False, "hatch.linewidth": 0.6})
 def text_load(
     loads: pd.DataFrame,
     budget: int,
@@ -39,55 +40,53 @@ def text_load(
     busiest: Sequence[float] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Load of every expert and of every device against what a device has room for; what is over it is hatched.
+    """Draw the load of every expert and of every device against what a device has room for; what is over it is hatched.
 
-    `budget` is in pairs a device. The line among the experts is an even share of it, which no rule enforces. `width` in
-    inches. `busiest` gives figures that are to be compared one scale: what the function of that name says of their
-    loads.
+    `budget` is in pairs per device. The line among the experts is an even share of it, which no rule enforces. `width`
+    is in inches. `busiest` puts figures that are to be compared on one scale: what the function of that name returns
+    for their loads.
     """
     devices = loads.groupby("device")[["load", "dropped"]].sum().reset_index()
     share = budget * len(devices) / len(loads)
-    with plt.rc_context(STYLE | {"axes.grid": False, "hatch.linewidth": 0.6}):
-        ratios = [3 if len(devices) > 4 else 4, 1]
-        figure, (left, right) = plt.subplots(1, 2, figsize=(width, 2.1), width_ratios=ratios)
-        _bars(left, loads["expert"], loads)
-        left.axhline(share, color="black", linestyle=(0, (1, 1)), linewidth=0.9)
-        left.set_xlabel("expert; dotted: an even share of a device's budget")
-        left.set_ylabel("token-expert pairs")
-        _bars(right, devices["device"], devices)
-        right.axhline(budget, color="black", linestyle=(0, (4, 2)), linewidth=0.9)
-        right.set_xlabel(f"device; dashed:\nbudget of {budget:,}")
-        highest = busiest or (loads["load"].max(), devices["load"].max())
-        for ax, most, room, bars in zip((left, right), highest, (share, budget), (loads, devices), strict=True):
-            ax.set_ylim(0, 1.08 * max(most, room))
-            ax.set_xlim(-0.7, len(bars) - 0.3)
-            ax.xaxis.set_major_locator(MaxNLocator(16 if bars is loads else 8, integer=True))
-            ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-        headline(figure, title)
+    ratios = [3 if len(devices) > 4 else 4, 1]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(width, 2.1), width_ratios=ratios)
+    _bars(left, loads["expert"], loads)
+    left.axhline(share, **(REFERENCE | {"linestyle": (0, (1, 1))}))
+    left.set_xlabel("expert; dotted: an even share of a device's budget")
+    left.set_ylabel("token-expert pairs")
+    _bars(right, devices["device"], devices)
+    right.axhline(budget, **REFERENCE)
+    right.set_xlabel(f"device; dashed:\nbudget of {budget:,}")
+    highest = busiest or (loads["load"].max(), devices["load"].max())
+    for ax, most, room, bars in zip((left, right), highest, (share, budget), (loads, devices), strict=True):
+        ax.set_ylim(0, 1.08 * max(most, room))
+        ax.set_xlim(-0.7, len(bars) - 0.3)
+        ax.xaxis.set_major_locator(MaxNLocator(16 if bars is loads else 8, integer=True))
+        ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    headline(figure, title)
     return figure
 
 
+@styled()
 def load_profiles(profiles: Mapping[str, pd.DataFrame], *, title: str | None = None) -> Figure:
-    """Loads over their mean, each model's experts from busiest to idlest: how uneven, whatever the experts' numbers."""
+    """Draw loads over their mean, each model's experts from busiest to idlest, whatever the experts' numbers."""
     styles = arm_styles(list(profiles))
-    with plt.rc_context(STYLE):
-        figure, ax = plt.subplots(figsize=(1.5 * COLUMN, 2.1))
-        ax.axhline(1, color="black", linestyle=(0, (4, 2)), linewidth=0.9)
-        for name, loads in profiles.items():
-            load = -np.sort(-loads["load"].to_numpy(dtype=float))
-            ax.plot(np.arange(1, len(load) + 1), load / load.mean(), label=name, **(styles[name] | {"markersize": 3}))
-        ax.set_ylim(bottom=0)
-        ax.set_xlim(left=0.5)
-        ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        ax.set_xlabel("expert, busiest first; dashed: perfect balance")
-        ax.set_ylabel("load / mean load")
-        ax.legend(loc="upper right")
-        headline(figure, title)
+    figure, (ax,) = panels(1, columns=1, height=2.1, title=title, width=1.5 * COLUMN, margin=0)
+    ax.axhline(1, **REFERENCE)
+    for name, loads in profiles.items():
+        load = -np.sort(-loads["load"].to_numpy(dtype=float))
+        ax.plot(np.arange(1, len(load) + 1), load / load.mean(), label=name, **(styles[name] | {"markersize": 3}))
+    ax.set_ylim(bottom=0)
+    ax.set_xlim(left=0.5)
+    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    ax.set_xlabel("expert, busiest first; dashed: perfect balance")
+    ax.set_ylabel("load / mean load")
+    ax.legend(loc="upper right")
     return figure
 
 
 def _bars(ax: Axes, places: pd.Series, table: pd.DataFrame) -> None:
-    """Kept pairs in the device's colour, dropped ones hatched on top."""
+    """Draw kept pairs in the device's colour, dropped ones hatched on top."""
     colours = [device_colour(device) for device in table["device"]]
     kept = table["load"] - table["dropped"]
     ax.bar(places, kept, color=colours, width=0.8)

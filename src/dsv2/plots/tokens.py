@@ -1,6 +1,6 @@
 """A text with each token painted by the expert or device that it is sent to: as HTML for a notebook, and for print.
 
-T tokens, K experts a token, E experts, D devices.
+T tokens, K experts per token, E experts, D devices.
 """
 
 import html
@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from dsv2.models.moe.router import Routing
-from dsv2.plots.style import PAGE, STYLE, headline, wrapped
+from dsv2.plots.style import PAGE, headline, styled, title_height
 
 By = Literal["expert", "device"]
-TINT = 0.55  # of the palette's colour in white, so that black text is read on every one
+TINT = 0.55  # of the palette's colour in white, so that black text can be read on all of them
 POINTS = 7.0
-LETTER, LINE = 0.602 * POINTS / 72, 1.7 * POINTS / 72  # inches that a letter of the monospaced font and a line take
+LETTER, LINE = 0.602 * POINTS / 72, 1.7 * POINTS / 72  # inches per letter of the monospaced font and per line
 
 
 class Paint(NamedTuple):
@@ -54,7 +54,7 @@ def paints(
     choice: int = 0,
     highlight: int | None = None,
 ) -> list[Paint]:
-    """The T `tokens` of one sequence by their `choice`-th expert (0: highest affinity) or its device.
+    """Paint the T `tokens` of one sequence by their `choice`-th expert (0: highest affinity) or its device.
 
     `highlight` paints one expert or device alone. Raises ValueError where these do not fit the routing of one layer.
     """
@@ -93,7 +93,7 @@ def _note(experts: list[int], gates: list[float], dropped: list[bool], per_devic
 
 
 def colours(count: int) -> list[tuple[float, float, float]]:
-    """A light colour for each of so many groups: up to ten that the colour-blind tell apart, else even hues."""
+    """Return a light colour per group: up to ten that the colour-blind tell apart, else evenly spread hues."""
     import seaborn as sns
 
     palette = sns.color_palette("colorblind", count) if count <= 10 else sns.husl_palette(count, l=0.6)
@@ -116,7 +116,7 @@ def paint_html(
     highlight: int | None = None,
     title: str | None = None,
 ) -> Html:
-    """`paints` as HTML that needs nothing else: a tooltip names all experts of a token, dropped ones are struck.
+    """Write `paints` as HTML that needs nothing else: a tooltip names all experts of a token, dropped ones are struck.
 
     With more than ten groups hues alone do not tell them apart: hover, or use `highlight`.
     """
@@ -142,13 +142,14 @@ def _span(paint: Paint, palette: list[str]) -> str:
 
 
 def visible(token: str) -> str:
-    """The token with its line breaks shown before they are made."""
+    """Show the line breaks of a token before they are made."""
     return token.replace("\r", "").replace("\n", "↵\n")
 
 
 # ---- for print -------------------------------------------------------------------------------------------------------
 
 
+@styled({"figure.constrained_layout.use": False})
 def paint_tokens(
     tokens: Sequence[str],
     routing: Routing,
@@ -161,7 +162,7 @@ def paint_tokens(
     width: float = PAGE,
     title: str | None = None,
 ) -> Figure:
-    """`painting.paints` in a monospaced font, `width` inches wide; dropped tokens are struck through."""
+    """Draw `paints` in a monospaced font, `width` inches wide; dropped tokens are struck through."""
     painted = paints(
         tokens, routing, by=by, num_devices=num_devices, sequence=sequence, choice=choice, highlight=highlight
     )
@@ -171,21 +172,20 @@ def paint_tokens(
     key = [Paint(f"{by} ", None, False, ""), *(Paint(f" {group} ", group, False, "") for group in used)]
     placed = _placed([*key, Paint("\n\n", None, False, ""), *painted], columns)
     lines = 1 + max(row for _, row, _, _ in placed)
-    head = 0.15 * len(wrapped(title, width)) + 0.1 if title else 0.0
-    with plt.rc_context(STYLE | {"figure.constrained_layout.use": False}):
-        height = lines * LINE + 0.1 + head
-        figure = plt.figure(figsize=(width, height))
-        ax = figure.add_axes((0.05 / width, 0.05 / height, 1 - 0.1 / width, lines * LINE / height))
-        ax.set(xlim=(0, (width - 0.1) / LETTER), ylim=(lines, 0))
-        ax.set_axis_off()
-        for column, row, text, paint in placed:
-            _draw(ax, column, row, text, paint, palette)
-        headline(figure, title)
+    head = title_height(title, width) + 0.1 if title else 0.0
+    height = lines * LINE + 0.1 + head
+    figure = plt.figure(figsize=(width, height))
+    ax = figure.add_axes((0.05 / width, 0.05 / height, 1 - 0.1 / width, lines * LINE / height))
+    ax.set(xlim=(0, (width - 0.1) / LETTER), ylim=(lines, 0))
+    ax.set_axis_off()
+    for column, row, text, paint in placed:
+        _draw(ax, column, row, text, paint, palette)
+    headline(figure, title)
     return figure
 
 
 def _placed(painted: Sequence[Paint], columns: int) -> list[tuple[int, int, str, Paint]]:
-    """(column, row, text, paint) of each piece; a token is broken only where it is longer than a line."""
+    """Place each piece as (column, row, text, paint); a token is broken only where it is longer than a line."""
     placed, column, row = [], 0, 0
     for paint in painted:
         for i, piece in enumerate((visible(paint.text) if paint.note else paint.text).split("\n")):

@@ -21,7 +21,7 @@ from dsv2.plots import experts as plots_experts
 from dsv2.routing import coactivation, specialisation
 from dsv2.routing import interventions as experts
 from dsv2.routing.interventions import DoesNotApply
-from dsv2.routing.observed import Losses, Observed, losses_of, observe
+from dsv2.routing.observed import Observed, SequenceLosses, losses_of, observe
 
 PAIRED = "Intervals: 95%, over validation sequences, paired by sequence; of one trained model, so not seed noise."
 
@@ -69,7 +69,7 @@ class ModelOnText:
     def compared(self, what: str, models: Mapping[Any, Transformer], column: str) -> pd.DataFrame:
         """A row a model, with its loss on the validation text."""
         with self.reading(what, len(models)) as bar:
-            measure: Callable[[Transformer], Losses] = partial(
+            measure: Callable[[Transformer], SequenceLosses] = partial(
                 losses_of, batch=self.validation, batch_size=self.batch_size, seen=bar.update
             )
             return experts.compared(models, measure, column=column)
@@ -115,7 +115,7 @@ def _redundancy(run: ModelOnText) -> Analysis:
     title = f"Best {most[0][1]['ratio']:.0%} of experts masked: {short if len(most) > 1 else short.partition(' ')[0]}"
     return Analysis(
         "How redundant are the routed experts?",
-        f"{finding} nats a token.",
+        f"{finding} nats per token.",
         "The experts of highest affinity cannot be chosen, layer by layer, token by token; the next best are. The more "
         f"this costs, the less another expert can stand in (section 4.4).{unfit} {PAIRED}",
         {"redundancy": table},

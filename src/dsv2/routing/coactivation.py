@@ -1,6 +1,6 @@
 """Which experts are chosen together, how sure the router is, and when over training its choices settled.
 
-L MoE layers, E routed experts, K of them a token, N tokens.
+L MoE layers, E routed experts, K of them per token, N tokens.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from dsv2.routing.observed import Observed
 
 
 def coactivation(observed: Observed) -> pd.DataFrame:
-    """A row per layer and pair of experts i < j: tokens that chose both, how many independence expects, their ratio.
+    """Count, per layer and pair of experts i < j, the tokens that chose both, against what independence expects.
 
     Independent experts with these loads p would be chosen together by a share of tokens proportional to p_i p_j, scaled
     to the K (K - 1) / 2 pairs that every token chooses. Raises ValueError for K = 1.
@@ -35,14 +35,14 @@ def coactivation(observed: Observed) -> pd.DataFrame:
 
 
 def far_from_independent(pairs: pd.DataFrame) -> pd.DataFrame:
-    """A row a layer: the share of pairs that lie over 3 standard deviations of a count from what is expected."""
+    """Return per layer the share of pairs that lie over 3 standard deviations of a count from what is expected."""
     far = (pairs["tokens"] - pairs["expected"]).abs() > 3 * np.sqrt(pairs["expected"])
     table = pairs.assign(far=far, log_ratio=np.log2(pairs["ratio"].clip(lower=2**-5)).abs())
     return table.groupby("layer", as_index=False).agg(far=("far", "mean"), log_ratio=("log_ratio", "mean"))
 
 
 def router_certainty(observed: Observed) -> pd.DataFrame:
-    """A row a layer: entropies of the affinities over log E, and where the gates' mass lies.
+    """Return per layer the entropies of the affinities over log E, and where the mass of the gates lies.
 
     `entropy_token`: mean over tokens (0: sure); `entropy_mean`: of the mean over tokens (1: all experts used alike);
     `chosen_mass`: affinity of the K chosen, summed; `top_gate`: share of the highest gate in the chosen.
@@ -61,25 +61,25 @@ def router_certainty(observed: Observed) -> pd.DataFrame:
 
 
 def saturation(snapshots: pd.DataFrame, num_experts: int) -> pd.DataFrame:
-    """A row per layer and step: the share of a token's experts that are also among those of the last step.
+    """Return per layer and step the share of a token's experts that are also among those of the last step.
 
     `snapshots` is `routing_snapshots.parquet` of a run. `chance` is what the two steps' loads give if the tokens of one
     are shuffled; K / E where all experts are used alike.
     """
     rows = []
     for layer, table in snapshots.groupby("layer"):
-        chosen = {step: one_hot(_experts(rows_of), num_experts) for step, rows_of in table.groupby("step")}
+        chosen = {step: one_hot(_experts(at_step), num_experts) for step, at_step in table.groupby("step")}
         last = chosen[table["step"].max()]
         top_k = last.sum(1).mean()
-        for step, then in chosen.items():
-            overlap = (then * last).sum(1).mean() / top_k
-            chance = (then.mean(0) * last.mean(0)).sum() / top_k
+        for step, at_step in chosen.items():
+            overlap = (at_step * last).sum(1).mean() / top_k
+            chance = (at_step.mean(0) * last.mean(0)).sum() / top_k
             rows.append({"layer": layer, "step": step, "overlap": overlap, "chance": chance})
     return pd.DataFrame(rows)
 
 
 def one_hot(experts: NDArray[np.int16], num_experts: int) -> NDArray[np.float64]:
-    """(N, E): 1 where token n chose the expert, from experts (N, K)."""
+    """Return (N, E): 1 where token n chose the expert, from experts (N, K)."""
     chosen = np.zeros((len(experts), num_experts))
     np.put_along_axis(chosen, experts.astype(np.int64), 1.0, axis=1)
     return chosen

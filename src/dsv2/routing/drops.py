@@ -1,6 +1,6 @@
 """Which token-expert pairs dropping takes: those of low affinity, if it does what section 2.2.4 says.
 
-B sequences, T tokens, K experts a token.
+B sequences, T tokens, K experts per token.
 """
 
 import pandas as pd
@@ -9,12 +9,13 @@ from dsv2.models.moe.router import Routing
 
 
 def drops_by_affinity(routing: Routing, *, bins: int = 10) -> pd.DataFrame:
-    """A row for each of so many equal groups of pairs, lowest affinity first, over all experts of one layer.
+    """Return a row per equal group of token-expert pairs, lowest affinity first, over all experts of one layer.
 
-    Columns bin (from 1), low and high (affinity), pairs, dropped, share. ValueError where nothing may be dropped.
+    Columns bin (1 to `bins`), low and high (affinity), pairs, dropped, share. Raises ValueError where nothing may be
+    dropped.
     """
     if routing.dropped is None:
-        raise ValueError("routing.dropped=None: a routing with drops; `dsv2.drop` finds them")
+        raise ValueError("routing.dropped=None: needs a routing with drops; `dsv2.drop` finds them")
     pairs = routing.experts.numel()
     if not 1 <= bins <= pairs:
         raise ValueError(f"bins={bins}: between 1 and the number of pairs, {pairs}")
@@ -25,8 +26,8 @@ def drops_by_affinity(routing: Routing, *, bins: int = 10) -> pd.DataFrame:
         }
     )
     table["bin"] = (table["affinity"].rank(method="first") - 1) * bins // pairs + 1
-    found = table.groupby("bin").agg(
+    groups = table.groupby("bin").agg(
         low=("affinity", "min"), high=("affinity", "max"), pairs=("dropped", "size"), dropped=("dropped", "sum")
     )
-    found = found.assign(share=found["dropped"] / found["pairs"]).reset_index()
-    return found.astype({"bin": int})
+    groups = groups.assign(share=groups["dropped"] / groups["pairs"]).reset_index()
+    return groups.astype({"bin": int})

@@ -1,4 +1,4 @@
-"""What chance alone gives: the routing metrics of a router that draws its affinities at random."""
+"""The floor of imbalance: the routing metrics of a router that draws its affinities at random."""
 
 import math
 
@@ -15,10 +15,10 @@ def random_floor(
     max_devices: int | None = None,
     batch_tokens: int | None = None,
 ) -> dict[str, float]:
-    """What the routing metrics are for a router that draws its affinities at random: chance alone is not imbalance.
+    """Return the routing metrics of a router that draws its affinities at random: by chance it is not perfectly even.
 
     `num_tokens` is how many tokens one measurement counts over; small ones are drawn up to 20 times and averaged.
-    Overflow is counted batch by batch, of `batch_tokens` (default: all in one). With `max_devices` a token keeps to the
+    Overflow is counted per batch of `batch_tokens` (default: all in one). With `max_devices` a token keeps to the
     devices whose best expert scores highest, as the device-limited router does.
     """
     if num_devices < 1 or num_experts % num_devices:

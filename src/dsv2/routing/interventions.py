@@ -1,9 +1,9 @@
 """Interventions on the experts of a trained model (DeepSeekMoE, arXiv 2401.06066, sections 4.4 and 4.5).
 
-Each gives named models that share the weights of the one they are made from and leave it as it is: a sibling is built
+Each returns named models that share the weights of the one they are made from and leave it as it is: a sibling is built
 from a changed config over the same tensors. What is measured on them is the caller's choice.
 
-E routed experts, K of them a token.
+E routed experts, K of them per token.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from dsv2.config import ConfigError
 from dsv2.models.moe.layer import MoE
 from dsv2.models.moe.router import Router
 from dsv2.models.transformer import Transformer
-from dsv2.routing.observed import Losses, difference
+from dsv2.routing.observed import SequenceLosses, difference
 
 RATIOS = (0, 1 / 16, 1 / 8, 3 / 16, 1 / 4)  # of the routed experts that are masked, as in section 4.4
 PLAIN = "as trained"
@@ -26,11 +26,11 @@ Name = TypeVar("Name", str, int)
 
 
 class DoesNotApply(ValueError):
-    """An analysis that has no meaning for this run; says why."""
+    """An analysis has no meaning for this run; the message says why."""
 
 
 def moe_config(model: Transformer) -> MoE.Config:
-    """The config of the model's MoE layers. Raises DoesNotApply for a dense model."""
+    """Return the config of the model's MoE layers. Raises DoesNotApply for a dense model."""
     ffn = model.config.ffn
     if not isinstance(ffn, MoE.Config) or not model.config.num_moe_layers:
         raise DoesNotApply("a dense model routes nothing")
@@ -38,7 +38,7 @@ def moe_config(model: Transformer) -> MoE.Config:
 
 
 def sibling(model: Transformer, ffn: MoE.Config) -> Transformer:
-    """The model with another config of its MoE layers, over the very same weights, in evaluation mode.
+    """Build the model with another config of its MoE layers, over the very same weights, in evaluation mode.
 
     Weights that it has no place for are left out; weights that it would lack are an error.
     """
@@ -50,9 +50,9 @@ def sibling(model: Transformer, ffn: MoE.Config) -> Transformer:
 
 
 def shared_off(model: Transformer) -> dict[str, Transformer]:
-    """As trained, without the shared experts, with one more routed expert, and both; what cannot be built is left out.
+    """Return the model as trained, without shared experts, with one more routed expert, and with both changes.
 
-    Raises DoesNotApply where there are no shared experts.
+    What cannot be built is left out. Raises DoesNotApply where there are no shared experts.
     """
     ffn = moe_config(model)
     if not ffn.num_shared:
@@ -67,7 +67,7 @@ def shared_off(model: Transformer) -> dict[str, Transformer]:
 
 
 def fewer_experts(model: Transformer) -> dict[int, Transformer]:
-    """K to 1 routed experts a token. Raises DoesNotApply where K is 1 or the type of layer fixes it."""
+    """Return the model with K to 1 routed experts per token. Raises DoesNotApply where K is 1 or the layer fixes it."""
     ffn = moe_config(model)
     models = _buildable(model, {top_k: (ffn.num_shared, top_k) for top_k in range(ffn.top_k, 0, -1)})
     if len(models) < 2:
@@ -76,10 +76,10 @@ def fewer_experts(model: Transformer) -> dict[int, Transformer]:
 
 
 def top_masked(model: Transformer, ratios: tuple[float, ...] = RATIOS) -> dict[int, Transformer]:
-    """Per number of experts masked: a token cannot choose those of its highest affinity, in every layer.
+    """Return the model per number of experts masked: those of a token's highest affinity, in every layer.
 
-    Gates are the affinities of what it chooses instead, not rescaled. Ratios that come to the same number, or leave
-    fewer than K experts, are left out. Raises DoesNotApply where experts are not chosen by affinity.
+    Gates are the affinities of what it chooses instead, not rescaled. Ratios that round to the same number, or
+    leave fewer than K experts, are left out. Raises DoesNotApply where experts are not chosen by affinity.
     """
     ffn = moe_config(model)
     models = {}
@@ -98,7 +98,7 @@ def top_masked(model: Transformer, ratios: tuple[float, ...] = RATIOS) -> dict[i
 
 
 def _without_top(count: int) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    """A hook that takes the `count` highest affinities of each token to 0, where a chosen expert adds nothing."""
+    """Return a hook that sets the `count` highest affinities of each token to 0, where a chosen expert adds nothing."""
 
     def hook(router: nn.Module, inputs: Any, affinities: Tensor) -> Tensor:
         return affinities.scatter(-1, affinities.topk(count, dim=-1).indices, 0.0)
@@ -107,7 +107,7 @@ def _without_top(count: int) -> Callable[[nn.Module, Any, Tensor], Tensor]:
 
 
 def _buildable(model: Transformer, wanted: Mapping[Name, tuple[int, int]]) -> dict[Name, Transformer]:
-    """A sibling for each (shared experts, routed experts a token) that the type of layer allows."""
+    """Build a sibling for each (shared experts, routed experts per token) that the type of layer allows."""
     models = {}
     for name, (num_shared, top_k) in wanted.items():
         try:
@@ -119,9 +119,9 @@ def _buildable(model: Transformer, wanted: Mapping[Name, tuple[int, int]]) -> di
 
 
 def compared(
-    models: Mapping[Name, Transformer], measure: Callable[[Transformer], Losses], *, column: str
+    models: Mapping[Name, Transformer], measure: Callable[[Transformer], SequenceLosses], *, column: str
 ) -> pd.DataFrame:
-    """A row a model: its name (as `column`), loss, and the difference from the first, paired by sequence."""
+    """Return a row per model: its name (as `column`), loss, and the difference from the first, paired by sequence."""
     measured = {name: measure(model) for name, model in models.items()}
     plain = next(iter(measured.values()))
     rows = [

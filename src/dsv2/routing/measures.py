@@ -1,6 +1,6 @@
 """How evenly a router spreads tokens: counts that add up over batches, and measures of them.
 
-B sequences, T tokens, E experts, K experts a token, D devices.
+B sequences, T tokens, E experts, K experts per token, D devices.
 """
 
 import math
@@ -16,14 +16,14 @@ class Counts(NamedTuple):
     """Sums over the tokens of one layer; counts of several batches are added field by field."""
 
     load: Tensor  # (E,) token-expert pairs
-    dropped: Tensor  # (E,) of them dropped
-    received: Tensor  # (D,) tokens sent to each device, once each however many of its experts they chose
+    dropped: Tensor  # (E,) those of them that were dropped
+    received: Tensor  # (D,) tokens sent to each device, each once however many of its experts it chose
     overflow: Tensor  # () pairs over a capacity factor of 1.0, batch by batch, whether or not they were dropped
     tokens: Tensor  # ()
 
     def __add__(self, other: object) -> "Counts":
         assert isinstance(other, Counts)
-        return Counts(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+        return Counts(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 class Measures(NamedTuple):
@@ -40,7 +40,7 @@ class Measures(NamedTuple):
 
 
 def count(routing: Routing, *, num_devices: int) -> Counts:
-    """Counts of one layer's routing of one batch, int64, on the routing's device."""
+    """Count one layer's routing of one batch: int64, on the routing's device."""
     experts, num_experts = routing.experts, routing.affinities.shape[-1]
     load = torch.bincount(experts.flatten(), minlength=num_experts)
     dropped = torch.zeros_like(load)
@@ -53,7 +53,7 @@ def count(routing: Routing, *, num_devices: int) -> Counts:
 
 
 def measure(counts: Counts) -> Measures:
-    """Measures of summed counts."""
+    """Compute the measures of summed counts."""
     load, received = counts.load.double(), counts.received.double()
     pairs, by_device = load.sum(), load.unflatten(0, (received.numel(), -1)).sum(-1)
     share = load / pairs
@@ -71,7 +71,7 @@ def measure(counts: Counts) -> Measures:
 
 
 def mean_measures(layers: list[Measures]) -> dict[str, float]:
-    """`routing/<name>` of each measure, averaged over layers; empty for a dense model."""
+    """Return `routing/<name>` of each measure, averaged over layers; empty for a dense model."""
     if not layers:
         return {}
     columns = zip(Measures._fields, zip(*layers, strict=True), strict=True)

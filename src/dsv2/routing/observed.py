@@ -1,6 +1,6 @@
 """Passes of a model over validation text, batch by batch: losses of every sequence, and where its tokens were routed.
 
-S sequences, T tokens, L MoE layers, E routed experts, K of them a token.
+S sequences, T tokens, L MoE layers, E routed experts, K of them per token.
 """
 
 from collections.abc import Callable, Iterator
@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import special
 
 from dsv2.data.source import NOT_SCORED, Batch
+from dsv2.kernels.cross_entropy import token_nats
 from dsv2.models.transformer import Output, Transformer
 
 Floats = NDArray[np.float64]
 CONFIDENCE = 0.95
 
 
-class Losses(NamedTuple):
+class SequenceLosses(NamedTuple):
     """Nats of each sequence, summed over its scored tokens, and how many those are."""
 
     nats: Floats  # (S,)
@@ -27,12 +27,12 @@ class Losses(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """Nats a scored token."""
+        """Return the nats per scored token."""
         return float(self.nats.sum() / self.scored.sum())
 
 
-class Interval(NamedTuple):
-    """A mean with its 95% interval."""
+class Change(NamedTuple):
+    """How much a mean loss changed, in nats per token, with its 95% interval."""
 
     mean: float
     low: float
@@ -42,7 +42,7 @@ class Interval(NamedTuple):
 class Observed(NamedTuple):
     """What one pass over the validation text saw."""
 
-    losses: Losses
+    losses: SequenceLosses
     tokens: NDArray[np.int64]  # (S, T)
     domains: NDArray[np.int64] | None  # (S, T), index into the data's domains; None: the data have none
     num_experts: int  # E
@@ -55,16 +55,15 @@ class Observed(NamedTuple):
 
 def losses_of(
     model: Transformer, batch: Batch, *, batch_size: int, seen: Callable[[int], Any] = lambda sequences: None
-) -> Losses:
-    """Losses of every sequence of `batch`, worked through `batch_size` at a time; `seen` hears how many are done."""
-    parts = [losses for _, losses in _passes(model, batch, batch_size, seen)]
-    return _joined(parts)
+) -> SequenceLosses:
+    """Run `batch` through the model, `batch_size` sequences at a time; `seen` is told how many were done."""
+    return _joined([losses for _, losses in _passes(model, batch, batch_size, seen)])
 
 
 def observe(
     model: Transformer, batch: Batch, *, batch_size: int, seen: Callable[[int], Any] = lambda sequences: None
 ) -> Observed:
-    """Losses and routing in one pass. Raises ValueError for a model without MoE layers."""
+    """Record losses and routing in one pass. Raises ValueError for a model without MoE layers."""
     if not model.config.num_moe_layers:
         raise ValueError("model: it has no MoE layers, so nothing is routed")
     losses, experts, gates, entropy, affinity = [], [], [], [], []
@@ -90,40 +89,38 @@ def observe(
     )
 
 
-def difference(losses: Losses, plain: Losses) -> Interval:
-    """Change of the mean loss, paired by sequence, with the interval that sampling other sequences leaves.
+def difference(losses: SequenceLosses, plain: SequenceLosses) -> Change:
+    """Return the change of the mean loss, paired by sequence, with the interval that sampling other sequences leaves.
 
     It says nothing about other seeds: both losses are of one training. Without at least two sequences it is infinite.
     """
     if not np.array_equal(losses.scored, plain.scored):
-        raise ValueError("losses: of other sequences than those that they are compared with")
+        raise ValueError("losses: of other sequences than the ones to compare with")
     change, scored = losses.nats - plain.nats, plain.scored
     mean = float(change.sum() / scored.sum())
     count = len(change)
     if count < 2:
-        return Interval(mean, -np.inf, np.inf)
+        return Change(mean, -np.inf, np.inf)
     residual = change - mean * scored  # of the ratio of two sums, to first order
     error = float(np.sqrt((residual**2).sum() * count / (count - 1)) / scored.sum())
     reach = float(special.stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * error
-    return Interval(mean, mean - reach, mean + reach)
+    return Change(mean, mean - reach, mean + reach)
 
 
 def _passes(
     model: Transformer, batch: Batch, batch_size: int, seen: Callable[[int], Any]
-) -> Iterator[tuple[Output, Losses]]:
+) -> Iterator[tuple[Output, SequenceLosses]]:
     assert not model.training, "training mode may drop tokens"
     device = model.embedding.device
     for first in range(0, len(batch.inputs), batch_size):
         inputs, targets = (part[first : first + batch_size].to(device) for part in batch[:2])
         with torch.no_grad():
             output = model(inputs)
-            nats = F.cross_entropy(
-                output.logits.flatten(0, 1).float(), targets.flatten(), ignore_index=NOT_SCORED, reduction="none"
-            ).view_as(targets)
+            nats = token_nats(output.logits, targets)
         scored = (targets != NOT_SCORED).sum(1)
-        yield output, Losses(nats.double().sum(1).cpu().numpy(), scored.double().cpu().numpy())
+        yield output, SequenceLosses(nats.double().sum(1).cpu().numpy(), scored.double().cpu().numpy())
         seen(len(inputs))
 
 
-def _joined(parts: list[Losses]) -> Losses:
-    return Losses(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+def _joined(parts: list[SequenceLosses]) -> SequenceLosses:
+    return SequenceLosses(*(np.concatenate(column) for column in zip(*parts, strict=True)))

@@ -3,7 +3,7 @@
 Counted over token-expert pairs of validation text, layer by layer, beside what chance gives: with domains or tokens
 shuffled, the same counts have a mutual information above 0 as well.
 
-S sequences, T tokens, L MoE layers, E routed experts, K of them a token, D domains, V kinds of token.
+S sequences, T tokens, L MoE layers, E routed experts, K of them per token, D domains, V kinds of token.
 """
 
 from collections.abc import Callable
@@ -20,16 +20,17 @@ TOP = 10  # kinds of token that stand for what an expert takes most
 
 
 def mutual_information(counts: NDArray[np.int64]) -> float:
-    """Nats between the row and the column of joint counts; 0 where they are independent."""
+    """Return the nats between the row and the column of joint counts; 0 where they are independent."""
     joint = counts / counts.sum()
     parts = (special.entr(joint.sum(axis)).sum() for axis in (0, 1))
     return float(max(sum(parts) - special.entr(joint).sum(), 0.0))
 
 
 def domain_shares(observed: Observed, names: tuple[str, ...]) -> pd.DataFrame:
-    """A row per layer, domain and expert: the share of the domain's pairs that the expert gets, and over the mean's.
+    """Return per layer, domain and expert the share of the domain's pairs that the expert gets, and its lift.
 
-    Raises ValueError where the text has fewer than two domains.
+    The lift is that share over the expert's share of all text. Raises ValueError where the text has fewer than two
+    domains.
     """
     domains = _domains(observed)
     frames = []
@@ -45,7 +46,7 @@ def domain_shares(observed: Observed, names: tuple[str, ...]) -> pd.DataFrame:
 
 
 def domain_information(observed: Observed, *, shuffles: int = SHUFFLES, seed: int = 0) -> pd.DataFrame:
-    """A row a layer: mutual information of domain and expert, in nats, what chance gives, and the share of the most.
+    """Return per layer the mutual information of domain and expert in nats, its value by chance, and the most possible.
 
     Chance hands whole sequences the domains of others, since tokens of one text are alike. `most` is the entropy of the
     domains: experts that each serve one domain reach it. `p` is the share of shuffles that reach the information.
@@ -67,7 +68,7 @@ def domain_information(observed: Observed, *, shuffles: int = SHUFFLES, seed: in
 
 
 def token_information(observed: Observed, *, shuffles: int = 20, seed: int = 0) -> pd.DataFrame:
-    """A row a layer: mutual information of token and expert, what chance gives, and the share of the most possible.
+    """Return per layer the mutual information of token and expert in nats, its value by chance, and the most possible.
 
     Chance hands every place the token of another. `most` is the entropy of the experts' load less log K: a router that
     goes by the token alone reaches it, since of the token's K experts any may be the pair's.
@@ -90,7 +91,7 @@ def token_information(observed: Observed, *, shuffles: int = 20, seed: int = 0) 
 
 
 def expert_tokens(observed: Observed, text_of: Callable[[int], str], *, top: int = TOP, seed: int = 0) -> pd.DataFrame:
-    """A row per layer and expert: its load over the mean's, how concentrated its tokens are, and its tokens in text.
+    """Return per layer and expert its load over the mean, how concentrated its tokens are, and its tokens in text.
 
     `concentration` is the share of its pairs that its `top` commonest kinds of token make up, `chance` the same with
     tokens shuffled. `tokens_in_text` are those that tell the expert best: the largest terms of the mutual information.
@@ -104,17 +105,17 @@ def expert_tokens(observed: Observed, text_of: Callable[[int], str], *, top: int
         chance = _joint(shuffled, experts, len(kinds), observed.num_experts).T
         expected = counts.sum(1, keepdims=True) * (counts.sum(0) / counts.sum())
         telling = special.rel_entr(counts, expected)
-        for expert, (mine, by_chance, terms) in enumerate(zip(counts, chance, telling, strict=True)):
+        for expert, (own, by_chance, terms) in enumerate(zip(counts, chance, telling, strict=True)):
             best = [kind for kind in np.argsort(-terms, kind="stable")[:top] if terms[kind] > 0]
-            row = {"layer": layer, "expert": expert, "load": mine.sum() / counts.sum(1).mean()}
-            row |= {"concentration": _top_share(mine, top), "chance": _top_share(by_chance, top)}
+            row = {"layer": layer, "expert": expert, "load": own.sum() / counts.sum(1).mean()}
+            row |= {"concentration": _top_share(own, top), "chance": _top_share(by_chance, top)}
             rows.append(row | {"tokens_in_text": " ".join(repr(texts[kind]) for kind in best)})
     return pd.DataFrame(rows)
 
 
-def _against_chance(found: float, by_chance: list[float]) -> dict[str, float]:
-    reached = sum(value >= found for value in by_chance)
-    return {"information": found, "chance": float(np.mean(by_chance)), "p": (1 + reached) / (1 + len(by_chance))}
+def _against_chance(information: float, by_chance: list[float]) -> dict[str, float]:
+    reached = sum(value >= information for value in by_chance)
+    return {"information": information, "chance": float(np.mean(by_chance)), "p": (1 + reached) / (1 + len(by_chance))}
 
 
 def _domains(observed: Observed) -> NDArray[np.int64]:
@@ -124,13 +125,13 @@ def _domains(observed: Observed) -> NDArray[np.int64]:
 
 
 def _kinds(observed: Observed) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Each place's token as an index (S, T) into the kinds of token that occur (V,)."""
+    """Return each place's token as an index (S, T) into the kinds of token that occur (V,)."""
     kinds, places = np.unique(observed.tokens, return_inverse=True)
     return places.reshape(observed.tokens.shape), kinds
 
 
 def _joint(given: NDArray[np.int64], experts: NDArray[np.int16], num_given: int, num_experts: int) -> NDArray[np.int64]:
-    """Joint counts of what each token is, given (S, T), and of the experts (S, T, K) that it chose."""
+    """Count jointly what each token is, given (S, T), and the experts (S, T, K) that it chose."""
     cells = given[..., None] * num_experts + experts
     return np.bincount(cells.ravel(), minlength=num_given * num_experts).reshape(num_given, num_experts)
 

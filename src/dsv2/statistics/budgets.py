@@ -1,7 +1,7 @@
 """What a loss cost: the same curve over training tokens, over FLOPs and over seconds.
 
 `metrics` is the long table of a study's finished trials (arm, seed, step, tokens, metric, value); `accounting` has one
-row an arm with flops_per_token.
+row per arm with flops_per_token.
 """
 
 import numpy as np
@@ -12,10 +12,10 @@ AXES = {"per_token": "tokens", "per_flop": "flops", "per_second": "seconds"}  # 
 
 
 def spent(metrics: pd.DataFrame, accounting: pd.DataFrame, metric: str = "val/loss") -> pd.DataFrame:
-    """A row for each logged value of `metric`: arm, seed, tokens, flops, seconds, value, tokens rising.
+    """Return a row per logged value of `metric`: arm, seed, tokens, flops, seconds, value, in the order of tokens.
 
     FLOPs are those of the account, forward and backward. Seconds are of training alone, summed from the logged
-    perf/tokens_per_s: as noisy as the machine was busy, and of trials that ran side by side only a rough guide.
+    perf/tokens_per_s: as noisy as the machine was busy, and only a rough guide where trials ran side by side.
     """
     flops = accounting.set_index("arm")["flops_per_token"]
     if unknown := sorted(set(metrics["arm"]) - set(flops.index)):
@@ -23,11 +23,11 @@ def spent(metrics: pd.DataFrame, accounting: pd.DataFrame, metric: str = "val/lo
     table = metrics[metrics["metric"].isin([metric, "perf/tokens_per_s"])]
     table = table.pivot(index=["arm", "seed", "tokens"], columns="metric", values="value")
     if missing := [name for name in (metric, "perf/tokens_per_s") if name not in table]:
-        raise ValueError(f"metrics: {' and '.join(missing)} was not logged")
+        raise ValueError(f"metrics: {' and '.join(missing)} not logged")
     table = table.reset_index().sort_values(["arm", "seed", "tokens"], kind="stable")
     new = table["tokens"] - table.groupby(["arm", "seed"])["tokens"].shift(fill_value=0)
-    took = new / table["perf/tokens_per_s"]
-    table["seconds"] = took.groupby([table["arm"], table["seed"]]).cumsum()
+    seconds = new / table["perf/tokens_per_s"]
+    table["seconds"] = seconds.groupby([table["arm"], table["seed"]]).cumsum()
     table["flops"] = table["tokens"] * table["arm"].map(flops).astype(float)
     table = table.rename(columns={metric: "value"}).dropna(subset=["value"])
     return (
@@ -36,31 +36,31 @@ def spent(metrics: pd.DataFrame, accounting: pd.DataFrame, metric: str = "val/lo
 
 
 def equal_budgets(table: pd.DataFrame) -> dict[str, float]:
-    """The most tokens, flops and seconds that every arm and seed of `spent` reached."""
+    """Return the largest tokens, flops and seconds that every arm and seed of `spent` reached."""
     ends = table.groupby(["arm", "seed"])[list(AXES.values())].max()
     return {name: float(ends[name].min()) for name in AXES.values()}
 
 
 def loss_at_equal(metrics: pd.DataFrame, accounting: pd.DataFrame, metric: str = "val/loss") -> pd.DataFrame:
-    """`metric` at the largest budget that all trials reached: arm, seed, per_token, per_flop, per_second.
+    """Return `metric` at the largest budget that all trials reached: arm, seed, per_token, per_flop, per_second.
 
     Between two logged values it is interpolated along the logarithm of the budget, where such curves are nearly
-    straight; NaN where the budget ends before a trial's first value. `.attrs` holds tokens, flops and seconds of it.
+    straight; NaN where the budget ends before a trial's first value. `.attrs` holds its tokens, flops and seconds.
     """
     table = spent(metrics, accounting, metric)
     budgets = equal_budgets(table)
     rows = [
         {"arm": arm, "seed": seed}
         | {
-            column: _at(budgets[of], one[of].to_numpy(float), one["value"].to_numpy(float))
-            for column, of in AXES.items()
+            column: _at(budgets[budget], trial[budget].to_numpy(float), trial["value"].to_numpy(float))
+            for column, budget in AXES.items()
         }
         for arm in dict.fromkeys(metrics["arm"])
-        for seed, one in table[table["arm"] == arm].groupby("seed")
+        for seed, trial in table[table["arm"] == arm].groupby("seed")
     ]
-    found = pd.DataFrame(rows, columns=["arm", "seed", *AXES])
-    found.attrs.update(budgets)
-    return found
+    at_equal = pd.DataFrame(rows, columns=["arm", "seed", *AXES])
+    at_equal.attrs.update(budgets)
+    return at_equal
 
 
 def _at(budget: float, budgets: NDArray[np.float64], values: NDArray[np.float64]) -> float:

@@ -2,14 +2,14 @@
 
 n seeds, c cells (arms). A term is a contrast: weights over the cells that sum to zero. Its value at one seed is the
 weighted sum of that seed's cells, so whatever a seed does to all cells cancels; a t interval over the n values says how
-sure it is. An analysis of variance would pool the noise of all cells and gain degrees of freedom, but cells whose
+certain it is. An analysis of variance would pool the noise of all cells and gain degrees of freedom, but cells whose
 routing collapses are noisier than the others; a contrast by seed needs no equal variances.
 
 A main effect is the mean of the metric at a level minus that at the factor's lowest level, over all levels of the
-other factors. An interaction of two is how much the one's effect changes when the other goes from its lowest level up:
-the difference of the differences. Of three: how much that changes with the third. A factor of k levels has k - 1
-contrasts, each of a level to the lowest, so nothing is assumed linear. Numbers are ordered by size, other levels as
-the arms name them. Holm's correction is over all terms of the metric.
+other factors. An interaction of two is how much the effect of one changes when the other goes from its lowest level up:
+the difference of the differences. An interaction of three is how much that changes with the third. A factor of k levels
+has k - 1 contrasts, each of a level to the lowest, so nothing is assumed linear. Numbers are ordered by size, other
+levels as the arms name them. Holm's correction is over all terms of the metric.
 """
 
 import itertools
@@ -22,7 +22,7 @@ import pandas as pd
 
 from dsv2.metrics import quantity
 from dsv2.statistics.paired import ALPHA, Values, detectable_in_sd, holm, paired_p, t_interval, without_rounding
-from dsv2.statistics.verdicts import IncompleteStudy, difference_text, paired_values
+from dsv2.statistics.verdicts import IncompleteStudy, difference_text, paired_values, two_digits
 
 Level = str | float | bool
 Design = Mapping[str, Mapping[str, Level]]  # arm -> factor -> level
@@ -49,7 +49,7 @@ class Term(NamedTuple):
     high: float
     p: float  # two-sided, t over seeds
     p_holm: float
-    detectable: float  # smallest effect seen with 80% power at the level Holm asks of the first rejection
+    detectable: float  # smallest effect detected with 80% power at the level Holm asks of the first rejection
     word: str  # better, worse, undecided, identical or none
 
 
@@ -57,11 +57,11 @@ class Term(NamedTuple):
 
 
 def levels(design: Design) -> dict[str, list[Level]]:
-    """Each factor's levels, lowest first. Raises `IncompleteStudy` naming the combinations that no arm has."""
+    """Return each factor's levels, lowest first. Raises `IncompleteStudy` naming the combinations that no arm has."""
     if not design:
         raise ValueError("design={}: at least one factor of two levels")
     factors = list(next(iter(design.values())))
-    found: dict[str, list[Level]] = {factor: [] for factor in factors}
+    by_factor: dict[str, list[Level]] = {factor: [] for factor in factors}
     cells: dict[tuple[Level, ...], str] = {}
     for arm, cell in design.items():
         if set(cell) != set(factors):
@@ -71,19 +71,19 @@ def levels(design: Design) -> dict[str, list[Level]]:
             raise ValueError(f"design: arms {cells[place]!r} and {arm!r} are the same cell, {_cell(factors, place)}")
         cells[place] = arm
         for factor in factors:
-            if cell[factor] not in found[factor]:
-                found[factor].append(cell[factor])
-    for factor, those in found.items():
-        if len(those) < 2:
-            raise ValueError(f"design: factor {factor!r} has the one level {those[0]!r}; at least two")
-    missing = [place for place in itertools.product(*found.values()) if place not in cells]
+            if cell[factor] not in by_factor[factor]:
+                by_factor[factor].append(cell[factor])
+    for factor, of_factor in by_factor.items():
+        if len(of_factor) < 2:
+            raise ValueError(f"design: factor {factor!r} has only the level {of_factor[0]!r}; it needs at least two")
+    missing = [place for place in itertools.product(*by_factor.values()) if place not in cells]
     if missing:
         raise IncompleteStudy([f"{_cell(factors, place)} (no arm)" for place in missing])
-    return {factor: sorted(those) if _numeric(those) else those for factor, those in found.items()}
+    return {factor: sorted(values) if _numeric(values) else values for factor, values in by_factor.items()}
 
 
 def contrasts(design: Design) -> dict[tuple[tuple[str, Level], ...], dict[str, float]]:
-    """Each term, as (factor, level) pairs, to the weights of the arms; main effects first, then by two, by three."""
+    """Return the weights of the arms per term, a tuple of (factor, level), in the order of the number of factors."""
     ordered = levels(design)
     terms = {}
     for order in range(1, min(len(ordered), 3) + 1):
@@ -99,7 +99,7 @@ def _weight(cell: Mapping[str, Level], term: Iterable[tuple[str, Level]], ordere
     for factor, raised in term:
         lowest = averaged.pop(factor)[0]
         sign *= (cell[factor] == raised) - (cell[factor] == lowest)
-    return sign / math.prod(len(those) for those in averaged.values())
+    return sign / math.prod(len(of_factor) for of_factor in averaged.values())
 
 
 # ---- the effects -----------------------------------------------------------------------------------------------------
@@ -108,9 +108,9 @@ def _weight(cell: Mapping[str, Level], term: Iterable[tuple[str, Level]], ordere
 def factorial(
     results: pd.DataFrame, metric: str, design: Design, *, seeds: Sequence[int], direction: str
 ) -> list[Term]:
-    """Every main effect and every interaction of two and three factors in one metric.
+    """Estimate every main effect and every interaction of two and three factors in one metric.
 
-    `results` has one row a trial with columns arm, seed, status and the metric; `direction` is "lower" or "higher",
+    `results` has one row per trial with columns arm, seed, status and the metric; `direction` is "lower" or "higher",
     whichever is better. Raises `IncompleteStudy` for combinations without an arm and for missing trials.
     """
     if direction not in ("lower", "higher"):
@@ -118,19 +118,19 @@ def factorial(
     weights = contrasts(design)
     values = paired_values(results, metric, list(design), seeds)
     if silent := [arm for arm in design if arm not in values]:
-        raise ValueError(f"results: {', '.join(silent)} have no {metric}; a factorial study needs it of every arm")
-    paired = [_sum(values, weight) for weight in weights.values()]
-    p = [paired_p(each) for each in paired]
+        raise ValueError(f"results: {', '.join(silent)} have no {metric}; a factorial study needs it for every arm")
+    by_term = [_sum(values, weight) for weight in weights.values()]
+    p = [paired_p(of_seeds) for of_seeds in by_term]
     terms = []
-    for term, each, raw, corrected in zip(weights, paired, p, holm(p), strict=True):
-        n, interval = each.size, t_interval(each)
-        sd = float(each.std(ddof=1)) if n > 1 else math.nan
-        found = Term(
-            term=" x ".join(f"{factor}={_shown(level)}" for factor, level in term),
-            order=len(term),
+    for factors, of_seeds, raw, corrected in zip(weights, by_term, p, holm(p), strict=True):
+        n, interval = of_seeds.size, t_interval(of_seeds)
+        sd = float(of_seeds.std(ddof=1)) if n > 1 else math.nan
+        term = Term(
+            term=" x ".join(f"{factor}={level_text(level)}" for factor, level in factors),
+            order=len(factors),
             metric=metric,
             n=n,
-            effect=float(each.mean()),
+            effect=float(of_seeds.mean()),
             sd=sd,
             low=interval.low,
             high=interval.high,
@@ -139,12 +139,12 @@ def factorial(
             detectable=detectable_in_sd(n, ALPHA / len(weights)) * sd if n > 1 else math.nan,
             word="",
         )
-        terms.append(found._replace(word=_word(found, direction)))
+        terms.append(term._replace(word=_word(term, direction)))
     return terms
 
 
 def _sum(values: Mapping[str, Values], weight: Mapping[str, float]) -> Values:
-    """(n,) of the contrast, seed by seed."""
+    """Return the contrast (n,), seed by seed."""
     terms = np.array([weight[arm] * values[arm] for arm in weight])  # (c, n)
     return without_rounding(terms.sum(0), float(np.abs(terms).sum(0).max()))
 
@@ -154,7 +154,7 @@ def _word(term: Term, direction: str) -> str:
         return "none"
     if term.effect == 0 and term.sd == 0:
         return "identical"
-    if not term.p_holm < ALPHA:  # nor where equal contrasts leave no noise to judge by
+    if not term.p_holm < ALPHA:  # also NaN, where equal contrasts leave no noise to judge by
         return "undecided"
     return "better" if (term.effect < 0) == (direction == "lower") else "worse"
 
@@ -163,51 +163,51 @@ def _word(term: Term, direction: str) -> str:
 
 
 def factorial_text(terms: Sequence[Term]) -> list[str]:
-    """What the terms say, a sentence a metric: decided main effects, decided interactions, and what stayed unseen."""
-    said = []
+    """Say per metric which main effects and which interactions were decided, and what would not have been seen."""
+    sentences = []
     for metric in dict.fromkeys(term.metric for term in terms):
-        mine = [term for term in terms if term.metric == metric]
-        if mine[0].n < 2:
-            said.append(f"{metric} - no verdict: one seed gives no interval.")
+        of_metric = [term for term in terms if term.metric == metric]
+        if of_metric[0].n < 2:
+            sentences.append(f"{metric} - no verdict: one seed gives no interval.")
             continue
         parts = []
-        for name, those in (
-            ("main effects", [term for term in mine if term.order == 1]),
-            ("interactions", [term for term in mine if term.order > 1]),
+        for name, kind in (
+            ("main effects", [term for term in of_metric if term.order == 1]),
+            ("interactions", [term for term in of_metric if term.order > 1]),
         ):
-            decided = [term for term in those if term.word in ("better", "worse")]
+            decided = [term for term in kind if term.word in ("better", "worse")]
             named = ", ".join(f"{t.term} {t.word} ({difference_text(t.effect, t.low, t.high)})" for t in decided)
-            if those:
+            if kind:
                 parts.append(f"{name}: {named or 'none seen'}")
-        unseen = [term.detectable for term in mine if term.word == "undecided"]
+        unseen = [term.detectable for term in of_metric if term.word == "undecided"]
         limit = f"; of the undecided, smaller than {max(unseen):.2g} would not have been seen" if unseen else ""
-        said.append(f"{metric} - {'; '.join(parts)}{limit}.")
-    return said
+        sentences.append(f"{metric} - {'; '.join(parts)}{limit}.")
+    return sentences
 
 
 def factorial_rows(terms: Sequence[Term]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a report's table."""
+    """Return header and rows of a report's table."""
     rows = [
         [
             quantity(term.metric).short,
             term.term,
             difference_text(term.effect, term.low, term.high),
-            *("" if math.isnan(p) else f"{p:.2g}" for p in (term.p, term.p_holm)),
-            "" if math.isnan(term.detectable) else f"{term.detectable:.2g}",
+            *map(two_digits, (term.p, term.p_holm, term.detectable)),
             term.word,
         ]
         for term in terms
     ]
-    return ["metric", "term", "effect [95% t]", "p", "p (Holm)", "smallest found", "verdict"], rows
+    return ["metric", "term", "effect [95% t]", "p", "p (Holm)", "smallest detectable", "verdict"], rows
 
 
-def _shown(level: Level) -> str:
+def level_text(level: Level) -> str:
+    """Write a level as terms name it."""
     return f"{level:g}" if isinstance(level, int | float) and not isinstance(level, bool) else str(level)
 
 
 def _cell(factors: Iterable[str], place: Iterable[Level]) -> str:
-    return ", ".join(f"{factor}={_shown(level)}" for factor, level in zip(factors, place, strict=True))
+    return ", ".join(f"{factor}={level_text(level)}" for factor, level in zip(factors, place, strict=True))
 
 
-def _numeric(those: Sequence[Level]) -> bool:
-    return all(isinstance(level, int | float) for level in those)
+def _numeric(values: Sequence[Level]) -> bool:
+    return all(isinstance(level, int | float) for level in values)

@@ -1,14 +1,14 @@
-"""Loss over training compute along a ladder of scales: fitted curves, how sure they are, and the next rung foretold.
+"""Loss over training compute along a ladder of scales: fitted curves, their intervals, predictions of the next rung.
 
 R rungs, B resamples. The form is L(C) = E + A C^-alpha with E >= 0, A > 0 and 0.001 <= alpha <= 2, C in FLOPs; two
-rungs cannot hold three numbers, so they get L(C) = A C^-alpha. Fits are least squares of log L over all runs.
+rungs do not determine three numbers, so they get L(C) = A C^-alpha. Fits are least squares of log L over all runs.
 
 Intervals are a bootstrap over seeds: at each rung the seeds are drawn anew, the same for all arms, so that differences
 between arms stay paired; rungs are drawn independently, for a seed at two scales shares a number and no weights. With
-n seeds, means of resamples vary too little by sqrt((n - 1) / n), and percentiles know nothing of how few the seeds are:
-what a resample moves a rung's mean is stretched by sqrt(n / (n - 1)) and by t / z at sum(n - 1) degrees of freedom.
-`tests/analysis/test_ladder.py` holds the coverage against 95%. They know the noise of seeds alone, not that the form
-may be wrong beyond the rungs: a held-out rung tests that.
+n seeds, means of resamples vary too little by sqrt((n - 1) / n), and percentiles do not allow for how few seeds there
+are: what a resample moves a rung's mean by is stretched by sqrt(n / (n - 1)) and by t / z at sum(n - 1) degrees of
+freedom. `tests/statistics/test_ladder.py` holds the coverage against 95%. Intervals allow for the noise of seeds alone,
+not for a form that is wrong beyond the rungs: a held-out rung tests that.
 """
 
 import math
@@ -42,12 +42,12 @@ class Fit(NamedTuple):
     note: str  # which bound the fit lies on, or why there is no interval; may be ""
 
     def at(self, flops: float | Values) -> Values:
-        """The fitted loss after so many FLOPs."""
+        """Return the fitted loss after `flops`."""
         return np.asarray(self.e + self.a * np.asarray(flops, dtype=float) ** -self.alpha)
 
 
 class Ladder(NamedTuple):
-    """All arms' curves, and what belongs to them together: resample b of one arm has the seeds of b of another."""
+    """The curves of all arms, resampled together: resample b of one arm has the seeds of resample b of another."""
 
     scales: tuple[str, ...]
     fits: dict[str, Fit]
@@ -72,7 +72,7 @@ class Prediction(NamedTuple):
 
 class _Points(NamedTuple):
     flops: Values  # (R,)
-    logs: list[Values]  # R arrays of log loss, one a seed
+    logs: list[Values]  # R arrays (n,) of log loss
 
 
 # ---- fitting ---------------------------------------------------------------------------------------------------------
@@ -87,31 +87,36 @@ def fit_ladder(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Ladder:
-    """The curves of all arms; `runs` as in `trends`. Refuses one rung, rungs of equal compute and a loss that rises."""
+    """Fit the curves of all arms; `runs` as in `trends`.
+
+    Raises ValueError for a single rung, for rungs of equal compute and for a loss that does not fall.
+    """
     scales = climb(runs, arms=arms, baseline=baseline, loss=loss)
     if len(scales) < 2:
-        raise ValueError(f"runs: the one scale {', '.join(scales)}; a curve over compute takes two at least")
+        raise ValueError(f"runs: only the scale {', '.join(scales)}; a curve over compute takes at least two")
     points = {arm: _points(runs[runs["arm"] == arm], arm, scales, loss) for arm in arms}
-    counts = [each.size for each in points[baseline].logs]  # seeds at each rung, the same for all arms
+    counts = [losses.size for losses in points[baseline].logs]  # seeds at each rung, the same for all arms
     rng = np.random.default_rng(seed)
     picks = [rng.integers(0, n, (resamples if min(counts) > 1 else 0, n)) for n in counts]
     stretch = _stretch(counts)
     fits, draws, residuals = {}, {}, {}
     for arm, (flops, logs) in points.items():
-        means = np.array([each.mean() for each in logs])
-        away = [k * (each - mean) for k, each, mean in zip(stretch, logs, means, strict=True)]
-        moved = means + np.stack([each[pick].mean(1) for each, pick in zip(away, picks, strict=True)], axis=1)  # (B, R)
+        means = np.array([losses.mean() for losses in logs])
+        away = [k * (losses - mean) for k, losses, mean in zip(stretch, logs, means, strict=True)]
+        moved = means + np.stack([rung[pick].mean(1) for rung, pick in zip(away, picks, strict=True)], axis=1)  # (B, R)
         fits[arm], draws[arm] = _fit(arm, flops, means, np.array(counts, dtype=float), moved)
         residuals[arm] = np.concatenate(away)
     return Ladder(tuple(scales), fits, draws, residuals)
 
 
-def _points(mine: pd.DataFrame, arm: str, scales: Sequence[str], loss: str) -> _Points:
+def _points(runs: pd.DataFrame, arm: str, scales: Sequence[str], loss: str) -> _Points:
     flops, logs = [], []
     for scale in scales:
-        rung = mine[mine["scale"] == scale].sort_values("seed")
+        rung = runs[runs["scale"] == scale].sort_values("seed")
         if np.ptp(rung["flops"]) > 1e-6 * rung["flops"].max():
-            raise ValueError(f"runs: flops of arm {arm!r} differ between the seeds of {scale!r}; one number a rung")
+            raise ValueError(
+                f"runs: flops of arm {arm!r} differ between the seeds of {scale!r}; each rung takes one number"
+            )
         flops.append(float(rung["flops"].iloc[0]))
         logs.append(np.log(rung[loss].to_numpy(dtype=float)))
     for i in range(1, len(flops)):
@@ -122,7 +127,7 @@ def _points(mine: pd.DataFrame, arm: str, scales: Sequence[str], loss: str) -> _
 
 
 def _stretch(counts: Sequence[int]) -> list[float]:
-    """By how much each rung's resampled means are moved further, so that percentiles become t intervals."""
+    """Return how many times further to move each rung's resampled means, so that percentiles become t intervals."""
     if min(counts) < 2:
         return [math.nan if n < 2 else 1.0 for n in counts]
     freedom = sum(n - 1 for n in counts)
@@ -131,13 +136,13 @@ def _stretch(counts: Sequence[int]) -> list[float]:
 
 
 def _fit(arm: str, flops: Values, means: Values, weights: Values, moved: Values) -> tuple[Fit, Values]:
-    """The curve through `means` (R,) of log loss, and (B, 3) of E, A, alpha for the resampled means (B, R)."""
+    """Fit a curve to `means` (R,) of log loss, and return (B, 3) of E, A, alpha for the resampled means (B, R)."""
     centre = float(np.log(flops).mean())  # compute relative to the middle rung keeps A and alpha apart
     x = np.log(flops) - centre
     if len(x) == 2:
-        form, best, found = POWER_LAW, _power_law(x, means[None])[0], _power_law(x, moved)
+        form, best, drawn = POWER_LAW, _power_law(x, means[None])[0], _power_law(x, moved)
     else:
-        form, best, found = SATURATING, _saturating(x, means, weights), _profile(x, np.exp(moved), weights)
+        form, best, drawn = SATURATING, _saturating(x, means, weights), _profile(x, np.exp(moved), weights)
     e, a, alpha = best
     if a <= 0 or alpha <= 0:
         ends = f"{math.exp(means[0]):.4g} after {flops[0]:.3g} FLOPs, {math.exp(means[-1]):.4g} after {flops[-1]:.3g}"
@@ -146,14 +151,14 @@ def _fit(arm: str, flops: Values, means: Values, weights: Values, moved: Values)
     notes += ["E at its bound 0"] if form == SATURATING and e <= 1e-4 * math.exp(means[0]) else []
     notes += [f"alpha at its bound {STEEPEST:g}"] if form == SATURATING and alpha >= STEEPEST * (1 - 1e-6) else []
     notes += [] if len(moved) else ["no interval: a rung has one seed, or no resamples were asked for"]
-    found = np.stack([found[:, 0], found[:, 1] * np.exp(found[:, 2] * centre), found[:, 2]], axis=1)
-    of_e, of_a, of_alpha = (_interval(found[:, i]) for i in range(3))
+    drawn = np.stack([drawn[:, 0], drawn[:, 1] * np.exp(drawn[:, 2] * centre), drawn[:, 2]], axis=1)
+    of_e, of_a, of_alpha = (_interval(drawn[:, i]) for i in range(3))
     fit = Fit(arm, form, len(x), e, a * math.exp(alpha * centre), alpha, of_e, of_a, of_alpha, "; ".join(notes))
-    return fit, found
+    return fit, drawn
 
 
 def _saturating(x: Values, y: Values, weights: Values) -> tuple[float, float, float]:
-    """E, A, alpha of least squares of log loss, from several starts; x is log compute, y mean log loss, both (R,)."""
+    """Fit E, A, alpha by least squares of log loss, from several starts; x log compute, y mean log loss, both (R,)."""
     root, lowest = np.sqrt(weights), math.exp(y.min())
 
     def off(t: Values) -> Values:
@@ -171,34 +176,35 @@ def _saturating(x: Values, y: Values, weights: Values) -> tuple[float, float, fl
     lower, upper = np.array([0.0, -np.inf, EXPONENTS[0]]), np.array([lowest, np.inf, STEEPEST])
     inside = [np.clip(start, lower + 1e-9 * lowest, upper - 1e-9 * lowest) for start in starts]
     solved = [optimize.least_squares(off, start, slope, bounds=(lower, upper), x_scale="jac") for start in inside]
-    best = min(solved, key=lambda one: one.cost).x
+    best = min(solved, key=lambda solution: solution.cost).x
     return float(best[0]), math.exp(best[1]), float(best[2])
 
 
 def _power_law(x: Values, y: Values) -> Values:
-    """(B, 3) of 0, A, alpha through two rungs; y (B, 2) is log loss."""
+    """Return (B, 3) of 0, A, alpha through two rungs; y (B, 2) is log loss."""
     alpha = (y[:, 0] - y[:, 1]) / (x[1] - x[0])
     return np.stack([np.zeros(len(y)), np.exp(y[:, 0] + alpha * x[0]), alpha], axis=1)
 
 
 def _profile(x: Values, losses: Values, weights: Values) -> Values:
-    """(B, 3) of E, A, alpha by a scan over alpha, where E and A are linear: many fits at once, none in a wrong valley.
+    """Return (B, 3) of E, A, alpha by a scan over alpha, where E and A are linear: many fits, none in a wrong valley.
 
     Least squares of relative residuals, which are those of log loss up to their square. losses (B, R).
     """
-    each = np.arange(len(losses))
+    resample = np.arange(len(losses))
     alpha = np.broadcast_to(EXPONENTS, (len(losses), len(EXPONENTS)))
-    for _ in range(3):  # each time between the best one's neighbours
+    for _ in range(3):  # each time between the neighbours of the best
         near = _linear(x, losses, weights, alpha)[2].argmin(1)
-        low, high = alpha[each, np.maximum(near - 1, 0)], alpha[each, np.minimum(near + 1, alpha.shape[1] - 1)]
+        above = np.minimum(near + 1, alpha.shape[1] - 1)
+        low, high = alpha[resample, np.maximum(near - 1, 0)], alpha[resample, above]
         alpha = low[:, None] + (high - low)[:, None] * np.linspace(0, 1, 21)
     e, a, cost = _linear(x, losses, weights, alpha)
     best = cost.argmin(1)
-    return np.stack([e[each, best], a[each, best], alpha[each, best]], axis=1)
+    return np.stack([e[resample, best], a[resample, best], alpha[resample, best]], axis=1)
 
 
 def _linear(x: Values, losses: Values, weights: Values, alpha: Values) -> tuple[Values, Values, Values]:
-    """E >= 0 and A >= 0 at the given alpha (B, G), and their cost, each (B, G)."""
+    """Fit E >= 0 and A >= 0 at the given alpha (B, G) and return them with their cost, each (B, G)."""
     power = np.exp(-alpha[..., None] * x)  # (B, G, R)
     once, twice = (weights / losses)[:, None], (weights / losses**2)[:, None]  # (B, 1, R)
     s00, s01, s11 = twice.sum(-1), (twice * power).sum(-1), (twice * power**2).sum(-1)
@@ -222,7 +228,7 @@ def _interval(draws: Values) -> Interval:
 
 
 def band(ladder: Ladder, arm: str, flops: Values, minus: str | None = None) -> tuple[Values, Values]:
-    """95% interval of the curve at each of `flops`, or of its difference to the curve of `minus`."""
+    """Return the 95% interval of the curve at each of `flops`, or of its difference to the curve of `minus`."""
     drawn = _curves(ladder, arm, flops) - (_curves(ladder, minus, flops) if minus else 0.0)
     if not len(drawn):
         return np.full(len(flops), math.nan), np.full(len(flops), math.nan)
@@ -243,22 +249,26 @@ def predict(
     seeds: int,
     baseline: str | None = None,
 ) -> list[Prediction]:
-    """The mean loss of `seeds` runs after each arm's `flops`, with 95% prediction intervals; then, with a baseline,
-    every arm's difference to it. The noise of the new runs is taken to be that of all rungs, pooled, in log loss."""
+    """Predict the mean loss of `seeds` runs after each arm's `flops`, with 95% prediction intervals.
+
+    With a baseline, every arm's difference to it follows. The noise of the new runs is taken to be that of all rungs,
+    pooled, in log loss.
+    """
     if seeds < 1:
         raise ValueError(f"seeds={seeds}: at least one")
     rng = np.random.default_rng(1)
     amount, pool = len(next(iter(ladder.draws.values()))), len(next(iter(ladder.residuals.values())))
     picks = rng.integers(0, pool, (amount, seeds))  # the same runs for all arms: what seeds share stays shared
-    found, drawn = {}, {}
+    predicted, drawn = {}, {}
     for arm, compute in flops.items():
         noise = np.exp(ladder.residuals[arm][picks].mean(1)) if amount else np.empty(0)
         drawn[arm] = _curves(ladder, arm, np.array([compute]))[:, 0] * noise
-        found[arm] = float(ladder.fits[arm].at(compute))
-    wanted = [(arm, "", found[arm], drawn[arm]) for arm in flops]
+        predicted[arm] = float(ladder.fits[arm].at(compute))
+    wanted = [(arm, "", predicted[arm], drawn[arm]) for arm in flops]
     if baseline is not None:
         others = [arm for arm in flops if arm != baseline]
-        wanted += [(arm, baseline, found[arm] - found[baseline], drawn[arm] - drawn[baseline]) for arm in others]
+        gaps = {arm: (predicted[arm] - predicted[baseline], drawn[arm] - drawn[baseline]) for arm in others}
+        wanted += [(arm, baseline, *gap) for arm, gap in gaps.items()]
     return [
         Prediction(arm, minus, scale, flops[arm], seeds, value, *_interval(draws), observed=math.nan, inside=None)
         for arm, minus, value, draws in wanted
@@ -275,7 +285,7 @@ def held_out(
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[Prediction]:
-    """Fit the rungs below `scale`, predict it, and say whether what was observed there lies inside."""
+    """Fit the rungs below `scale`, predict it, and tell whether what was observed there lies inside."""
     scales = climb(runs, arms=arms, baseline=baseline, loss=loss)
     if scale not in scales[2:]:
         raise ValueError(f"scale={scale!r}: a rung with two below it; there are {', '.join(scales)}")
@@ -284,9 +294,11 @@ def held_out(
     rung = runs[(runs["scale"] == scale) & runs["arm"].isin(list(arms))].groupby("arm")
     compute, seeds = rung["flops"].mean(), int(rung["seed"].nunique().min())
     observed = np.exp(rung[loss].apply(lambda column: np.log(column).mean()))  # as the fit averages
-    result = []
-    for one in predict(ladder, {arm: compute[arm] for arm in arms}, scale=scale, seeds=seeds, baseline=baseline):
-        was = float(observed[one.arm] - (observed[one.minus] if one.minus else 0.0))
-        inside = None if math.isnan(one.low) else bool(one.low <= was <= one.high)
-        result.append(one._replace(observed=was, inside=inside))
-    return result
+    predictions = predict(ladder, {arm: compute[arm] for arm in arms}, scale=scale, seeds=seeds, baseline=baseline)
+    checked = []
+    for prediction in predictions:
+        arm, minus, low, high = prediction.arm, prediction.minus, prediction.low, prediction.high
+        value = float(observed[arm] - (observed[minus] if minus else 0.0))
+        inside = None if math.isnan(low) else bool(low <= value <= high)
+        checked.append(prediction._replace(observed=value, inside=inside))
+    return checked

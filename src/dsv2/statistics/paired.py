@@ -1,4 +1,4 @@
-"""Differences paired by seed, how sure they are, what would not have been seen, and what chance alone gives.
+"""Differences paired by seed: how certain they are, and which ones would not have been detected.
 
 n seeds; `differences` (n,) are an arm's values minus the baseline's, seed by seed. Pure functions of numbers.
 """
@@ -20,6 +20,8 @@ Values = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
+    """Its two ends; NaN where there is none."""
+
     low: float
     high: float
 
@@ -28,16 +30,18 @@ class Interval(NamedTuple):
 
 
 def paired_differences(arm: Values, baseline: Values) -> Values:
-    """(n,) arm minus baseline, seed by seed, `without_rounding`."""
+    """Return arm minus baseline (n,), seed by seed, `without_rounding`."""
     if arm.shape != baseline.shape or arm.ndim != 1 or arm.size == 0:
-        raise ValueError(f"values: {arm.shape} of the arm, {baseline.shape} of the baseline; one number a seed of both")
+        raise ValueError(f"values: {arm.shape} of the arm, {baseline.shape} of the baseline; one number per seed each")
     size = max(np.abs(arm).max(), np.abs(baseline).max())
     return without_rounding(np.asarray(arm, dtype=float) - baseline, float(size))
 
 
 def without_rounding(differences: Values, size: float) -> Values:
-    """Differences (n,) of values as large as `size`, with what is only the rounding of those values taken for no
-    difference and no spread: a t-test would find that noise of 1e-16 proves everything."""
+    """Set what is only rounding in differences (n,) of values as large as `size` to no difference and no spread.
+
+    A t-test would take noise of 1e-16 for proof.
+    """
     rounding = 4 * np.finfo(float).eps * size
     if differences.size > 1 and np.ptp(differences) <= rounding:
         differences = np.full_like(differences, differences.mean())
@@ -45,7 +49,7 @@ def without_rounding(differences: Values, size: float) -> Values:
 
 
 def t_interval(differences: Values, level: float = 1 - ALPHA) -> Interval:
-    """Interval of the mean of (n,) differences by Student's t; NaN for one seed."""
+    """Return the interval of the mean of (n,) differences by Student's t; NaN for one seed."""
     n = _checked(differences).size
     if n < 2:
         return Interval(math.nan, math.nan)
@@ -53,18 +57,11 @@ def t_interval(differences: Values, level: float = 1 - ALPHA) -> Interval:
     return Interval(float(differences.mean() - half), float(differences.mean() + half))
 
 
-def bca_interval(differences: Values, *, resamples: int = 4000, seed: int = 0, level: float = 1 - ALPHA) -> Interval:
-    """Bias-corrected and accelerated bootstrap interval of the mean; NaN below 3 seeds or without spread."""
-    if _checked(differences).size < 3 or _no_spread(differences):
-        return Interval(math.nan, math.nan)
-    rng = np.random.default_rng(seed)
-    found = stats.bootstrap((differences,), np.mean, n_resamples=resamples, confidence_level=level, rng=rng)
-    return Interval(float(found.confidence_interval.low), float(found.confidence_interval.high))
-
-
 def paired_p(differences: Values) -> float:
-    """Two-sided p of the paired t-test. 1 where all are zero; NaN for one seed, or where equal non-zero differences
-    leave nothing to estimate the noise from."""
+    """Return the two-sided p of the paired t-test; 1 where all differences are zero.
+
+    NaN for one seed, or where equal non-zero differences leave nothing to estimate the noise from.
+    """
     n, scale = _checked(differences).size, np.abs(differences).max()
     if scale == 0 and n > 1:
         return 1.0
@@ -74,23 +71,11 @@ def paired_p(differences: Values) -> float:
     return float(2 * special.stdtr(n - 1, -abs(t)))
 
 
-def sign_flip_p(differences: Values) -> float:
-    """Two-sided p over all 2^n sign flips, exact up to 16 seeds and from 2^16 seeded flips beyond. At least 2/2^n."""
-    n = _checked(differences).size
-    if n <= 16:
-        signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)  # (2^n, n)
-        extra = 0
-    else:
-        signs = np.random.default_rng(0).choice([-1, 1], size=(2**16, n))
-        extra = 1  # the observed signs are one more flip
-    sums, observed = np.abs(signs @ differences), abs(differences.sum())
-    count = int((sums >= observed * (1 - 1e-12)).sum())
-    return (count + extra) / (len(signs) + extra)
-
-
 def equivalence_p(differences: Values, margin: float) -> float:
-    """Two one-sided t-tests: small when the mean lies inside (-margin, margin). 0 where all are zero; NaN for one seed,
-    or where equal non-zero differences leave nothing to estimate the noise from."""
+    """Return the p of two one-sided t-tests: small when the mean lies inside (-margin, margin), 0 where all are zero.
+
+    NaN for one seed, or where equal non-zero differences leave nothing to estimate the noise from.
+    """
     n = _checked(differences).size
     if not 0 < margin < math.inf:
         raise ValueError(f"margin={margin}: positive and finite")
@@ -103,7 +88,7 @@ def equivalence_p(differences: Values, margin: float) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values, in the order given. NaN stays NaN and counts as a member of the family."""
+    """Return Holm's step-down adjusted p-values, in the order given. NaN stays NaN and counts as one of the family."""
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(np.where(np.isnan(p), 2.0, p), kind="stable")
     adjusted = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
@@ -113,17 +98,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def separation(arm: Values, baseline: Values) -> str:
-    """Where every seed of the arm lies beyond every seed of the baseline: "below" or "above"; else, or at n = 1, ""."""
+    """Return "below" or "above" where all seeds of the arm lie beyond all of the baseline; else, or at n = 1, ""."""
     if min(arm.size, baseline.size) < 2:
         return ""
     return "below" if arm.max() < baseline.min() else "above" if arm.min() > baseline.max() else ""
 
 
-# ---- what n seeds can see --------------------------------------------------------------------------------------------
+# ---- what n seeds can detect -----------------------------------------------------------------------------------------
 
 
 def paired_power(n: int, effect_in_sd: float, alpha: float = ALPHA) -> float:
-    """Chance that n seeds reject, two-sided, when the mean difference is that many standard deviations."""
+    """Return the chance that n seeds reject, two-sided, when the mean difference is that many standard deviations."""
     critical = special.stdtrit(n - 1, 1 - alpha / 2)
     nc = abs(effect_in_sd) * math.sqrt(n)
     wrong_side = stats.nct.sf(critical, n - 1, -nc) if nc < 5 else 0.0  # under 3e-7 there, where scipy gives NaN
@@ -132,7 +117,7 @@ def paired_power(n: int, effect_in_sd: float, alpha: float = ALPHA) -> float:
 
 @lru_cache(maxsize=4096)
 def detectable_in_sd(n: int, alpha: float = ALPHA, power: float = POWER) -> float:
-    """The mean difference, in standard deviations of the differences, that n seeds detect with that power."""
+    """Return the mean difference, in standard deviations of the differences, that n seeds detect with that power."""
     if n < 2:
         return math.inf
     highest = 1.0
@@ -142,14 +127,14 @@ def detectable_in_sd(n: int, alpha: float = ALPHA, power: float = POWER) -> floa
 
 
 def seeds_needed(effect: float, sd: float, alpha: float = ALPHA, power: float = POWER) -> int | None:
-    """Fewest seeds that detect this mean difference; None beyond 1,000."""
+    """Return the fewest seeds that detect this mean difference; None beyond 1,000."""
     if effect == 0:
         return None
     return _fewest(lambda n: detectable_in_sd(n, alpha, power) * sd <= abs(effect))
 
 
 def seeds_for_equivalence(margin: float, sd: float, alpha: float = ALPHA, power: float = POWER) -> int | None:
-    """Fewest seeds that show equivalence within the margin when there is no difference at all; None beyond 1,000."""
+    """Return the fewest seeds that show equivalence within the margin of equal arms; None beyond 1,000."""
 
     def enough(n: int) -> bool:
         critical = special.stdtrit(n - 1, 1 - alpha)
@@ -160,7 +145,7 @@ def seeds_for_equivalence(margin: float, sd: float, alpha: float = ALPHA, power:
 
 def _checked(differences: Values) -> Values:
     if differences.ndim != 1 or differences.size == 0 or not np.isfinite(differences).all():
-        raise ValueError(f"differences={differences!r}: one finite number a seed")
+        raise ValueError(f"differences={differences!r}: one finite number per seed")
     return differences
 
 
@@ -169,7 +154,7 @@ def _no_spread(differences: Values) -> bool:
 
 
 def _fewest(enough: Callable[[int], bool]) -> int | None:
-    """The smallest n of 2 to 1,000 with `enough`, which stays true once it is."""
+    """Return the smallest n from 2 to 1,000 for which `enough` holds, which then holds for all above."""
     low, high = 2, MOST_SEEDS
     if not enough(high):
         return None

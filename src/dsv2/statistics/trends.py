@@ -1,6 +1,6 @@
-"""Does a verdict hold as scale grows: every arm against the baseline at each rung of a ladder of scales.
+"""Whether a verdict holds as scale grows: every arm against the baseline at each rung of a ladder of scales.
 
-`runs` is long: one row a run with columns scale, arm, seed, flops (of its whole training) and loss; a column status,
+`runs` is long: one row per run with columns scale, arm, seed, flops (of its whole training) and loss; a column status,
 where there is one, must say finished. Rungs are ordered by the baseline's compute. Seeds may differ between rungs.
 """
 
@@ -22,7 +22,7 @@ class Trend(NamedTuple):
 
     arm: str
     scales: tuple[str, ...]
-    effects: tuple[Effect, ...]  # one a rung
+    effects: tuple[Effect, ...]  # one per rung
     word: str
     text: str
 
@@ -36,21 +36,24 @@ def trends(
     direction: str = "lower",
     margin: float | None = None,
 ) -> list[Trend]:
-    """Every other arm's verdict at each rung (`verdicts.compare`, Holm over the arms of a rung), and if it keeps."""
+    """Judge every other arm at each rung (`verdicts.compare`, Holm over the arms of a rung), and over all rungs."""
     scales = climb(runs, arms=arms, baseline=baseline, loss=loss)
-    found: dict[str, list[Effect]] = {arm: [] for arm in arms if arm != baseline}
+    by_arm: dict[str, list[Effect]] = {arm: [] for arm in arms if arm != baseline}
     for scale in scales:
         rung = _rung(runs, scale)
         seeds = sorted(set(rung["seed"]))
         for effect in compare(
-            rung, loss, arms=arms, baseline=baseline, seeds=seeds, direction=direction, margin=margin, resamples=0
+            rung, loss, arms=arms, baseline=baseline, seeds=seeds, direction=direction, margin=margin
         ):
-            found[effect.arm].append(effect)
-    return [_trend(arm, scales, effects) for arm, effects in found.items()]
+            by_arm[effect.arm].append(effect)
+    return [_trend(arm, scales, effects) for arm, effects in by_arm.items()]
 
 
 def climb(runs: pd.DataFrame, *, arms: Sequence[str], baseline: str, loss: str = "loss") -> list[str]:
-    """The scales in the order of the baseline's compute. Refuses holes, twins and numbers that are none, by name."""
+    """Return the scales in the order of the baseline's compute.
+
+    Raises ValueError, by name, for missing and repeated runs and for values that are not positive numbers.
+    """
     for column in (*COLUMNS, loss):
         if column not in runs:
             raise ValueError(f"runs: no column {column!r}; there are {', '.join(map(str, runs.columns))}")
@@ -70,14 +73,14 @@ def climb(runs: pd.DataFrame, *, arms: Sequence[str], baseline: str, loss: str =
         ]
     if missing:
         raise IncompleteStudy(missing)
-    mine = runs[runs["arm"].isin(list(arms))]
+    compared = runs[runs["arm"].isin(list(arms))]
     for column in ("flops", loss):
-        bad = mine[~(np.isfinite(mine[column]) & (mine[column] > 0))]
+        bad = compared[~(np.isfinite(compared[column]) & (compared[column] > 0))]
         if len(bad):
             row = bad.iloc[0]
             where = f"scale={row['scale']!r}, arm={row['arm']!r}, seed={row['seed']}"
             raise ValueError(f"runs: {column}={row[column]} at {where}; a positive number")
-    compute = mine[mine["arm"] == baseline].groupby("scale")["flops"].mean().sort_values()
+    compute = compared[compared["arm"] == baseline].groupby("scale")["flops"].mean().sort_values()
     return [str(scale) for scale in compute.index]
 
 
@@ -103,9 +106,9 @@ def _trend(arm: str, scales: Sequence[str], effects: Sequence[Effect]) -> Trend:
     return Trend(arm, tuple(scales), tuple(effects), word, text)
 
 
-def trend_rows(found: Sequence[Trend]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a report's table: the difference and its verdict at each rung, then the word over all."""
-    scales = found[0].scales if found else ()
+def trend_rows(by_arm: Sequence[Trend]) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of a report's table: difference and verdict at each rung, then the word over all rungs."""
+    scales = by_arm[0].scales if by_arm else ()
     rows = [
         [
             trend.arm,
@@ -113,6 +116,6 @@ def trend_rows(found: Sequence[Trend]) -> tuple[list[str], list[list[str]]]:
             trend.word,
             trend.text,
         ]
-        for trend in found
+        for trend in by_arm
     ]
     return ["arm", *scales, "over scale", "that is"], rows

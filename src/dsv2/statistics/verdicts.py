@@ -1,4 +1,4 @@
-"""What a study may say of its arms, in numbers and in words.
+"""What the results of a study say about its arms, in numbers and in words.
 
 n seeds. An effect is the arm's value minus the baseline's, seed by seed: arms of one seed share initial weights and
 data order, which halves the noise. `RULE` is how an effect becomes a verdict; a study with a missing trial has none.
@@ -15,9 +15,7 @@ from dsv2.config import ConfigError
 from dsv2.statistics.paired import (
     ALPHA,
     MOST_SEEDS,
-    Interval,
     Values,
-    bca_interval,
     detectable_in_sd,
     equivalence_p,
     holm,
@@ -26,7 +24,6 @@ from dsv2.statistics.paired import (
     seeds_for_equivalence,
     seeds_needed,
     separation,
-    sign_flip_p,
     t_interval,
 )
 
@@ -34,11 +31,9 @@ RULE = (
     "Arms are compared with the baseline seed by seed. A metric is called better or worse when the paired t-test "
     "gives p < 0.05 after Holm's correction over the arms compared in that metric, and equivalent when both one-sided "
     "t-tests (TOST) reject the stated margin under the same correction; anything else is undecided. Intervals are 95% "
-    "t intervals of the mean difference, not widened for the number of arms. The bootstrap (BCa) interval and the "
-    "exact sign-flip p-value are printed as a check and decide nothing: the first is too short below some ten seeds, "
-    "the second cannot go below 2/2^n with n seeds. The 5% hold for noise as of a mean, skewed or not; where an arm "
-    "fails in one run of ten and is well in the others, verdicts in its means are wrong far more often, so look at "
-    "the single seeds."
+    "t intervals of the mean difference, not widened for the number of arms. Of studies of equal arms, at most about "
+    "5% get a false verdict, whether noise is normal, heavy-tailed or skewed. Where an arm fails in one run of ten and "
+    "does well in the others, verdicts about its mean are wrong far more often, so look at the single seeds."
 )
 UNSEEN = "no visible cost or gain"
 MOST_DECIMALS = 8  # smaller differences are shown with an exponent
@@ -49,12 +44,12 @@ class Verdict(NamedTuple):
 
     word: str
     numbers: str  # difference, interval and p; "" where there are none
-    note: str  # what else has to be known; may be ""
+    note: str  # what else a reader has to know; may be ""
 
     @property
     def text(self) -> str:
-        said = f"{self.word}: {self.numbers}" if self.numbers else self.word
-        return f"{said}; {self.note}" if self.note else said
+        text = f"{self.word}: {self.numbers}" if self.numbers else self.word
+        return f"{text}; {self.note}" if self.note else text
 
     def __str__(self) -> str:
         return self.text
@@ -70,13 +65,10 @@ class Effect(NamedTuple):
     sd: float  # of the paired differences
     low: float  # 95% t interval
     high: float
-    bca_low: float  # 95% BCa bootstrap interval
-    bca_high: float
     p: float  # paired t, two-sided
     p_holm: float
-    p_sign_flip: float
     p_equivalence: float  # TOST after Holm; NaN without a margin
-    detectable: float  # smallest effect seen with 80% power at the level Holm asks of the first rejection
+    detectable: float  # smallest effect detected with 80% power at the level Holm asks of the first rejection
     separated: str  # "below" or "above" when all seeds of the arm lie beyond all of the baseline, else ""
     word: str
     note: str
@@ -84,7 +76,7 @@ class Effect(NamedTuple):
 
 
 def difference_text(mean: float, low: float, high: float) -> str:
-    """The mean with its interval, to two digits of the interval's half width; the mean alone without an interval."""
+    """Write a mean with its interval, to two digits of the interval's half width; without one the mean alone."""
     if math.isnan(low):
         return f"{mean:+.2g}"
     digits = decimals(low, high)
@@ -93,14 +85,19 @@ def difference_text(mean: float, low: float, high: float) -> str:
     return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
+def two_digits(value: float) -> str:
+    """Write a number to two significant digits; nothing for NaN."""
+    return "" if math.isnan(value) else f"{value:.2g}"
+
+
 def decimals(low: float, high: float) -> int:
-    """How many decimals show two digits of the interval's half width."""
+    """Return how many decimals show two digits of the interval's half width."""
     half = (high - low) / 2
     return min(max(1 - math.floor(math.log10(half)), 0), MOST_DECIMALS) if half > 0 else 3
 
 
 class IncompleteStudy(ValueError):
-    """A study with missing or unfinished trials, which has no verdict; `missing` names them."""
+    """A study has missing or unfinished trials and so no verdict; `missing` names them."""
 
     def __init__(self, missing: Sequence[str]) -> None:
         super().__init__(f"no verdict: {len(missing)} trials have no result: {', '.join(missing)}")
@@ -111,9 +108,9 @@ class IncompleteStudy(ValueError):
 
 
 def missing_trials(results: pd.DataFrame, arms: Sequence[str], seeds: Sequence[int]) -> list[str]:
-    """The (arm, seed) pairs without a finished trial, in words. Two trials of one pair are an error."""
+    """Name the (arm, seed) pairs without a finished trial. Two trials of one pair are an error."""
     if len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds={list(seeds)}: each once; a seed counted twice is no second trial")
+        raise ValueError(f"seeds={list(seeds)}: each once; a seed that is counted twice is not a second trial")
     status: dict[tuple[str, int], str] = {}
     for arm, seed, value in zip(results["arm"], results["seed"], results["status"], strict=True):
         if (arm, seed) in status:
@@ -124,7 +121,7 @@ def missing_trials(results: pd.DataFrame, arms: Sequence[str], seeds: Sequence[i
 
 
 def paired_values(results: pd.DataFrame, metric: str, arms: Sequence[str], seeds: Sequence[int]) -> dict[str, Values]:
-    """Arm to its (n,) values in the order of `seeds`. Arms that route nothing have no routing metrics and are left out.
+    """Return the (n,) values of each arm in the order of `seeds`; arms that route nothing have no routing metrics.
 
     Raises `IncompleteStudy` for missing trials and `ConfigError` for a metric that no trial has, or has no number for.
     """
@@ -137,9 +134,9 @@ def paired_values(results: pd.DataFrame, metric: str, arms: Sequence[str], seeds
     table = results.set_index(["arm", "seed"])[metric]
     values = {arm: np.array([table.loc[(arm, seed)] for seed in seeds], dtype=float) for arm in arms}
     values = {a: v for a, v in values.items() if not (metric.startswith("routing/") and np.isnan(v).all())}
-    for arm, found in values.items():
-        if not np.isfinite(found).all():
-            bad = [seed for seed, value in zip(seeds, found, strict=True) if not math.isfinite(value)]
+    for arm, of_arm in values.items():
+        if not np.isfinite(of_arm).all():
+            bad = [seed for seed, value in zip(seeds, of_arm, strict=True) if not math.isfinite(value)]
             raise ConfigError(metric, "nan", f"a number in every result; it is none for arm {arm!r}, seeds {bad}")
     return values
 
@@ -153,17 +150,16 @@ def compare(
     seeds: Sequence[int],
     direction: str,
     margin: float | None = None,
-    resamples: int = 4000,
 ) -> list[Effect]:
-    """Every other arm against the baseline in one metric, in the order of `arms`; `RULE` says how it is decided.
+    """Compare every other arm with the baseline in one metric, in the order of `arms`; `RULE` says how it is decided.
 
-    `results` has one row a trial with columns arm, seed, status and the metric. `direction` is "lower" or "higher",
-    whichever is better. `resamples=0` leaves the bootstrap out. Empty where the baseline has no such metric.
+    `results` has one row per trial with columns arm, seed, status and the metric. `direction` is "lower" or "higher",
+    whichever is better. Empty where the baseline has no such metric.
     """
     values = paired_values(results, metric, arms, seeds)
     if baseline not in values:
         return []
-    return judge(values, metric, baseline=baseline, direction=direction, margin=margin, resamples=resamples)
+    return judge(values, metric, baseline=baseline, direction=direction, margin=margin)
 
 
 def judge(
@@ -173,9 +169,8 @@ def judge(
     baseline: str,
     direction: str,
     margin: float | None = None,
-    resamples: int = 4000,
 ) -> list[Effect]:
-    """`compare` on arrays: arm to its (n,) values, all in one order of seeds."""
+    """Do what `compare` does on arrays: arm to its (n,) values, all in one order of seeds."""
     if direction not in ("lower", "higher"):
         raise ValueError(f"direction={direction!r}: 'lower' or 'higher'")
     if baseline not in values:
@@ -188,7 +183,6 @@ def judge(
     for arm, p_raw, p_holm, p_equal in zip(others, p, holm(p), holm(p_same), strict=True):
         delta, n = deltas[arm], deltas[arm].size
         sd = float(delta.std(ddof=1)) if n > 1 else math.nan
-        bca = bca_interval(delta, resamples=resamples) if resamples else Interval(math.nan, math.nan)
         effect = Effect(
             arm=arm,
             metric=metric,
@@ -197,11 +191,8 @@ def judge(
             sd=sd,
             low=t_interval(delta).low,
             high=t_interval(delta).high,
-            bca_low=bca.low,
-            bca_high=bca.high,
             p=p_raw,
             p_holm=p_holm,
-            p_sign_flip=sign_flip_p(delta),
             p_equivalence=p_equal,
             detectable=detectable_in_sd(n, ALPHA / len(others)) * sd if n > 1 else math.nan,
             separated=separation(values[arm], values[baseline]),
@@ -215,7 +206,7 @@ def judge(
 
 
 def decide(effect: Effect, direction: str, margin: float | None = None, family: int = 1) -> Verdict:
-    """The verdict on one effect by `RULE`; `family` arms were compared."""
+    """Return the verdict on one effect by `RULE`; `family` arms were compared."""
     n, mean = effect.n, effect.mean
     if n < 2:
         return Verdict("none", "", f"one seed ({mean:+.2g} there) gives no interval and no verdict")
@@ -225,16 +216,13 @@ def decide(effect: Effect, direction: str, margin: float | None = None, family: 
         return Verdict("undecided", "", f"{mean:+.2g} in each of {n} seeds, no spread to judge it by")
     size = difference_text(mean, effect.low, effect.high)
     numbers = f"{size}, p = {effect.p_holm:.2g} after Holm"
-    seen = effect.p_holm < ALPHA
+    significant = effect.p_holm < ALPHA
     notes = ["no seed overlaps the baseline's"] if effect.separated else []
     if margin is not None and effect.p_equivalence < ALPHA:
-        small = ["a difference, but under the margin"] if seen else []
+        small = ["a difference, but under the margin"] if significant else []
         return Verdict("equivalent", size, "; ".join([f"within {margin:g}", *small]))
-    if seen:
+    if significant:
         word = "better" if (mean < 0) == (direction == "lower") else "worse"
-        if 2 / 2**n > ALPHA:
-            lowest = f"{n} seeds let the sign-flip test no lower than {2 / 2**n:.2g}"
-            notes.append(f"{lowest}, so this rests on the t-test alone")
         return Verdict(word, numbers, "; ".join(notes))
     if unseen(effect):
         notes.append(UNSEEN)
@@ -242,7 +230,7 @@ def decide(effect: Effect, direction: str, margin: float | None = None, family: 
 
 
 def unseen(effect: Effect) -> bool:
-    """Whether nothing at all shows in a loss: its interval holds 0 and the seeds of the two arms overlap."""
+    """Return whether nothing at all shows in a loss: its interval holds 0 and the seeds of the two arms overlap."""
     return effect.metric in ("val/loss", "val/bpb") and effect.low <= 0 <= effect.high and not effect.separated
 
 

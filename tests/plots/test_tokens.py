@@ -2,16 +2,12 @@
 
 import re
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 
 import dsv2
 from dsv2.plots.tokens import colours, paint_html, paint_tokens, paints
-
-matplotlib.use("Agg")
 
 TOKENS = ["We", " <hold>", " these\n", " truths"]
 
@@ -64,7 +60,6 @@ def test_print_has_the_same_tokens_colours_and_strokes() -> None:
     np.testing.assert_allclose(faces, [light[0], light[1], light[1], light[0], light[0], light[1]])  # key, then tokens
     assert len(ax.lines) == 1
     assert ax.texts[-1].get_position()[1] > ax.texts[-2].get_position()[1]  # after the line break
-    plt.close(figure)
 
 
 def test_lines_are_as_long_as_the_figure_is_wide() -> None:
@@ -75,7 +70,6 @@ def test_lines_are_as_long_as_the_figure_is_wide() -> None:
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     right = max(text.get_window_extent(renderer).x1 for text in ax.texts)
     assert 0.9 * figure.bbox.x1 < right <= figure.bbox.x1
-    plt.close(figure)
 
 
 @pytest.mark.parametrize(

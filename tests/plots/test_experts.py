@@ -1,25 +1,11 @@
 """Figures of the analyses draw what their tables say, for two layers and for many, and are readable."""
 
-from collections.abc import Iterator
-
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
 from dsv2 import plots
-from tests.analysis.test_plots import assert_readable
-
-matplotlib.use("Agg")
-
-TITLE = "A finding that is long enough to need a second line when it stands above a figure of a column's width"
-
-
-@pytest.fixture(autouse=True)
-def closed() -> Iterator[None]:
-    yield
-    plt.close("all")
+from tests.references.figures import TITLE, assert_readable
 
 
 def changes(names: list) -> pd.DataFrame:
@@ -33,7 +19,7 @@ def masked(run: str) -> pd.DataFrame:
 
 
 def grid(layers: list[int], experts: int, **columns: list) -> pd.DataFrame:
-    """A row per layer, expert and whatever else, with a value between 0 and 1."""
+    """Make a row per layer, expert and whatever else, with a value between 0 and 1."""
     index = pd.MultiIndex.from_product([layers, range(experts), *columns.values()], names=["layer", "expert", *columns])
     return index.to_frame(index=False).assign(value=np.random.default_rng(0).random(len(index)))
 

@@ -1,12 +1,9 @@
 """Parameters, FLOPs and cache sizes against the modules and by hand; published figures are in test_published."""
 
-import json
-
 import pytest
 import torch
 
 import dsv2
-from dsv2.__main__ import main
 from dsv2.models.attention import GQA, MLA
 from dsv2.models.ffn import SwiGLU
 from dsv2.models.moe.layer import MoE
@@ -81,22 +78,6 @@ def test_key_norm_is_counted():
 )
 def test_cache_elements_of_table_9(overrides, elements):
     assert dsv2.account(dsv2.load(overrides).model).kv_elements_per_token == elements
-
-
-def test_the_command_prints_what_the_function_says(capsys):
-    assert main(["account", "model=v2", "--json"]) == 0
-    printed = json.loads(capsys.readouterr().out)
-    assert printed["total_params"] == dsv2.account(dsv2.load(["model=v2"]).model).total_params
-    assert sum(item["total_params"] for item in printed["items"]) == printed["total_params"]
-    assert main(["account", "model=v2"]) == 0
-    assert "34,560 elements" in capsys.readouterr().out
-
-
-def test_mistakes_end_in_one_line(capsys):
-    assert main(["account", "model=v3"]) == 2
-    assert capsys.readouterr().err.startswith("error: model='v3' is not valid: choose one of deepseek_67b")
-    assert main(["account", "--context", "0"]) == 2
-    assert "context=0" in capsys.readouterr().err
 
 
 def by_hand(attention: MLA.Config | GQA.Config, tied: bool) -> Transformer.Config:

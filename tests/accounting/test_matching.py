@@ -101,7 +101,9 @@ def test_what_is_fixed_stays():
     targets = budgets(mha, "total_params")
     assert set(match(gqa, targets, keys, context=CONTEXT, fixed=["num_layers"]).changes) == {"ffn.width"}
     assert set(match(gqa, targets, keys, context=CONTEXT, fixed=["ffn"]).changes) == {"num_layers"}
-    with pytest.raises(ConfigError, match="none of them to give; closest is no change: total_params off by -10"):
+    with pytest.raises(
+        ConfigError, match="none of these keys, or all are fixed; closest is no change: total_params off by -10"
+    ):
         match(gqa, targets, keys, context=CONTEXT, fixed=list(keys))
 
 
@@ -138,7 +140,7 @@ def test_the_failure_names_the_closest():
         ({"total_params": 1}, {"init_std": 1}, "this one holds 0.02"),
         ({"total_params": 1}, {"attention": 1}, "adjust='attention' is not valid"),
         ({"total_params": 1}, {"num_layers": 0}, "adjust.num_layers=0 is not valid: a step of at least 1"),
-        ({"total_params": 1}, {"ffn.width": 4}, "this model has none of them to give"),
+        ({"total_params": 1}, {"ffn.width": 4}, "this model has none of these keys"),
     ],
 )
 def test_mistakes_are_named(targets, adjust, message):

@@ -5,34 +5,19 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 
-from dsv2.data.source import NOT_SCORED, Batch
-from dsv2.evaluation.validation import evaluate
-from dsv2.models.attention.gqa import GQA
+from dsv2.data.source import Batch
 from dsv2.models.ffn import SwiGLU
 from dsv2.models.moe.gshard import GShard
 from dsv2.models.moe.hash import Hash
 from dsv2.models.moe.layer import MoE
 from dsv2.models.transformer import Transformer
 from dsv2.routing.interventions import DoesNotApply, compared, fewer_experts, shared_off, top_masked
-from dsv2.routing.observed import Losses, difference, losses_of, observe
+from dsv2.routing.observed import losses_of, observe
+from tests.references.routing import LIMITED, build, text
 from tests.references.tolerances import FLOAT32
 
 V = 4  # tokens; the next one of v is v + 1, modulo 4
-
-
-def build(ffn: MoE.Config | SwiGLU.Config, *, vocab: int = 32, dim: int = 16, layers: int = 2, seed: int = 0):
-    attention = GQA.Config(num_heads=2, num_kv_heads=2, head_dim=8)
-    config = Transformer.Config(
-        vocab_size=vocab, dim=dim, num_layers=layers, attention=attention, ffn=ffn, init_std=0.3
-    )
-    return config.build(seed=seed).eval()
-
-
-def text(vocab: int = 32, sequences: int = 6, length: int = 10) -> Batch:
-    tokens = torch.randint(vocab, (sequences, length + 1), generator=torch.Generator().manual_seed(1))
-    return Batch(tokens[:, :-1], tokens[:, 1:], None)
 
 
 def counting(sequences: int = 3, length: int = 8) -> Batch:
@@ -88,9 +73,6 @@ def test_masking_the_only_expert_that_knows_makes_the_loss_uniform() -> None:
     assert masked[0] == mean(model, counting()) < 0.1
     assert masked[1] == pytest.approx(math.log(V), rel=FLOAT32)
     assert masked[2] == pytest.approx(math.log(V), rel=FLOAT32)
-
-
-LIMITED = MoE.Config(num_experts=16, top_k=4, expert_dim=8, num_shared=2, num_devices=4, max_devices=2)
 
 
 def test_nothing_masked_and_all_experts_kept_are_the_model_itself() -> None:
@@ -180,39 +162,3 @@ def test_the_table_is_paired_with_its_first_row() -> None:
     np.testing.assert_allclose(table["difference"], table["loss"] - table["loss"][0], atol=1e-12)
     assert (table.loc[0, ["difference", "low", "high"]] == 0).all()
     assert ((table["low"] <= table["difference"]) & (table["difference"] <= table["high"])).all()
-
-
-def test_the_interval_is_students_over_sequences() -> None:
-    rng = np.random.default_rng(0)
-    plain = Losses(rng.normal(50, 5, 12), np.full(12, 10.0))
-    other = Losses(plain.nats + rng.normal(1, 2, 12), plain.scored)
-    expected = stats.ttest_rel(other.nats / 10, plain.nats / 10).confidence_interval(0.95)
-    found = difference(other, plain)
-    assert found.mean == pytest.approx(other.mean - plain.mean)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-    with pytest.raises(ValueError, match="other sequences"):
-        difference(other, Losses(plain.nats, plain.scored + 1))
-    alone = Losses(plain.nats[:1], plain.scored[:1])
-    assert difference(alone, alone) == (0.0, -math.inf, math.inf)
-
-
-def test_one_pass_sees_what_evaluation_and_the_model_say() -> None:
-    model, batch = build(LIMITED), text()
-    targets = batch.targets.clone()
-    targets[0, :7] = NOT_SCORED
-    batch = batch._replace(targets=targets)
-    heard: list[int] = []
-    observed = observe(model, batch, batch_size=4, seen=heard.append)
-    assert heard == [4, 2]
-    assert observed.losses.scored.tolist() == [3, 10, 10, 10, 10, 10]
-    evaluated = evaluate(model, batch, batch_size=4, token_bytes=None)
-    assert observed.losses.mean == pytest.approx(evaluated["val/loss"], rel=FLOAT32)
-    with torch.no_grad():
-        routings = model(batch.inputs).routings
-    assert observed.layers == (0, 1)
-    for layer, routing in enumerate(routings):
-        np.testing.assert_array_equal(observed.experts[layer], routing.experts)
-        np.testing.assert_allclose(observed.gates[layer], routing.gates, rtol=FLOAT32)
-        np.testing.assert_allclose(observed.mean_affinity[layer], routing.affinities.mean((0, 1)), rtol=FLOAT32)
-    with pytest.raises(ValueError, match="nothing is routed"):
-        observe(build(SwiGLU.Config(width=8)), batch, batch_size=4)

@@ -1,0 +1,29 @@
+"""Every metric has one name and one unit."""
+
+from dsv2.metrics import CHANCE, METRICS, chance, quantity
+
+
+def test_a_label_is_the_name_with_its_unit() -> None:
+    assert quantity("val/loss").label == "validation loss (nats/token)"
+    assert quantity("routing/devices_per_token").label == "devices per token"
+
+
+def test_a_domain_belongs_to_the_name() -> None:
+    assert quantity("val/bpb_maths") == ("val bpb maths", "validation loss, maths", "bits/byte")
+    assert quantity("bench/cloze_context") is METRICS["bench/cloze_context"]  # not a domain called context
+
+
+def test_what_is_not_known_keeps_its_own_name() -> None:
+    assert quantity("perf/idle_share") == ("idle share", "perf/idle_share", "")
+
+
+def test_names_tell_metrics_apart() -> None:
+    for names in ([metric.short for metric in METRICS.values()], [metric.label for metric in METRICS.values()]):
+        assert len(set(names)) == len(METRICS)
+
+
+def test_chance_is_of_metrics_and_of_their_domains() -> None:
+    assert set(CHANCE) <= set(METRICS)
+    assert chance("bench/cloze_code") == chance("bench/cloze") == 1 / 4
+    assert chance("bench/cloze_margin") is None
+    assert chance("val/loss") is None
