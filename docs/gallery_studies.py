@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
-from ablations.reporting.collect import text_of
 from gallery_runs import Drawn, ran, some
 
+from ablations.reporting.findings import collect
 from ablations.reporting.ladder import LOSS, runs_of
-from ablations.reporting.sections import design_of, factorial_terms
 from ablations.trials.results import Results
 from ablations.trials.trials import Study
 from dsv2 import plots
@@ -56,8 +55,8 @@ def grid() -> tuple[Study, Results]:
 
 
 def factorial_forest() -> Drawn:
-    study, results = grid()
-    terms = factorial_terms(text_of(study), results)
+    study, _ = grid()
+    terms = collect(study).terms
     own = {metric: loss.partition("-")[0].removesuffix(" loss") for metric, loss in CONTROLLED.items()}
     mains = [t for t in terms if t.order == 1 and t.term.startswith(own.get(t.metric, "none"))]
     said = ", ".join(f"{t.term.partition('=')[0]} {t.effect:+.2f}" for t in some(mains, "main effects"))
@@ -70,18 +69,16 @@ def factorial_forest() -> Drawn:
 
 def interaction() -> Drawn:
     study, results = grid()
-    metric, text = "routing/device_max_violation", text_of(study)
+    metric, found = "routing/device_max_violation", collect(study)
     (term,) = (
-        t
-        for t in factorial_terms(text, results)
-        if (t.metric, t.order) == (metric, 2) and "expert" in t.term and "device" in t.term
+        t for t in found.terms if (t.metric, t.order) == (metric, 2) and "expert" in t.term and "device" in t.term
     )
     title = (
         "Expert-level and device-level loss together, beyond the sum of what they do apart: "
         f"{difference_text(term.effect, term.low, term.high)}, {term.word}"
     )
     return Drawn(
-        plots.interaction(results, metric, design_of(text), "expert", "device", seeds=study.seeds, title=title),
+        plots.interaction(results, metric, found.study.design(), "expert", "device", seeds=study.seeds, title=title),
         "Parallel lines would be no interaction. Thin: single seeds, averaged over the communication loss.",
     )
 

@@ -82,7 +82,7 @@ class Findings:
     @cached_property
     def terms(self) -> list[Term]:
         """Main effects and interactions in every judged metric, of a study whose arms are a grid."""
-        design = _design(self.study)
+        design = self.study.design()
         if not design or not self.effects:
             return []
         return [
@@ -116,14 +116,6 @@ class Findings:
                 row |= {f"{metric} mean": mine[metric].mean(), f"{metric} sd": mine[metric].std(ddof=1)}
             rows.append(row)
         return pd.DataFrame(rows)
-
-
-def _design(study: StudyText) -> dict[str, dict[str, Any]]:
-    """Map each arm to its level of each factor that varies, by the factor's last word; empty where there is no grid."""
-    cells = {arm: {key.rpartition(".")[2]: level for key, level in cell.items()} for arm, cell in study.levels.items()}
-    names = next(iter(cells.values()), {})
-    varied = [name for name in names if len({str(cell[name]) for cell in cells.values()}) > 1]
-    return {arm: {name: cell[name] for name in varied} for arm, cell in cells.items()} if varied else {}
 
 
 # ---- out of a store --------------------------------------------------------------------------------------------------

@@ -40,6 +40,13 @@ class StudyText:
             families.setdefault(self.baselines.get(arm, self.baseline), []).append(arm)
         return families
 
+    def design(self) -> dict[str, dict[str, Any]]:
+        """Map each arm to its level of each factor that varies, by the factor's last word; empty but for a grid."""
+        cells = {arm: {key.rpartition(".")[2]: level for key, level in c.items()} for arm, c in self.levels.items()}
+        names = next(iter(cells.values()), {})
+        varied = [name for name in names if len({str(cell[name]) for cell in cells.values()}) > 1]
+        return {arm: {name: cell[name] for name in varied} for arm, cell in cells.items()} if varied else {}
+
     @property
     def against(self) -> str:
         """How its arms are compared, as the beginning of a sentence."""

@@ -12,7 +12,7 @@ from dsv2.data.source import Batch, Source
 from dsv2.models.ffn import SwiGLU
 from dsv2.models.moe.layer import MoE
 from dsv2.models.transformer import Transformer
-from dsv2.report.experts import ANALYSES, Subject
+from dsv2.report.experts import ANALYSES, ModelOnText
 from dsv2.routing.interventions import DoesNotApply
 from dsv2.routing.observed import losses_of
 from tests.references.figures import assert_readable
@@ -36,8 +36,8 @@ class Text(Source):
         return self.batch
 
 
-def subject(model: Transformer, batch: Batch | None = None, name: str = "run-s0", **more: object) -> Subject:
-    return Subject(name, model, Text(batch or text()), batch_size=4, **more)  # type: ignore[arg-type]
+def subject(model: Transformer, batch: Batch | None = None, name: str = "run-s0", **more: object) -> ModelOnText:
+    return ModelOnText(name, model, Text(batch or text()), batch_size=4, **more)  # type: ignore[arg-type]
 
 
 def two_domains() -> Batch:
@@ -58,13 +58,13 @@ def snapshots(layers: int, num_experts: int, top_k: int) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def run() -> Subject:
+def run() -> ModelOnText:
     other = subject(build(MoE.Config(num_experts=8, top_k=2, expert_dim=8), seed=1), two_domains(), "other-s0")
     return subject(build(LIMITED), two_domains(), snapshots=snapshots(2, 16, 4), against=other)
 
 
 @pytest.mark.parametrize("name", list(ANALYSES))
-def test_every_analysis_has_a_finding_tables_and_readable_figures(run: Subject, name: str) -> None:
+def test_every_analysis_has_a_finding_tables_and_readable_figures(run: ModelOnText, name: str) -> None:
     analysis = ANALYSES[name](run)
     assert analysis.title.endswith("?")
     assert any(letter.isdigit() for letter in analysis.finding)
@@ -78,7 +78,7 @@ def test_every_analysis_has_a_finding_tables_and_readable_figures(run: Subject, 
     plt.close("all")
 
 
-def test_losses_are_those_of_the_models_on_the_validation_text(run: Subject) -> None:
+def test_losses_are_those_of_the_models_on_the_validation_text(run: ModelOnText) -> None:
     plain = losses_of(run.model, run.validation, batch_size=4).mean
     for name, first in (("shared", "as trained"), ("fewer", 4)):
         table = ANALYSES[name](run).tables[name]
@@ -90,7 +90,7 @@ def test_losses_are_those_of_the_models_on_the_validation_text(run: Subject) -> 
     plt.close("all")
 
 
-def test_two_runs_are_compared_on_the_same_text(run: Subject) -> None:
+def test_two_runs_are_compared_on_the_same_text(run: ModelOnText) -> None:
     redundancy = ANALYSES["redundancy"](run).tables["redundancy"]
     assert redundancy.groupby("run")["masked"].max().to_dict() == {"run-s0": 4, "other-s0": 2}
     assert redundancy.groupby("run")["ratio"].max().to_dict() == {"run-s0": 0.25, "other-s0": 0.25}
@@ -100,7 +100,7 @@ def test_two_runs_are_compared_on_the_same_text(run: Subject) -> None:
     plt.close("all")
 
 
-def test_one_pass_serves_all_analyses(run: Subject) -> None:
+def test_one_pass_serves_all_analyses(run: ModelOnText) -> None:
     assert run.observed is run.observed
     assert run.observed.experts.shape == (2, 8, 10, 4)
 
@@ -121,7 +121,7 @@ def test_what_does_not_apply_says_why(name: str, model: Transformer, why: str) -
         ANALYSES[name](subject(model))
 
 
-def test_a_number_in_a_sentence_is_that_of_its_table(run: Subject) -> None:
+def test_a_number_in_a_sentence_is_that_of_its_table(run: ModelOnText) -> None:
     analysis = ANALYSES["router"](run)
     top = analysis.tables["router"]["top_gate"].mean()
     assert analysis.finding.endswith(f"the top gate is {top:.0%} of the chosen gates.")
