@@ -1,6 +1,8 @@
 """A report as files: one page that needs nothing from outside, and text that nobody reads as markup."""
 
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -120,6 +122,13 @@ def test_a_store_is_reported_and_where_the_report_lies_is_said(fill, console, ru
     folder = runs / "kv_rank" / "smoke" / "report"
     assert console.file.getvalue().endswith(f"report:  {folder}/report.html\nfigures: {folder}/figures\n")
     assert {path.name for path in folder.iterdir()} == {"report.html", "report.md", "table.csv", "figures"}
+
+
+def test_nothing_is_drawn_before_it_is_asked_for() -> None:
+    heavy = "{'lightning', 'matplotlib.pyplot'}"
+    code = f"import sys, ablations.reporting.write; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 # ---- text of users ---------------------------------------------------------------------------------------------------
