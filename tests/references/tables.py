@@ -1,4 +1,4 @@
-"""Tables as a study writes them, made up: what figures and reports are drawn from."""
+"""Tables as a study of balance losses writes them, made of random numbers with the sizes of real noise."""
 
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ def fake(
     top_k: int = 6,
     dense: bool = False,
 ) -> Tables:
-    """Tables as a study of balance losses writes them, with the sizes of the prototype's noise."""
+    """Make the tables of a study of `arms`, whose load is skewed as `SKEW` says; a `dense` one routes nothing."""
     rng = np.random.default_rng(0)
     results, metrics, routing = [], [], []
     start = {seed: rng.normal(0, 0.03) for seed in range(seeds)}

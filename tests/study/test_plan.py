@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
-import yaml
 
 from dsv2.config import CONFIG_DIR, ConfigError
 from dsv2.metrics import BUDGETS
+from dsv2.study.files import read
 from dsv2.study.plan import EQUAL_WITHIN, Plan
 from dsv2.training.losses import BalanceLoss
 
@@ -17,7 +17,7 @@ STUDIES = sorted(path.stem for path in (CONFIG_DIR / "sweep").glob("*.yaml"))
 @pytest.fixture
 def balance_losses() -> dict:
     """The study of the balance losses as a dictionary, under another name."""
-    return yaml.safe_load((CONFIG_DIR / "sweep" / "balance_losses.yaml").read_text()) | {"name": "mine"}
+    return read("sweep", "balance_losses") | {"name": "mine"}
 
 
 # ---- the studies here ------------------------------------------------------------------------------------------------

@@ -2,11 +2,9 @@
 
 import re
 
-import yaml
-
 from ablations.report import main
 from ablations.reporting.ladder import report_ladder, runs_of
-from dsv2.config import CONFIG_DIR
+from dsv2.study.files import read
 
 SCALES = ("smoke", "tiny", "small")
 
@@ -43,7 +41,7 @@ def test_a_ladder_with_a_hole_has_no_verdict(fill, capsys):
 
 def test_a_ladder_of_two_rungs_holds_none_out(fill, console, runs):
     """Nor is a study that no file of ours names kept from the prediction of its next rung."""
-    node = yaml.safe_load((CONFIG_DIR / "sweep" / "kv_rank.yaml").read_text()) | {"name": "mine"}
+    node = read("sweep", "kv_rank") | {"name": "mine"}
     report_ladder([fill(node, "smoke"), fill(node, "tiny")], console)
     report = (runs / "mine" / "ladder" / "report" / "report.md").read_text()
     assert "for two rungs cannot hold three numbers" in report

@@ -3,19 +3,17 @@
 from html.parser import HTMLParser
 
 import pytest
-import yaml
 
 from ablations.report import main
 from ablations.reporting.findings import collect
 from ablations.reporting.paper_table import html_table, latex, markdown, paper_table, write_tables
-from dsv2.config import CONFIG_DIR
+from dsv2.study.files import read
 
 
 @pytest.fixture
 def table_9() -> dict:
     """The study of Table 9, which names that table."""
-    node = yaml.safe_load((CONFIG_DIR / "sweep" / "attention_moe.yaml").read_text())
-    return node | {"name": "table_9", "paper_table": "v2_table_9", "published": None}
+    return read("sweep", "attention_moe") | {"name": "table_9", "paper_table": "v2_table_9", "published": None}
 
 
 class Cells(HTMLParser):

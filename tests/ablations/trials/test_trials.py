@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from ablations.trials.trials import DEFINITION, RECORD, Study, stored
-from dsv2.config import CONFIG_DIR, ConfigError, plain
+from dsv2.config import ConfigError, plain
+from dsv2.study.files import read
 
 
 def test_arms_are_paired_by_seed():
@@ -40,7 +41,7 @@ def test_probes_are_trials_of_the_same_model():
 
 @pytest.mark.parametrize("suffix", [".yaml", ".yml"])
 def test_a_study_of_ones_own_is_a_path(tmp_path, suffix):
-    node = yaml.safe_load((CONFIG_DIR / "sweep" / "kv_rank.yaml").read_text())
+    node = read("sweep", "kv_rank")
     path = tmp_path / f"mine{suffix}"
     path.write_text(yaml.safe_dump(node))
     assert Study(str(path)).folder.parts[-2:] == ("mine", "smoke")
