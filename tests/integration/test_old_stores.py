@@ -14,6 +14,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 
 import dsv2
 from ablations import results, study
@@ -25,8 +27,7 @@ from dsv2.config import former_name
 from dsv2.report.terminal import open_console
 from dsv2.storage.rundir import finished
 from dsv2.training import fit
-from dsv2.training.run import folder_of
-from dsv2.training.saved import load_model, load_run
+from dsv2.training.run import folder_of, from_plain
 from tests.references.processes import Here
 from tests.references.runs import rows, timeless
 
@@ -183,7 +184,8 @@ def test_the_report_is_that_of_then(store, capsys):
 
 def test_a_run_generates_what_it_generated(store, capsys):
     (folder,) = Path("runs/train").iterdir()
-    assert folder_of(load_run(folder), Path("runs/train")) == folder
+    config = from_plain(yaml.safe_load((folder / "config.yaml").read_text()))
+    assert folder_of(config, Path("runs/train")) == folder
     assert finished(folder) is not None
     capsys.readouterr()
     assert main(["generate", str(folder), "--prompt", "Ban", "--max-new-tokens", "12"]) == 0
@@ -194,6 +196,6 @@ def test_an_imported_model_is_exported(store, capsys):
     assert main(["export-hf", "imported", "exported"]) == 0
     assert capsys.readouterr().out == "exported\n"
     weights = dsv2.from_hf("exported").state_dict()
-    for name, weight in load_model(Path("imported")).state_dict().items():
+    for name, weight in load_file("imported/model.safetensors").items():
         assert torch.equal(weights.pop(name), weight), name
     assert weights == {}
