@@ -1,14 +1,27 @@
 """The one door to configuration: what it refuses, and what a fingerprint depends on."""
 
 import dataclasses
+import importlib
+import pkgutil
+from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 
 import dsv2
-from dsv2.config import ConfigError, plain, structure
+from dsv2.config import (
+    MOVED,
+    ConfigBase,
+    ConfigError,
+    class_name,
+    former_name,
+    plain,
+    structure,
+    target_name,
+)
 from dsv2.models.attention import MLA
 from dsv2.models.ffn import SwiGLU
-from dsv2.training.run import from_plain
+from dsv2.training.run import Run, from_plain
 
 
 @pytest.mark.parametrize(
@@ -138,3 +151,58 @@ def test_another_computation_another_name(override):
 def test_structure_lists_what_is_missing():
     with pytest.raises(ConfigError, match="num_heads=None is not valid: a value is required"):
         structure({"_target_": "dsv2.models.attention.mla.MLA.Config", "head_dim": 4})
+
+
+# ---- names of classes ------------------------------------------------------------------------------------------------
+
+
+def derived(cls: type[ConfigBase]) -> Iterator[type[ConfigBase]]:
+    for child in cls.__subclasses__():
+        yield child
+        yield from derived(child)
+
+
+@pytest.fixture(scope="module")
+def classes() -> list[type[ConfigBase]]:
+    """Every config class of the package, all of its modules imported."""
+    for module in pkgutil.walk_packages(dsv2.__path__, "dsv2."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    return sorted({cls for cls in derived(ConfigBase) if cls.__module__.startswith("dsv2.")}, key=target_name)
+
+
+def test_no_two_config_classes_share_a_name(classes):
+    """A fingerprint knows a class by its qualified name alone."""
+    assert Run.Config in classes
+    assert MLA.Config in classes
+    assert {name: count for name, count in Counter(map(class_name, classes)).items() if count > 1} == {}
+
+
+def test_every_moved_name_leads_to_a_class(classes):
+    now = {target_name(cls): cls for cls in classes}
+    for former, name in MOVED.items():
+        assert former not in now
+        assert class_name(now[name]) == ".".join(former.split(".")[-2:])  # another place, the same name
+
+
+def test_a_stored_config_is_read_by_its_former_names():
+    run = dsv2.load(["seed=3"])
+    former = plain(run, naming=former_name)
+    assert former["_target_"] == "dsv2.run.Run.Config"
+    assert former["trainer"]["_target_"] == "dsv2.training.settings.Training.Config"
+    assert from_plain(former) == run
+
+
+@pytest.mark.parametrize("data", ["files", "synthetic", "synthetic_copying"])
+def test_moving_a_class_changes_no_fingerprint(classes, quick, monkeypatch, data):
+    """Nor, once `MOVED` says where it went, the one that runs from before November 2026 have."""
+    others = [word for word in quick if not word.startswith("data")]
+    run = dsv2.load(quick if data == "files" else [*others, f"data={data}"])
+    now, former = run.fingerprint(), run.fingerprint(former_name)
+    assert now != former
+    for cls in classes:
+        monkeypatch.setitem(MOVED, former_name(cls), f"dsv2.elsewhere.{class_name(cls)}")
+    for cls in classes:
+        monkeypatch.setattr(cls, "__module__", "dsv2.elsewhere")
+    assert plain(run)["model"]["_target_"] == "dsv2.elsewhere.Transformer.Config"
+    assert (run.fingerprint(), run.fingerprint(former_name)) == (now, former)

@@ -5,19 +5,31 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
-from ablations import study
-from ablations.running import worker as trial
-from ablations.running.attach import LOG, RECORD, AnotherRequest, Runner, RunnerFailed, attach, birth, find, in_notebook
-from ablations.running.runner import STOPPED
+import ablations
+from ablations.running import STOPPED
+from ablations.running.attach import (
+    LOG,
+    RECORD,
+    AnotherRequest,
+    Runner,
+    RunnerFailed,
+    attach,
+    find,
+    in_notebook,
+    last,
+    start_time,
+)
+from ablations.studies import study
 from dsv2.storage.rundir import finished
+from tests.references.processes import wait_for
 
-PAIR = Path(__file__).with_name("pair.yaml")
+ROOT = Path(ablations.__file__).parents[1]
 CALLER = """
 import sys
 from ablations import study
@@ -26,57 +38,29 @@ print(attach(study(sys.argv[1], seeds=[0], overrides=sys.argv[2:]), workers=1).p
 """
 
 
-@pytest.fixture
-def pair(quick):
-    """Gives studies of two trials of 12 steps, with overrides of their own."""
-    return lambda *overrides: study(str(PAIR), seeds=[0], overrides=[*quick, *overrides])
-
-
-@pytest.fixture
-def small(pair):
-    return pair()
-
-
-@pytest.fixture
-def ended():
-    """Ends the runner that a test leaves behind."""
-    left = []
-    yield left.append
-    for runner in left:
-        runner.stop()
-
-
 def record(folder: Path, **changed) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    values = {"pid": os.getpid(), "birth": birth(os.getpid()), "request": "other", "command": ["python", "-m", "x"]}
-    (folder / RECORD).write_text(json.dumps(values | changed))
+    values = {"pid": os.getpid(), "started": start_time(os.getpid()), "request": "other"}
+    (folder / RECORD).write_text(json.dumps(values | {"command": ["python", "-m", "x"]} | changed))
 
 
 def living(group: int) -> list[int]:
     """The processes of a group that have not ended."""
-    pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
-    return [pid for pid in pids if birth(pid) is not None and os.getpgid(pid) == group]
-
-
-def wait_for(condition, seconds: float = 90) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    return [pid for pid in psutil.pids() if start_time(pid) is not None and os.getpgid(pid) == group]
 
 
 # ---- who lives -------------------------------------------------------------------------------------------------------
 
 
-def test_a_process_is_known_by_its_birth():
+def test_a_process_is_known_by_its_start_time():
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    born = birth(child.pid)
-    assert born is not None
-    assert born == birth(child.pid) != birth(os.getpid())
+    started = start_time(child.pid)
+    assert started is not None
+    assert started == start_time(child.pid) != start_time(os.getpid())
     child.communicate(b"\n")
-    assert birth(child.pid) is None
+    assert start_time(child.pid) is None
     zombie = subprocess.Popen([sys.executable, "-c", ""])
-    wait_for(lambda: birth(zombie.pid) is None)  # though nobody has waited for it
+    wait_for(lambda: start_time(zombie.pid) is None)  # though nobody has waited for it
     zombie.wait()
 
 
@@ -84,13 +68,18 @@ def test_stale_records_are_ignored(tmp_path):
     assert find(tmp_path) is None
     record(tmp_path)
     assert find(tmp_path).pid == os.getpid()
-    record(tmp_path, birth=f"{birth(os.getpid())}0")  # the pid has come again
-    assert find(tmp_path) is None
+    record(tmp_path, started=start_time(os.getpid()) + 0.1)  # the clock was adjusted since
+    assert find(tmp_path).pid == os.getpid()
+    for started in (start_time(os.getpid()) - 2, None):  # the PID has come again; it ended before it was asked
+        record(tmp_path, started=started)
+        assert find(tmp_path) is None
+        assert last(tmp_path).pid == os.getpid()
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     record(tmp_path, pid=gone.pid)
     assert find(tmp_path) is None
-    for text in ("", '{"pid": 1', "[]", '{"pid": 1}'):
+    former = '{"pid": 1, "birth": "1 2", "request": "other", "command": []}'  # as records were until November 2026
+    for text in ("", '{"pid": 1', "[]", '{"pid": 1}', former):
         (tmp_path / RECORD).write_text(text)
         assert find(tmp_path) is None
 
@@ -109,7 +98,7 @@ def test_this_is_no_notebook():
 
 
 def test_the_end_is_told_from_files(small):
-    record(small.folder, birth="ended")
+    record(small.folder, started=None)
     runner = Runner(folder=small.folder, **json.loads((small.folder / RECORD).read_text()))
     (small.folder / LOG).write_text("\n".join(f"line {number}" for number in range(40)) + "\nKeyError: 'what'\n")
     with pytest.raises(RunnerFailed, match="ended early") as broken:
@@ -132,7 +121,7 @@ def test_the_end_is_told_from_files(small):
 
 @pytest.mark.slow
 def test_callers_at_once_share_one_runner(small, ended):
-    path = os.pathsep.join([str(Path(trial.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-c", CALLER, small.source, *small.overrides]
     with ThreadPoolExecutor(3) as pool:
         said = list(
@@ -145,7 +134,7 @@ def test_callers_at_once_share_one_runner(small, ended):
     assert {runner.pid} == pids
     wait_for(lambda: not runner.alive(), 300)
     assert runner.check(small) is True
-    assert all(finished(one.folder) for one in small.trials)
+    assert all(finished(trial.folder) for trial in small.trials)
     assert find(small.folder) is None
     assert "report.html" in runner.log.read_text()
 
@@ -185,3 +174,14 @@ def test_failing_trials_and_a_failing_runner(pair, corpus, tmp_path, ended):
     wait_for(lambda: not runner.alive())
     with pytest.raises(RunnerFailed, match=r"data\.path"):
         runner.check(broken)
+
+
+@pytest.mark.slow
+def test_a_study_that_only_the_caller_knows_has_a_runner_too(mine, ended):
+    """A dictionary is no file that the runner could read: it reads what was kept of it."""
+    planned = study(mine, seeds=[0]).with_arm("more", ["loss.expert=0.02"])
+    runner = attach(planned, workers=1)
+    ended(runner)
+    wait_for(lambda: not runner.alive(), 300)
+    assert runner.check(planned) is True
+    assert list(planned.results()["arm"]) == ["none", "expert", "more"]

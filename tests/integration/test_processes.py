@@ -1,7 +1,6 @@
-"""Studies as processes: what is left of them when they are killed, stopped, run twice at once, or run elsewhere."""
+"""Studies as processes: what is left of them when they are killed, stopped, or run twice at once."""
 
 import json
-import math
 import os
 import signal
 import subprocess
@@ -14,14 +13,11 @@ import pandas as pd
 import pytest
 import torch
 
+import ablations
 from ablations import study
-from ablations.running import worker as trial
-from ablations.running.launch import LocalPool, WorkerDied, executor
-from ablations.running.worker import Outcome, run_trial
-from dsv2.config import plain
-from dsv2.training import machine as process
-from dsv2.training.fit import fit
-from dsv2.training.saved import load_model
+from dsv2.storage import checkpoints
+from tests.references.processes import wait_for
+from tests.references.runs import rows, timeless
 
 pytestmark = pytest.mark.slow
 SHORT = ["model.shape.num_experts=16", "model.shape.num_devices=8", "trainer.log_every=4"]
@@ -40,27 +36,28 @@ if __name__ == "__main__":
 """
 
 
-def rows(folder: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.startswith("perf/")} for line in lines]
-
-
-def assert_same_study(one: Path, other: Path) -> None:
+def assert_same_study(root: Path, other: Path) -> None:
     """Every trial finished, with the same metrics, rows, routing and weights, and no file beside them."""
-    folders = sorted((one / "balance_losses" / "smoke" / "trials").iterdir())
+    folders = sorted((root / "balance_losses" / "smoke" / "trials").iterdir())
     assert len(folders) == 6
     for folder in folders:
-        twin = other / folder.relative_to(one)
-        found = [json.loads((path / "result.json").read_text()) for path in (folder, twin)]
-        assert [result["status"] for result in found] == ["finished"] * 2
-        kept = [{k: v for k, v in result["metrics"].items() if not k.startswith("perf/")} for result in found]
-        assert kept[0] == kept[1]
+        twin = other / folder.relative_to(root)
+        results = [json.loads((path / "result.json").read_text()) for path in (folder, twin)]
+        assert [result["status"] for result in results] == ["finished"] * 2
+        assert timeless(results[0]["metrics"]) == timeless(results[1]["metrics"])
         assert rows(folder) == rows(twin)
         pd.testing.assert_frame_equal(*(pd.read_parquet(path / "routing.parquet") for path in (folder, twin)))
-        weights = load_model(twin).state_dict()
-        assert all(torch.equal(weight, weights[key]) for key, weight in load_model(folder).state_dict().items())
+        weights, others = saved_weights(folder), saved_weights(twin)
+        assert weights.keys() == others.keys()
+        assert all(torch.equal(weight, others[key]) for key, weight in weights.items())
         names = [sorted(str(file.relative_to(path)) for file in path.rglob("*")) for path in (folder, twin)]
         assert names[0] == names[1]
+
+
+def saved_weights(folder: Path) -> dict[str, torch.Tensor]:
+    newest = checkpoints.latest(folder / "checkpoints")
+    assert newest is not None
+    return checkpoints.load(newest)["state_dict"]
 
 
 @pytest.fixture
@@ -72,29 +69,23 @@ def long(quick) -> list[str]:
 def start(arguments, root: Path, *, script: Path | None = None, log: Path | None = None) -> subprocess.Popen:
     command = [sys.executable, str(script)] if script else [sys.executable, "-m", "ablations.run"]
     environment = os.environ | {"DSV2_RUNS": str(root), "STARTS": str(root) + ".starts"}
-    environment["PYTHONPATH"] = str(Path(trial.__file__).parents[1])
+    path = [str(Path(ablations.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment["PYTHONPATH"] = os.pathsep.join(path)
     with (log or Path(os.devnull)).open("a") as out:
         return subprocess.Popen([*command, *arguments], env=environment, stdout=out, stderr=out, start_new_session=True)
 
 
 def session(leader: int) -> set[int]:
     """The living processes of a session."""
-    found = set()
+    living = set()
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, _, _, sid = path.read_text().rpartition(")")[2].split()[:4]
         except OSError:
             continue
         if int(sid) == leader and state != "Z":
-            found.add(int(path.parent.name))
-    return found
-
-
-def wait_for(condition, seconds: float = 90) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
+            living.add(int(path.parent.name))
+    return living
 
 
 def saved(root: Path) -> list[Path]:
@@ -161,41 +152,10 @@ def test_two_runners_share_a_store(long, whole, tmp_path):
     root, script = tmp_path / "store", tmp_path / "counting.py"
     script.write_text(COUNTING)
     running = [start(long, root, script=script, log=tmp_path / f"log{number}") for number in range(2)]
-    assert [one.wait(120) for one in running] == [0, 0]
+    assert [process.wait(120) for process in running] == [0, 0]
     starts = [line.split() for line in Path(f"{root}.starts").read_text().splitlines()]
     assert Counter(arm for arm, _ in starts) == dict.fromkeys(study("balance_losses").arms, 1)
     assert len({pid for _, pid in starts}) > 2  # both took part
     for number in range(2):
         assert "report.html" in (tmp_path / f"log{number}").read_text()
     assert_same_study(whole, root)
-
-
-@pytest.mark.parametrize(("launcher", "package"), [("slurm", "submitit"), ("ray", "ray")])
-def test_launchers_train_the_same_trial(quick, tmp_path, monkeypatch, launcher, package):
-    pytest.importorskip(package, reason=f"{package} is not installed: pip install 'dsv2[launchers]'")
-    monkeypatch.setenv("DSV2_SLURM_CLUSTER", "local")
-    one = study("balance_losses", seeds=[0], overrides=[*quick, *SHORT]).trials[0]
-    pool = executor(launcher, workers=1, folder=tmp_path)
-    try:
-        assert pool.submit(run_trial, plain(one.run), one.folder, 0.0).result(120) == Outcome("finished")
-    finally:
-        pool.shutdown(cancel_futures=True)
-    process.prepare()
-    torch.set_num_threads(1)
-    fit(one.run, tmp_path / "here")
-    assert rows(one.folder) == rows(tmp_path / "here")
-
-
-def test_the_local_pool_outlives_its_workers():
-    pool = LocalPool(1)
-    first = pool.submit(os.getpid).result()
-    assert pool.submit(os.getpid).result() == first != os.getpid()
-    assert pool.submit(torch.get_num_threads).result() == 1
-    with pytest.raises(RuntimeError, match="ValueError: math domain error"):
-        pool.submit(math.sqrt, -1).result()
-    with pytest.raises(WorkerDied):
-        pool.submit(os.abort).result()
-    second = pool.submit(os.getpid).result()
-    assert second != first
-    pool.shutdown()
-    assert not Path(f"/proc/{second}").exists()

@@ -1,0 +1,122 @@
+"""The sections of a report: paragraphs and tables that say what was found."""
+
+import math
+import re
+from dataclasses import replace
+
+import pytest
+
+from ablations.reporting.findings import Findings
+from ablations.reporting.sections import sections_of
+from ablations.reporting.summary import summary
+from dsv2.report.page import Picture, Section, markdown_table
+from tests.references.tables import fake
+
+
+def section(findings: Findings, title: str) -> Section:
+    return next(section for section in sections_of(findings, []) if section.title == title)
+
+
+def table(findings: Findings, title: str) -> str:
+    """The table of a section, in Markdown."""
+    return markdown_table(section(findings, title).tables[0])
+
+
+def test_the_verdict_comes_first_then_what_it_rests_on(six_arms, findings_of) -> None:
+    drawn = [Picture("loss", "Loss.", b"png", 100)]
+    sections = sections_of(findings_of(six_arms), drawn)
+    assert [section.title for section in sections] == [
+        "The other metrics",
+        "Question",
+        "Results by arm",
+        "Figures",
+        "Effects",
+        "Per token, per FLOP and per second",
+        "What could have been detected",
+        "Held equal",
+        "Published",
+        "Where the effect is expected to show",
+        "Accounting",
+        "Provenance",
+    ]
+    assert sections[3].pictures == drawn
+
+
+def test_every_sentence_stands_in_the_headline_or_among_the_other_metrics(six_arms, findings_of) -> None:
+    findings = findings_of(six_arms)
+    headline, sentences = summary(findings)
+    others = section(findings, "The other metrics").paragraphs
+    assert [text for text in sentences if text not in headline] == list(others) != []
+
+
+def test_budgets_are_compared_among_the_arms_that_hold_them(study_text, findings_of) -> None:
+    tables = fake(("none", "paper", "wide"), seeds=2, layers=1, steps=4)
+    tables.accounting["total_params"] = [1000, 995, 2000]
+    study = study_text(tables, seeds=2, differs={"wide": ("total_params",)})
+    held = table(findings_of(tables, study), "Held equal")
+    assert "| total_params | yes, but in wide | 995 | 1,000 | 0.50% apart |" in held
+    held = table(findings_of(tables, replace(study, baselines={"wide": "wide"}, differs={})), "Held equal")
+    assert "| total_params | yes | 995 | 2,000 | 0.50% apart |" in held  # another size is no side of a comparison
+    assert "| tokens | yes | 40,960 | 40,960 | equal |" in held
+    assert "| flops_per_token |  | 2,654,208 | 2,654,208 | equal |" in held
+
+
+def test_results_stand_beside_chance(six_arms, study_text, findings_of) -> None:
+    text = table(findings_of(six_arms), "Results by arm")
+    assert "| random router |  |  | 0.050 |  |" in text
+    assert "| chance |" not in text
+    tables = fake(("mha", "mla"), seeds=2, steps=4, dense=True)
+    tables.results["bench/cloze"] = 0.5
+    text = table(findings_of(tables, study_text(tables, {"bench/cloze": "higher"}, seeds=2)), "Results by arm")
+    assert "| mla | 2 | 0.500 ± 0.000 |" in text
+    assert "| chance |  | 0.250 |" in text
+    assert "| random router |" not in text
+
+
+def test_tasks_tell_how_many_seeds_learned_them_and_when(study_text, findings_of) -> None:
+    tables = fake(("mha", "mla"), seeds=2, steps=4, dense=True)
+    tables.results["recall/accuracy"] = [0.1, 0.9, 0.1, 0.1]
+    tables.results["recall/steps_to_half"] = [math.inf, 200.0, math.inf, math.inf]
+    text = table(findings_of(tables, study_text(tables, {"val/loss": "lower"}, seeds=2)), "Tasks")
+    assert "| mha | 1 of 2, median step 200; 0.500 |" in text
+    assert "| mla | 0 of 2; 0.100 |" in text
+
+
+def test_a_grid_has_main_effects_and_identical_arms_have_false_verdicts(study_text, findings_of) -> None:
+    arms = ("low_off", "low_on", "high_off", "high_on")
+    tables = fake(arms, seeds=4, layers=1, steps=4)
+    levels = {arm: dict(zip(("lr", "expert"), arm.split("_"), strict=True)) for arm in arms}
+    study = study_text(tables, {"val/loss": "lower"}, seeds=4, levels=levels)
+    assert "lr=high x expert=on" in table(findings_of(tables, study), "Main effects and interactions")
+    text = table(findings_of(tables, replace(study, identical=True, levels={})), "False verdicts")
+    assert re.search(
+        r"\| val loss \| \d+\.\d% \| \d+\.\d% to \d+\.\d% \| [\d,]+ \| (above|compatible with) 5% \|", text
+    )
+
+
+def test_what_could_have_been_detected_stands_beside_the_margin(six_arms, study_text, findings_of) -> None:
+    study = study_text(six_arms, {"val/loss": "lower"}, margin={"val/loss": 0.5})
+    findings = findings_of(six_arms, study)
+    assert re.search(r"\| val loss \| 0\.\d+ \| 0\.\d+ \| 0\.500 \|", table(findings, "What could have been detected"))
+    assert "With 3 seeds and 5 arms compared" in section(findings, "What could have been detected").paragraphs[0]
+
+
+def test_uncommitted_changes_are_said(six_arms, findings_of) -> None:
+    findings = findings_of(six_arms)
+    assert "uncommitted changes" in section(findings, "Provenance").paragraphs[0]
+    assert "| versions.torch | 2.11 |" in table(findings, "Provenance")
+    clean = replace(findings, provenance={"git": {"commit": "abc", "dirty": False}})
+    assert section(clean, "Provenance").paragraphs == []
+
+
+@pytest.mark.xfail(strict=True, reason="commits that differ between trials are a list, into which nobody looks")
+def test_uncommitted_changes_of_some_trials_are_said(six_arms, findings_of) -> None:
+    trials = [{"commit": "abc", "dirty": True}, {"commit": "d", "dirty": False}]  # of several commits
+    several = replace(findings_of(six_arms), provenance={"git": trials})
+    assert "abc" in table(several, "Provenance")
+    assert "uncommitted changes" in section(several, "Provenance").paragraphs[0]
+
+
+def test_a_study_without_verdict_has_no_effects(six_arms, study_text, findings_of) -> None:
+    titles = [each.title for each in sections_of(findings_of(six_arms, study_text(six_arms, seeds=1)), [])]
+    assert not {"The other metrics", "Effects", "What could have been detected", "Figures"} & set(titles)

@@ -1,0 +1,177 @@
+"""The study runner: what it does with trials that fail, vanish or belong to another runner."""
+
+import json
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from filelock import FileLock
+
+from ablations.running import runner
+from ablations.running.pool import WorkerDied
+from ablations.running.runner import _run_all, _Watch
+from ablations.running.worker import LOCK, Outcome
+from dsv2.storage.rundir import finished
+
+
+@pytest.fixture
+def run_with(console, monkeypatch):
+    """Runs the runner's loop over `fake(folder)` in place of training; returns what it printed."""
+
+    def run_with(fake, todo, workers=2):
+        monkeypatch.setattr(runner, "run_trial", lambda values, folder, since: fake(folder))
+        with ThreadPoolExecutor(workers) as pool:
+            _run_all(todo, pool, console, 0.0)
+        return console.file.getvalue()
+
+    return run_with
+
+
+# ---- the loop --------------------------------------------------------------------------------------------------------
+
+
+def test_a_failing_trial_does_not_stop_the_others(six, run_with, impatient):
+    bad, ran = six.trials[1].folder.resolve(), Counter()
+
+    def fake(folder):
+        ran[folder] += 1
+        return Outcome("failed", "ValueError: [no] luck") if folder == bad else Outcome("finished")
+
+    said = run_with(fake, six.trials)
+    assert ran == Counter(trial.folder.resolve() for trial in six.trials)
+    assert "expert-s0 failed: ValueError: [no] luck" in said
+    assert said.count(" finished ") == 5
+
+
+def test_a_trial_of_another_runner_is_looked_at_now_and_then(six, run_with, impatient):
+    calls, started = [], time.monotonic()
+
+    def fake(folder):
+        calls.append(time.monotonic())
+        return Outcome("busy" if calls[-1] - started < 1 else "finished")
+
+    said = run_with(fake, six.trials[:1])
+    assert 4 <= len(calls) <= 7  # every 0.2 s for a second
+    assert said.count("finished") == 1
+
+
+def test_a_locked_trial_is_not_even_submitted(six, run_with, impatient):
+    trial, ran = six.trials[0], []
+    trial.folder.mkdir(parents=True)
+    lock = FileLock(trial.folder / LOCK, thread_local=False)
+    lock.acquire()
+    threading.Timer(0.5, lock.release).start()
+    started = time.monotonic()
+
+    def fake(folder):
+        ran.append(time.monotonic() - started)
+        return Outcome("finished")
+
+    run_with(fake, [trial])
+    assert len(ran) == 1
+    assert ran[0] > 0.4
+
+
+@pytest.mark.parametrize("deaths", [1, 2])
+def test_a_lost_worker_is_replaced_once(six, run_with, impatient, deaths):
+    trial, calls = six.trials[0], []
+
+    def fake(folder):
+        calls.append(folder)
+        if len(calls) <= deaths:
+            raise WorkerDied("the worker process was killed")
+        return Outcome("finished")
+
+    said = run_with(fake, [trial])
+    assert len(calls) == 2
+    if deaths == 1:
+        assert "none-s0 finished" in said
+        assert not (trial.folder / "result.json").exists()
+    else:
+        stored = json.loads((trial.folder / "result.json").read_text())
+        assert (stored["status"], stored["arm"], stored["seed"]) == ("failed", "none", 0)
+        assert "WorkerDied: the worker process was killed" in stored["traceback"]
+
+
+def test_a_launcher_that_fails_fails_its_trial_alone(small, run_with, impatient):
+    """What an executor raises, as a cluster that is down, is recorded in place of the trial's own result."""
+    bad = small.trials[0].folder.resolve()
+
+    def fake(folder):
+        if folder == bad:
+            raise OSError("the cluster is down")
+        return Outcome("finished")
+
+    said = run_with(fake, small.trials)
+    assert "none-s0 failed: OSError: the cluster is down" in said
+    assert "expert-s0 finished" in said
+    assert json.loads((bad / "result.json").read_text())["error"] == "OSError: the cluster is down"
+
+
+def test_ctrl_c_ends_the_pool_and_goes_on_to_the_caller(six, console, monkeypatch):
+    ended = []
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait=True, *, cancel_futures=False):
+            ended.append((wait, cancel_futures))
+            super().shutdown(wait=wait, cancel_futures=cancel_futures)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "executor", lambda *_, **__: Pool(1))
+    monkeypatch.setattr(runner, "_run_all", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run_trials(six, workers=1, launcher="local", console=console)
+    assert ended == [(False, True)]
+
+
+# ---- a study ---------------------------------------------------------------------------------------------------------
+
+
+def test_finished_trials_are_skipped_and_nothing_is_reported(small, here, console):
+    """Running is not reporting: that is for whoever asked."""
+    assert runner.run_trials(small, workers=1, launcher="local", console=console) is True
+    assert all(finished(trial.folder) for trial in small.trials)
+    assert here == [trial.folder.resolve() for trial in small.trials]
+    assert runner.run_trials(small, workers=1, launcher="local", console=console) is True
+    assert len(here) == 2
+    said = console.file.getvalue()
+    assert "2 trials, 0 already finished" in said
+    assert "2 trials, 2 already finished" in said
+    assert not (small.folder / "report").exists()
+
+
+def test_a_study_with_a_failed_trial_is_not_finished(pair, here, console):
+    wild = pair("optim.lr=1e30")
+    assert runner.run_trials(wild, workers=1, launcher="local", console=console) is False
+    assert console.file.getvalue().count(" diverged: ") == 2
+
+
+def test_a_corpus_seen_too_often_is_warned_of_once(pair, here, console, monkeypatch):
+    monkeypatch.setattr(runner, "_run_all", lambda *_: None)
+    assert runner.run_trials(pair("trainer.tokens=1280000"), workers=1, launcher="local", console=console) is False
+    assert console.file.getvalue().count("warning: 1,280,000 training tokens see the corpus of") == 1
+
+
+# ---- progress --------------------------------------------------------------------------------------------------------
+
+
+def test_progress_is_a_line_now_and_then_without_a_terminal(six, console, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    watch = _Watch(six.trials[:2], console)
+    watch.look()
+    assert console.file.getvalue() == ""
+    clock[0] += 16
+    watch.look()
+    watch.look()
+    assert console.file.getvalue() == "  0 of 2 trials finished   0% of 0.0M tokens\n"
+    watch.ended(six.trials[0], Outcome("finished"))
+    watch.ended(six.trials[1], Outcome("failed", "[bold]why"))
+    assert console.file.getvalue().splitlines()[1:] == [
+        "  none-s0 finished   50% of 0.0M tokens",
+        "  expert-s0 failed: [bold]why",
+    ]

@@ -1,0 +1,60 @@
+"""What a command line asks of a study."""
+
+import subprocess
+import sys
+
+import pytest
+
+from ablations.request import parse
+from dsv2.config import ConfigError
+
+
+def test_the_command_line_is_split():
+    request, overrides = parse(["sweep=balance_losses", "seeds=[0,1]", "dry_run=true", "optim.lr=1e-3"])
+    assert (request.sweep, request.seeds, request.dry_run, overrides) == (
+        "balance_losses",
+        (0, 1),
+        True,
+        ["optim.lr=1e-3"],
+    )
+    assert (request.scales, request.workers, request.launcher) == (("smoke",), None, "local")
+
+
+def test_several_scales_are_a_ladder():
+    request, overrides = parse(["sweep=kv_rank", "scale=[smoke,tiny]", "+model.x={a: 1}", "data=files", "--flag"])
+    assert request.scales == ("smoke", "tiny")
+    assert overrides == ["+model.x={a: 1}", "data=files", "--flag"]
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("scale=[]", r"scale=\(\) is not valid: at least one, each once"),
+        ("scale=[tiny,tiny]", "scale=.* is not valid: at least one, each once"),
+        ("workers=0", "workers=0 is not valid: at least 1"),
+        ("workers=two", "workers='two' is not valid"),
+        ("seeds=3", "seeds=3 is not valid"),
+        ("seeds=[0.5]", "seeds=.* is not valid"),
+        ("seeds=[0", r"seeds='\[0' is not valid: a word, or a list as in"),
+        ("dry_run=maybe", "dry_run='maybe' is not valid"),
+        ("launcher=cloud", "launcher='cloud' is not valid"),
+        ("sweep=", "sweep=None is not valid"),
+    ],
+)
+def test_a_bad_word_is_refused(word, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(["sweep=balance_losses", word])
+
+
+def test_a_study_has_to_be_named():
+    with pytest.raises(ConfigError, match="sweep=None is not valid: name a study"):
+        parse(["scale=smoke"])
+
+
+@pytest.mark.parametrize("module", ["ablations.request", "ablations.run"])
+def test_asking_costs_nothing(module):
+    """A worker imports the command again, and Ctrl-C during slow imports would come too early."""
+    heavy = "{'torch', 'lightning', 'matplotlib.pyplot', 'pandas', 'hydra'}"
+    code = f"import sys, {module}; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

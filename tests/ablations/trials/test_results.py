@@ -1,0 +1,106 @@
+"""What a study has stored, as data frames; damaged files are named, not fatal."""
+
+import json
+import math
+
+import yaml
+
+from ablations import results
+from ablations.report import main
+from ablations.studies import study
+from ablations.trials.results import accuracy_in_training, results_of, steps_to_half
+
+
+def test_damaged_results_are_unfinished_trials(capsys):
+    trial = study("balance_losses", seeds=[0]).trials[0]
+    trial.folder.mkdir(parents=True)
+    for content in ('{"status": "fini', "[1]", '{"status": "finished", "metrics": {"val/loss": "low"}}'):
+        (trial.folder / "result.json").write_text(content)
+        assert list(results("balance_losses")["status"]) == ["unfinished"] * 30
+        assert "result.json is damaged; the run counts as unfinished" in capsys.readouterr().err
+
+
+def test_tables_leave_out_what_is_damaged(six, capsys):
+    folder = six.trials[0].folder
+    folder.mkdir(parents=True)
+    whole = {"step": 1, "tokens": 7, "val/loss": 2.0}
+    (folder / "metrics.jsonl").write_text(json.dumps(whole) + '\n{"step": 2, "tok')
+    (folder / "routing.parquet").write_bytes(b"PAR1 and no more")
+    table = results_of(six)
+    assert table.metrics()[["step", "tokens", "value"]].to_numpy().tolist() == [[1, 7, 2.0]]
+    assert table.routing().empty
+    said = capsys.readouterr().err
+    assert "metrics.jsonl: line 2 is damaged" in said
+    assert "routing.parquet is damaged" in said
+
+
+def test_a_row_is_an_arm_and_seed_in_the_order_of_the_study(fill):
+    planned = fill("balance_losses", seeds=(0, 1), leave_out=1)
+    table = results("balance_losses")
+    assert list(zip(table["seed"], table["arm"], strict=True)) == [(trial.seed, trial.arm) for trial in planned.trials]
+    assert list(table["fingerprint"]) == [trial.folder.name for trial in planned.trials]
+    assert list(table["status"]) == ["finished"] * 11 + ["unfinished"]
+    assert table.columns[:8].to_list() == [
+        "arm",
+        "seed",
+        "fingerprint",
+        "status",
+        "tokens",
+        "seconds",
+        "error",
+        "folder",
+    ]
+    assert table["val/loss"].notna().sum() == 11
+
+
+def test_probes_become_columns_of_their_arm(fill):
+    fill("attention_dense", "smoke", seeds=(0, 1))
+    table = results("attention_dense")
+    assert len(table) == 6
+    assert set(table["recall/accuracy"]) == {0.9}
+    assert set(table["recall/steps_to_half"]) == {20.0}
+    assert not math.isnan(table["val/loss"].sum())
+
+
+def test_a_row_is_finished_once_its_probes_are(fill):
+    planned = fill("attention_dense", "smoke", seeds=(0,), leave_out=1)
+    probe = planned.trials[-1]
+    assert probe.probe == "recall"
+    assert list(results_of(planned)["status"]) == ["finished", "finished", "unfinished"]
+    probe.folder.mkdir()
+    (probe.folder / "result.json").write_text(json.dumps({"status": "diverged", "error": "in step 2"}))
+    last = results_of(planned).iloc[-1]
+    assert (last["status"], last["error"]) == ("diverged", "recall: in step 2")
+
+
+def test_what_changes_in_the_file_later_changes_neither_results_nor_report(mine, fill, tmp_path, capsys, runs):
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(mine, sort_keys=False))
+    fill(str(file))
+    before = results("mine")
+    assert list(before["status"]) == ["finished"] * 6
+    arms = {"none": {"about": "no loss", "overrides": []}, "other": {"about": "?", "overrides": ["loss.expert=0.5"]}}
+    file.write_text(yaml.safe_dump(mine | {"question": "Another?", "arms": arms, "judged": {"val/loss": "higher"}}))
+    assert results("mine").equals(before)
+    assert results(str(file)).equals(before)
+    assert main([f"sweep={file}"]) == 0
+    assert "val/loss - better: expert" in capsys.readouterr().out
+    report = (runs / "mine" / "smoke" / "report" / "report.md").read_text()
+    assert mine["question"] in report
+    assert "Another?" not in report
+    assert "loss.expert" not in report
+
+
+# ---- probes ----------------------------------------------------------------------------------------------------------
+
+
+def test_steps_to_half():
+    logged = [{"step": 10}, {"step": 20, "val/accuracy": 0.49}, {"step": 30, "val/accuracy": 0.5}]
+    assert steps_to_half(logged) == 30
+    assert steps_to_half(logged[:2]) == math.inf
+
+
+def test_accuracy_in_training():
+    logged = [{"step": 10}, {"step": 20, "val/accuracy": 0.25}, {"step": 30, "val/accuracy": 0.75}]
+    assert accuracy_in_training(logged) == 0.5
+    assert math.isnan(accuracy_in_training([]))
