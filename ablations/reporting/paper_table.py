@@ -4,16 +4,19 @@
 report. Any study can be printed so; a study whose file names a `paper_table` gets that table's rows too.
 """
 
+import html
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
+from pandas.io.formats.style import Styler
 
 from ablations.reporting.findings import Findings, collect
 from ablations.reporting.words import spread
 from ablations.trials.trials import Study
 from dsv2.accounting.paper_tables import PAPER_TABLES
 from dsv2.metrics import quantity
-from dsv2.report.page import Table, markdown_table
+from dsv2.report.page import Table, markdown_table, without_markup
 from dsv2.storage.files import write_text
 
 BUDGETS = {
@@ -46,18 +49,21 @@ def paper_table(study: Study, findings: Findings) -> tuple[pd.DataFrame, str]:
 def markdown(table: pd.DataFrame, text: str) -> str:
     """Return the table in Markdown, `text` underneath."""
     rows = [[*labels, *row] for labels, row in zip(table.index, table.to_numpy().tolist(), strict=True)]
-    return f"{markdown_table(Table(['', '', *table.columns], rows))}\n\n{text}\n"
+    return without_markup(f"{markdown_table(Table(['', '', *table.columns], rows))}\n\n{text}\n")
 
 
 def latex(table: pd.DataFrame, text: str) -> str:
     """Return a table environment for the packages booktabs and multirow, `text` as its caption."""
-    columns = "ll" + "r" * len(table.columns)
-    return table.to_latex(escape=True, caption=text.replace("_", r"\_").replace("%", r"\%"), column_format=columns)
+    columns, caption = "ll" + "r" * len(table.columns), text.replace("_", r"\_").replace("%", r"\%")
+    return table.to_latex(escape=True, caption=caption, column_format=columns).replace("±", r"$\pm$")
 
 
 def html_table(table: pd.DataFrame, text: str) -> str:
     """Return an HTML table, `text` as its caption."""
-    return table.style.set_caption(text).format(escape="html").to_html(doctype_html=False) + "\n"
+    style = Styler(table, uuid="paper_table", cell_ids=False, caption=html.escape(text, quote=False))
+    for shown in (style.format, partial(style.format_index, axis=0), partial(style.format_index, axis=1)):
+        shown(escape="html")
+    return style.to_html(doctype_html=False) + "\n"
 
 
 def write_tables(study: Study) -> str:

@@ -1,7 +1,8 @@
 """The sections of a report: paragraphs, a table and figures each, out of what a study found."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -194,7 +195,13 @@ def _equality(findings: Findings) -> Table:
 def _provenance(findings: Findings) -> Section:
     nested = findings.provenance
     flat = pd.json_normalize(dict(nested)).to_dict("records")[0] if nested else {}
-    changed = any(str(key).endswith("dirty") and bool(value) for key, value in flat.items())
-    dirty = ["The code had uncommitted changes: the commit alone does not reproduce this."] if changed else []
+    text = "The code had uncommitted changes: the commit alone does not reproduce this."
     table = Table(["what", "value"], [[str(key), str(value)] for key, value in flat.items()])
-    return Section("Provenance", dirty, [table])
+    return Section("Provenance", [text] if _uncommitted(nested) else [], [table])
+
+
+def _uncommitted(provenance: Any) -> bool:
+    """Whether any trial's code had uncommitted changes; where trials differ, their values are a list."""
+    if isinstance(provenance, Mapping):
+        return bool(provenance.get("dirty")) or any(map(_uncommitted, provenance.values()))
+    return isinstance(provenance, list) and any(map(_uncommitted, provenance))

@@ -12,7 +12,7 @@ import yaml
 from dsv2.config import ConfigError
 from dsv2.storage.files import write_json, write_text
 from dsv2.storage.rundir import runs_root
-from dsv2.study.files import definition
+from dsv2.study.files import SUFFIXES, definition
 from dsv2.study.plan import Plan
 from dsv2.training.run import Run, folder_of
 
@@ -131,24 +131,29 @@ def stored(name: str, scale: str = "smoke") -> Study:
 
     `name` is a study's name or the path of its file; one that was never run is planned from there.
     """
-    if Path(name).is_file():
-        name, _ = definition(name)
-    folder = runs_root() / Path(name).stem / scale
+    given, path = name, Path(name)
+    if path.suffix in SUFFIXES:
+        name = definition(name)[0] if path.is_file() else path.stem
+    folder = runs_root() / name / scale
     try:
         record: dict[str, Any] = json.loads((folder / RECORD).read_text())
-        source, seeds, overrides = record.get("source") or name, record["seeds"], record["overrides"]
+        source, seeds, overrides = record.get("source") or given, record["seeds"], record["overrides"]
         folders = {
             TrialKey(arm, seed, probe): fingerprint for arm, seed, probe, fingerprint in record.get("trials", [])
         }
         whole = isinstance(overrides, list) and all(isinstance(seed, int) for seed in seeds or ())
     except FileNotFoundError:
-        return Study(name, scale)
+        return Study(given, scale)
     except (ValueError, KeyError, AttributeError, TypeError):
         whole = False
     if not whole:
         raise ConfigError("sweep", name, f"{folder / RECORD} is damaged; run the study again to renew it")
     if not (folder / DEFINITION).is_file():  # a store from before studies were kept
         return Study(source, scale, seeds, overrides)
-    study = Study(definition(str(folder / DEFINITION))[1], scale, seeds, overrides, folders=folders)
+    try:
+        study = Study(definition(str(folder / DEFINITION))[1], scale, seeds, overrides, folders=folders)
+    except ConfigError as error:
+        valid = f"{folder / DEFINITION} cannot be used; run the study again to renew it. {error}"
+        raise ConfigError("sweep", name, valid) from None
     study.source = source
     return study

@@ -96,7 +96,6 @@ def test_what_becomes_of_the_dictionary_later_is_no_part_of_the_study(mine):
     assert list(stored("mine").arms) == list(first.arms) == ["none", "expert"]
 
 
-@pytest.mark.xfail(strict=True, reason="numbers of NumPy are accepted, and then fail when the study is kept")
 def test_a_dictionary_holds_what_a_file_could(mine):
     """What cannot be kept is refused before anything is trained."""
     del mine["arms"]

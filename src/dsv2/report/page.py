@@ -1,7 +1,9 @@
 """Reports as files: Markdown, one HTML page that needs nothing else, tables as CSV and figures as PNG."""
 
 import base64
+import html
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +12,7 @@ from dsv2.storage.files import replacing, write_text
 
 DPI = 150
 PIXELS_PER_INCH = 120  # 7 points are then 12 pixels of text
+_MARKUP = re.compile(r"<(?=[A-Za-z/!?])|&(?=#?\w+;)")  # what Markdown hands on to HTML as a tag or an entity
 
 
 class Table(NamedTuple):
@@ -60,7 +63,7 @@ def write_page(folder: Path, title: str, headline: str, sections: Sequence[Secti
             scratch.write_bytes(png)
     for name, table in tables.items():
         write_text(folder / f"{name}.csv", table)
-    write_text(folder / "report.md", "\n\n".join(_markdown(title, headline, sections)) + "\n")
+    write_text(folder / "report.md", without_markup("\n\n".join(_markdown(title, headline, sections)) + "\n"))
     write_text(folder / "report.html", _html(title, headline, sections))
     return folder / "report.html"
 
@@ -87,6 +90,11 @@ def markdown_table(table: Table) -> str:
     """Return the header and rows of a table in Markdown."""
     cells = [table.header, ["---"] * len(table.header), *table.rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)
+
+
+def without_markup(markdown: str) -> str:
+    """Return Markdown in which tags and entities are shown as they are written."""
+    return _MARKUP.sub(lambda found: html.escape(found[0]), markdown)
 
 
 def _html(title: str, headline: str, sections: Sequence[Section]) -> str:

@@ -170,8 +170,11 @@ def definition(study: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         node = mapping(path, study) if path.suffix in SUFFIXES else read("sweep", study)
         name = node.get("name") or path.stem if path.suffix in SUFFIXES else study
     else:
-        node = dict(study)
-        name = node.get("name")
+        name = study.get("name")
+        try:
+            node = yaml.safe_load(yaml.safe_dump(dict(study), sort_keys=False))  # a copy, of what a file could hold
+        except yaml.representer.RepresenterError:
+            raise ConfigError("study", name, "what a YAML file could hold: text, numbers, lists and mappings") from None
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ConfigError("name", name, "a study's name: letters, digits and . _ + -")
     return name, node

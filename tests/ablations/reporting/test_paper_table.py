@@ -70,7 +70,6 @@ def test_the_paper_table_has_ours_and_the_published_rows(table_9, fill, capsys, 
     assert text in page
 
 
-@pytest.mark.xfail(strict=True, reason="pandas leaves ± as it is")
 def test_latex_is_plain_ascii(table_9, fill):
     planned = fill(table_9, seeds=(0, 1))
     tex = latex(*paper_table(planned, collect(planned)))
@@ -78,7 +77,6 @@ def test_latex_is_plain_ascii(table_9, fill):
     assert r"$\pm$" in tex
 
 
-@pytest.mark.xfail(strict=True, reason="pandas draws the ids of cells at random")
 def test_html_is_the_same_each_time(table_9, fill):
     planned = fill(table_9, seeds=(0, 1))
     table, text = paper_table(planned, collect(planned))
@@ -117,7 +115,6 @@ def test_any_study_has_a_table_of_its_own_rows(fill, runs):
     assert write_tables(planned) == (runs / "kv_rank" / "smoke" / "report" / "paper_table.md").read_text()
 
 
-@pytest.mark.xfail(strict=True, reason="labels of rows are not escaped in HTML, nor tags in Markdown")
 def test_names_are_escaped_in_every_format(mine, fill):
     """Of domains, which may be anything, and of arms."""
     metric = "val/bpb_50%_<i>$x"

@@ -4,8 +4,6 @@ import math
 import re
 from dataclasses import replace
 
-import pytest
-
 from ablations.reporting.findings import Findings
 from ablations.reporting.sections import sections_of
 from ablations.reporting.summary import summary
@@ -109,7 +107,6 @@ def test_uncommitted_changes_are_said(six_arms, findings_of) -> None:
     assert section(clean, "Provenance").paragraphs == []
 
 
-@pytest.mark.xfail(strict=True, reason="commits that differ between trials are a list, into which nobody looks")
 def test_uncommitted_changes_of_some_trials_are_said(six_arms, findings_of) -> None:
     trials = [{"commit": "abc", "dirty": True}, {"commit": "d", "dirty": False}]  # of several commits
     several = replace(findings_of(six_arms), provenance={"git": trials})

@@ -167,7 +167,6 @@ def test_text_of_users_is_not_read_as_html(odd, fill, console, runs) -> None:
     assert planned.verdict().startswith("Against none, 3 paired seeds")
 
 
-@pytest.mark.xfail(strict=True, reason="report.md holds < as it is, which renderers take for the beginning of a tag")
 def test_text_of_users_is_not_read_as_tags_of_markdown(odd, fill, console, runs) -> None:
     report_study(fill(odd), console)
     markdown = (runs / "mine" / "smoke" / "report" / "report.md").read_text()

@@ -75,7 +75,6 @@ def test_a_study_is_stored_as_it_was_run(small):
     assert again.command == small.command
 
 
-@pytest.mark.xfail(strict=True, reason="`stored` looks for the file of a study that was never run in configs/sweep")
 def test_a_study_that_was_never_run_is_planned_from_its_file(pair_file):
     assert not (planned := stored(str(pair_file))).folder.exists()
     assert planned.seeds == Study(str(pair_file)).seeds
@@ -106,7 +105,6 @@ def test_a_study_is_found_without_its_file_corpus_and_directory(mine, corpus, tm
     assert sorted(path.name for path in (runs / "mine" / "smoke").iterdir()) == [RECORD, DEFINITION]
 
 
-@pytest.mark.xfail(strict=True, reason="`stored` takes what follows the last dot of a name for a suffix")
 def test_a_name_may_have_dots(mine):
     planned = Study(mine | {"name": "mine.v2"}, seeds=[0])
     planned.remember()
@@ -151,7 +149,6 @@ def test_a_damaged_record_is_one_clear_error(runs, content):
     assert "\n" not in str(damaged.value)
 
 
-@pytest.mark.xfail(strict=True, reason="the error does not say what to do, or not even which file is damaged")
 @pytest.mark.parametrize(
     "content",
     [b"", b"[1]", b"question: [", b"question: a\nquestion: b\n", b"\xff\xfe\x00", b"question: Does it?\n"],
