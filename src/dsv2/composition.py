@@ -1,6 +1,6 @@
 """Hydra: YAML and overrides become plain values, and what it refuses becomes a `ConfigError`."""
 
-import copy
+import pickle
 import typing
 from collections.abc import Sequence
 from functools import lru_cache
@@ -68,27 +68,33 @@ def checked(overrides: Sequence[str]) -> "list[Override]":
 
     Hydra itself passes over an unknown choice of an optional group.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    parser, parsed = OverridesParser.create(), []
+    parsed = []
     for text in overrides:
         try:
-            parsed.append(parser.parse_override(text))
+            parsed.append(_parse(text))
         except HydraException:
             raise ConfigError("override", text, "write key=value, as in optim.lr=1e-3 or model=v2_lite") from None
         _check_choice(parsed[-1])
     return parsed
 
 
+@lru_cache(maxsize=4096)
+def _parse(text: str) -> "Override":
+    """Parse one override, each once: the arms of a study share most of theirs."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_override(text)
+
+
 def _check_choice(override: "Override") -> None:
     key, value = override.key_or_group, override.value()
-    options = _options(key)
     if _is_group(override) and not override.is_delete():
-        if value not in options:
+        if value not in (options := _options(key)):
             given = override.get_value_string() if override.is_sweep_override() else value
             raise ConfigError(key, given, f"choose one of {', '.join(options)}")
-    elif options and isinstance(value, str):
+    elif isinstance(value, str) and (options := _options(key)):
         raise ConfigError(key, value, f"a choice is written with slashes, {key.replace('.', '/')}={'|'.join(options)}")
 
 
@@ -100,8 +106,8 @@ def _composed(overrides: "Sequence[Override]", name: str) -> "DictConfig":
     groups = tuple(each.input_line for each in overrides if _is_group(each))
     values = [each for each in overrides if not _is_group(each)]
     if any(each.type != OverrideType.CHANGE or each.is_sweep_override() for each in values):
-        return _of_groups(name, tuple(each.input_line for each in overrides), _files())
-    composed = copy.deepcopy(_of_groups(name, groups, _files()))
+        groups, values = tuple(each.input_line for each in overrides), []
+    composed: DictConfig = pickle.loads(_of_groups(name, groups, _files()))
     for each in values:
         OmegaConf.update(composed, each.key_or_group, each.value(), merge=True)
     return composed
@@ -117,11 +123,11 @@ def _files() -> tuple[tuple[str, int], ...]:
 
 
 @lru_cache(maxsize=64)
-def _of_groups(name: str, overrides: tuple[str, ...], files: tuple[tuple[str, int], ...]) -> "DictConfig":
-    """Composed under what `files` says, which must not be changed by whoever gets it."""
+def _of_groups(name: str, overrides: tuple[str, ...], files: tuple[tuple[str, int], ...]) -> bytes:
+    """Compose under what `files` says, and pickle it: whoever unpickles has a copy, faster than by `deepcopy`."""
     from hydra import compose as hydra_compose
 
-    return hydra_compose(name, overrides=list(overrides))
+    return pickle.dumps(hydra_compose(name, overrides=list(overrides)))
 
 
 def without_shape(composed: dict[str, Any]) -> dict[str, Any]:
