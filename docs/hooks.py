@@ -104,7 +104,7 @@ def _section(name: str, study: StudyFile) -> list[str]:
         "",
         f"Predicted: {study.prediction}",
         "",
-        *([f"Published: {study.published}", ""] if study.published else []),
+        *([f"Published: {study.published_text}", ""] if study.published_text else []),
         *([f"Where the effect is expected to show: {study.shows_at}", ""] if study.shows_at else []),
         *([f"All arms: {_code([*study.data, *study.base])}.", ""] if study.data or study.base else []),
         f"Judged, and which direction is better: {judged}. Baseline: `{study.baseline}`.",

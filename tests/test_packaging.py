@@ -63,7 +63,7 @@ def test_a_wheel_works_outside_the_checkout(tmp_path):
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     code = (
-        "import ablations, dsv2, pathlib; s = ablations.studies('balance_losses');"
+        "import ablations, dsv2, pathlib; s = ablations.study('balance_losses');"
         "print(dsv2.__file__, len(s.trials), dsv2.load(['model=v2']).model.num_layers)"
     )
     done = subprocess.run(

@@ -49,7 +49,7 @@ def test_the_command_has_memory_traffic_and_cost(capsys):
     assert printed["traffic"]["max_devices"] == 3
     assert main(asked) == 0
     text = " ".join(capsys.readouterr().out.split())
-    for part in ("activations", "once per device, at most 3", "GPU hours at 40.0% of the peak, at 2 an hour"):
+    for part in ("activations", "once per device, at most 3", "GPU hours at 40.0% of the peak, at 2 per hour"):
         assert part in text
     assert main(["account", "model=deepseek_7b", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)

@@ -90,7 +90,7 @@ def test_every_scale_and_every_study_is_listed(page: Sections) -> None:
 def test_a_study_is_there_with_its_arms_and_its_command(page: Sections, hooks: types.ModuleType, name: str) -> None:
     study: StudyFile = hooks.read_study(name)
     text, arms = plain(page.text[name]), study.all_arms()
-    said = [study.question, study.prediction, study.published, study.shows_at, *study.judged, *study.equal]
+    said = [study.question, study.prediction, study.published_text, study.shows_at, *study.judged, *study.equal]
     for part in (*said, f"Baseline: {study.baseline}.", *study.data, *study.base, *study.probes):
         assert part is None or plain(part) in text, part
     header, *rows = page.rows[name]

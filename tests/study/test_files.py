@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from dsv2.config import CONFIG_DIR, ConfigError, structure
-from dsv2.study.files import FOLDERS, SHARED, Arm, Probe, ScaleFile, StudyFile, mapping, names, read
+from dsv2.study.files import FOLDERS, SHARED, Arm, Probe, ScaleFile, StudyFile, definition, mapping, names, read
 from dsv2.study.plan import Plan
 
 NONE = {"none": {"about": "", "overrides": []}}
@@ -100,6 +100,13 @@ def test_a_study_of_ones_own_shares_what_the_studies_here_share(tmp_path):
     here, there = Plan("kv_rank", "smoke"), Plan(str(path), "smoke")
     assert [here.words(arm) for arm in here.arms] == [there.words(arm) for arm in there.arms]
     assert [run.fingerprint() for run in here.configs.values()] == [run.fingerprint() for run in there.configs.values()]
+
+
+def test_a_dictionary_shares_what_a_file_shares(tmp_path):
+    node = yaml.safe_load(OWN)
+    assert definition(node | {"name": "mine"}) == ("mine", mapping(written(tmp_path, OWN), "mine") | {"name": "mine"})
+    with pytest.raises(ConfigError, match=r"defaults='/judged/texts' is not valid: .* in the dictionary"):
+        definition(node | {"name": "mine", "defaults": ["/judged/texts"]})
 
 
 def test_every_shared_file_is_used_by_several_studies():

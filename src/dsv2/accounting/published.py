@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from dsv2.accounting.account import Account, account
 from dsv2.accounting.cost import implied_mfu, training_cost
+from dsv2.accounting.paper_tables import PAPER_TABLES
 from dsv2.composition import compose
 from dsv2.config import structure
 from dsv2.models.transformer import Transformer
@@ -33,7 +34,7 @@ LARGE_SHAPE = (
     "picked to fit the total; ours is DeepSeek-V2's own"
 )
 HOURS = "at 100% of an H800's peak, a bound: hours follow from FLOPs only with a utilisation; the published ones imply "
-TABLE_8 = "layers unpublished, "
+UNPUBLISHED = "layers unpublished, "
 EMBEDDING = "without the input embedding, as Table 9 seems to count"
 
 
@@ -62,17 +63,22 @@ def _params(
     ]
 
 
-def _table_9(
-    name: str, overrides: tuple[str, ...], total: float, active: float, elements: float
-) -> list[PublishedFigure]:
-    name = f"{name} [V2 Table 9]"
-    tolerance, note = (None, LARGE_SHAPE) if name.startswith("large") else (TOLERANCE, "")
+def _table_9(arm: str, overrides: tuple[str, ...]) -> list[PublishedFigure]:
+    table = PAPER_TABLES["v2_table_9"]
+    name, elements = f"{table.columns[arm]} [V2 Table 9]", table.value("KV cache per token (elements)", arm)
+    total, active = table.value("parameters", arm), table.value("active parameters", arm)
+    tolerance, note = (None, LARGE_SHAPE) if arm.startswith("large") else (TOLERANCE, "")
     active_note = note or EMBEDDING
     return [
         PublishedFigure(name, overrides, "kv_elements_per_token", elements, "K", 0.05 / elements),
         PublishedFigure(name, overrides, "total_params", total, "B", tolerance, note),
         PublishedFigure(name, overrides, "active_params_without_embedding", active, "B", tolerance, active_note),
     ]
+
+
+def _table_8(arm: str, overrides: tuple[str, ...], note: str) -> list[PublishedFigure]:
+    table = PAPER_TABLES["v2_table_8"]
+    return _params(f"7B {table.columns[arm]} [V2 Table 8]", overrides, table.value("parameters", arm), note=note)
 
 
 def _flops(name: str, overrides: tuple[str, ...], value: float, context: int = 4096) -> PublishedFigure:
@@ -91,15 +97,15 @@ PUBLISHED: tuple[PublishedFigure, ...] = (
     PublishedFigure("DeepSeekMoE 2B [MoE]", TWO_B, "active_params", 0.3, "B", 0.05 / 0.3, "published to one digit"),
     *_params("DeepSeek 67B [LLM]", DENSE_67B, 67.4),
     *_params("DeepSeek 7B [LLM]", SEVEN_B, 6.9),
-    *_table_9("small MHA", ("model=v2_lite", "model/attention=mha"), 15.8, 2.5, 110.6),
-    *_table_9("small MLA", ("model=v2_lite",), 15.7, 2.4, 15.6),
-    *_table_9("large MHA", LARGE_MHA, 250.8, 25.0, 860.2),
-    *_table_9("large MLA", ("model=v2",), 247.4, 21.5, 34.6),
-    *_params("7B MHA [V2 Table 8]", SEVEN_B, 6.9, note="30 layers"),
-    *_params("7B GQA-8 [V2 Table 8]", (*SEVEN_B, "model/attention=gqa", "model.num_layers=34"), 6.9,
-             note=TABLE_8 + "34 is the only number that rounds to 6.9B"),
-    *_params("7B MQA [V2 Table 8]", (*SEVEN_B, "model/attention=mqa", "model.num_layers=37"), 7.1,
-             note=TABLE_8 + "37 is the only number that rounds to 7.1B"),
+    *_table_9("small_mha", ("model=v2_lite", "model/attention=mha")),
+    *_table_9("small_mla", ("model=v2_lite",)),
+    *_table_9("large_mha", LARGE_MHA),
+    *_table_9("large_mla", ("model=v2",)),
+    *_table_8("mha", SEVEN_B, "30 layers"),
+    *_table_8("gqa", (*SEVEN_B, "model/attention=gqa", "model.num_layers=34"),
+              UNPUBLISHED + "34 is the only number that rounds to 6.9B"),
+    *_table_8("mqa", (*SEVEN_B, "model/attention=mqa", "model.num_layers=37"),
+              UNPUBLISHED + "37 is the only number that rounds to 7.1B"),
     PublishedFigure("V2 at 6 bits, cache saved against 67B at 16 [V2]", ("model=v2",), "kv_saved", 93.3, "%",
                     0.0005 / 0.933, kv_bits=6),
     _flops("DeepSeek 7B [MoE]", SEVEN_B, 183.5),

@@ -172,9 +172,10 @@ def definition(study: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     else:
         name = study.get("name")
         try:
-            node = yaml.safe_load(yaml.safe_dump(dict(study), sort_keys=False))  # a copy, of what a file could hold
+            copied = yaml.safe_load(yaml.safe_dump(dict(study), sort_keys=False))
         except yaml.representer.RepresenterError:
             raise ConfigError("study", name, "what a YAML file could hold: text, numbers, lists and mappings") from None
+        node = _with_shared(copied, "the dictionary")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ConfigError("name", name, "a study's name: letters, digits and . _ + -")
     return name, node
@@ -213,22 +214,23 @@ class _Loader(yaml.SafeLoader):
 
 def mapping(path: Path, name: str) -> dict[str, Any]:
     """Return what a YAML file holds, on top of the shared files that its `defaults` name. Raises `ConfigError`."""
-    node = _mapping(path, name)
-    return node if "defaults" not in node else _with_shared(node, path)
+    return _with_shared(_mapping(path, name), str(path))
 
 
-def _with_shared(node: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Merge the files of a `defaults` list in their order, `_self_` last unless the list says otherwise.
+def _with_shared(node: dict[str, Any], where: str) -> dict[str, Any]:
+    """Merge the files of the `defaults` list, if any, in its order, `_self_` last unless the list says otherwise.
 
     As in Hydra, whose compose is not used: it would also take search paths, interpolations and packages from the file.
     """
+    if "defaults" not in node:
+        return node
     shared = {f"/{file.parent.name}/{file.stem}": file for folder in SHARED for file in _yaml_files(folder)}
     named = node["defaults"]
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
-        raise ConfigError("defaults", named, f"a list of some of {', '.join(shared)}, in {path}")
+        raise ConfigError("defaults", named, f"a list of some of {', '.join(shared)}, in {where}")
     for name in named:
         if (name not in shared and name != "_self_") or named.count(name) > 1:
-            raise ConfigError("defaults", name, f"some of {', '.join(shared)}, each once, in {path}")
+            raise ConfigError("defaults", name, f"some of {', '.join(shared)}, each once, in {where}")
     own = {key: value for key, value in node.items() if key != "defaults"}
     merged: dict[str, Any] = {}
     for name in named if "_self_" in named else [*named, "_self_"]:

@@ -13,7 +13,7 @@ from dsv2.study.files import read
 @pytest.fixture
 def table_9() -> dict:
     """The study of Table 9, which names that table."""
-    return read("sweep", "attention_moe") | {"name": "table_9", "paper_table": "v2_table_9", "published": None}
+    return read("sweep", "attention_moe") | {"name": "table_9"}
 
 
 class Cells(HTMLParser):
