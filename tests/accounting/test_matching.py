@@ -29,10 +29,10 @@ def budgets(model: Transformer.Config, *names: str, context: int = CONTEXT) -> d
     return {name: getattr(account(model, context=context), name) for name in names}
 
 
-def check(found: Matched, targets: dict[str, float], within: float = 0.01, context: int = CONTEXT) -> None:
+def check(matched: Matched, targets: dict[str, float], within: float = 0.01, context: int = CONTEXT) -> None:
     """What the solver says of its model is so."""
-    for name, value in budgets(found.model, *targets, context=context).items():
-        assert found.mismatch[name] == pytest.approx(value / targets[name] - 1)
+    for name, value in budgets(matched.model, *targets, context=context).items():
+        assert matched.mismatch[name] == pytest.approx(value / targets[name] - 1)
         assert abs(value / targets[name] - 1) <= within
 
 
@@ -41,11 +41,11 @@ def check(found: Matched, targets: dict[str, float], within: float = 0.01, conte
 def test_attentions_are_aligned_by_layers_and_ffn_width(size, attention):
     dense = [f"model={size}", "model/ffn=dense"]
     targets = budgets(load(*dense, "model/attention=mha"), "total_params")
-    found = match(
+    matched = match(
         load(*dense, f"model/attention={attention}"), targets, {"num_layers": 1, "ffn.width": 4}, context=CONTEXT
     )
-    check(found, targets)
-    assert len(found.changes) <= 1
+    check(matched, targets)
+    assert len(matched.changes) <= 1
 
 
 @pytest.mark.parametrize(("attention", "layers", "published"), [("mqa", 36, 7.1e9), ("gqa", 34, 6.9e9)])
@@ -53,8 +53,8 @@ def test_table_8_by_layers_alone(attention, layers, published):
     """From MHA's 30 layers. The report rounds to 0.1B, and its MQA is 3% over its MHA: 37 layers, not the nearest."""
     mha = load("model=deepseek_7b")
     other = load("model=deepseek_7b", f"model/attention={attention}")
-    found = match(other, budgets(mha, "total_params"), {"num_layers": 1}, context=CONTEXT)
-    assert found.changes == {"num_layers": layers}
+    matched = match(other, budgets(mha, "total_params"), {"num_layers": 1}, context=CONTEXT)
+    assert matched.changes == {"num_layers": layers}
     theirs = match(other, {"total_params": published}, {"num_layers": 1}, context=CONTEXT)
     assert theirs.changes == {"num_layers": {"mqa": 37, "gqa": 34}[attention]}
 
@@ -62,24 +62,24 @@ def test_table_8_by_layers_alone(attention, layers, published):
 def test_dense_against_moe():
     moe, dense = load("model=v2_lite"), load("model=v2_lite", "model/ffn=dense")
     targets = budgets(moe, "active_params")
-    found = match(dense, targets, {"ffn.width": 4, "ffn.expert_dim": 4}, context=CONTEXT)
-    check(found, targets)
-    assert set(found.changes) == {"ffn.width"}
+    matched = match(dense, targets, {"ffn.width": 4, "ffn.expert_dim": 4}, context=CONTEXT)
+    check(matched, targets)
+    assert set(matched.changes) == {"ffn.width"}
     targets = budgets(dense, "active_params")
-    found = match(moe, targets, {"ffn.width": 4, "ffn.expert_dim": 4}, context=CONTEXT)
-    check(found, targets)
-    assert set(found.changes) == {"ffn.expert_dim"}
+    matched = match(moe, targets, {"ffn.width": 4, "ffn.expert_dim": 4}, context=CONTEXT)
+    check(matched, targets)
+    assert set(matched.changes) == {"ffn.expert_dim"}
 
 
 def test_total_and_active_at_once():
     """Two targets need two keys: half the experts, twice as wide, come back from fine ones."""
     targets = budgets(load("model=v2_lite"), "total_params", "active_params")
     coarse = load("model=v2_lite", "model.ffn.num_experts=48", "model.ffn.expert_dim=1000")
-    found = match(coarse, targets, {"ffn.expert_dim": 4, "ffn.num_experts": 8}, context=CONTEXT)
-    check(found, targets)
-    assert set(found.changes) == {"ffn.expert_dim", "ffn.num_experts"}
-    assert found.model.ffn.num_experts == 64
-    assert found.model.ffn.expert_dim % 4 == 0
+    matched = match(coarse, targets, {"ffn.expert_dim": 4, "ffn.num_experts": 8}, context=CONTEXT)
+    check(matched, targets)
+    assert set(matched.changes) == {"ffn.expert_dim", "ffn.num_experts"}
+    assert matched.model.ffn.num_experts == 64
+    assert matched.model.ffn.expert_dim % 4 == 0
     with pytest.raises(ConfigError, match="active_params off by"):
         match(coarse, targets, {"ffn.expert_dim": 4}, context=CONTEXT)
 
@@ -110,16 +110,16 @@ def test_what_is_fixed_stays():
 def test_refused_values_are_skipped():
     """Key-value heads divide the heads, experts the devices; both only some steps do."""
     gqa = load("model=deepseek_7b", "model/attention=gqa")
-    found = match(
+    matched = match(
         gqa,
         budgets(load("model=deepseek_7b", "model/attention=gqa", "model.attention.num_kv_heads=16"), *MODEL_BUDGETS),
         {"attention.num_kv_heads": 1},
         context=CONTEXT,
     )
-    assert found.changes == {"attention.num_kv_heads": 16}
+    assert matched.changes == {"attention.num_kv_heads": 16}
     more = load("model=tiny", "model.ffn.num_experts=40")
-    found = match(load("model=tiny"), budgets(more, "total_params"), {"ffn.num_experts": 1}, context=CONTEXT)
-    assert found.changes == {"ffn.num_experts": 40}
+    matched = match(load("model=tiny"), budgets(more, "total_params"), {"ffn.num_experts": 1}, context=CONTEXT)
+    assert matched.changes == {"ffn.num_experts": 40}
 
 
 def test_the_failure_names_the_closest():
@@ -195,13 +195,13 @@ def test_finds_what_trying_everything_finds(model, other, names, keys):
         mismatch = {name: abs(value / targets[name] - 1) for name, value in budgets(tried, *names).items()}
         best = min(best, max(mismatch.values()))
     try:
-        found = match(model, targets, dict.fromkeys(keys, 1), context=CONTEXT)
+        matched = match(model, targets, dict.fromkeys(keys, 1), context=CONTEXT)
     except ConfigError:
         assert best > 0.01
         best_found = match(model, targets, dict.fromkeys(keys, 1), context=CONTEXT, within=best + 1e-9)
         check(best_found, targets, within=best + 1e-9)
     else:
-        check(found, targets)
+        check(matched, targets)
         assert best <= 0.01
 
 

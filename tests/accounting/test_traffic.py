@@ -43,10 +43,10 @@ def test_the_limit_against_the_router(max_devices):
 
 def test_bytes_of_v2():
     traffic = all_to_all(dsv2.load(["model=v2"]).model)
-    one = 4 * 5120 * 2 * 7 / 8  # there and back, forward and backward, in bfloat16; an eighth stays at home
-    assert traffic.bytes_by_pair == pytest.approx(6 * one)
-    assert traffic.bytes_by_device == pytest.approx(traffic.devices * one)
-    assert traffic.bytes_by_device_limited == pytest.approx(traffic.devices_limited * one)
+    per_send = 4 * 5120 * 2 * 7 / 8  # there and back, forward and backward, in bfloat16; an eighth stays at home
+    assert traffic.bytes_by_pair == pytest.approx(6 * per_send)
+    assert traffic.bytes_by_device == pytest.approx(traffic.devices * per_send)
+    assert traffic.bytes_by_device_limited == pytest.approx(traffic.devices_limited * per_send)
     assert traffic.most_devices == 3
     assert 2.99 < traffic.devices_limited < 3 < traffic.devices < 6
     free = all_to_all(dsv2.load(["model=v2", "model.ffn.max_devices=null"]).model)

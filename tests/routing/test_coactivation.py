@@ -53,7 +53,7 @@ def test_saturation_is_the_overlap_with_the_last_step() -> None:
         for token, chosen in enumerate(table)
         for slot, expert in enumerate(chosen)
     ]
-    found = coactivation.saturation(pd.DataFrame(rows, columns=["step", "layer", "token", "slot", "expert"]), 4)
-    assert found["overlap"].tolist() == [1, 0.75, 1]  # the order of the slots does not matter
-    assert found["chance"].tolist() == [0.5, 0.5, 0.5]  # all four experts are used alike
-    assert found["step"].tolist() == [0, 8, 12]
+    overlaps = coactivation.saturation(pd.DataFrame(rows, columns=["step", "layer", "token", "slot", "expert"]), 4)
+    assert overlaps["overlap"].tolist() == [1, 0.75, 1]  # the order of the slots does not matter
+    assert overlaps["chance"].tolist() == [0.5, 0.5, 0.5]  # all four experts are used alike
+    assert overlaps["step"].tolist() == [0, 8, 12]

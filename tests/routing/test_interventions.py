@@ -125,9 +125,9 @@ def test_what_does_not_apply_says_why() -> None:
             intervention(dense)
     with pytest.raises(DoesNotApply, match="no shared experts"):
         shared_off(build(MoE.Config(num_experts=4, top_k=2, expert_dim=8)))
-    one = build(MoE.Config(num_experts=2, top_k=1, expert_dim=8))
+    single = build(MoE.Config(num_experts=2, top_k=1, expert_dim=8))
     with pytest.raises(DoesNotApply, match="fewer than its 1 experts"):
-        fewer_experts(one)
+        fewer_experts(single)
     with pytest.raises(DoesNotApply, match="too few to mask"):
         top_masked(build(MoE.Config(num_experts=2, top_k=2, expert_dim=8)))
     full = build(MoE.Config(num_experts=2, top_k=2, expert_dim=8, num_shared=1))

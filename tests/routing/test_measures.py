@@ -23,10 +23,10 @@ def routing(experts: list, dropped: list | None = None) -> Routing:
     return Routing(affinities=s, experts=chosen, gates=s.gather(-1, chosen), dropped=mask)
 
 
-def agree(found: Measures, expected: Measures) -> None:
+def agree(actual: Measures, expected: Measures) -> None:
     """In every field; the tolerance is for log E, which is a float32."""
     for name in Measures._fields:
-        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=FLOAT32, abs=FLOAT32), name
+        assert getattr(actual, name) == pytest.approx(getattr(expected, name), rel=FLOAT32, abs=FLOAT32), name
 
 
 def test_counts() -> None:
@@ -51,10 +51,10 @@ def test_counts_of_batches_add_up() -> None:
 
 def test_measures() -> None:
     dropped = [[[False, True], [False, False]], [[False, False], [True, True]]]
-    found = measure(count(routing(FIRST, dropped), num_devices=3) + count(routing(SECOND), num_devices=3))
+    actual = measure(count(routing(FIRST, dropped), num_devices=3) + count(routing(SECOND), num_devices=3))
     shares = [5 / 14, 4 / 14, 2 / 14, 2 / 14, 1 / 14]
     agree(
-        found,
+        actual,
         Measures(
             max_violation=5 / (14 / 6) - 1,
             entropy=-sum(share * math.log(share) for share in shares) / math.log(6),
@@ -70,16 +70,16 @@ def test_measures() -> None:
 
 def test_perfect_balance() -> None:
     """Each expert once, each token on two devices: nothing is violated, the entropy is 1."""
-    found = measure(count(routing([[[0, 2], [4, 1], [3, 5]]]), num_devices=3))
-    agree(found, Measures(0, 1, 0, 0, 0, 0, 0, 2))
+    actual = measure(count(routing([[[0, 2], [4, 1], [3, 5]]]), num_devices=3))
+    agree(actual, Measures(0, 1, 0, 0, 0, 0, 0, 2))
 
 
 def test_collapse() -> None:
     """All tokens on experts 0 and 1: E / K and D times the mean, the entropy of two of six, 4 of 6 dead."""
-    found = measure(count(routing([[[0, 1]] * 6]), num_devices=3))
+    actual = measure(count(routing([[[0, 1]] * 6]), num_devices=3))
     entropy = math.log(2) / math.log(6)
     overflow = (12 - 4) / 12  # 12 pairs on a device with room for 4
-    agree(found, Measures(3 - 1, entropy, 4 / 6, 3 - 1, 3 - 1, 0, overflow, 1))
+    agree(actual, Measures(3 - 1, entropy, 4 / 6, 3 - 1, 3 - 1, 0, overflow, 1))
 
 
 def test_layers_are_averaged_and_a_dense_model_has_none() -> None:

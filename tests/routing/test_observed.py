@@ -20,9 +20,9 @@ def test_the_interval_is_students_over_sequences() -> None:
     plain = SequenceLosses(rng.normal(50, 5, 12), np.full(12, 10.0))
     other = SequenceLosses(plain.nats + rng.normal(1, 2, 12), plain.scored)
     expected = stats.ttest_rel(other.nats / 10, plain.nats / 10).confidence_interval(0.95)
-    found = difference(other, plain)
-    assert found.mean == pytest.approx(other.mean - plain.mean)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    change = difference(other, plain)
+    assert change.mean == pytest.approx(other.mean - plain.mean)
+    assert (change.low, change.high) == pytest.approx((expected.low, expected.high))
     with pytest.raises(ValueError, match="other sequences"):
         difference(other, SequenceLosses(plain.nats, plain.scored + 1))
     alone = SequenceLosses(plain.nats[:1], plain.scored[:1])

@@ -38,35 +38,35 @@ def test_cost_adds_up_over_steps_that_measure_nothing() -> None:
 
 
 def test_what_wins_per_token_may_lose_per_flop_and_per_second() -> None:
-    found = loss_at_equal(*tables()).set_index("arm")
-    assert found.loc["big", ["per_token", "per_flop", "per_second"]].tolist() == [1.0, 3.0, 3.0]
-    assert found.loc["small", ["per_token", "per_flop", "per_second"]].tolist() == [2.0, 2.0, 2.0]
-    assert found.attrs == {"tokens": 400, "flops": 400, "seconds": 40}
+    at_equal = loss_at_equal(*tables()).set_index("arm")
+    assert at_equal.loc["big", ["per_token", "per_flop", "per_second"]].tolist() == [1.0, 3.0, 3.0]
+    assert at_equal.loc["small", ["per_token", "per_flop", "per_second"]].tolist() == [2.0, 2.0, 2.0]
+    assert at_equal.attrs == {"tokens": 400, "flops": 400, "seconds": 40}
 
 
 def test_between_two_values_the_logarithm_of_the_budget_counts() -> None:
     metrics, accounting = tables()
     accounting["flops_per_token"] = [4, 3]  # small reaches 1200, big has measured at 800 and 1600
-    found = loss_at_equal(metrics, accounting).set_index("arm")
-    assert found.loc["big", "per_flop"] == pytest.approx(3 - 2 * math.log(1200 / 800) / math.log(2))
+    at_equal = loss_at_equal(metrics, accounting).set_index("arm")
+    assert at_equal.loc["big", "per_flop"] == pytest.approx(3 - 2 * math.log(1200 / 800) / math.log(2))
 
 
 def test_a_budget_before_the_first_value_has_none() -> None:
     metrics, accounting = tables()
     accounting["flops_per_token"] = [100, 1]
-    found = loss_at_equal(metrics, accounting).set_index("arm")
-    assert np.isnan(found.loc["big", "per_flop"])
-    assert found.loc["small", "per_flop"] == 2.0
+    at_equal = loss_at_equal(metrics, accounting).set_index("arm")
+    assert np.isnan(at_equal.loc["big", "per_flop"])
+    assert at_equal.loc["small", "per_flop"] == 2.0
 
 
 def test_seeds_are_read_each_at_its_own_speed() -> None:
     metrics, accounting = tables()
     slow = pd.DataFrame(logged("small", 1, [5.0, 5.0, 10.0, 10.0], [None, 5.0, None, 3.0]), columns=metrics.columns)
-    found = loss_at_equal(pd.concat([metrics, slow]), accounting)
-    one = found[(found["arm"] == "small") & (found["seed"] == 1)].iloc[0]
-    assert found.attrs["seconds"] == 40  # the fastest trial's
-    assert one["per_second"] == pytest.approx(5.0)
-    assert one["per_token"] == 3.0
+    at_equal = loss_at_equal(pd.concat([metrics, slow]), accounting)
+    trial = at_equal[(at_equal["arm"] == "small") & (at_equal["seed"] == 1)].iloc[0]
+    assert at_equal.attrs["seconds"] == 40  # the fastest trial's
+    assert trial["per_second"] == pytest.approx(5.0)
+    assert trial["per_token"] == 3.0
 
 
 def test_what_is_missing_is_named() -> None:

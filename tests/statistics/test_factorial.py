@@ -44,8 +44,8 @@ def test_p_values_are_those_of_a_repeated_measures_anova() -> None:
     assert len(terms) == len(table) == 7
     for name, row in table.iterrows():
         wanted = name.split(":")
-        (found,) = [t for t in terms.values() if [part.split("=")[0] for part in t.term.split(" x ")] == wanted]
-        assert found.p == pytest.approx(row["Pr > F"], rel=1e-9)
+        (term,) = [t for t in terms.values() if [part.split("=")[0] for part in t.term.split(" x ")] == wanted]
+        assert term.p == pytest.approx(row["Pr > F"], rel=1e-9)
 
 
 def test_effects_are_the_coefficients_of_a_regression_with_seeds_as_blocks() -> None:
@@ -74,8 +74,8 @@ def test_a_factor_of_three_levels_is_compared_with_its_lowest() -> None:
         for seed in range(3)
     ]
     results = pd.DataFrame(rows, columns=["arm", "seed", "status", "val/loss"])
-    found = {t.term: t.effect for t in factorial(results, "val/loss", design, seeds=range(3), direction="lower")}
-    assert found == pytest.approx(
+    effects = {t.term: t.effect for t in factorial(results, "val/loss", design, seeds=range(3), direction="lower")}
+    assert effects == pytest.approx(
         {
             "rank=32": (4.8 + 4.8) / 2 - (5.0 + 4.9) / 2,
             "rank=64": (4.5 + 4.6) / 2 - (5.0 + 4.9) / 2,

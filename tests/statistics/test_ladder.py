@@ -72,12 +72,12 @@ def test_intervals_cover_what_was_put_in(rungs: int, seeds: int) -> None:
     for draw in range(studies):
         runs = simulate(rungs=rungs + 1, seeds=seeds, draw=draw)
         fitted = ladder(runs[runs["scale"] != SCALES[rungs]])
-        found = fitted.fits["mha"]
+        fit = fitted.fits["mha"]
         told = predict(fitted, {"mha": flops, "mla": flops}, scale="next", seeds=seeds, baseline="mha")
         top = runs[runs["scale"] == SCALES[rungs]].groupby("arm")["loss"].mean()
         hits += [
-            found.e_interval.low <= E <= found.e_interval.high,
-            found.alpha_interval.low <= ALPHA <= found.alpha_interval.high,
+            fit.e_interval.low <= E <= fit.e_interval.high,
+            fit.alpha_interval.low <= ALPHA <= fit.alpha_interval.high,
             told[0].low <= top["mha"] <= told[0].high,
             told[2].low <= top["mla"] - top["mha"] <= told[2].high,
         ]

@@ -47,8 +47,8 @@ def test_the_detectable_effect_is_found_in_four_of_five_studies(n: int, alpha: f
     trials = 20_000
     samples = RNG.normal(st.detectable_in_sd(n, alpha), 1, (trials, n))
     t = samples.mean(1) / (samples.std(1, ddof=1) / math.sqrt(n))
-    found = (2 * stats.t.sf(np.abs(t), n - 1) < alpha).sum()
-    assert stats.binomtest(int(found), trials, 0.8).pvalue > 1e-4
+    detected = (2 * stats.t.sf(np.abs(t), n - 1) < alpha).sum()
+    assert stats.binomtest(int(detected), trials, 0.8).pvalue > 1e-4
 
 
 def test_seeds_needed_inverts_the_detectable_effect() -> None:

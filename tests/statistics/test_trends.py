@@ -14,9 +14,9 @@ from tests.references.ladders import ARMS, SCALES, simulate
 
 def test_trends_keep_turn_or_stay_open() -> None:
     def word(gain: Sequence[float], **changed: Any) -> tuple[str, str]:
-        (found,) = trends(simulate(gain=gain, rungs=3, **changed), arms=ARMS, baseline="mha")
-        assert found.scales == SCALES[:3]
-        return found.word, found.text
+        (trend,) = trends(simulate(gain=gain, rungs=3, **changed), arms=ARMS, baseline="mha")
+        assert trend.scales == SCALES[:3]
+        return trend.word, trend.text
 
     assert word((0.97, 0.97, 0.97)) == ("keeps", "better at every rung")
     assert word((0.97, 0.97, 1.03)) == ("turns", "better at smoke, better at tiny, worse at small")

@@ -22,7 +22,7 @@ def same_numbers() -> None:
     RNG.bit_generator.state = START
 
 
-def one(values: dict[str, np.ndarray], margin: float | None = None, direction: str = "lower") -> Effect:
+def effect_of(values: dict[str, np.ndarray], margin: float | None = None, direction: str = "lower") -> Effect:
     (effect,) = judge(values, "val/loss", baseline="base", direction=direction, margin=margin)
     return effect
 
@@ -51,21 +51,21 @@ def test_verdicts_on_equal_arms_are_false_in_at_most_one_study_of_twenty(arms: i
 
 def test_verdict_words() -> None:
     noise = 0.01 * np.array([-0.9, 1.2, 0.3, -0.4, 1.5, -0.7])
-    assert one(shifted(noise - 0.5)).word == "better"
-    assert one(shifted(noise - 0.5), direction="higher").word == "worse"
-    assert one(shifted(noise), margin=0.1).word == "equivalent"
-    assert one(shifted(noise - 0.05), margin=0.2).verdict.endswith("a difference, but under the margin")
-    assert one(shifted(noise * 0)).word == "identical"
-    constant = one({"base": np.zeros(4), "arm": np.full(4, -0.25)})
+    assert effect_of(shifted(noise - 0.5)).word == "better"
+    assert effect_of(shifted(noise - 0.5), direction="higher").word == "worse"
+    assert effect_of(shifted(noise), margin=0.1).word == "equivalent"
+    assert effect_of(shifted(noise - 0.05), margin=0.2).verdict.endswith("a difference, but under the margin")
+    assert effect_of(shifted(noise * 0)).word == "identical"
+    constant = effect_of({"base": np.zeros(4), "arm": np.full(4, -0.25)})
     assert (constant.word, constant.note.partition("no spread")[1]) == ("undecided", "no spread")
-    undecided = one(shifted(noise * 10), margin=0.05)
+    undecided = effect_of(shifted(noise * 10), margin=0.05)
     assert undecided.word == "undecided"
     assert f"smaller than {undecided.detectable:.2g} would not have been seen" in undecided.note
     assert re.search(r"about \d+ seeds would decide .*, about \d+ would show equivalence within 0.05", undecided.note)
 
 
 def test_one_seed_has_neither_interval_nor_verdict() -> None:
-    effect = one(shifted(np.array([-3.0])), margin=0.1)
+    effect = effect_of(shifted(np.array([-3.0])), margin=0.1)
     assert effect.word == "none"
     assert "one seed" in effect.verdict
     assert all(math.isnan(x) for x in (effect.low, effect.high, effect.p, effect.p_holm, effect.detectable))
@@ -107,7 +107,7 @@ def test_what_would_have_been_seen_allows_for_the_number_of_arms() -> None:
     """With m arms Holm's first step asks for p < alpha / m, so a difference must be larger to be seen."""
     values = shifted(DELTA) | {"other": shifted(DELTA)["arm"] + 1}
     for family, effects in (
-        (1, [one(shifted(DELTA))]),
+        (1, [effect_of(shifted(DELTA))]),
         (2, judge(values, "val/loss", baseline="base", direction="lower")),
     ):
         assert len(effects) == family
@@ -121,12 +121,12 @@ def test_rounding_is_neither_a_difference_nor_a_spread() -> None:
     for shift in (1e-6, -1e-4, 0.3):
         delta = (base + shift) - base
         assert np.ptp(delta) > 0
-        effect = one({"base": base, "arm": base + shift}, margin=1.0)
+        effect = effect_of({"base": base, "arm": base + shift}, margin=1.0)
         assert effect.word == "undecided"
         assert "no spread" in effect.note
         assert math.isnan(effect.p_equivalence)
-    assert one({"base": base, "arm": base * (1 + 2e-16)}).word == "identical"
-    small = one({"base": base, "arm": base + 1e-9 * np.array([-1.0, -2.0, -1.5, -1.7])})
+    assert effect_of({"base": base, "arm": base * (1 + 2e-16)}).word == "identical"
+    small = effect_of({"base": base, "arm": base + 1e-9 * np.array([-1.0, -2.0, -1.5, -1.7])})
     assert small.word == "better"  # small, and no rounding
     assert "-1.5e-09 [" in small.verdict or "-1.6e-09 [" in small.verdict
 
@@ -148,13 +148,13 @@ def test_a_seed_is_counted_once_and_arms_have_equally_many() -> None:
     with pytest.raises(ValueError, match=r"seeds=\[0, 0, 1\]: each once"):
         compare(table(), "val/loss", arms=["base", "arm"], baseline="base", seeds=[0, 0, 1], direction="lower")
     with pytest.raises(ValueError, match=r"\(1,\) of the arm, \(4,\) of the baseline"):
-        one({"base": np.zeros(4), "arm": np.zeros(1)})
+        effect_of({"base": np.zeros(4), "arm": np.zeros(1)})
     with pytest.raises(ValueError, match="baseline='base': one of arm"):
-        one({"arm": np.zeros(3)})
+        effect_of({"arm": np.zeros(3)})
 
 
 def test_three_seeds_decide_where_the_difference_is_clear() -> None:
-    few, more = one(shifted(DELTA[:3] - 9)), one(shifted(np.tile(DELTA, 2) - 9))
+    few, more = effect_of(shifted(DELTA[:3] - 9)), effect_of(shifted(np.tile(DELTA, 2) - 9))
     assert (few.word, more.word) == ("better", "better")
     assert few.note == more.note == "no seed overlaps the baseline's"
 
