@@ -24,18 +24,6 @@ ORDER = (  # a module imports from earlier rows or from its own package only; im
 )
 FRAMEWORKS = {"lightning", "hydra", "omegaconf", "wandb"}
 
-# TO REMOVE once every package mirrors its tests: packages whose modules must have a test file of their own.
-MIRRORED = (
-    "dsv2.data",
-    "dsv2.evaluation",
-    "dsv2.inference",
-    "dsv2.interop",
-    "dsv2.kernels",
-    "dsv2.models",
-)
-# TO REMOVE with it: folders whose test files still import from other test files.
-ENTANGLED = ("ablations", "analysis", "docs")
-
 
 def modules() -> dict[str, Path]:
     """Dotted name of every module of ours to its file."""
@@ -139,13 +127,13 @@ def _is_empty(statement: ast.stmt) -> bool:
 
 def place_of_test(name: str) -> Path:
     """Where the test file of a module lies: that of `dsv2.data.store` at `tests/data/test_store.py`."""
-    *packages, module = name.removeprefix("dsv2.").split(".")
+    *packages, module = re.sub(r"^dsv2(\.|$)", "", name).split(".")
+    if MODULES[name].name == "__init__.py":
+        packages, module = [*filter(None, [*packages, module])], "init"
     return TESTS.joinpath(*packages, f"test_{module.strip('_')}.py")
 
 
-@pytest.mark.parametrize(
-    "name", sorted(name for name, path in MODULES.items() if holds_logic(path) and place(name)[1] in MIRRORED)
-)
+@pytest.mark.parametrize("name", sorted(name for name, path in MODULES.items() if holds_logic(path)))
 def test_a_module_that_holds_logic_has_its_test_file(name: str) -> None:
     expected = place_of_test(name)
     assert expected.is_file(), f"{name} has no {expected.relative_to(ROOT)}"
@@ -154,12 +142,10 @@ def test_a_module_that_holds_logic_has_its_test_file(name: str) -> None:
 @pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: str(path.relative_to(TESTS)))
 def test_tests_share_references_and_fixtures_of_conftest(path: Path) -> None:
     """No test file imports another: what several need lies in `tests/references/`, fixtures in a `conftest.py`."""
-    folder = path.relative_to(TESTS).parts[0]
-    if folder not in ENTANGLED:
-        ours = {name for name in imports(path) if name.partition(".")[0] == "tests"}
-        shared = {name for name in ours if re.fullmatch(r"tests\.references(\.(?!test_).+)?", name)}
-        assert not ours - shared, f"imports {sorted(ours - shared)}"
-    if folder == "references" and not path.name.startswith("test_"):
+    ours = {name for name in imports(path) if name.partition(".")[0] == "tests"}
+    shared = {name for name in ours if re.fullmatch(r"tests\.references(\.(?!test_).+)?", name)}
+    assert not ours - shared, f"imports {sorted(ours - shared)}"
+    if path.relative_to(TESTS).parts[0] == "references" and not path.name.startswith("test_"):
         assert "pytest.fixture" not in path.read_text(), "fixtures come from a conftest.py"
 
 
@@ -181,6 +167,10 @@ def test_the_check_sees_logic(tmp_path: Path, source: str, logic: bool) -> None:
 
 
 def test_the_check_knows_where_tests_lie() -> None:
-    places = {"dsv2.config": "test_config.py", "dsv2.__main__": "test_main.py", "dsv2.plots": "test_plots.py"}
-    places |= {"dsv2.models.moe.hash": "models/moe/test_hash.py", "ablations.run": "ablations/test_run.py"}
+    places = {"dsv2.config": "test_config.py", "dsv2.__main__": "test_main.py", "dsv2.plots": "plots/test_init.py"}
+    places |= {
+        "dsv2.models.moe.hash": "models/moe/test_hash.py",
+        "ablations.run": "ablations/test_run.py",
+        "dsv2": "test_init.py",
+    }
     assert {name: str(place_of_test(name).relative_to(TESTS)) for name in places} == places
