@@ -76,6 +76,9 @@ class Study(Plan):
 
     def _trial(self, key: "TrialKey", folders: "Mapping[TrialKey, str] | None") -> Trial:
         run = replace(self.run_of(key.arm, key.probe), seed=key.seed + self.arms[key.arm].seed_offset)
+        if run.trainer.devices > 1:
+            valid = "1 in a study, whose trials run beside each other; torchrun trains one with dsv2.train"
+            raise ConfigError("trainer.devices", run.trainer.devices, valid)
         root = self.folder / "trials"
         folder = root / folders[key] if folders and key in folders else folder_of(run, root)
         return Trial(key.arm, key.seed, run, folder, key.probe)

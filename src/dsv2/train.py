@@ -25,7 +25,9 @@ def train(composed: DictConfig) -> None:
     values: Any = OmegaConf.to_container(composed, resolve=True)
     try:
         checked(HydraConfig.get().overrides.task)
-        print(_train(values))
+        folder = _train(values)
+        if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun started
+            print(folder)
     except ConfigError as error:
         stop(2, f"error: {error}")
     except OSError as error:

@@ -254,3 +254,20 @@ def test_the_command_survives_signals(quick, tmp_path, runs, signal_number):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == str(folder)
     assert_same_run(Path(whole.stdout.splitlines()[-1]), folder)
+
+
+def test_a_module_of_ones_own_trains_another_objective(quick, tmp_path):
+    """One method is replaced; what is logged, saved and resumed stays."""
+
+    class TwiceTheLoss(Module):
+        def objective(self, batch):
+            losses, routings = super().objective(batch)
+            return losses._replace(total=2 * losses.total), routings
+
+    run = dsv2.load([*quick, "optim.clip_norm=1000000", "trainer.tokens=128"])
+    plain, twice = (
+        fit.fit(run, tmp_path / module.__name__, module=module)["metrics"] for module in (Module, TwiceTheLoss)
+    )
+    assert twice["train/ce"] == plain["train/ce"]
+    assert twice["train/loss"] == pytest.approx(2 * plain["train/loss"])
+    assert twice["train/grad_norm"] == pytest.approx(2 * plain["train/grad_norm"], rel=1e-5)

@@ -46,10 +46,14 @@ def count(routing: Routing, *, num_devices: int) -> Counts:
     dropped = torch.zeros_like(load)
     if routing.dropped is not None:
         dropped = torch.bincount(experts[routing.dropped], minlength=num_experts)
-    by_device = load.unflatten(0, (num_devices, -1)).sum(-1)
-    overflow = (by_device - experts.numel() // num_devices).clamp(min=0).sum()
     received = token_devices(experts, num_experts, num_devices).sum((0, 1))
-    return Counts(load, dropped, received, overflow, torch.tensor(experts[..., 0].numel(), device=load.device))
+    tokens = torch.tensor(experts[..., 0].numel(), device=load.device)
+    return Counts(load, dropped, received, overflow(load, num_devices), tokens)
+
+
+def overflow(load: Tensor, num_devices: int) -> Tensor:
+    """Pairs of one batch over a capacity factor of 1.0 of their device, from its load (E,): int64 scalar."""
+    return (load.unflatten(0, (num_devices, -1)).sum(-1) - load.sum() // num_devices).clamp(min=0).sum()
 
 
 def measure(counts: Counts) -> Measures:

@@ -8,17 +8,17 @@ import json
 import math
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import pandas as pd
 import yaml
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dsv2.config import plain
@@ -45,6 +45,7 @@ from dsv2.training.callbacks.recorder import Recorder
 from dsv2.training.callbacks.snapshots import Snapshots, snapped
 from dsv2.training.machine import provenance
 from dsv2.training.module import Diverged, Module
+from dsv2.training.processes import Group, joined
 from dsv2.training.run import Run, stored_name
 
 
@@ -52,21 +53,41 @@ class Interrupted(RuntimeError):
     """Training was asked to stop by SIGTERM before its last step; what was saved will be resumed."""
 
 
-def fit(run: Run.Config, folder: Path) -> dict[str, Any]:
+def fit(run: Run.Config, folder: Path, *, module: type[Module] = Module) -> dict[str, Any]:
     """Train to the end and return what `result.json` holds; a finished run is not trained again.
 
-    Raises Diverged for a loss that is not finite, Interrupted or KeyboardInterrupt when asked to stop, and whatever
-    else went wrong; the first and the last leave a `result.json` that says so, and the last good checkpoint.
+    `module` trains it in place of `Module`, for another objective; fingerprints do not know it, so give it folders of
+    its own. With `trainer.devices` every process that torchrun started calls this; the first one writes. Raises
+    ConfigError for devices that are not there, Diverged for a loss that is not finite, Interrupted or KeyboardInterrupt
+    when asked to stop, and whatever else went wrong; all but the first and the stops leave a `result.json` that says
+    so, and the last good checkpoint.
     """
-    if (done := finished(folder)) is not None:
-        return done
+    with joined(run.trainer) as group:
+        if (done := group.agree(finished(folder) if group.first else None)) is not None:
+            return cast(dict[str, Any], done)
+        if group.first:
+            _fit(run, folder, module, group, folder)
+        else:
+            with tempfile.TemporaryDirectory() as scratch:
+                _fit(_silent(run), Path(scratch), module, group, folder)
+        return cast(dict[str, Any], group.agree(read_result(folder) if group.first else None))
+
+
+def _silent(run: Run.Config) -> Run.Config:
+    """The same run in a process that shows and sends nothing; what it writes is thrown away."""
+    wandb = replace(run.logger.wandb, mode="disabled")
+    return replace(run, trainer=replace(run.trainer, progress=False), logger=replace(run.logger, wandb=wandb))
+
+
+def _fit(run: Run.Config, folder: Path, module: type[Module], group: Group, shared: Path) -> None:
+    """Train in `folder`, from the newest checkpoint in the `shared` one."""
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     for written in (folder, folder / CHECKPOINTS):
         sweep(written)
     write_text(folder / CONFIG, yaml.safe_dump(plain(replace(run, data=run.data.anchored())), sort_keys=False))
     started, on_interrupt = time.time(), signal.getsignal(signal.SIGINT)
     try:
-        result = _train(run, folder)
+        result = _train(run, folder, module(run), group, shared)
     except (Interrupted, KeyboardInterrupt):
         raise
     except SIGTERMException:
@@ -79,7 +100,6 @@ def fit(run: Run.Config, folder: Path) -> dict[str, Any]:
             record_failure(run, folder, error, started)
         raise
     write_json(folder / RESULT, _header(run, folder, "finished", started) | result)
-    return read_result(folder)
 
 
 def record_failure(run: Run.Config, folder: Path, error: BaseException, started: float) -> None:
@@ -102,39 +122,40 @@ def _header(run: Run.Config, folder: Path, status: str, started: float) -> dict[
     }
 
 
-def _train(run: Run.Config, folder: Path) -> dict[str, Any]:
+def _train(run: Run.Config, folder: Path, module: Module, group: Group, shared: Path) -> dict[str, Any]:
     settings = run.trainer
     source = run.data.open(
         sequence_length=settings.sequence_length, seed=run.seed, validation_tokens=settings.validation_tokens
     )
     _keep_data(source, folder)
-    module = Module(run)
     batches = module.batches
-    if (warning := repetition_warning(source, batches.total_tokens)) is not None:
+    warning = repetition_warning(source, batches.total_tokens)
+    if warning is not None and group.first:
         print(f"warning: {warning}", file=sys.stderr)
     recorder = Recorder(module, source, folder)
     trainer = L.Trainer(
         accelerator=settings.accelerator,
-        devices=1,
+        devices=settings.devices,
+        strategy=settings.strategy,
         max_steps=batches.num_steps,
         max_epochs=-1,
         default_root_dir=folder,
         logger=sinks.build(run, folder, stored_name(run, folder)),
         callbacks=[
-            *([Snapshots(run, recorder.validation, folder)] if run.model.moe is not None else []),
+            *([Snapshots(run, recorder.validation, folder)] if run.model.moe is not None and group.first else []),
             recorder,
             *([ProgressBar(batches)] if settings.progress else []),
             Checkpointer(folder / CHECKPOINTS, settings.checkpoint_every, batches.num_steps),
         ],
-        # The environment is named, or Lightning would take a SLURM shell around us for a launcher of many processes.
-        plugins=[AtomicCheckpointIO(), LightningEnvironment()],
+        plugins=[AtomicCheckpointIO(), group.environment()],
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         limit_val_batches=0,
     )
-    trainer.fit(module, datamodule=Stream(source, batches), ckpt_path=_resumable(run, folder))
+    checkpoint = group.agree(_resumable(run, shared) if group.first else None)
+    trainer.fit(module, datamodule=Stream(source, batches), ckpt_path=checkpoint)
     if trainer.global_step < batches.num_steps:
         raise Interrupted(f"stopped after step {trainer.global_step} of {batches.num_steps}")
     recorder.flush()

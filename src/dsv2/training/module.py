@@ -13,6 +13,7 @@ from dsv2.data.source import Batch
 from dsv2.models.moe.router import Routing
 from dsv2.training.losses import Losses, training_loss
 from dsv2.training.precision import OPS
+from dsv2.training.processes import mean
 from dsv2.training.run import Run
 
 
@@ -39,13 +40,20 @@ class Module(L.LightningModule):
         self.grad_norm = torch.zeros(())  # of the last step, before clipping; what the callbacks log
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        exempt = self._exempt(len(batch.inputs))
-        output = self.model(batch.inputs, exempt=exempt, seed=self._step_seed)
+        losses, routings = self.objective(batch)
+        whole = Losses(*mean(torch.stack(losses).detach()).unbind())
+        if not torch.isfinite(whole.total):  # in all processes alike, so that none waits for one that has stopped
+            raise Diverged(f"the loss became {whole.total.item()} in step {self.global_step + 1}")
+        return {"loss": losses.total, "step": Step(whole, detached(routings))}
+
+    def objective(self, batch: Batch) -> tuple[Losses, tuple[Routing, ...]]:
+        """Return what a step minimises and how its tokens were routed: the one method to replace for another training.
+
+        In parallel training `batch` is this process' share of the step, and losses are means over it.
+        """
+        output = self.model(batch.inputs, exempt=self._exempt(len(batch.inputs)), seed=self._step_seed)
         losses = training_loss(output.logits, batch.targets, output.routings, self.moe, self.config.loss)
-        if not torch.isfinite(losses.total):
-            raise Diverged(f"the loss became {losses.total.item()} in step {self.global_step + 1}")
-        step = Step(Losses(*(loss.detach() for loss in losses)), detached(output.routings))
-        return {"loss": losses.total, "step": step}
+        return losses, output.routings
 
     @property
     def _step_seed(self) -> int:

@@ -32,10 +32,12 @@ class Training:
         precision: Literal["fp32", "bf16"] = "fp32"
         checkpoint_every: int = setting(50)  # steps, a multiple of log_every; also at the end
         accelerator: Literal["auto", "cpu", "gpu"] = setting("auto")
+        devices: int = setting(1)  # processes that share the sequences of a step; torchrun starts them
+        strategy: Literal["auto", "ddp"] = setting("auto")  # auto: ddp for more than one device
         progress: bool = setting(True)
 
         def __post_init__(self) -> None:
-            for name in ("sequence_length", "validate_every", "log_every", "checkpoint_every"):
+            for name in ("sequence_length", "validate_every", "log_every", "checkpoint_every", "devices"):
                 self.require(getattr(self, name) > 0, name, "positive")
             least = self.sequence_length * (self.batch.start or self.batch.size)
             self.require(self.tokens >= least, "tokens", f"at least one step, {least} tokens")
@@ -89,6 +91,12 @@ class Run:
                 every = self.trainer.log_every
                 good = getattr(self.trainer, step) % every == 0
                 self.require(good, f"trainer.{step}", f"a multiple of trainer.log_every={every}")
+            for size in self.trainer.batches().sizes:
+                valid = f"a divisor of the sequences of every step; one has {size}"
+                self.require(size % self.trainer.devices == 0, "trainer.devices", valid)
+            coupled = self.model.moe is not None and self.model.moe.couples_sequences
+            valid = "1, since this FFN drops tokens over the capacity of a whole batch"
+            self.require(self.trainer.devices == 1 or not coupled, "trainer.devices", valid)
             if self.benchmarks is not None:
                 if not isinstance(self.data, Text.Config):
                     raise ConfigError("benchmarks", "text", "none for data without text, as these synthetic sequences")

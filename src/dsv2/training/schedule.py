@@ -57,6 +57,12 @@ class BatchRamp:
         """Sequences of this step."""
         return self.first_sequence(step + 1) - self.first_sequence(step)
 
+    @property
+    def sizes(self) -> list[int]:
+        """Sequences that a step can have, ascending."""
+        ramp = np.diff(self._ramp_ends, prepend=0).tolist()
+        return sorted({*ramp, self.config.size})
+
     @cached_property
     def num_steps(self) -> int:
         """Whole steps that the budget pays for."""

@@ -161,3 +161,8 @@ def test_a_damaged_definition_is_one_clear_error(small, content):
         stored("pair")
     assert "\n" not in str(damaged.value)
     assert f"{small.folder / DEFINITION} cannot be used; run the study again to renew it" in str(damaged.value)
+
+
+def test_trials_are_not_shared_by_processes():
+    with pytest.raises(ConfigError, match=r"trainer\.devices=2 is not valid: 1 in a study"):
+        Study("kv_rank", overrides=["trainer.devices=2"])

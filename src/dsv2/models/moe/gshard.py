@@ -35,6 +35,10 @@ class GShard(MoE):
             self.require(self.capacity_factor > 0, "capacity_factor", "positive")
             self.refuse_what_is_deepseeks("GShard")
 
+        @property
+        def couples_sequences(self) -> bool:
+            return True  # the capacity of an expert is one of the batch
+
         def balance_losses(self, routing: Routing) -> BalanceLosses:
             """The paper's l_aux times E^2 as `expert` (line 13), as in its code: 1 is perfect balance. No others."""
             return first_choice_losses(routing)

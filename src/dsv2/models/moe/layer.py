@@ -56,6 +56,11 @@ class MoE(nn.Module):
             """
             return balance_losses_per_sequence(routing, num_devices=self.num_devices, max_devices=self.max_devices)
 
+        @property
+        def couples_sequences(self) -> bool:
+            """Whether what becomes of a sequence in training depends on the others of its batch."""
+            return self.dropping is not None
+
         def refuse_what_is_deepseeks(self, kind: str) -> None:
             """For the types that share these fields but not what some of them mean."""
             self.require(self.max_devices is None, "max_devices", f"null, {kind} has no device limit")

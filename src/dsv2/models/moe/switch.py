@@ -37,6 +37,10 @@ class Switch(MoE):
             self.require(0 <= self.jitter < 1, "jitter", "from 0 to below 1")
             self.refuse_what_is_deepseeks("Switch")
 
+        @property
+        def couples_sequences(self) -> bool:
+            return True  # the capacity of an expert is one of the batch
+
         def balance_losses(self, routing: Routing) -> BalanceLosses:
             """N sum_i f_i P_i over the batch as `expert` (4-6), before its alpha; no others."""
             return first_choice_losses(routing)

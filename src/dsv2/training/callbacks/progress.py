@@ -26,7 +26,7 @@ class ProgressBar(L.Callback):
         assert self.bar is not None
         self.bar.update(self.batches.tokens_before(trainer.global_step) - self.bar.n)
         if trainer.global_step % 10 == 0:
-            self.bar.set_postfix(loss=f"{outputs['loss'].item():.3f}", refresh=False)
+            self.bar.set_postfix(loss=f"{outputs['step'].losses.total.item():.3f}", refresh=False)
 
     def on_train_end(self, *_: Any) -> None:
         self._close()

@@ -20,11 +20,12 @@ from dsv2.data.source import Source
 from dsv2.evaluation.benchmarks import TextBenchmarks
 from dsv2.evaluation.validation import evaluate, loss_at_capacity
 from dsv2.models.moe.layer import MoE
-from dsv2.routing.measures import Counts, Measures, count, mean_measures, measure
+from dsv2.routing.measures import Counts, Measures, count, mean_measures, measure, overflow
 from dsv2.storage.files import replacing, sync, write_text
 from dsv2.storage.rundir import METRICS, ROUTING
 from dsv2.training.machine import peak_flops
 from dsv2.training.module import Module, Step
+from dsv2.training.processes import total
 from dsv2.training.sinks import WandbSink
 
 LOSSES = ("train/loss", "train/ce", "train/balance_expert", "train/balance_device", "train/balance_comm")
@@ -97,7 +98,7 @@ class Recorder(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, Module)
-        self._add(outputs["step"], batch.inputs.numel(), pl_module)
+        self._add(outputs["step"], batch.inputs.numel() * trainer.world_size, pl_module)
         step, settings = trainer.global_step, self.run.trainer
         final = step == self.num_steps
         if not final and step % settings.log_every:
@@ -128,7 +129,8 @@ class Recorder(L.Callback):
         self.losses = losses if self.losses is None else self.losses + losses
         self.steps, self.tokens = self.steps + 1, self.tokens + tokens
         if module.moe is not None:
-            new = [count(routing, num_devices=module.moe.num_devices) for routing in step.routings]
+            num_devices = module.moe.num_devices
+            new = [_of_all(count(routing, num_devices=num_devices), num_devices) for routing in step.routings]
             self.counts = [old + more for old, more in zip(self.counts, new, strict=True)] if self.counts else new
 
     def _window(self, module: Module, trainer: L.Trainer) -> dict[str, float]:
@@ -147,6 +149,12 @@ class Recorder(L.Callback):
     def _record_routing(self, step: int) -> None:
         layers = self.run.model.moe_layers if self.counts else ()
         self.routing += [routing_rows(step, *pair) for pair in zip(layers, self.counts, strict=True)]
+
+
+def _of_all(counts: Counts, num_devices: int) -> Counts:
+    """The counts of a step's whole batch, of which this process may have a share."""
+    summed = Counts(*map(total, counts))
+    return summed._replace(overflow=overflow(summed.load, num_devices))
 
 
 def routing_rows(step: int, layer: int, counts: Counts) -> pd.DataFrame:

@@ -1,0 +1,77 @@
+"""The processes that share every step of a run: each takes an equal part of its sequences, the first one writes.
+
+`torchrun` starts them. A run that one process trains is the same code with a group of one.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
+from torch import Tensor
+
+from dsv2.config import ConfigError
+from dsv2.training.run import Training
+
+
+class Group(NamedTuple):
+    """The processes of a run."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes what the run leaves behind."""
+        return self.rank == 0
+
+    def environment(self) -> ClusterEnvironment:
+        """Say to Lightning who started them; unsaid, it would take a SLURM shell around one process for a launcher."""
+        return LightningEnvironment() if self.size == 1 else TorchElasticEnvironment()
+
+    def agree(self, value: Any) -> Any:
+        """Return the first process' value in all of them."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values)
+        return values[0]
+
+
+@contextmanager
+def joined(settings: Training.Config) -> Iterator[Group]:
+    """Join the other processes of this run. Raises ConfigError where `settings.devices` is not how many there are."""
+    size = int(os.environ["WORLD_SIZE"]) if TorchElasticEnvironment.detect() else 1
+    if settings.devices != size:
+        alone = f"1 in one process; torchrun --nproc-per-node={settings.devices} -m dsv2.train ... starts more"
+        valid = alone if size == 1 else f"{size}, as many as the processes that torchrun started"
+        raise ConfigError("trainer.devices", settings.devices, valid)
+    if size == 1:
+        yield Group()
+        return
+    on_gpu, local = settings.accelerator != "cpu" and torch.cuda.is_available(), int(os.environ["LOCAL_RANK"])
+    if on_gpu:
+        if local >= torch.cuda.device_count():
+            raise ConfigError("trainer.devices", size, f"at most the {torch.cuda.device_count()} GPUs of this machine")
+        torch.cuda.set_device(local)
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield Group(dist.get_rank(), size)
+    finally:
+        dist.destroy_process_group()
+
+
+def total(share: Tensor) -> Tensor:
+    """Sum a tensor over the processes of the run."""
+    if not dist.is_initialized():
+        return share
+    summed = share.clone()
+    dist.all_reduce(summed)
+    return summed
+
+
+def mean(share: Tensor) -> Tensor:
+    """Average a tensor over the processes of the run."""
+    return total(share) / dist.get_world_size() if dist.is_initialized() else share
