@@ -53,9 +53,9 @@ def main(words: list[str]) -> int:
         marks = "" if rows[name]["finished"] else "  FAILED"
         marks += "" if rows[name]["in_time"] else "  too slow"
         print(f"{name:<20} {slowest:>12.1f} s {seconds / 60:>6.1f} min{marks}", flush=True)
-    found = [rows[name] for name in sorted(rows)]
-    RESULT.write_text(json.dumps({"cores": len(os.sched_getaffinity(0)), "studies": found}, indent=1) + "\n")
-    return 0 if all(row["finished"] and row["in_time"] for row in found) else 1
+    ordered = [rows[name] for name in sorted(rows)]
+    RESULT.write_text(json.dumps({"cores": len(os.sched_getaffinity(0)), "studies": ordered}, indent=1) + "\n")
+    return 0 if all(row["finished"] and row["in_time"] for row in ordered) else 1
 
 
 if __name__ == "__main__":

@@ -59,8 +59,8 @@ def factorial_forest() -> Drawn:
     terms = collect(study).terms
     own = {metric: loss.partition("-")[0].removesuffix(" loss") for metric, loss in CONTROLLED.items()}
     mains = [t for t in terms if t.order == 1 and t.term.startswith(own.get(t.metric, "none"))]
-    said = ", ".join(f"{t.term.partition('=')[0]} {t.effect:+.2f}" for t in some(mains, "main effects"))
-    title = f"Main effect of each loss on its own target: {said}"
+    effects = ", ".join(f"{t.term.partition('=')[0]} {t.effect:+.2f}" for t in some(mains, "main effects"))
+    title = f"Main effect of each loss on its own target: {effects}"
     return Drawn(
         plots.factorial_forest(terms, directions=study.file.judged, title=title),
         "Main effects and, below the line, interactions, with 95% t intervals. Filled: decided after Holm.",
@@ -69,16 +69,16 @@ def factorial_forest() -> Drawn:
 
 def interaction() -> Drawn:
     study, results = grid()
-    metric, found = "routing/device_max_violation", collect(study)
+    metric, findings = "routing/device_max_violation", collect(study)
     (term,) = (
-        t for t in found.terms if (t.metric, t.order) == (metric, 2) and "expert" in t.term and "device" in t.term
+        t for t in findings.terms if (t.metric, t.order) == (metric, 2) and "expert" in t.term and "device" in t.term
     )
     title = (
         "Expert-level and device-level loss together, beyond the sum of what they do apart: "
         f"{difference_text(term.effect, term.low, term.high)}, {term.word}"
     )
     return Drawn(
-        plots.interaction(results, metric, found.study.design(), "expert", "device", seeds=study.seeds, title=title),
+        plots.interaction(results, metric, findings.study.design(), "expert", "device", seeds=study.seeds, title=title),
         "Parallel lines would be no interaction. Thin: single seeds, averaged over the communication loss.",
     )
 
@@ -90,8 +90,8 @@ def rungs() -> pd.DataFrame:
     return runs[runs["arm"].isin(["none", "expert", "paper"])]
 
 
-def loss_over_compute(found: Callable[[], pd.DataFrame] = rungs) -> Drawn:
-    runs = found()
+def loss_over_compute(runs_at: Callable[[], pd.DataFrame] = rungs) -> Drawn:
+    runs = runs_at()
     ladder = fit_ladder(runs, arms=list(dict.fromkeys(runs["arm"])), baseline="none", loss=LOSS)
     powers = sorted(-fit.alpha for fit in ladder.fits.values())
     scales = " to ".join(ladder.scales)
@@ -102,15 +102,15 @@ def loss_over_compute(found: Callable[[], pd.DataFrame] = rungs) -> Drawn:
     )
 
 
-def difference_over_compute(found: Callable[[], pd.DataFrame] = rungs) -> Drawn:
-    runs = found()
+def difference_over_compute(runs_at: Callable[[], pd.DataFrame] = rungs) -> Drawn:
+    runs = runs_at()
     arms = list(dict.fromkeys(runs["arm"]))
     ladder = fit_ladder(runs, arms=arms, baseline="none", loss=LOSS)
-    said = [
+    changes = [
         f"{trend.arm} " + " to ".join(f"{effect.mean:+.3f} ({effect.word})" for effect in trend.effects)
         for trend in trends(runs, arms=arms, baseline="none", loss=LOSS)
     ]
-    title = f"Against none, {' to '.join(ladder.scales)}: {', '.join(said)}"
+    title = f"Against none, {' to '.join(ladder.scales)}: {', '.join(changes)}"
     return Drawn(
         plots.difference_over_compute(runs, ladder, "none", loss=LOSS, title=title),
         "Paired by seed, with 95% t intervals at each rung, and the difference of the fitted curves.",
@@ -128,11 +128,11 @@ def simulated(what: str) -> list[Rate]:
 def power_by_effect() -> Drawn:
     arms = 4
     rates = [r for r in simulated("1 x detectable found") if (r.noise, r.arms) == ("normal", arms)]
-    found = [(detectable_in_sd(rate.seeds, ALPHA / (arms - 1)), rate) for rate in rates]
+    powers = [(detectable_in_sd(rate.seeds, ALPHA / (arms - 1)), rate) for rate in rates]
     low, high = min(rate.rate for rate in rates), max(rate.rate for rate in rates)
     title = f"Where {POWER:.0%} is stated, {low:.1%} to {high:.1%} of simulated studies of {arms} arms find the effect"
     return Drawn(
-        plots.power_by_effect(found, title=title),
+        plots.power_by_effect(powers, title=title),
         "Lines: power as stated; points: simulated, at the effect that is called detectable.",
     )
 

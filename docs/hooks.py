@@ -43,10 +43,10 @@ def code_block(path: str, name: str) -> str:
     node: ast.AST = ast.parse(text)
     for part in name.split("."):
         kinds = (ast.FunctionDef, ast.ClassDef)
-        found = [inner for inner in getattr(node, "body", []) if isinstance(inner, kinds) and inner.name == part]
-        if not found:
+        definitions = [inner for inner in getattr(node, "body", []) if isinstance(inner, kinds) and inner.name == part]
+        if not definitions:
             raise PluginError(f"{path}: has no {name}")
-        node = found[0]
+        node = definitions[0]
     lines = text.splitlines()[node.lineno - 1 : node.end_lineno]  # type: ignore[attr-defined]
     indent = len(lines[0]) - len(lines[0].lstrip())
     return "\n".join([f"`{path}`", "", "```python {.source}", *(line[indent:] for line in lines), "```"])

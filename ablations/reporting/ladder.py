@@ -70,34 +70,34 @@ def _family(
 ) -> tuple[list[str], list[Section]]:
     """The arms that share a baseline: what is said, and the sections of them."""
     same = {"arms": arms, "baseline": baseline, "loss": LOSS}
-    found, ladder = trends(runs, **same), fit_ladder(runs, **same)  # type: ignore[arg-type]
-    told: list[Prediction] = []
+    verdicts, ladder = trends(runs, **same), fit_ladder(runs, **same)  # type: ignore[arg-type]
+    foretold: list[Prediction] = []
     if len(ladder.scales) > 2:
-        told += held_out(runs, scale=ladder.scales[-1], **same)  # type: ignore[arg-type]
+        foretold += held_out(runs, scale=ladder.scales[-1], **same)  # type: ignore[arg-type]
     if then is not None:
         flops = {row["arm"]: float(row["flops_per_token"] * row["tokens"]) for row in then.budgets()}
-        told += predict(
+        foretold += predict(
             ladder, {arm: flops[arm] for arm in arms}, scale=then.scale, seeds=len(then.seeds), baseline=baseline
         )
-    text = ladder_text(found, ladder, told)
+    text = ladder_text(verdicts, ladder, foretold)
     drawn = [
         picture(
             f"loss_over_compute_{baseline}",
             "Loss over training compute, a point a run; curves are fitted, diamonds foretold.",
-            loss_over_compute(runs, ladder, told=told, loss=LOSS),
+            loss_over_compute(runs, ladder, foretold=foretold, loss=LOSS),
         ),
         picture(
             f"difference_over_compute_{baseline}",
             f"Loss minus that of {baseline}, paired by seed, with 95% t intervals at each rung.",
-            difference_over_compute(runs, ladder, baseline, told=told, loss=LOSS),
+            difference_over_compute(runs, ladder, baseline, foretold=foretold, loss=LOSS),
         ),
     ]
     sections = [
-        Section(f"Against {baseline}, rung by rung", text, [Table(*trend_rows(found))], drawn),
+        Section(f"Against {baseline}, rung by rung", text, [Table(*trend_rows(verdicts))], drawn),
         Section("Curves", [], [Table(*fit_rows(ladder))]),
     ]
-    if told:
-        sections.append(Section("Predictions", [], [Table(*prediction_rows(told))]))
+    if foretold:
+        sections.append(Section("Predictions", [], [Table(*prediction_rows(foretold))]))
     return text[1:2], sections
 
 
@@ -112,25 +112,27 @@ LADDER_RULE = (
 )
 
 
-def ladder_text(found: Sequence[Trend], ladder: Ladder, told: Sequence[Prediction]) -> list[str]:
+def ladder_text(verdicts: Sequence[Trend], ladder: Ladder, foretold: Sequence[Prediction]) -> list[str]:
     """Paragraphs: whether verdicts keep over scale, what form was fitted, and how the predictions did."""
-    said = [LADDER_RULE]
-    if found:
-        said.append(f"Over {', '.join(found[0].scales)}: " + "; ".join(f"{t.arm} {t.text}" for t in found) + ".")
+    paragraphs = [LADDER_RULE]
+    if verdicts:
+        paragraphs.append(
+            f"Over {', '.join(verdicts[0].scales)}: " + "; ".join(f"{t.arm} {t.text}" for t in verdicts) + "."
+        )
     form = next(iter(ladder.fits.values())).form
     noted = "; ".join(f"{arm}: {fit.note}" for arm, fit in ladder.fits.items() if fit.note)
     few = ", for two rungs cannot hold three numbers" if form == POWER_LAW else ""
     notes = f" Noted: {noted}." if noted and form != POWER_LAW else ""
-    said.append(f"Fitted over {', '.join(ladder.scales)}: loss = {form}{few}.{notes}")
-    tested = [one for one in told if one.inside is not None]
+    paragraphs.append(f"Fitted over {', '.join(ladder.scales)}: loss = {form}{few}.{notes}")
+    tested = [prediction for prediction in foretold if prediction.inside is not None]
     if tested:
-        misses = ", ".join(_of(one) for one in tested if not one.inside)
-        inside = sum(bool(one.inside) for one in tested)
+        misses = ", ".join(_of(prediction) for prediction in tested if not prediction.inside)
+        inside = sum(bool(prediction.inside) for prediction in tested)
         missed = f"; outside: {misses}" if misses else ""
-        said.append(
+        paragraphs.append(
             f"Held out, {tested[0].scale}: {inside} of {len(tested)} observations inside their interval{missed}."
         )
-    return said
+    return paragraphs
 
 
 def fit_rows(ladder: Ladder) -> tuple[list[str], list[list[str]]]:
@@ -149,25 +151,25 @@ def fit_rows(ladder: Ladder) -> tuple[list[str], list[list[str]]]:
     return ["arm", "loss =", "E [95%]", "A [95%]", "alpha [95%]", "note"], rows
 
 
-def prediction_rows(told: Sequence[Prediction]) -> tuple[list[str], list[list[str]]]:
+def prediction_rows(foretold: Sequence[Prediction]) -> tuple[list[str], list[list[str]]]:
     """Header and rows: what each rung should be, and was."""
     rows = [
         [
-            _of(one),
-            one.scale,
-            f"{one.flops:.2g}",
-            str(one.seeds),
-            _shown(one.predicted, Interval(one.low, one.high)),
-            "not run" if math.isnan(one.observed) else f"{one.observed:.4g}",
-            {True: "inside", False: "outside", None: ""}[one.inside],
+            _of(prediction),
+            prediction.scale,
+            f"{prediction.flops:.2g}",
+            str(prediction.seeds),
+            _shown(prediction.predicted, Interval(prediction.low, prediction.high)),
+            "not run" if math.isnan(prediction.observed) else f"{prediction.observed:.4g}",
+            {True: "inside", False: "outside", None: ""}[prediction.inside],
         ]
-        for one in told
+        for prediction in foretold
     ]
     return ["of", "rung", "FLOPs", "seeds", "predicted [95%]", "observed", "the observation is"], rows
 
 
-def _of(one: Prediction) -> str:
-    return f"{one.arm} - {one.minus}" if one.minus else one.arm
+def _of(prediction: Prediction) -> str:
+    return f"{prediction.arm} - {prediction.minus}" if prediction.minus else prediction.arm
 
 
 def _shown(value: float, interval: Interval) -> str:

@@ -90,10 +90,10 @@ class Runner:
         report = study.folder / "report" / "report.html"  # the last thing it writes
         if report.is_file() and report.stat().st_mtime >= self.since:
             return all(finished(trial.folder) is not None for trial in study.trials)
-        said = self.log.read_text(errors="replace")
-        if said.rstrip().endswith(STOPPED.strip()):
+        printed = self.log.read_text(errors="replace")
+        if printed.rstrip().endswith(STOPPED.strip()):
             return False
-        tail = "\n".join(said.splitlines()[-TAIL_LINES:]) or "(it said nothing)"
+        tail = "\n".join(printed.splitlines()[-TAIL_LINES:]) or "(it said nothing)"
         raise RunnerFailed(f"the runner of {study.name} ended early; the end of {self.log}:\n{tail}")
 
 

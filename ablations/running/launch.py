@@ -86,13 +86,13 @@ def _ray(workers: int | None) -> JobPool:
     except ModuleNotFoundError:
         raise _missing("ray", "ray") from None
     if not ray.is_initialized():
-        found = {"PYTHONPATH": str(Path(__file__).parents[2]), "DSV2_RUNS": str(runs_root().resolve())}
+        environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "DSV2_RUNS": str(runs_root().resolve())}
         ray.init(
             num_cpus=None if "RAY_ADDRESS" in os.environ else workers,
             include_dashboard=None if "RAY_ADDRESS" in os.environ else False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={"env_vars": found},
+            runtime_env={"env_vars": environment},
         )
     remote = ray.remote(num_cpus=1, max_retries=0)(run_job)
     return JobPool(workers or MOST_JOBS, lambda fn, *args: _RayJob(ray, remote.remote(1, fn, *args)))

@@ -98,8 +98,8 @@ class View:
             self.next = started + max(DRAW_SECONDS, seconds / DRAW_SHARE)
 
     def _failures(self) -> list[str]:
-        found = self.progress.errors
-        return [f"{trial.name} {found[trial.folder]}" for trial in self.study.trials if found.get(trial.folder)]
+        errors = self.progress.errors
+        return [f"{trial.name} {errors[trial.folder]}" for trial in self.study.trials if errors.get(trial.folder)]
 
     def still(self) -> Any:
         """The curves as they are in the end, which a stored notebook can show without a kernel."""

@@ -64,8 +64,8 @@ class StudyProgress:
     def count(self) -> str:
         """How many trials have finished and failed."""
         failed = sum(error is not None for error in self.errors.values())
-        told = f"{len(self.errors) - failed} of {len(self.trials)} trials finished"
-        return f"{told}, {failed} failed" if failed else told
+        line = f"{len(self.errors) - failed} of {len(self.trials)} trials finished"
+        return f"{line}, {failed} failed" if failed else line
 
     def rate(self) -> str:
         """Share of the tokens, tokens a second and time left; the latter two only once they mean something."""
@@ -121,8 +121,8 @@ class Curves:
             place = {"arm": trial.arm, "seed": trial.seed, "step": row["step"], "tokens": row["tokens"]}
         except (ValueError, KeyError, TypeError):
             return  # a damaged line; it is only for show
-        found = [place | {"metric": name, "value": row[name]} for name in self.metrics if name in row]
-        self.rows[trial.folder] += found
+        values = [place | {"metric": name, "value": row[name]} for name in self.metrics if name in row]
+        self.rows[trial.folder] += values
 
     def table(self) -> "pd.DataFrame":
         """As `Results.metrics()`: columns arm, seed, step, tokens, metric, value."""

@@ -122,8 +122,8 @@ def results_of(study: Study) -> Results:
 
 def accuracy_in_training(logged: list[dict[str, Any]]) -> float:
     """Mean of the validation accuracies of a whole run: how early a task is learned. NaN where none was logged."""
-    found = [row["val/accuracy"] for row in logged if "val/accuracy" in row]
-    return statistics.fmean(found) if found else math.nan
+    accuracies = [row["val/accuracy"] for row in logged if "val/accuracy" in row]
+    return statistics.fmean(accuracies) if accuracies else math.nan
 
 
 def steps_to_half(logged: list[dict[str, Any]]) -> float:

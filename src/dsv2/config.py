@@ -104,10 +104,10 @@ def _target(node: Mapping[str, Any], expected: Any, key: str) -> type[ConfigBase
             return allowed[0]
         raise ConfigError(at, None, f"name one of {_names(allowed)}")
     inside = isinstance(name, str) and name.startswith(PACKAGE + ".") and name.endswith(".Config")
-    found = _import(MOVED.get(name, name)) if inside else None
-    if not (isinstance(found, type) and issubclass(found, ConfigBase) and issubclass(found, tuple(allowed))):
+    cls = _import(MOVED.get(name, name)) if inside else None
+    if not (isinstance(cls, type) and issubclass(cls, ConfigBase) and issubclass(cls, tuple(allowed))):
         raise ConfigError(at, name, f"only configs of this package are built; here one of {_names(allowed)}")
-    return found
+    return cls
 
 
 def _import(name: str) -> Any:
@@ -116,14 +116,14 @@ def _import(name: str) -> Any:
     for split in range(len(parts) - 1, 0, -1):
         module = ".".join(parts[:split])
         try:
-            found: Any = importlib.import_module(module)
+            value: Any = importlib.import_module(module)
         except ModuleNotFoundError as error:
             if error.name is None or not module.startswith(error.name):
                 raise  # a dependency that is missing is not a mistake in the name
             continue
         for part in parts[split:]:
-            found = getattr(found, part, None)
-        return found
+            value = getattr(value, part, None)
+        return value
     return None
 
 

@@ -2,7 +2,7 @@
 
 import random
 
-from dsv2.data.documents import Document, one_sided, split, survey
+from dsv2.data.documents import Document, one_sided, split, take_survey
 
 
 def documents(count: int, domain: str = "d") -> list[Document]:
@@ -13,33 +13,33 @@ def test_hash_depends_on_text_domain_and_order() -> None:
     base = documents(5)
     changed = [base[0]._replace(text="d text 0 "), *base[1:]]
     moved = [base[0]._replace(domain="e"), *base[1:]]
-    hashes = [survey(docs).content_hash for docs in (base, changed, moved, base[::-1])]
+    hashes = [take_survey(docs).content_hash for docs in (base, changed, moved, base[::-1])]
     assert len(set(hashes)) == 4
-    assert survey(documents(5)).content_hash == hashes[0]
+    assert take_survey(documents(5)).content_hash == hashes[0]
 
 
 def test_bytes_are_utf8() -> None:
-    assert survey([Document("aé学", "d")]).num_bytes == 6
+    assert take_survey([Document("aé学", "d")]).num_bytes == 6
 
 
 def test_a_document_keeps_its_side_wherever_it_stands() -> None:
     base = documents(400)
-    chosen = split(survey(base), 0.1)
+    chosen = split(take_survey(base), 0.1)
     shuffled = random.Random(0).sample(base, len(base))
-    assert split(survey(shuffled), 0.1) == chosen
-    assert split(survey([*base, *documents(300, "other")]), 0.1) > chosen
+    assert split(take_survey(shuffled), 0.1) == chosen
+    assert split(take_survey([*base, *documents(300, "other")]), 0.1) > chosen
     assert 0.05 < len(chosen) / 400 < 0.15
 
 
 def test_a_larger_share_only_adds() -> None:
-    surveyed = survey(documents(400))
+    surveyed = take_survey(documents(400))
     assert split(surveyed, 0.1) < split(surveyed, 0.3)
 
 
 def test_small_domains_get_both_sides() -> None:
     for count in (2, 3, 5):
         for ratio in (0.01, 0.99):
-            surveyed = survey([*documents(count, "a"), *documents(count, "b")])
+            surveyed = take_survey([*documents(count, "a"), *documents(count, "b")])
             chosen = split(surveyed, ratio)
             for domain in "ab":
                 sides = {
@@ -51,5 +51,5 @@ def test_small_domains_get_both_sides() -> None:
 
 
 def test_copies_stay_together_and_cannot_make_two_sides() -> None:
-    surveyed = survey([Document("same", "d")] * 10)
+    surveyed = take_survey([Document("same", "d")] * 10)
     assert one_sided(surveyed, split(surveyed, 0.5))

@@ -20,8 +20,8 @@ def test_every_figure_is_whole_and_readable() -> None:
     runs = simulate(seeds=3)
     below, told = ladder(runs[runs["scale"] != "base"]), held_out(runs, scale="base", arms=ARMS, baseline="mha")
     for ax in (
-        loss_over_compute(runs, below, told=told, title=TITLE),
-        difference_over_compute(runs, below, "mha", told=told, title=TITLE),
+        loss_over_compute(runs, below, foretold=told, title=TITLE),
+        difference_over_compute(runs, below, "mha", foretold=told, title=TITLE),
     ):
         assert isinstance(ax.figure, Figure)
         assert_readable(ax.figure)
@@ -30,13 +30,13 @@ def test_every_figure_is_whole_and_readable() -> None:
 def test_figures_draw_every_run_and_dash_what_is_predicted() -> None:
     runs = simulate(seeds=3)
     below, told = ladder(runs[runs["scale"] != "base"]), held_out(runs, scale="base", arms=ARMS, baseline="mha")
-    ax = loss_over_compute(runs, below, told=told)
+    ax = loss_over_compute(runs, below, foretold=told)
     points = [line for line in ax.get_lines() if line.get_linestyle() == "None" and len(line.get_xdata()) == 4 * 3]
     assert len(points) == len(ARMS)
     dashed = [line for line in ax.get_lines() if line.get_linestyle() == "--"]
     assert [max(line.get_xdata()) for line in dashed] == pytest.approx([1e13 * 8**3] * 2)
     assert not [line for line in loss_over_compute(runs, ladder(runs)).get_lines() if line.get_linestyle() == "--"]
-    ax = difference_over_compute(runs, below, "mha", told=told)
+    ax = difference_over_compute(runs, below, "mha", foretold=told)
     means = [line.get_ydata()[0] for line in ax.get_lines() if line.get_marker() == "s" and len(line.get_xdata()) == 1]
     wide = runs.pivot(index=["flops", "seed"], columns="arm", values="loss")
     wanted = (wide["mla"] - wide["mha"]).groupby("flops").mean()

@@ -47,7 +47,7 @@ def test_an_offline_run_is_named_grouped_and_complete(quick, tmp_path, monkeypat
     (table,) = (file.parent / "files" / "media" / "table" / "routing").glob("load_*.table.json")
     written = json.loads(table.read_text())
     assert written["columns"] == ["layer", "expert", "device", "load", "dropped"]
-    assert len(written["data"]) == 8 * run.model.num_moe_layers
+    assert len(written["data"]) == 8 * len(run.model.moe_layers)
     assert {name: summary[name] for name in result["metrics"]} == pytest.approx(result["metrics"])
 
 

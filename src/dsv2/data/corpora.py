@@ -12,7 +12,7 @@ from typing import Any, Self
 import tokenizers
 
 from dsv2.config import ConfigError, Naming, class_name, setting
-from dsv2.data.documents import MOST_DOMAINS, Document, Survey, one_sided, split, survey
+from dsv2.data.documents import MOST_DOMAINS, Document, Survey, one_sided, split, take_survey
 from dsv2.data.maths import worksheets
 from dsv2.data.packing import PackedText
 from dsv2.data.reading import read, stamp, valid_text
@@ -60,17 +60,17 @@ class Text:
             self, *, sequence_length: int, seed: int, validation_tokens: int, tokenizer: Tokenizer | None = None
         ) -> PackedText:
             """As `Source.Config.open`; a `tokenizer` that is given stands in for one trained on the corpus."""
-            found, identity = _survey(self, self.stamp()), self.identity()
+            survey, identity = _survey(self, self.stamp()), self.identity()
             if tokenizer is not None:
                 identity["tokenizer"] = f"given, {tokenizer.hash}"
-            chosen = split(found, self.val_ratio)
-            if one_sided(found, chosen):
+            chosen = split(survey, self.val_ratio)
+            if one_sided(survey, chosen):
                 raise ConfigError("data", self.label, "a corpus of at least two different documents, one to validate")
-            if (num_domains := len(set(found.domains))) > MOST_DOMAINS:
+            if (num_domains := len(set(survey.domains))) > MOST_DOMAINS:
                 raise ConfigError("data", self.label, f"at most {MOST_DOMAINS} domains; these are {num_domains}")
             store = open_store(
                 _Again(self),
-                found,
+                survey,
                 chosen,
                 vocab_size=tokenizer.vocab_size if tokenizer else self.vocab_size,
                 identity=identity,
@@ -213,7 +213,7 @@ class _Again:
 
 @lru_cache(maxsize=8)
 def _survey(config: Text.Config, stamp: tuple[Any, ...]) -> Survey:
-    return survey(config.documents())
+    return take_survey(config.documents())
 
 
 def _absolute(path: str) -> str:

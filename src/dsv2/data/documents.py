@@ -23,7 +23,7 @@ class Survey(NamedTuple):
     num_bytes: int  # UTF-8 bytes of all texts
 
 
-def survey(documents: Iterable[Document]) -> Survey:
+def take_survey(documents: Iterable[Document]) -> Survey:
     """Hash and count every document."""
     total, digests, domains, num_bytes = hashlib.sha256(), [], [], 0
     for text, domain in documents:
@@ -35,7 +35,7 @@ def survey(documents: Iterable[Document]) -> Survey:
     return Survey(total.hexdigest(), digests, domains, num_bytes)
 
 
-def split(found: Survey, val_ratio: float) -> set[bytes]:
+def split(survey: Survey, val_ratio: float) -> set[bytes]:
     """The digests of the validation documents: a share `val_ratio` of the documents, chosen by content alone.
 
     A document's digest, read as a number in [0, 1), is compared with `val_ratio`, so that it keeps its side in every
@@ -43,9 +43,9 @@ def split(found: Survey, val_ratio: float) -> set[bytes]:
     one side is the text nearest to that side moved.
     """
     texts: dict[str, set[bytes]] = {}
-    for digest, domain in zip(found.digests, found.domains, strict=True):
+    for digest, domain in zip(survey.digests, survey.domains, strict=True):
         texts.setdefault(domain, set()).add(digest)
-    chosen = {digest for digest in found.digests if _fraction(digest) < val_ratio}
+    chosen = {digest for digest in survey.digests if _fraction(digest) < val_ratio}
     for domain in sorted(texts):
         inside = texts[domain]
         if len(inside) < 2:
@@ -57,9 +57,9 @@ def split(found: Survey, val_ratio: float) -> set[bytes]:
     return chosen
 
 
-def one_sided(found: Survey, chosen: Collection[bytes]) -> bool:
+def one_sided(survey: Survey, chosen: Collection[bytes]) -> bool:
     """Whether training or validation has no document."""
-    return not chosen or all(digest in chosen for digest in found.digests)
+    return not chosen or all(digest in chosen for digest in survey.digests)
 
 
 def _fraction(digest: bytes) -> float:

@@ -48,11 +48,11 @@ class PackedText(Source):
         """Which windows training sequences `first` to `first + count - 1` are: (count,) int64."""
         numbers = np.arange(first, first + count)
         epochs, places = np.divmod(numbers, self.num_windows)
-        found = np.empty_like(numbers)
+        chosen = np.empty_like(numbers)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            found[here] = order(self.seed, int(epoch), self.num_windows)[places[here]]
-        return found
+            chosen[here] = order(self.seed, int(epoch), self.num_windows)[places[here]]
+        return chosen
 
     def record(self) -> dict[str, Any]:
         """The identity of corpus, tokenizer and held-out documents, and where the prepared corpus lies."""

@@ -22,7 +22,7 @@ import filelock
 import numpy as np
 
 from dsv2.config import digest
-from dsv2.data.documents import Document, Survey, survey
+from dsv2.data.documents import Document, Survey, take_survey
 from dsv2.data.tokenizer import TOKENIZER, Tokenizer
 from dsv2.storage.files import new_directory, write_json
 from dsv2.storage.rundir import runs_root
@@ -54,7 +54,7 @@ class Store(NamedTuple):
 
 def open_store(
     documents: Iterable[Document],
-    found: Survey,
+    survey: Survey,
     chosen: set[bytes],
     *,
     vocab_size: int,
@@ -72,7 +72,7 @@ def open_store(
         with _locked(folder.with_suffix(".lock")):
             if not _complete(folder):
                 with new_directory(folder, replace=True) as scratch:
-                    _prepare(scratch, documents, found, chosen, vocab_size, identity, tokenizer)
+                    _prepare(scratch, documents, survey, chosen, vocab_size, identity, tokenizer)
     return _open(folder, vocab_size, tokenizer)
 
 
@@ -127,14 +127,14 @@ def _locked(path: Path) -> filelock.AcquireReturnProxy:
 def _prepare(
     folder: Path,
     documents: Iterable[Document],
-    found: Survey,
+    survey: Survey,
     chosen: set[bytes],
     vocab_size: int,
     identity: dict[str, str],
     tokenizer: Tokenizer | None,
 ) -> None:
-    progress = _Progress(found)
-    in_val = [text in chosen for text in found.digests]
+    progress = _Progress(survey)
+    in_val = [text in chosen for text in survey.digests]
 
     def training_texts() -> Iterator[str]:
         for document, held_out in zip(documents, in_val, strict=False):
@@ -144,7 +144,7 @@ def _prepare(
 
     tokenizer = tokenizer or Tokenizer.train(training_texts(), vocab_size)
     tokenizer.save(folder / TOKENIZER)
-    names = sorted(set(found.domains))
+    names = sorted(set(survey.domains))
     dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
     writers = {name: _Writer(folder / f"{name}.bin", tokenizer, dtype) for name in SPLITS}
     progress.restart()
@@ -156,7 +156,7 @@ def _prepare(
             yield document
 
     # A change between the survey and here would put documents on the wrong side and give the folder a wrong name.
-    if survey(written()).content_hash != found.content_hash:
+    if take_survey(written()).content_hash != survey.content_hash:
         raise RuntimeError("the corpus changed while it was being prepared; start again")
     splits = {name: writer.close() for name, writer in writers.items()}
     tables = {f"{name}_starts": np.array(writer.starts, dtype=np.int64) for name, writer in writers.items()}
@@ -208,8 +208,8 @@ class _Writer:
 class _Progress:
     """Says on stderr how far a preparation is, every 2 seconds, so that a short one says nothing."""
 
-    def __init__(self, found: Survey) -> None:
-        self.total, self.said = found.num_bytes, False
+    def __init__(self, survey: Survey) -> None:
+        self.total, self.said = survey.num_bytes, False
         self.restart()
 
     def restart(self) -> None:

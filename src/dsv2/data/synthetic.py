@@ -65,9 +65,9 @@ class Task(Source):
         generator = np.random.Philox(np.random.SeedSequence(stream)).advance(first * blocks)
         drawn = generator.random_raw(count * blocks * 4).reshape(count, -1)
         tokens, answers = self.config.make(drawn, length, training=training)
-        found = torch.from_numpy(tokens)
-        targets = torch.where(torch.from_numpy(answers)[1:], found[:, 1:], NOT_SCORED)
-        return Batch(found[:, :-1], targets, None)
+        sequences = torch.from_numpy(tokens)
+        targets = torch.where(torch.from_numpy(answers)[1:], sequences[:, 1:], NOT_SCORED)
+        return Batch(sequences[:, :-1], targets, None)
 
 
 class Recall(Task):

@@ -91,7 +91,9 @@ class Tokenizer:
         known = self._remembered
         cut = [_CUT.split(text) for text in texts]
         new = [piece for piece in dict.fromkeys(chain.from_iterable(cut)) if piece not in known]
-        known.update((piece, found.ids) for piece, found in zip(new, self._backend.encode_batch_fast(new), strict=True))
+        known.update(
+            (piece, encoding.ids) for piece, encoding in zip(new, self._backend.encode_batch_fast(new), strict=True)
+        )
         return [list(chain.from_iterable(map(known.__getitem__, pieces))) for pieces in cut]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -101,10 +103,10 @@ class Tokenizer:
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """Text of each token, which joins to their `decode`: a character made of several tokens is the last one's."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        found = [decoder.decode(self._bytes[index]) for index in ids]
-        if found:
-            found[-1] += decoder.decode(b"", final=True)
-        return found
+        pieces = [decoder.decode(self._bytes[index]) for index in ids]
+        if pieces:
+            pieces[-1] += decoder.decode(b"", final=True)
+        return pieces
 
     @cached_property
     def token_bytes(self) -> np.ndarray:

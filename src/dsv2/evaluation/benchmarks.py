@@ -80,7 +80,7 @@ class TextBenchmarks:
         answers, informed = answer_both_ways(
             model, self.cloze, self.tokenizer.token_bytes, start=self.tokenizer.start_id, batch_tokens=batch_tokens
         )
-        found = {
+        scores = {
             "bench/cloze": float(answers.correct.mean()),
             "bench/cloze_margin": float(answers.margin.mean()),
             "bench/cloze_context": float(informed.correct.mean()),
@@ -88,13 +88,13 @@ class TextBenchmarks:
         if len(self.domains) > 1:
             asked = np.array([question.domain for question in self.cloze])
             for number in np.unique(asked):
-                found[f"bench/cloze_{self.domains[number]}"] = float(answers.correct[asked == number].mean())
-        return found
+                scores[f"bench/cloze_{self.domains[number]}"] = float(answers.correct[asked == number].mean())
+        return scores
 
     def run_copying(self, model: Transformer, *, batch_tokens: int) -> dict[str, float]:
         """`bench/copying`, accuracy on the second copy, and `bench/copying_gain` in nats a token."""
-        found = copying.copy(model, self.strings, batch_tokens=batch_tokens)
-        return {"bench/copying": found.accuracy, "bench/copying_gain": found.gain}
+        copied = copying.copy(model, self.strings, batch_tokens=batch_tokens)
+        return {"bench/copying": copied.accuracy, "bench/copying_gain": copied.gain}
 
     def run_arithmetic(self, model: Transformer, *, batch_tokens: int) -> dict[str, float]:
         """`bench/arithmetic`, the share of exercises whose answer was chosen."""

@@ -51,9 +51,9 @@ def scores(
 ) -> np.ndarray:
     """Mean log-likelihood a byte of each choice, (Q, C) float64. `token_bytes` (V,): bytes of text of each token."""
     asked = [Question(choice.context, one) for choice in questions for one in choice.continuations]
-    found = likelihoods(model, asked, batch_tokens=batch_tokens)
+    results = likelihoods(model, asked, batch_tokens=batch_tokens)
     sizes = np.array([token_bytes[np.asarray(continuation)].sum() for _, continuation in asked])
-    return (np.array([one.total for one in found]) / sizes).reshape(len(questions), -1)
+    return (np.array([one.total for one in results]) / sizes).reshape(len(questions), -1)
 
 
 def judge(scored: np.ndarray) -> Answers:

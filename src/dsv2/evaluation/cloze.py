@@ -43,8 +43,8 @@ def _question(split: Split, domain: int, windows: "_Windows", context: int, cont
     for _ in range(TRIES):
         other = windows.draw()
         apart = other + length <= start or other + context >= start + length
-        if apart and (found := _ids(split, other + context, continuation)) not in choices:
-            choices.append(found)
+        if apart and (distractor := _ids(split, other + context, continuation)) not in choices:
+            choices.append(distractor)
         if len(choices) == CHOICES:
             return Choice(_ids(split, start, context), choices, domain)
     return None

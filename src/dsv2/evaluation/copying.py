@@ -41,8 +41,9 @@ def copy(model: Transformer, shown: np.ndarray, *, batch_tokens: int) -> Copied:
     The first token of a copy is left out of both: that a copy begins there is not to be known.
     """
     asked: Sequence[Question] = [Question(row[:1], [*row[1:], *row]) for row in shown.tolist()]
-    found = likelihoods(model, asked, batch_tokens=batch_tokens)
+    results = likelihoods(model, asked, batch_tokens=batch_tokens)
     length = shown.shape[1]
-    nats = np.array([one.nats for one in found])  # (S, 2 L - 1): L - 1 tokens of the first copy, L of the second
-    hits = np.array([one.hits for one in found])
+    # (S, 2 L - 1): L - 1 tokens of the first copy, L of the second
+    nats = np.array([result.nats for result in results])
+    hits = np.array([result.hits for result in results])
     return Copied(float(hits[:, length:].mean()), float(nats[:, length:].mean() - nats[:, : length - 1].mean()))

@@ -63,9 +63,9 @@ class Harness(TemplateLM):
 
     def _sums(self, asked: list[list[Question]]) -> list[tuple[float, bool]]:
         flat = [question for some in asked for question in some]
-        found = iter(likelihoods(self.reader.model, flat, batch_tokens=self.batch_tokens))
-        of_each = [[next(found) for _ in some] for some in asked]
-        return [(sum(one.total for one in some), all(all(one.hits) for one in some)) for some in of_each]
+        results = iter(likelihoods(self.reader.model, flat, batch_tokens=self.batch_tokens))
+        of_each = [[next(results) for _ in some] for some in asked]
+        return [(sum(result.total for result in some), all(all(result.hits) for result in some)) for some in of_each]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """The greedy continuation of each context up to a stop string, <|endoftext|> or the asked number of tokens.

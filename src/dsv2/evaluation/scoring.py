@@ -41,11 +41,11 @@ def likelihoods(model: Transformer, questions: Sequence[Question], *, batch_toke
     for number, (context, continuation) in enumerate(questions):
         if not len(context) or not len(continuation):
             raise ValueError(f"question {number}: context and continuation need at least one token each")
-    found: dict[int, Likelihood] = {}
+    results: dict[int, Likelihood] = {}
     with evaluating(model):
         for batch in _batches(questions, batch_tokens):
-            found |= zip(batch, _score(model, [questions[number] for number in batch]), strict=True)
-    return [found[number] for number in range(len(questions))]
+            results |= zip(batch, _score(model, [questions[number] for number in batch]), strict=True)
+    return [results[number] for number in range(len(questions))]
 
 
 def _read(question: Question) -> int:

@@ -76,10 +76,10 @@ def reports(root: Path) -> list[Report]:
 def headline(report: Report) -> str:
     """The verdict: the bold line that report.md opens with. ValueError where there is none."""
     path = report.folder / "report.md"
-    found = re.search(r"^\*\*(.+)\*\*$", path.read_text(), flags=re.MULTILINE) if path.is_file() else None
-    if found is None:
+    headline = re.search(r"^\*\*(.+)\*\*$", path.read_text(), flags=re.MULTILINE) if path.is_file() else None
+    if headline is None:
         raise ValueError(f"{path}: no verdict in it; rebuild it with python -m ablations.report")
-    return found[1]
+    return headline[1]
 
 
 def results(report: Report) -> str:

@@ -25,12 +25,12 @@ class Agreement(NamedTuple):
     overlap: float | None  # mean share of a token's K experts that both chose; only for two steps of one run
 
 
-def agree(one: Trace, other: Trace, layer: int, *, same_run: bool) -> Agreement:
+def agree(first: Trace, second: Trace, layer: int, *, same_run: bool) -> Agreement:
     """`same_run`: the two are steps of one run, so that the numbers of their experts mean the same."""
-    mine, theirs = (traced.routings[layer].experts[0] for traced in (one, other))
-    num_experts, others = (traced.routings[layer].affinities.shape[-1] for traced in (one, other))
+    mine, theirs = (traced.routings[layer].experts[0] for traced in (first, second))
+    num_experts, others = (traced.routings[layer].affinities.shape[-1] for traced in (first, second))
     comparable = num_experts == others and mine.shape == theirs.shape
-    same_tokens = one.pieces == other.pieces
+    same_tokens = first.pieces == second.pieces
     profile = chance = same_top = overlap = None
     if comparable:
         profile = similarity(*(_profile(experts.numpy(), num_experts) for experts in (mine, theirs)))
@@ -42,9 +42,9 @@ def agree(one: Trace, other: Trace, layer: int, *, same_run: bool) -> Agreement:
     return Agreement(profile, chance, grouping, same_top, overlap)
 
 
-def similarity(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+def similarity(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
     """1 less the total variation between two load profiles (E,), each summing to 1."""
-    return 1 - float(np.abs(one - other).sum()) / 2
+    return 1 - float(np.abs(first - second).sum()) / 2
 
 
 def similarity_by_chance(num_tokens: int, num_experts: int, top_k: int) -> float:
@@ -55,14 +55,14 @@ def similarity_by_chance(num_tokens: int, num_experts: int, top_k: int) -> float
     return float(np.mean([similarity(*pair) for pair in zip(profiles[::2], profiles[1::2], strict=True)]))
 
 
-def rand_index(one: NDArray[np.int64], other: NDArray[np.int64]) -> float:
+def rand_index(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
     """Adjusted Rand index of two groupings of T items (Hubert and Arabie 1985): 1 for the same groups whatever their
     names, 0 on average by chance. 1 where both groupings are trivial in the same way.
     """
-    table = np.zeros((one.max() + 1, other.max() + 1), dtype=np.int64)
-    np.add.at(table, (one, other), 1)
+    table = np.zeros((first.max() + 1, second.max() + 1), dtype=np.int64)
+    np.add.at(table, (first, second), 1)
     together, in_one, in_other = (_in_pairs(counts) for counts in (table, table.sum(1), table.sum(0)))
-    expected = in_one * in_other / max(_in_pairs(np.array([len(one)])), 1)
+    expected = in_one * in_other / max(_in_pairs(np.array([len(first)])), 1)
     most = (in_one + in_other) / 2
     return 1.0 if most == expected else (together - expected) / (most - expected)
 

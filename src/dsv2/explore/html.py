@@ -91,18 +91,18 @@ def heading(name: str, traced: Trace, load: pd.DataFrame, room: int) -> str:
     )
 
 
-def agreement(one: Trace, other: Trace, found: Agreement) -> str:
+def agreement(first: Trace, second: Trace, likeness: Agreement) -> str:
     """A table of how alike two traces of one text are, each number with what to hold it against."""
 
     def share(value: float | None) -> str:
         return "-" if value is None else f"{value:.0%}"
 
     better = "-"
-    if one.pieces == other.pieces:
-        better = f"{int((other.losses[1:] < one.losses[1:]).sum())} of {len(one.pieces) - 1}"
-    apart = other.bits_per_byte - one.bits_per_byte
-    grouped = "-" if found.grouping is None else f"{found.grouping:.2f}"
-    chance = f"two random routers: {share(found.profile_by_chance)}"
+    if first.pieces == second.pieces:
+        better = f"{int((second.losses[1:] < first.losses[1:]).sum())} of {len(first.pieces) - 1}"
+    apart = second.bits_per_byte - first.bits_per_byte
+    grouped = "-" if likeness.grouping is None else f"{likeness.grouping:.2f}"
+    chance = f"two random routers: {share(likeness.profile_by_chance)}"
     rows = [
         [
             "bits a byte, B less A",
@@ -110,17 +110,17 @@ def agreement(one: Trace, other: Trace, found: Agreement) -> str:
             "negative: B predicts the text better",
         ],
         ["tokens that B predicts better", better, "half of them if neither is better"],
-        ["loads equally uneven", share(found.profile), f"overlap of loads, each from busiest to idlest; {chance}"],
+        ["loads equally uneven", share(likeness.profile), f"overlap of loads, each from busiest to idlest; {chance}"],
         [
             "tokens grouped alike",
             grouped,
             "adjusted Rand index of the tokens of one top expert: 1 the same, 0 by chance",
         ],
     ]
-    if found.same_top is not None:
+    if likeness.same_top is not None:
         rows += [
-            ["same top expert", share(found.same_top), "two steps of one run, whose experts keep their numbers"],
-            ["experts in common", share(found.overlap), "of the experts that a token chose, mean over tokens"],
+            ["same top expert", share(likeness.same_top), "two steps of one run, whose experts keep their numbers"],
+            ["experts in common", share(likeness.overlap), "of the experts that a token chose, mean over tokens"],
         ]
     return f"<h2>How alike A and B are</h2>{table(['', '', 'how to read it'], rows, numbers={1})}"
 

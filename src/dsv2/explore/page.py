@@ -130,16 +130,16 @@ class Explorer:
             part.visible = len(names) > 1
         if len(names) > 1:
             same_run = shown[0].subject.run.folder == shown[1].subject.run.folder
-            one, other = traces
-            self.agreement.object = agreement(one, other, agree(one, other, layer, same_run=same_run))
+            first, second = traces
+            self.agreement.object = agreement(first, second, agree(first, second, layer, same_run=same_run))
             self.profiles.object = drawn(load_profiles(dict(zip("AB", loaded, strict=True))))
 
-    def _offer(self, one: Subject, other: Subject, two: bool) -> None:
+    def _offer(self, first: Subject, second: Subject, two: bool) -> None:
         """Only layers that both have, and the difference of losses only where two have the same tokens."""
-        common = [layer for layer in one.moe_layers if layer in other.moe_layers]
+        common = [layer for layer in first.moe_layers if layer in second.moe_layers]
         if not common:
             raise ValueError("A and B have no MoE layer of the same number, so there is nothing to set side by side")
-        modes = [*MODES, *(DIFFERENCE if two and one.run.tokenizer.hash == other.run.tokenizer.hash else ())]
+        modes = [*MODES, *(DIFFERENCE if two and first.run.tokenizer.hash == second.run.tokenizer.hash else ())]
         for widget, options in ((self.layer, common), (self.paint, modes)):
             if widget.options != options:
                 kept = widget.value if widget.value in options else options[0]

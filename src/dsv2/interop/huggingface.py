@@ -19,7 +19,6 @@ from torch import Tensor
 from dsv2.config import ConfigError
 from dsv2.interop.hf_config import config_from_hf, config_to_hf, read_config, read_json
 from dsv2.interop.names import Row, table
-from dsv2.models.moe.layer import MoE
 from dsv2.models.transformer import Transformer
 from dsv2.storage.files import new_directory
 
@@ -109,8 +108,8 @@ def _dtype(stored: Mapping[str, Stored]) -> torch.dtype:
     for key, entry in stored.items():
         if entry.dtype not in DTYPES:
             raise ValueError(f"{entry.file}: {key}: dtype {entry.dtype}, expected one of {', '.join(DTYPES)}")
-        found = DTYPES[entry.dtype]
-        dtype = found if dtype is None else torch.promote_types(dtype, found)
+        needed = DTYPES[entry.dtype]
+        dtype = needed if dtype is None else torch.promote_types(dtype, needed)
     assert dtype is not None
     return dtype
 
@@ -133,21 +132,20 @@ def _check(
 
 def _why_extra(key: str, config: Transformer.Config, stored: Iterable[str]) -> str:
     """What is wrong with a key that this model does not have."""
-    found = re.match(r"(model\.layers\.(\d+)\.)(?:mlp\.experts\.(\d+)\.)?", key)
-    if found is None:
+    match = re.match(r"(model\.layers\.(\d+)\.)(?:mlp\.experts\.(\d+)\.)?", key)
+    if match is None:
         tied = key == "lm_head.weight"
         return "extra, tie_word_embeddings is true" if tied else "unknown, no tensor of a deepseek_v2 model"
-    layer, expert = int(found[2]), found[3]
+    layer, expert = int(match[2]), match[3]
     if layer >= config.num_layers:
         return f"extra, the last layer is {config.num_layers - 1}"
-    direct, compressed = f"{found[1]}self_attn.q_proj.weight", f"{found[1]}self_attn.q_a_proj.weight"
+    direct, compressed = f"{match[1]}self_attn.q_proj.weight", f"{match[1]}self_attn.q_a_proj.weight"
     if ".self_attn.q_" in key and direct in stored and compressed in stored:
         return f"extra, {direct} and {compressed} exclude each other"
-    ffn = config.ffns()[layer]
-    if expert is not None and not isinstance(ffn, MoE.Config):
+    if expert is not None and (config.moe is None or layer not in config.moe_layers):
         return f"extra, layer {layer} is dense"
-    if expert is not None and isinstance(ffn, MoE.Config) and int(expert) >= ffn.num_experts:
-        return f"extra, the last expert is {ffn.num_experts - 1}"
+    if expert is not None and config.moe is not None and int(expert) >= config.moe.num_experts:
+        return f"extra, the last expert is {config.moe.num_experts - 1}"
     return "unknown or extra, the model of this config.json has no such tensor"
 
 

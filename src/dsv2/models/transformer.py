@@ -76,10 +76,6 @@ class Transformer(nn.Module):
             """The numbers of the layers that route, counted from 0 at the input."""
             return range(self.num_layers if self.moe is None else self.num_dense_layers, self.num_layers)
 
-        @property
-        def num_moe_layers(self) -> int:
-            return len(self.moe_layers)
-
         def layer_weights(self, layer: int) -> list[Weight]:
             """The weights of one block, named as in the module."""
             parts = {"attention": self.attention, "ffn": self.ffns()[layer]}

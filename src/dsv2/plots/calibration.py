@@ -34,15 +34,15 @@ def false_positive_rates(
 
 
 @styled()
-def power_by_effect(found: Sequence[tuple[float, Rate]], *, title: str | None = None, ax: Axes | None = None) -> Axes:
+def power_by_effect(rates: Sequence[tuple[float, Rate]], *, title: str | None = None, ax: Axes | None = None) -> Axes:
     """Draw simulated power over the effect in standard deviations of the paired differences, a colour per seed count.
 
     `found` pairs each effect with its rate, all of one number of arms; lines are what is stated for Holm's first
     rejection, and the vertical marks the effect called detectable.
     """
-    (arms,) = {rate.arms for _, rate in found}
-    level, top = ALPHA / (arms - 1), max(effect for effect, _ in found)
-    seeds = sorted({rate.seeds for _, rate in found})
+    (arms,) = {rate.arms for _, rate in rates}
+    level, top = ALPHA / (arms - 1), max(effect for effect, _ in rates)
+    seeds = sorted({rate.seeds for _, rate in rates})
     labels = {n: f"{n} seeds" for n in seeds}
     styles = arm_styles(list(labels.values()))
     ax = single(2.4, title, ax)
@@ -52,7 +52,7 @@ def power_by_effect(found: Sequence[tuple[float, Rate]], *, title: str | None = 
         style = styles[labels[n]]
         ax.plot(effects, [paired_power(n, effect, level) for effect in effects], color=style["color"])
         ax.plot([detectable_in_sd(n, level)] * 2, [0, POWER], color=style["color"], linewidth=0.6, alpha=0.6)
-        for effect, rate in found:
+        for effect, rate in rates:
             if rate.seeds == n:
                 ax.plot([effect] * 2, [rate.low, rate.high], color=style["color"], linewidth=1)
                 ax.plot(effect, rate.rate, **(style | {"linestyle": "none"}))

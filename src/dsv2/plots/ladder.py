@@ -22,14 +22,14 @@ def loss_over_compute(
     runs: pd.DataFrame,
     ladder: Ladder,
     *,
-    told: Sequence[Prediction] = (),
+    foretold: Sequence[Prediction] = (),
     loss: str = "loss",
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw a point per run and each arm's curve with its 95% band, dashed beyond the rungs that it was fitted to.
 
-    `told` are predictions: an open diamond with its interval, at the rung that it predicts. Both axes are logarithmic.
+    `foretold`: an open diamond with its interval, at the rung of each prediction. Both axes are logarithmic.
     """
     arms = list(ladder.fits)
     ax = single(HEIGHT, title, ax)
@@ -37,7 +37,7 @@ def loss_over_compute(
         of_arm = runs[runs["arm"] == arm]
         fitted = of_arm[of_arm["scale"].isin(list(ladder.scales))]
         ax.plot(of_arm["flops"], of_arm[loss], **(style | {"linestyle": "none", "markersize": 3, "alpha": 0.6}))
-        predictions = [prediction for prediction in told if prediction.arm == arm and not prediction.minus]
+        predictions = [prediction for prediction in foretold if prediction.arm == arm and not prediction.minus]
         _curve(ax, ladder, arm, None, fitted["flops"], predictions, style["color"])
         ax.plot([], [], label=arm, **(style | {"linestyle": "-"}))
         _diamonds(ax, predictions, style["color"], place)
@@ -57,7 +57,7 @@ def difference_over_compute(
     ladder: Ladder,
     baseline: str,
     *,
-    told: Sequence[Prediction] = (),
+    foretold: Sequence[Prediction] = (),
     loss: str = "loss",
     title: str | None = None,
     ax: Axes | None = None,
@@ -76,7 +76,7 @@ def difference_over_compute(
     for i, arm in enumerate(others):
         style, beside = styles[arm], 1.05 ** (i - (len(others) - 1) / 2)
         fitted = runs[(runs["arm"] == arm) & runs["scale"].isin(list(ladder.scales))]
-        predictions = [prediction for prediction in told if (prediction.arm, prediction.minus) == (arm, baseline)]
+        predictions = [prediction for prediction in foretold if (prediction.arm, prediction.minus) == (arm, baseline)]
         for scale in scales:
             losses = runs[runs["scale"] == scale].pivot(index="seed", columns="arm", values=loss)
             if arm not in losses or baseline not in losses:

@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from dsv2.data.source import Source
-from dsv2.models.moe.layer import MoE
 from dsv2.models.transformer import Transformer
 from dsv2.plots import experts as plots_experts
 from dsv2.routing import coactivation, specialisation
@@ -155,17 +154,17 @@ def _domains(run: ModelOnText) -> Analysis:
     table = specialisation.domain_information(observed)
     shares = specialisation.domain_shares(observed, run.source.domains)
     best = table.iloc[int(table["information"].argmax())]
-    found = f"{best['information']:.3f} of {best['most']:.3f} nats, {best['chance']:.3f} by chance"
+    much = f"{best['information']:.3f} of {best['most']:.3f} nats, {best['chance']:.3f} by chance"
     return Analysis(
         "Do experts specialise by domain?",
-        f"Layer {best['layer']:.0f} most: an expert tells {found} (p = {best['p']:.3f}).",
+        f"Layer {best['layer']:.0f} most: an expert tells {much} (p = {best['p']:.3f}).",
         f"Mutual information of domain and expert. Chance: whole sequences given the domains of others, "
         f"{specialisation.SHUFFLES} times, so p is at least {1 / (1 + specialisation.SHUFFLES):.3f}. share: of the "
         "domain's tokens, which expert gets how many; lift: the same over the expert's share of all text.",
         {"domains": table, "domain_shares": shares},
         {
             "domains": plots_experts.information_bars(
-                table, "domain", title=f"Domains, layer {best['layer']:.0f}: {found}"
+                table, "domain", title=f"Domains, layer {best['layer']:.0f}: {much}"
             ),
             "domain_shares": plots_experts.domain_heatmap(shares, title=_domain_title(shares)),
         },
@@ -184,16 +183,16 @@ def _tokens(run: ModelOnText) -> Analysis:
     text_of = str if tokenizer is None else lambda kind: tokenizer.decode([kind])
     by_expert = specialisation.expert_tokens(observed, text_of)
     best = table.iloc[int(table["share_of_most"].argmax())]
-    found = f"layer {best['layer']:.0f}, the token settles {best['share_of_most']:.0%} of the choice of experts"
+    settled = f"layer {best['layer']:.0f}, the token settles {best['share_of_most']:.0%} of the choice of experts"
     return Analysis(
         "Do experts specialise by token?",
-        f"In {found}; 100% would be a table from token to experts.",
+        f"In {settled}; 100% would be a table from token to experts.",
         "Mutual information of token and expert, less what it is with tokens shuffled, over the most possible. By "
         "expert: its load over the mean, the share of its pairs that its ten commonest tokens make up, the same with "
         "tokens shuffled, and the tokens that tell it best.",
         {"tokens": table, "expert_tokens": by_expert},
         {
-            "tokens": plots_experts.information_bars(table, "token", title=f"In {found}"),
+            "tokens": plots_experts.information_bars(table, "token", title=f"In {settled}"),
             "expert_tokens": plots_experts.token_concentration(
                 by_expert,
                 title=f"Ten tokens make up {by_expert['concentration'].median():.0%} of the middle expert's work, "
@@ -212,14 +211,14 @@ def _coactivation(run: ModelOnText) -> Analysis:
     table = pairs.sort_values("ratio", ascending=False, kind="stable")
     often = table[table["expected"] >= 10]
     top = (often if len(often) else table).iloc[0]
-    found = f"{top['ratio']:.1f} times as often as if they were independent"
+    much = f"{top['ratio']:.1f} times as often as if they were independent"
     return Analysis(
         "Which experts are chosen together?",
-        f"Experts {top['expert']:.0f} and {top['other']:.0f} of layer {top['layer']:.0f} are chosen together {found}.",
+        f"Experts {top['expert']:.0f} and {top['other']:.0f} of layer {top['layer']:.0f} are chosen together {much}.",
         "Independent: experts of the same loads. far: share of pairs over 3 standard deviations of a count from that, "
         "0.3% by chance if tokens were independent, which in text they are not; log_ratio: mean size of log2 of ratio.",
         {"coactivation": far, "pairs": table},
-        {"coactivation": plots_experts.coactivation_heatmap(pairs, title=f"Pairs of experts are chosen up to {found}")},
+        {"coactivation": plots_experts.coactivation_heatmap(pairs, title=f"Pairs of experts are chosen up to {much}")},
     )
 
 
@@ -244,14 +243,14 @@ def _saturation(run: ModelOnText) -> Analysis:
     table = coactivation.saturation(run.snapshots, ffn.num_experts)
     last = table["step"].max()
     halfway = table[table["step"] <= last / 2].groupby("layer").last()
-    found = f"by half of the steps {halfway['overlap'].mean():.0%} of a token's experts are its final ones"
+    settled = f"by half of the steps {halfway['overlap'].mean():.0%} of a token's experts are its final ones"
     return Analysis(
         "When does routing settle?",
-        f"{found.capitalize()}, {halfway['chance'].mean():.0%} by chance.",
+        f"{settled.capitalize()}, {halfway['chance'].mean():.0%} by chance.",
         f"Overlap of the chosen experts with those after step {last}, of a fixed probe of validation tokens; by "
         "chance: tokens shuffled, loads as they were. Step 0 is the untrained router.",
         {"saturation": table},
-        {"saturation": plots_experts.overlap_over_training(table, title=found.capitalize())},
+        {"saturation": plots_experts.overlap_over_training(table, title=settled.capitalize())},
     )
 
 
@@ -260,10 +259,8 @@ def _signed(row: "pd.Series[Any]") -> str:
 
 
 def _width(run: ModelOnText) -> str:
-    ffn = run.model.config.ffn
-    return (
-        f" at an active width of {(ffn.num_shared + ffn.top_k) * ffn.expert_dim}" if isinstance(ffn, MoE.Config) else ""
-    )
+    moe = run.model.config.moe
+    return "" if moe is None else f" at an active width of {(moe.num_shared + moe.top_k) * moe.expert_dim}"
 
 
 ANALYSES: dict[str, Callable[[ModelOnText], Analysis]] = {

@@ -31,10 +31,9 @@ class DoesNotApply(ValueError):
 
 def moe_config(model: Transformer) -> MoE.Config:
     """Return the config of the model's MoE layers. Raises DoesNotApply for a dense model."""
-    ffn = model.config.ffn
-    if not isinstance(ffn, MoE.Config) or not model.config.num_moe_layers:
+    if model.config.moe is None:
         raise DoesNotApply("a dense model routes nothing")
-    return ffn
+    return model.config.moe
 
 
 def sibling(model: Transformer, ffn: MoE.Config) -> Transformer:

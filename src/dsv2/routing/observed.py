@@ -64,7 +64,7 @@ def observe(
     model: Transformer, batch: Batch, *, batch_size: int, seen: Callable[[int], Any] = lambda sequences: None
 ) -> Observed:
     """Record losses and routing in one pass. Raises ValueError for a model without MoE layers."""
-    if not model.config.num_moe_layers:
+    if model.config.moe is None:
         raise ValueError("model: it has no MoE layers, so nothing is routed")
     losses, experts, gates, entropy, affinity = [], [], [], [], []
     for output, part in _passes(model, batch, batch_size, seen):
@@ -81,7 +81,7 @@ def observe(
         tokens=batch.inputs.numpy(),
         domains=None if batch.domains is None else batch.domains.long().numpy(),
         num_experts=num_experts,
-        layers=tuple(range(config.num_layers - config.num_moe_layers, config.num_layers)),
+        layers=tuple(config.moe_layers),
         experts=torch.cat(experts, 1).numpy(),
         gates=torch.cat(gates, 1).numpy(),
         entropy=torch.cat(entropy, 1).numpy(),

@@ -95,11 +95,11 @@ class StudyFile(ConfigBase):
         """Arm to the level of each factor, for a grid; empty without one."""
         if self.grid is None:
             return {}
-        found = {}
+        cells = {}
         for combination in itertools.product(*self.grid.values()):
             levels = dict(zip(self.grid, combination, strict=True))
-            found["_".join(_level_name(key, level) for key, level in levels.items())] = levels
-        return found
+            cells["_".join(_level_name(key, level) for key, level in levels.items())] = levels
+        return cells
 
     def all_arms(self) -> dict[str, Arm]:
         """The arms, of a grid too, each checked. Raises `ConfigError`."""
@@ -204,12 +204,12 @@ class _Loader(yaml.SafeLoader):
     """YAML in which a key stands once: a copied arm that kept its name would silently replace the first."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        found = super().construct_mapping(node, deep)
-        if len(found) < len(node.value):
+        built = super().construct_mapping(node, deep)
+        if len(built) < len(node.value):
             keys = [self.construct_object(key) for key, _ in node.value]
             again = ", ".join(sorted({str(key) for key in keys if keys.count(key) > 1}))
             raise yaml.constructor.ConstructorError(None, None, f"{again} stands there twice", node.start_mark)
-        return found
+        return built
 
 
 def mapping(path: Path, name: str) -> dict[str, Any]:

@@ -149,9 +149,9 @@ class Plan:
                 | {name: getattr(result, name) for name in MODEL_BUDGETS}
                 | {"tokens": batches.total_tokens, "steps": batches.num_steps, "seeds": len(self.seeds)}
             )
-        found = {row["arm"]: row for row in rows}
+        by_arm = {row["arm"]: row for row in rows}
         for row in rows:
-            reference = found[self.baseline_of(row["arm"])]
+            reference = by_arm[self.baseline_of(row["arm"])]
             held = [budget for budget in self.file.equal if budget not in self.arms[row["arm"]].differs]
             row["mismatch"] = max((abs(row[b] / reference[b] - 1) for b in held), default=0.0)
         return rows
