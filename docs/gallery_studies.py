@@ -8,8 +8,9 @@ from pathlib import Path
 import pandas as pd
 from gallery_runs import Drawn, ran, some
 
-from ablations.reporting.findings import collect
+from ablations.reporting.findings import Findings
 from ablations.reporting.ladder import LOSS, runs_of
+from ablations.reporting.words import text_of
 from ablations.trials.results import Results
 from ablations.trials.trials import Study
 from dsv2 import plots
@@ -55,8 +56,8 @@ def grid() -> tuple[Study, Results]:
 
 
 def factorial_forest() -> Drawn:
-    study, _ = grid()
-    terms = collect(study).terms
+    study, results = grid()
+    terms = Findings(study=text_of(study), results=results).terms
     own = {metric: loss.partition("-")[0].removesuffix(" loss") for metric, loss in CONTROLLED.items()}
     mains = [t for t in terms if t.order == 1 and t.term.startswith(own.get(t.metric, "none"))]
     effects = ", ".join(f"{t.term.partition('=')[0]} {t.effect:+.2f}" for t in some(mains, "main effects"))
@@ -69,7 +70,7 @@ def factorial_forest() -> Drawn:
 
 def interaction() -> Drawn:
     study, results = grid()
-    metric, findings = "routing/device_max_violation", collect(study)
+    metric, findings = "routing/device_max_violation", Findings(study=text_of(study), results=results)
     (term,) = (
         t for t in findings.terms if (t.metric, t.order) == (metric, 2) and "expert" in t.term and "device" in t.term
     )

@@ -63,9 +63,9 @@ def trained(monkeypatch):
     """Studies run in this process; the list grows by the folder of every run that is trained."""
     trained, train = [], fit._train
 
-    def counted(run, folder):
+    def counted(run, folder, *rest):
         trained.append(folder.relative_to(Path.cwd()))
-        return train(run, folder)
+        return train(run, folder, *rest)
 
     monkeypatch.setattr(fit, "_train", counted)
     monkeypatch.setattr(runner, "executor", lambda *_, **__: Here())

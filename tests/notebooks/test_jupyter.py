@@ -16,11 +16,10 @@ import nbformat
 import pytest
 from playwright.sync_api import Page
 
-from ablations.running import worker as trial
 from tests.references.browser import chromium
 
 pytestmark = pytest.mark.slow
-TOUR = Path(trial.__file__).parents[1] / "notebooks" / "00_tour.ipynb"
+TOUR = Path(__file__).parents[2] / "notebooks" / "00_tour.ipynb"
 TOKEN = "only-for-this-test"
 QUICK = ["model.shape.num_experts=16", "model.shape.num_devices=8", "trainer.tokens=2560"]
 WIDTH = "document.querySelector('.widget-hprogress .progress-bar')?.style.width"

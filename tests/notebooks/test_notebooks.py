@@ -8,9 +8,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from ablations.running import worker as trial
-
-ROOT = Path(trial.__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MOST_LINES = 15
 SMALL = " ".join(

@@ -226,6 +226,27 @@ def test_a_failed_save_is_fatal_and_the_old_checkpoint_stays(quick, tmp_path, mo
     assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "step-000000004.ckpt"]
 
 
+def test_a_moe_model_whose_layers_are_all_dense_trains_stops_and_resumes(quick, tmp_path, monkeypatch):
+    run = dsv2.load([*quick, "model.num_dense_layers=2"])  # of 2, under model/ffn=moe
+    assert run.model.moe is None
+    whole = fit.fit(run, tmp_path / "whole")
+    assert not any(name.startswith("routing/") for name in whole["metrics"])
+    inner = Recorder.on_train_batch_end
+
+    def crash(self, trainer, *arguments):
+        inner(self, trainer, *arguments)
+        if trainer.global_step == 7:
+            raise OSError("the machine went away")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Recorder, "on_train_batch_end", crash)
+        with pytest.raises(OSError, match="went away"):
+            fit.fit(run, tmp_path / "stopped")
+    fit.fit(run, tmp_path / "stopped")
+    assert rows(tmp_path / "stopped") == rows(tmp_path / "whole")
+    assert not list((tmp_path / "whole").glob("routing*"))
+
+
 def test_dense_and_bfloat16_runs_train(quick, tmp_path):
     dense = fit.fit(dsv2.load([*quick, "model/ffn=dense", "model/attention=gqa"]), tmp_path / "dense")
     assert not any(name.startswith("routing/") for name in dense["metrics"])

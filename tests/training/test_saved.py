@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from dsv2.commands.analyse import analyse
 from dsv2.commands.evaluate import evaluate_run
 from dsv2.commands.generate import generate_text
 from dsv2.commands.huggingface import export_hf, import_hf
+from dsv2.data.corpora import _survey
 from dsv2.explore.subject import NO_TEXT, open_subject
 from dsv2.storage.rundir import find_run
 from dsv2.training import fit, machine
@@ -229,11 +231,14 @@ def imported(request: pytest.FixtureRequest, run: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def english(texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def english(texts: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The default text of imported models, made small."""
     for path in texts.glob("*.txt"):
         path.write_text(path.read_text().replace(".", ". "))
     monkeypatch.setattr("dsv2.data.corpora._speeches", lambda: sorted(texts.glob("*.txt")))
+    _survey.cache_clear()  # of the speeches that these stand for
+    yield
+    _survey.cache_clear()
 
 
 def test_an_imported_model_does_all_that_a_run_does(imported, english, run, tmp_path, capsys):

@@ -36,7 +36,7 @@ def test_a_trial_finishes_once(small, capfd):
 def test_a_failure_is_recorded_and_tried_again_by_the_next_command_only(six, monkeypatch):
     trial, tries = six.trials[0], []
 
-    def broken(run, folder):
+    def broken(run, folder, *_):
         tries.append(folder)
         raise ZeroDivisionError("nothing to divide by")
 
