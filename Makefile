@@ -2,21 +2,28 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+# Plain pip, because constraints.txt pins the CPU build of torch that pip finds.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+CORE := $(VENV)/.core
+ALL := $(VENV)/.all
 
 .PHONY: setup demo test test-all lint bench smoke-studies wandb-demo lab docs clean
 
-setup: $(STAMP)
+# Two installs: what studies need, and on top of it everything that tests, notebooks and docs need.
+setup: $(ALL)
 
-# Plain pip, because constraints.txt pins the CPU build of torch that pip finds.
-$(STAMP): pyproject.toml constraints.txt
+$(CORE): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, this is {sys.version}"'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs,eval,explore,hf,notebooks,wandb]'
+	$(INSTALL) torch
+	$(INSTALL) --editable .
 	touch $@
 
-demo: setup
+$(ALL): $(CORE)
+	$(INSTALL) --editable '.[all]'
+	touch $@
+
+demo: $(CORE)
 	$(BIN)/python -m ablations.run sweep=balance_losses scale=smoke
 
 lint: setup

@@ -6,13 +6,8 @@ Tables 8 and 9, and writes them as Markdown, LaTeX and HTML, instead.
 
 import sys
 
-from ablations.reporting.ladder import report_ladder
-from ablations.reporting.paper_table import write_tables
-from ablations.reporting.write import report_study
 from ablations.request import parse
-from ablations.trials.trials import stored
 from dsv2.config import ConfigError
-from dsv2.report.terminal import open_console
 
 TABLE = "--table"
 
@@ -23,27 +18,37 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 0
     try:
-        words = [word for word in arguments if word != TABLE]
-        if others := [word for word in words if word.partition("=")[0] not in ("sweep", "scale")]:
-            raise ConfigError("words", " ".join(others), "sweep= and scale= alone: a report is of what was last run")
-        request, _ = parse(words)
-        studies = [stored(request.sweep, scale) for scale in request.scales]
-        for study in studies:
-            if not study.folder.is_dir():
-                valid = f"a study that has been run; there is nothing in {study.folder}"
-                raise ConfigError("sweep", request.sweep, valid)
-        console = open_console()
-        for study in studies:
-            if TABLE in arguments:
-                print(write_tables(study))
-            else:
-                report_study(study, console)
-        if len(studies) > 1:
-            report_ladder(studies, console)
+        _report([word for word in arguments if word != TABLE], table=TABLE in arguments)
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _report(words: list[str], *, table: bool) -> None:
+    if others := [word for word in words if word.partition("=")[0] not in ("sweep", "scale")]:
+        raise ConfigError("words", " ".join(others), "sweep= and scale= alone: a report is of what was last run")
+    request, _ = parse(words)
+    from ablations.trials.trials import stored
+
+    studies = [stored(request.sweep, scale) for scale in request.scales]
+    for study in studies:
+        if not study.folder.is_dir():
+            valid = f"a study that has been run; there is nothing in {study.folder}"
+            raise ConfigError("sweep", request.sweep, valid)
+    from ablations.reporting.ladder import report_ladder
+    from ablations.reporting.paper_table import write_tables
+    from ablations.reporting.write import report_study
+    from dsv2.report.terminal import open_console
+
+    console = open_console()
+    for study in studies:
+        if table:
+            print(write_tables(study))
+        else:
+            report_study(study, console)
+    if len(studies) > 1:
+        report_ladder(studies, console)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """pyproject.toml is the one source of dependencies; constraints.txt pins them; environment.yml only points at both."""
 
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -20,13 +21,12 @@ def name_of(requirement: str) -> str:
 
 
 def test_every_dependency_is_pinned():
-    wanted = [*PROJECT["dependencies"], *(one for extra in PROJECT["optional-dependencies"].values() for one in extra)]
-    assert not [name_of(requirement) for requirement in wanted if name_of(requirement) not in PINS]
+    extras = {name: wanted for name, wanted in PROJECT["optional-dependencies"].items() if name != "all"}
+    names = {name_of(wanted) for group in (PROJECT["dependencies"], *extras.values()) for wanted in group}
+    assert not names - PINS.keys()
 
 
 def test_the_pins_are_what_is_installed():
-    import importlib.metadata
-
     for requirement in PROJECT["dependencies"]:
         name = name_of(requirement)
         assert importlib.metadata.version(name).split("+")[0] == PINS[name], name
@@ -43,15 +43,40 @@ def test_the_extras_are_the_promised_ones():
         "gpu",
         "wandb",
         "dev",
+        "all",
     }
+
+
+def test_everything_is_all_but_what_needs_a_gpu_or_a_cluster():
+    (everything,) = PROJECT["optional-dependencies"]["all"]
+    extras = set(re.fullmatch(r"dsv2\[(.*)\]", everything)[1].split(","))
+    assert extras == PROJECT["optional-dependencies"].keys() - {"all", "gpu", "launchers"}
 
 
 def test_environment_yml_points_at_both():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     pip = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
-    assert pip == ["--constraint constraints.txt", "--editable .[dev,docs,eval,explore,hf,notebooks,wandb]"]
-    makefile = (ROOT / "Makefile").read_text()
-    assert "--constraint constraints.txt --editable '.[dev,docs,eval,explore,hf,notebooks,wandb]'" in makefile
+    assert pip == ["--constraint constraints.txt", "--editable .[all]"]
+    assert "--editable '.[all]'" in (ROOT / "Makefile").read_text()
+
+
+def test_the_demo_installs_what_studies_need_alone():
+    """And the tests, the notebooks and the site install the rest."""
+    plan = {target: make("--dry-run", "--always-make", target) for target in ("demo", "test", "lab", "docs", "setup")}
+    assert "--editable ." in plan["demo"]
+    assert "[all]" not in plan["demo"]
+    assert all("--editable '.[all]'" in plan[target] for target in ("test", "lab", "docs", "setup"))
+
+
+def make(*arguments: str) -> str:
+    return subprocess.run(["make", "-C", ROOT, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def test_the_console_script_is_the_module(capsys):
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name="dsv2")
+    with pytest.raises(SystemExit):
+        script.load()(["--help"])
+    assert "account" in capsys.readouterr().out
 
 
 @pytest.mark.slow
