@@ -25,7 +25,7 @@ SCALES = ("smoke", "tiny", "small", "base", "paper")
 
 
 def runs_of(studies: Sequence[Study]) -> pd.DataFrame:
-    """One row a trial of every rung: scale, arm, seed, status, flops (of its whole training) and the loss."""
+    """One row per trial of every rung: scale, arm, seed, status, flops (of its whole training) and the loss."""
     frames = []
     for study in studies:
         flops = {row["arm"]: row["flops_per_token"] * row["tokens"] for row in study.budgets()}
@@ -83,7 +83,7 @@ def _family(
     drawn = [
         picture(
             f"loss_over_compute_{baseline}",
-            "Loss over training compute, a point a run; curves are fitted, diamonds foretold.",
+            "Loss over training compute, a point per run; curves are fitted, diamonds foretold.",
             loss_over_compute(runs, ladder, foretold=foretold, loss=LOSS),
         ),
         picture(

@@ -68,7 +68,7 @@ class StudyProgress:
         return f"{line}, {failed} failed" if failed else line
 
     def rate(self) -> str:
-        """Share of the tokens, tokens a second and time left; the latter two only once they mean something."""
+        """Share of the tokens, tokens per second and time left; the latter two only once they mean something."""
         done, total = sum(self.seen.values()), max(sum(self.totals.values()), 1)
         share = f"{done / total:.0%} of {total / 1e6:,.1f}M tokens"
         seconds = time.monotonic() - self.from_time

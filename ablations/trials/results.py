@@ -17,14 +17,14 @@ ROUTING_COLUMNS = ["arm", "seed", "step", "layer", "expert", "device", "load", "
 
 
 class Results(pd.DataFrame):
-    """One row an arm and seed: status, tokens, seconds, folder of its trial, and the final value of every metric."""
+    """One row per arm and seed: status, tokens, seconds, folder of its trial, and the final value of every metric."""
 
     @property
     def _constructor(self) -> type["Results"]:
         return Results
 
     def metrics(self) -> pd.DataFrame:
-        """Long: one row a trial, logged step and metric; columns arm, seed, step, tokens, metric, value.
+        """Long: one row per trial, logged step and metric; columns arm, seed, step, tokens, metric, value.
 
         tokens: trained on up to the step. metric: a logged name (`dsv2.metrics.METRICS`); `routing/*` is averaged over
         layers and the steps since the last logged one, `val/*` is there at the steps that validate.
@@ -38,7 +38,7 @@ class Results(pd.DataFrame):
         return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
 
     def routing(self) -> pd.DataFrame:
-        """Long: one row a trial, logged step, MoE layer and expert; empty for dense models.
+        """Long: one row per trial, logged step, MoE layer and expert; empty for dense models.
 
         Columns arm, seed, step, layer, expert, device (that holds the expert), load (token-expert pairs since the last
         logged step, dropped ones included) and dropped (pairs); then the measures of the whole layer, the same on each
@@ -80,7 +80,7 @@ def _frame(path: Path) -> pd.DataFrame | None:
 
 
 def results(name: str, scale: str = "smoke") -> Results:
-    """The results of study `name` as it was last run at `scale`: a data frame, one row an arm and seed.
+    """The results of study `name` as it was last run at `scale`: a data frame, one row per arm and seed.
 
     Columns arm, seed, fingerprint, status (finished, failed, diverged or unfinished), tokens, seconds (of training),
     error, folder, then one for the final value of each metric, and of each probe recall/accuracy and the like.

@@ -11,7 +11,7 @@ TASK = Path(__file__).with_name("speeches_cloze.jsonl")
 
 
 def lines() -> list[str]:
-    """A JSON object a question: context, choices and which of them is true, never the same place twice in a row."""
+    """A JSON object per question: context, choices and which of them is true, never the same place twice in a row."""
     source = dsv2.load(["data=english"]).data.open(sequence_length=128, seed=0, validation_tokens=128)
     assert isinstance(source, PackedText)
     decode, made = source.store.tokenizer.decode, []

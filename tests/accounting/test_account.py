@@ -48,7 +48,7 @@ def test_presets_agree_with_the_meta_device(preset, more):
 
 @pytest.mark.parametrize("preset", ["tiny", "small", *PRESETS])
 def test_baselines_have_the_parameters_of_the_fine_experts(preset):
-    """All of them in total; GShard, of two experts a token, also actively, the others fewer."""
+    """All of them in total; GShard, of two experts per token, also actively, the others fewer."""
     fine, gshard, switch, hashed = (
         dsv2.account(dsv2.load([f"model={preset}", f"model/ffn={kind}"]).model)
         for kind in ("moe", "gshard", "switch", "hash")

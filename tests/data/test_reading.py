@@ -47,7 +47,7 @@ def test_a_glob_that_matches_nothing_or_a_directory_is_refused(tmp_path: Path) -
         ("a.txt", b" \n", r"files with text; .*a\.txt has none"),
         ("a.txt", b"caf\xe9", r"text in UTF-8; .*a\.txt is not, from byte 3 on"),
         ("a.jsonl", b"", r"files with text; .*a\.jsonl has none"),
-        ("a.jsonl", b'{"text": "a"}\n{"text"\n', r"one JSON object a line; .*a\.jsonl, line 2: Expecting"),
+        ("a.jsonl", b'{"text": "a"}\n{"text"\n', r"one JSON object per line; .*a\.jsonl, line 2: Expecting"),
         ("a.jsonl", b'{"body": "a", "id": 1}\n', r"objects with a string `text`; .*line 1: it has body, id"),
         ("a.jsonl", b"[1]\n", r"objects with a string `text`; .*line 1: it is list"),
         ("a.parquet", b"no parquet", r"Parquet files; .*a\.parquet is not"),

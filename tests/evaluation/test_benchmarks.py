@@ -94,7 +94,7 @@ def test_benchmarks_are_part_of_a_run() -> None:
     ("overrides", "message"),
     [
         (["data=synthetic"], "benchmarks='text' is not valid: none for data without text"),
-        (["trainer.sequence_length=40"], "benchmarks.cloze_context=32 is not valid: 48 tokens a question"),
+        (["trainer.sequence_length=40"], "benchmarks.cloze_context=32 is not valid: 48 tokens per question"),
         (["benchmarks.copying_length=1"], "benchmarks.copying_length=1 is not valid: 2 to 64"),
         (["benchmarks.exercises=0"], "benchmarks.exercises=0 is not valid: positive"),
     ],

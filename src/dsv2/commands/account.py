@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 def add_arguments(parse: argparse.ArgumentParser) -> None:
     parse.add_argument("overrides", nargs="*", help="as in model=v2 model/attention=mha")
     parse.add_argument("--hf", type=Path, metavar="PATH", help="a Hugging Face config.json, or the folder it lies in")
-    parse.add_argument("--context", type=int, default=4096, help="tokens a sequence (default 4096)")
+    parse.add_argument("--context", type=int, default=4096, help="tokens per sequence (default 4096)")
     parse.add_argument("--kv-bits", type=float, default=16, help="bits a cached element (default 16)")
     parse.add_argument("--batch", type=int, default=1, help="sequences, for the activations (default 1)")
     parse.add_argument("--mfu", type=float, help="share of the peak that is reached; with --tokens gives GPU hours")
     parse.add_argument("--tokens", type=float, help="training tokens, as in 8.1e12")
-    parse.add_argument("--gpu-peak", type=float, metavar="FLOPS", help="FLOPs a second (default 989e12, an H800)")
+    parse.add_argument("--gpu-peak", type=float, metavar="FLOPS", help="FLOPs per second (default 989e12, an H800)")
     parse.add_argument("--gpu-price", type=float, metavar="PRICE", help="of a GPU hour, in any currency")
     parse.add_argument(
         "--published", action="store_true", help="every published figure beside ours, instead of one model"

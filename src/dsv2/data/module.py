@@ -1,6 +1,6 @@
 """A source as Lightning reads it: a stream indexed by the training step, with no epochs.
 
-B sequences, T tokens a sequence.
+B sequences, T tokens per sequence.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """A prepared corpus as windows of consecutive tokens, in an order that is a pure function of seed and number.
 
-B sequences, T tokens a sequence, W windows in the training split, N tokens of a split.
+B sequences, T tokens per sequence, W windows in the training split, N tokens of a split.
 """
 
 from functools import lru_cache

@@ -73,7 +73,7 @@ def _jsonl(path: Path) -> Iterator[tuple[str, str | None]]:
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise _Unreadable(f"one JSON object a line; {path}, line {number}: {error}") from None
+                raise _Unreadable(f"one JSON object per line; {path}, line {number}: {error}") from None
             if not isinstance(row, dict) or not isinstance(row.get("text"), str):
                 keys = f"it has {', '.join(row)}" if isinstance(row, dict) else f"it is {type(row).__name__}"
                 raise _Unreadable(f"objects with a string `text`; {path}, line {number}: {keys}")

@@ -1,6 +1,6 @@
 """What every kind of data offers: batches that are a pure function of (seed, sequence number).
 
-B sequences, T tokens a sequence, V vocabulary.
+B sequences, T tokens per sequence, V vocabulary.
 """
 
 import math
@@ -93,7 +93,7 @@ def count_bytes(targets: Tensor, token_bytes: np.ndarray) -> int:
 
 
 def bits_per_byte(nats: float, num_bytes: int) -> float:
-    """Total nats over the targets that stand for `num_bytes` bytes, as bits a byte: independent of the tokenizer.
+    """Total nats over the targets that stand for `num_bytes` bytes, as bits per byte: independent of the tokenizer.
 
     Raises ValueError if `num_bytes` is not positive.
     """

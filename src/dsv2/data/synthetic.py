@@ -1,6 +1,6 @@
 """Synthetic tasks without text: associative recall, copying, addition.
 
-B sequences, T tokens a sequence, P pairs, Q queries, V vocabulary, D digits, R random numbers a sequence.
+B sequences, T tokens per sequence, P pairs, Q queries, V vocabulary, D digits, R random numbers per sequence.
 """
 
 from abc import abstractmethod

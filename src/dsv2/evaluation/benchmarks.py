@@ -66,7 +66,7 @@ class TextBenchmarks:
             )
 
     def run(self, model: Transformer, *, batch_tokens: int) -> dict[str, float]:
-        """All of them, at most `batch_tokens` tokens a pass. Draws no random numbers."""
+        """All of them, at most `batch_tokens` tokens per pass. Draws no random numbers."""
         return {
             **self.run_cloze(model, batch_tokens=batch_tokens),
             **self.run_copying(model, batch_tokens=batch_tokens),
@@ -74,9 +74,12 @@ class TextBenchmarks:
         }
 
     def run_cloze(self, model: Transformer, *, batch_tokens: int) -> dict[str, float]:
-        """`bench/cloze`, the share of questions answered right; with several domains `bench/cloze_<domain>` as well;
-        `bench/cloze_margin`, the mean nats a byte between the truth and the best distractor; and `bench/cloze_context`,
-        the share right if the choice is by what the context saves, which is off chance at far fewer tokens."""
+        """Return `bench/cloze`, the share of questions answered right, with several domains `bench/cloze_<domain>` too.
+
+        Also `bench/cloze_margin`, the mean nats per byte between the truth and the best distractor, and
+        `bench/cloze_context`, the share right if the choice is by what the context saves, which leaves chance at far
+        fewer tokens.
+        """
         answers, informed = answer_both_ways(
             model, self.cloze, self.tokenizer.token_bytes, start=self.tokenizer.start_id, batch_tokens=batch_tokens
         )
@@ -92,7 +95,7 @@ class TextBenchmarks:
         return scores
 
     def run_copying(self, model: Transformer, *, batch_tokens: int) -> dict[str, float]:
-        """`bench/copying`, accuracy on the second copy, and `bench/copying_gain` in nats a token."""
+        """`bench/copying`, accuracy on the second copy, and `bench/copying_gain` in nats per token."""
         copied = copying.copy(model, self.strings, batch_tokens=batch_tokens)
         return {"bench/copying": copied.accuracy, "bench/copying_gain": copied.gain}
 

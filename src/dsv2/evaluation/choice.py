@@ -26,7 +26,7 @@ class Answers(NamedTuple):
     """Of each question."""
 
     correct: np.ndarray  # (Q,) float64: 1 or 0; where n choices are equally likely, 1 / n if the truth is among them
-    margin: np.ndarray  # (Q,) float64: nats a byte by which the truth beats the best distractor
+    margin: np.ndarray  # (Q,) float64: nats per byte by which the truth beats the best distractor
 
 
 def answer(model: Transformer, questions: Sequence[Choice], token_bytes: np.ndarray, *, batch_tokens: int) -> Answers:
@@ -37,7 +37,7 @@ def answer(model: Transformer, questions: Sequence[Choice], token_bytes: np.ndar
 def answer_both_ways(
     model: Transformer, questions: Sequence[Choice], token_bytes: np.ndarray, *, start: int, batch_tokens: int
 ) -> tuple[Answers, Answers]:
-    """As `answer`, and by the nats a byte that the context saves, against `start` alone as the context.
+    """As `answer`, and by the nats per byte that the context saves, against `start` alone as the context.
 
     Whether a text is a common one, which decides most choices of a small model, does not count in the second.
     """

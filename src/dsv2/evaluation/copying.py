@@ -18,7 +18,7 @@ SYMBOLS = 64  # the most frequent tokens; one of them guessed is right once in 6
 
 class Copied(NamedTuple):
     accuracy: float  # of argmax over the whole vocabulary, on the second copy
-    gain: float  # nats a token that the second copy costs less than the first
+    gain: float  # nats per token that the second copy costs less than the first
 
 
 def strings(tokens: np.ndarray, *, count: int, length: int, end_id: int = END_ID) -> np.ndarray:

@@ -20,7 +20,7 @@ class Harness(TemplateLM):
     """Answers the harness' three kinds of requests with the run's own model and tokenizer, greedily."""
 
     def __init__(self, reader: Reader, *, batch_size: int) -> None:
-        """`batch_size` sequences of L tokens a pass, more of them where they are shorter."""
+        """`batch_size` sequences of L tokens per pass, more of them where they are shorter."""
         super().__init__()
         self.reader, self.batch_tokens = reader, batch_size * reader.longest
         self.said = set[str]()

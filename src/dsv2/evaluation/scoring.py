@@ -33,7 +33,7 @@ class Likelihood(NamedTuple):
 
 @torch.no_grad()
 def likelihoods(model: Transformer, questions: Sequence[Question], *, batch_tokens: int) -> list[Likelihood]:
-    """One result a question, in their order; at most `batch_tokens` tokens a pass, or one sequence.
+    """One result per question, in their order; at most `batch_tokens` tokens per pass, or one sequence.
 
     Sequences are padded on the right, where causal attention never looks. In evaluation mode; the model is left in the
     mode it was in. Raises ValueError for an empty context or continuation.

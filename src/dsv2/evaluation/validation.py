@@ -22,8 +22,9 @@ def evaluate(
     token_bytes: np.ndarray | None,
     domains: tuple[str, ...] = (),
 ) -> dict[str, float]:
-    """`val/loss` in nats a scored token, `val/accuracy` of argmax on them, `val/bpb` where tokens stand for bytes, with
-    several domains `val/bpb_<domain>` of each that has text here, and `val/routing/*`.
+    """Return `val/loss` (nats per scored token), `val/accuracy` of argmax on them and `val/routing/*`.
+
+    Also `val/bpb` where tokens stand for bytes, and with several domains `val/bpb_<domain>` of each that has text here.
 
     Takes all validation sequences as one batch and works through it `batch_size` at a time, in evaluation mode; the
     model is left in the mode it was in. A target counts for the domain of its input's document.
@@ -58,8 +59,10 @@ def evaluate(
 
 @torch.no_grad()
 def loss_at_capacity(model: Transformer, batch: Batch, *, batch_size: int) -> float:
-    """Validation loss (nats a scored token) where evaluation drops too, of each `batch_size` sequences what is over the
-    devices' budgets, nobody exempt: what a model loses when it is not used as it was trained (section 2.2.4).
+    """Return the validation loss (nats per scored token) where evaluation drops tokens too (section 2.2.4).
+
+    Of each `batch_size` sequences what is over the devices' budgets is dropped, and nobody is exempt: this is what a
+    model loses when it is not used as it was trained.
 
     The budget is that of the model's own dropping, else capacity factor 1.0. `model` is left as it is.
     """

@@ -83,7 +83,10 @@ def headline(report: Report) -> str:
 
 
 def results(report: Report) -> str:
-    """`table.csv` as an HTML table: a row an arm, mean ± standard deviation over seeds. ValueError if it is damaged."""
+    """Return `table.csv` as an HTML table: a row per arm, mean ± standard deviation over seeds.
+
+    Raises ValueError if it is damaged.
+    """
     path = report.folder / "table.csv"
     try:
         arms = pd.read_csv(path)

@@ -1,6 +1,6 @@
 """How alike two models treat one text, also where their experts have nothing to do with each other.
 
-T tokens, E experts, K experts a token. Experts of runs that started apart carry arbitrary numbers, so equal numbers
+T tokens, E experts, K experts per token. Experts of runs that started apart carry arbitrary numbers, so equal numbers
 mean nothing there; what can be compared is how uneven the loads are and which tokens are kept together.
 """
 

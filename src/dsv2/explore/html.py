@@ -1,6 +1,8 @@
 """What a trace shows, as HTML: coloured tokens, tables and headings.
 
-Every colour is also printed as a number under its token, so nothing hangs on colour alone. T tokens, K experts a token.
+Every colour is also printed as a number under its token, so nothing hangs on colour alone.
+
+T tokens, K experts per token.
 """
 
 import html
@@ -48,7 +50,10 @@ def painted(traced: Trace, layer: int, capacity_factor: float, mode: str, *, ref
 
 
 def token_table(traced: Trace, layer: int, capacity_factor: float) -> str:
-    """One row a token: loss, and its experts with device and gate, highest affinity first; dropped ones struck out."""
+    """Return one row per token: loss, and its experts with device and gate, highest affinity first.
+
+    Dropped experts are struck out.
+    """
     chosen = _by_token(traced, layer, capacity_factor)
     rows = []
     for token, (piece, loss, mine) in enumerate(zip(traced.pieces, traced.losses.tolist(), chosen, strict=True)):
@@ -82,9 +87,11 @@ def table(header: list[str], rows: Iterable[Iterable[str]], *, numbers: Iterable
 
 
 def heading(name: str, traced: Trace, load: pd.DataFrame, room: int) -> str:
-    """Which model it is, how well it predicts the text, and what is over a budget of `room` pairs a device."""
+    """Which model it is, how well it predicts the text, and what is over a budget of `room` pairs per device."""
     over, total = int(load["dropped"].sum()), int(load["load"].sum())
-    loss = f"{traced.loss:.3f} nats a token, {traced.bits_per_byte:.3f} bits a byte; " if len(traced.pieces) > 1 else ""
+    loss = ""
+    if len(traced.pieces) > 1:
+        loss = f"{traced.loss:.3f} nats per token, {traced.bits_per_byte:.3f} bits per byte; "
     return (
         f"<h2>{html.escape(name)}</h2><p>{len(traced.pieces)} tokens; {loss}"
         f"{over} of {total} pairs ({over / total:.1%}) over the budget of {room} a device.</p>"
@@ -105,7 +112,7 @@ def agreement(first: Trace, second: Trace, likeness: Agreement) -> str:
     chance = f"two random routers: {share(likeness.profile_by_chance)}"
     rows = [
         [
-            "bits a byte, B less A",
+            "bits per byte, B less A",
             "-" if math.isnan(apart) else f"{apart:+.3f}",
             "negative: B predicts the text better",
         ],

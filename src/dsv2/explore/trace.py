@@ -1,6 +1,6 @@
 """A text through a model: what every MoE layer did with every token, and how surprising each token was.
 
-T tokens, E experts, K experts a token, D devices. The text is one sequence, routed as in evaluation: nothing is really
+T tokens, E experts, K experts per token, D devices. The text is one sequence, routed as in evaluation: nothing is
 dropped, and `dropped` says which pairs a device of a given capacity would have had no room for by DeepSeek-V2's rule,
 also for GShard and Switch, which drop by expert where they train.
 """
@@ -87,7 +87,7 @@ def budget(traced: Trace, layer: int, capacity_factor: float) -> int:
 
 
 def pairs(traced: Trace, layer: int, capacity_factor: float) -> pd.DataFrame:
-    """One row a token and expert that it chose, highest affinity first: token, slot, expert, device, gate, dropped."""
+    """Return one row per token and chosen expert, highest affinity first: token, slot, expert, device, gate, dropped."""
     routing = traced.routings[layer]
     num_tokens, top_k = routing.experts.shape[1:]
     expert = routing.experts.flatten()
@@ -104,7 +104,7 @@ def pairs(traced: Trace, layer: int, capacity_factor: float) -> pd.DataFrame:
 
 
 def loads(traced: Trace, layer: int, capacity_factor: float) -> pd.DataFrame:
-    """One row an expert: expert, device, load (pairs, dropped ones included), dropped."""
+    """One row per expert: expert, device, load (pairs, dropped ones included), dropped."""
     experts = traced.routings[layer].experts[0]
     num_experts = traced.routings[layer].affinities.shape[-1]
     over = experts[dropped(traced, layer, capacity_factor)]

@@ -66,7 +66,7 @@ class ModelOnText:
             return observe(self.model, self.validation, batch_size=self.batch_size, seen=bar.update)
 
     def compared(self, what: str, models: Mapping[Any, Transformer], column: str) -> pd.DataFrame:
-        """A row a model, with its loss on the validation text."""
+        """A row per model, with its loss on the validation text."""
         with self.reading(what, len(models)) as bar:
             measure: Callable[[Transformer], SequenceLosses] = partial(
                 losses_of, batch=self.validation, batch_size=self.batch_size, seen=bar.update

@@ -140,7 +140,7 @@ class Plan:
                     raise ConfigError(f"arms.{arm}.{budget}", value, valid)
 
     def budgets(self) -> list[dict[str, Any]]:
-        """One row an arm: its accounting, tokens, steps, seeds, and the largest mismatch of what is held equal."""
+        """One row per arm: its accounting, tokens, steps, seeds, and the largest mismatch of what is held equal."""
         rows: list[dict[str, Any]] = []
         for arm, run in self.configs.items():
             result, batches = account(run.model, context=run.trainer.sequence_length), run.trainer.batches()

@@ -21,7 +21,7 @@ class Losses(NamedTuple):
     """Scalars, float32. `total` is what the gradient is taken of; the balance losses already carry their alphas."""
 
     total: Tensor
-    ce: Tensor  # nats a scored token
+    ce: Tensor  # nats per scored token
     expert: Tensor
     device: Tensor
     communication: Tensor

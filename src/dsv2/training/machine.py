@@ -44,7 +44,7 @@ def keep_freed_memory() -> None:
 
 @cache
 def peak_flops(device: torch.device, precision: str) -> float:
-    """FLOPs a second of a large square matrix product, the best of a few; measured once a process, in about 0.2 s."""
+    """FLOPs per second of a large square matrix product, the best of a few; measured once a process, in about 0.2 s."""
     on_gpu = device.type == "cuda"
     size, dtype = (8192 if on_gpu else 768), (torch.bfloat16 if precision == "bf16" else torch.float32)
     a = torch.ones(size, size, device=device, dtype=dtype)

@@ -103,7 +103,7 @@ class Run:
                 length = self.trainer.sequence_length
                 for name, tokens in self.benchmarks.lengths().items():
                     fits = tokens <= length
-                    valid = f"{tokens} tokens a question, at most trainer.sequence_length={length}"
+                    valid = f"{tokens} tokens per question, at most trainer.sequence_length={length}"
                     self.require(fits, f"benchmarks.{name}", valid)
 
         def fingerprint(self, naming: Naming = class_name) -> str:

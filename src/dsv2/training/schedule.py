@@ -13,8 +13,8 @@ class BatchRamp:
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ConfigBase):
-        size: int  # sequences a step, after the ramp
-        start: int | None = None  # sequences a step at the beginning; None: no ramp
+        size: int  # sequences per step, after the ramp
+        start: int | None = None  # sequences per step at the beginning; None: no ramp
         ramp_tokens: int = 0
 
         def __post_init__(self) -> None:

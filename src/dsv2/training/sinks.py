@@ -13,7 +13,7 @@ from dsv2.training.run import Run
 
 
 class JsonlSink(Logger):
-    """Appends one JSON object a logged step, flushed at once."""
+    """Appends one JSON object per logged step, flushed at once."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()

@@ -147,7 +147,7 @@ def test_a_huge_capacity_is_no_dropping() -> None:
         ({"num_devices": 0, "capacity_factor": 1.0}, "num_devices=0: a divisor of the number of experts, 4"),
         (
             {"num_devices": 1, "capacity_factor": 1.0, "exempt": torch.tensor([True])},
-            r"exempt has shape \(1,\): one entry a sequence, \(2,\)",
+            r"exempt has shape \(1,\): one entry per sequence, \(2,\)",
         ),
     ],
 )

@@ -52,7 +52,7 @@ class GQA(nn.Module):
             return [*(Weight(name, shape) for name, shape in shapes.items()), *norm]
 
         def score_flops(self, context: int) -> int:
-            """FLOPs a token to score `context` keys and sum their values, forward."""
+            """FLOPs per token to score `context` keys and sum their values, forward."""
             return 2 * self.num_heads * (self.head_dim + self.head_dim) * context
 
         def cache_shapes(self) -> tuple[tuple[int, ...], ...]:

@@ -66,7 +66,7 @@ class MLA(nn.Module):
             ]
 
         def score_flops(self, context: int) -> int:
-            """FLOPs a token to score `context` keys and sum their values, forward, expanded."""
+            """FLOPs per token to score `context` keys and sum their values, forward, expanded."""
             return 2 * self.num_heads * (self.head_dim + self.rope_dim + self.v_dim) * context
 
         def cache_shapes(self) -> tuple[tuple[int, ...], ...]:

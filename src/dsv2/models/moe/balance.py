@@ -1,6 +1,6 @@
 """The three balance losses (section 2.2.3) and that of GShard and Switch, pure functions of a `Routing`.
 
-B sequences, T tokens, E experts, K experts a token, D devices, M most devices a token.
+B sequences, T tokens, E experts, K experts per token, D devices, M most devices per token.
 """
 
 from typing import NamedTuple

@@ -1,6 +1,6 @@
 """Capacity of an expert, as GShard and Switch have it: what comes later than it fills is dropped.
 
-B sequences, T tokens, E experts, K experts a token.
+B sequences, T tokens, E experts, K experts per token.
 """
 
 import math

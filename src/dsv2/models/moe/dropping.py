@@ -1,6 +1,6 @@
 """Device-level token dropping (section 2.2.4): training only, lowest affinity first.
 
-B sequences, T tokens, E experts, K experts a token, D devices.
+B sequences, T tokens, E experts, K experts per token, D devices.
 """
 
 import math
@@ -44,7 +44,7 @@ def drop(routing: Routing, *, num_devices: int, capacity_factor: float, exempt: 
     if exempt is not None:
         if exempt.shape != experts.shape[:1]:
             raise ValueError(
-                f"exempt has shape {tuple(exempt.shape)}: one entry a sequence, {tuple(experts.shape[:1])}"
+                f"exempt has shape {tuple(exempt.shape)}: one entry per sequence, {tuple(experts.shape[:1])}"
             )
         kept = exempt[:, None, None].expand_as(experts).flatten()
         rank_by = torch.where(kept, float("inf"), rank_by)

@@ -1,4 +1,4 @@
-"""GShard's layer (arXiv 2006.16668, Algorithm 1), whose group is the batch: two experts a token, the second at random.
+"""GShard's layer (arXiv 2006.16668, Algorithm 1), its group the batch: two experts per token, the second at random.
 
 B batch, T tokens, d model width, E routed experts.
 """

@@ -1,6 +1,6 @@
 """The DeepSeekMoE layer (section 2.2): route, dispatch, compute, combine.
 
-B batch, T tokens, d model width, E routed experts, K of them a token, D devices, M most devices a token.
+B batch, T tokens, d model width, E routed experts, K of them per token, D devices, M most devices per token.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """Routing of tokens to experts (sections 2.2.1 and 2.2.2).
 
-B batch, T tokens, E routed experts, K experts a token, D devices (equal groups of experts), M most devices a token.
+B batch, T tokens, E routed experts, K experts per token, D devices (equal groups of experts), M most devices per token.
 """
 
 from typing import NamedTuple

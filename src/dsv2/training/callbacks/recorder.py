@@ -1,7 +1,7 @@
 """Metrics and routing of a run: averaged since the last logged step, written where a resumed run finds them.
 
-`metrics.jsonl` has one object a logged step, `routing.parquet` one row per logged step, layer and expert. Both are cut
-back to the checkpoint's step when a run resumes, so that a killed run leaves the same rows as one that was not.
+`metrics.jsonl` has one object per logged step, `routing.parquet` one row per logged step, layer and expert. Both are
+cut back to the checkpoint's step when a run resumes, so that a killed run leaves the same rows as one that was not.
 """
 
 import json
@@ -158,7 +158,7 @@ def _of_all(counts: Counts, num_devices: int) -> Counts:
 
 
 def routing_rows(step: int, layer: int, counts: Counts) -> pd.DataFrame:
-    """One row an expert; the layer's measures stand on each of them."""
+    """One row per expert; the layer's measures stand on each of them."""
     num_experts, num_devices = counts.load.numel(), counts.received.numel()
     columns = {
         "step": step,

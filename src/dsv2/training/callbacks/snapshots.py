@@ -3,7 +3,7 @@
 One row per snapshot, MoE layer, token and slot (the K chosen experts, highest affinity first). A resumed run keeps the
 rows up to its checkpoint's step, so that a killed run leaves the same rows as one that was not.
 
-B sequences, T tokens, K experts a token.
+B sequences, T tokens, K experts per token.
 """
 
 from pathlib import Path
@@ -69,7 +69,7 @@ def probe(validation: Batch) -> Tensor:
 
 
 def snapshot_rows(step: int, layer: int, routing: Routing) -> pd.DataFrame:
-    """A row a token of the flattened probe and slot, in as few bytes as the numbers need."""
+    """A row per token of the flattened probe and slot, in as few bytes as the numbers need."""
     experts = routing.experts.flatten(0, 1).cpu().numpy()  # (B T, K)
     tokens, slots = np.indices(experts.shape)
     return pd.DataFrame(
