@@ -87,7 +87,7 @@ def budget(traced: Trace, layer: int, capacity_factor: float) -> int:
 
 
 def pairs(traced: Trace, layer: int, capacity_factor: float) -> pd.DataFrame:
-    """Return one row per token and chosen expert, highest affinity first: token, slot, expert, device, gate, dropped."""
+    """Return one row per token and chosen expert, by falling affinity: token, slot, expert, device, gate, dropped."""
     routing = traced.routings[layer]
     num_tokens, top_k = routing.experts.shape[1:]
     expert = routing.experts.flatten()
