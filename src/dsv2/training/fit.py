@@ -168,7 +168,7 @@ def _train(run: Run.Config, folder: Path, module: Module, group: Group, shared: 
         "steps": batches.num_steps,
         "seconds": recorder.seconds,
         "data": source.identity,
-        "provenance": provenance(module.device),
+        "provenance": provenance(trainer.strategy.root_device),  # by now the module is back on the CPU
     }
 
 
