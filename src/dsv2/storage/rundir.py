@@ -94,7 +94,8 @@ def _named(root: Path, sweep: str, scale: str, arm: str, seed: str, probe: str |
 def _trials(study: Path) -> list[list[Any]]:
     """[arm, seed, probe, folder] of each trial of a study, out of its `study.json`; none where that is damaged."""
     try:
-        return list(json.loads((study / "study.json").read_text())["trials"])
+        trials = json.loads((study / "study.json").read_text())["trials"]
+        return [[arm, seed, probe, folder] for arm, seed, probe, folder in trials]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
