@@ -15,7 +15,7 @@ from dsv2.__main__ import main
 from dsv2.config import ConfigError
 from dsv2.training.run import load
 from tests.references.markdown import Block, blocks, commands
-from tests.test_readme import run
+from tests.references.processes import run_line
 
 ROOT = Path(__file__).parents[2]
 OWN = "extending.md"  # run to the letter by its own test
@@ -151,7 +151,7 @@ def test_the_tutorial_runs_from_top_to_bottom(tmp_path: Path) -> None:
         if "ablations.run" in command and "dry_run" not in command:
             command += " trainer.tokens=10240 trainer.checkpoint_every=10"  # minutes otherwise
             command = command if "seeds" in command else f"{command} 'seeds=[0,1]'"
-        printed = run(re.sub(r"\bRUN\b", trained, command), tmp_path)
+        printed = run_line(re.sub(r"\bRUN\b", trained, command), tmp_path)
         if "dsv2.train" in command:
             trained = printed.splitlines()[-1]
     assert (made / "balance_losses" / "smoke" / "report" / "report.html").is_file()
