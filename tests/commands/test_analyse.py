@@ -100,7 +100,7 @@ def test_runs_without_snapshots_say_so(trained: Path, capsys: pytest.CaptureFixt
 def test_mistakes_are_one_line(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(trained / "checkpoints")
     for arguments, message in (
-        ([str(trained)], "neither model.safetensors nor a sound checkpoint"),
+        ([str(trained)], "neither model.safetensors nor a valid checkpoint"),
         ([str(tmp_path / "none")], "none': a run directory, sweep/scale/arm/seed, or the first digits"),
         ([str(trained), "--only", "shared,sharde"], "only='sharde' is not valid: one or more of shared, redundancy"),
     ):
