@@ -303,7 +303,7 @@ def test_runs_have_names(runs, monkeypatch, tmp_path):
     for name in ("mine/tiny/paper/0", "aaaa1", "aaaa111122223333", first, str(first)):
         assert find_run(name) == first
     assert find_run("mine/tiny/paper/0/recall").name == "aaaa444455556666"
-    with pytest.raises(ValueError, match=r"RUN='aaaa': means 2 runs; name one, .*aaaa1111.*, .*aaaa4444"):
+    with pytest.raises(ValueError, match=r"RUN='aaaa': matches 2 runs; choose one of .*aaaa1111.*, .*aaaa4444"):
         find_run("aaaa")
     with pytest.raises(ValueError, match=r"RUN='mine/tiny/paper/7': .*arms there are paper, seeds 0"):
         find_run("mine/tiny/paper/7")
