@@ -39,7 +39,7 @@ from dsv2.training.run import Run, from_plain
         ("model.ffn.max_devices=9", "model.ffn.max_devices", "between 1 and num_devices=8"),
         ("model.attention.rope_dim=7", "model.attention.rope_dim", "even"),
         ("model.num_dense_layers=4", "model.num_dense_layers", "between 0 and num_layers=3"),
-        ("optim.schedule.decay_at=[0.9,0.6]", "optim.schedule.decay_at", "rising shares"),
+        ("optim.schedule.decay_at=[0.9,0.6]", "optim.schedule.decay_at", "ascending shares"),
         ("trainer.tokens=10", "trainer.tokens", "at least one step, 1024 tokens"),
         ("trainer.validate_every=15", "trainer.validate_every", "multiple of trainer.log_every=10"),
         ("model.vocab_size=100", "model.vocab_size", "at least data.vocab_size=2048"),

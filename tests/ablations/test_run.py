@@ -36,8 +36,8 @@ def test_a_bad_request_ends_in_one_line(arguments, message, capsys, runs):
     [
         (["seeds=[0"], "seeds='\\[0' is not valid: a word, or a list"),
         (["seeds=[99999999999]"], r"seeds=\[99999999999\] is not valid: whole numbers from 0 to 2\^32 - 1"),
-        (["seed=3"], "seed=3 is not valid: nothing that a study overrides; seeds="),
-        (["arm=x"], "arm='x' is not valid: nothing that a study overrides"),
+        (["seed=3"], "seed=3 is not valid: a study sets this itself; use seeds="),
+        (["arm=x"], "arm='x' is not valid: a study sets this itself"),
     ],
 )
 def test_words_that_would_be_lost_are_refused(words, message, capsys):

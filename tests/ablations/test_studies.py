@@ -39,7 +39,7 @@ def write(tmp_path, monkeypatch, **changes):
         ({"probes": ["chess"]}, "probe='chess' is not valid: choose one of arithmetic"),
         ({"adjust": {"beauty": 4}}, "adjust"),
         ({"scales": {"smok": ["optim.lr=1"]}}, r"scales=\['smok'\] is not valid: scales, of smoke"),
-        ({"arms": NONE | {"x": {"about": "", "overrides": ["seed=7"]}}}, r"seed=7 is not valid: nothing that a study"),
+        ({"arms": NONE | {"x": {"about": "", "overrides": ["seed=7"]}}}, r"seed=7 is not valid: a study sets"),
         ({"arms": NONE | {"x": {"about": "", "seed_offset": 1}}}, r"arms\.x\.seed_offset=1 is not valid: apart from"),
     ],
 )
@@ -177,7 +177,7 @@ def test_an_arm_more_keeps_what_was_asked(pair):
         ("same", ["loss.expert=0.01"], r"arms\.same=.* it is the same run as expert"),
         ("wide", ["model.ffn.expert_dim=16"], r"arms\.wide\.total_params=.* within 1% of none's"),
         ("typo", ["loss.exprt=1"], "loss.exprt=1 is not valid: unknown key"),
-        ("seed", ["seed=3"], "seed=3 is not valid: nothing that a study overrides"),
+        ("seed", ["seed=3"], "seed=3 is not valid: a study sets this itself"),
     ],
 )
 def test_a_bad_arm_is_refused(small, name, overrides, message):

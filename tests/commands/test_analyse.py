@@ -94,13 +94,13 @@ def test_a_dense_run_is_told_what_does_not_apply(
 def test_runs_without_snapshots_say_so(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (trained / "routing_snapshots.parquet").unlink()
     assert main(["analyse", str(trained), "--only", "saturation"]) == 0
-    assert "saturation does not apply: the run recorded no snapshots of its routing" in capsys.readouterr().out
+    assert "saturation does not apply: the run recorded no routing snapshots" in capsys.readouterr().out
 
 
 def test_mistakes_are_one_line(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(trained / "checkpoints")
     for arguments, message in (
-        ([str(trained)], "neither model.safetensors nor a sound checkpoint"),
+        ([str(trained)], "neither model.safetensors nor a valid checkpoint"),
         ([str(tmp_path / "none")], "none': a run directory, sweep/scale/arm/seed, or the first digits"),
         ([str(trained), "--only", "shared,sharde"], "only='sharde' is not valid: one or more of shared, redundancy"),
     ):

@@ -57,4 +57,4 @@ def test_data_without_text_have_no_tokenizer(task: str, tmp_path: Path, capsys: 
     quiet = ["trainer.progress=false", "logger.wandb.mode=disabled", "trainer.accelerator=cpu"]
     fit.fit(dsv2.load([*overrides, *quiet]), tmp_path / "run")
     assert main(["explore", str(tmp_path / "run")]) == 2
-    assert "its data are no text" in capsys.readouterr().err
+    assert "its data are not text" in capsys.readouterr().err

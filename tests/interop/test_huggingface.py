@@ -208,7 +208,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(
     to_hf(model, taken)  # an empty directory is free
     before = {file.name: file.read_bytes() for file in taken.iterdir()}
     for call in (lambda: to_hf(model, taken), lambda: import_hf(saved, taken), lambda: export_hf(saved, taken)):
-        with pytest.raises(ValueError, match="taken: exists already"):
+        with pytest.raises(ValueError, match="taken: already exists"):
             call()
     assert before == {file.name: file.read_bytes() for file in taken.iterdir()}
 

@@ -113,7 +113,7 @@ def test_one_pass_serves_all_analyses(run: ModelOnText) -> None:
         ("fewer", build(MoE.Config(num_experts=8, top_k=1, expert_dim=8)), "fewer than its 1 experts"),
         ("domains", build(LIMITED), "fewer than two domains"),
         ("coactivation", build(MoE.Config(num_experts=8, top_k=1, expert_dim=8)), "one expert"),
-        ("saturation", build(LIMITED), "recorded no snapshots"),
+        ("saturation", build(LIMITED), "recorded no routing snapshots"),
     ],
 )
 def test_what_does_not_apply_says_why(name: str, model: Transformer, why: str) -> None:

@@ -166,7 +166,7 @@ def test_what_is_there_is_replaced_only_on_demand(tmp_path: Path) -> None:
     final = tmp_path / "store"
     with new_directory(final) as partial:
         (partial / "old").touch()
-    with pytest.raises(ValueError, match="store: exists already and is not an empty directory; nothing was written"):
+    with pytest.raises(ValueError, match="store: already exists and is not an empty directory; nothing was written"):
         new_directory(final).__enter__()
     assert names(final) == ["old"]
     with new_directory(final, replace=True) as partial:
@@ -177,7 +177,7 @@ def test_what_is_there_is_replaced_only_on_demand(tmp_path: Path) -> None:
 
 def test_what_another_writer_put_there_meanwhile_stays(tmp_path: Path) -> None:
     final = tmp_path / "store"
-    with pytest.raises(ValueError, match="exists already"), new_directory(final) as partial:  # noqa: PT012
+    with pytest.raises(ValueError, match="already exists"), new_directory(final) as partial:  # noqa: PT012
         (partial / "mine").touch()
         final.mkdir()
         (final / "theirs").touch()
@@ -237,5 +237,5 @@ def test_free_is_nothing_or_an_empty_directory(tmp_path: Path, kind: str) -> Non
     if kind in ("nothing", "empty"):
         require_free(path)
     else:
-        with pytest.raises(ValueError, match="x: exists already"):
+        with pytest.raises(ValueError, match="x: already exists"):
             require_free(path)

@@ -104,7 +104,7 @@ def test_runs_have_names(runs: Path) -> None:
         assert find_run(name) == first
     assert find_run("mine/tiny/paper/0/recall") == probed
     assert find_run("cccc") == alone
-    with pytest.raises(ValueError, match=r"RUN='aaaa': means 2 runs; name one, .*aaaa1111.*, .*aaaa4444"):
+    with pytest.raises(ValueError, match=r"RUN='aaaa': matches 2 runs; choose one of .*aaaa1111.*, .*aaaa4444"):
         find_run("aaaa")
     with pytest.raises(ValueError, match=r"RUN='mine/tiny/paper/7': .*arms there are paper, seeds 0"):
         find_run("mine/tiny/paper/7")
@@ -129,7 +129,7 @@ def test_a_folder_without_a_config_is_not_found_by_its_fingerprint(runs: Path) -
 def test_many_runs_of_one_beginning_are_named_by_the_first_four(runs: Path) -> None:
     for digit in range(6):
         made(runs / "train" / f"aaaa{digit}")
-    with pytest.raises(ValueError, match=r"means 6 runs; name one, .*aaaa0, .*aaaa1, .*aaaa2, .*aaaa3$"):
+    with pytest.raises(ValueError, match=r"matches 6 runs; choose one of .*aaaa0, .*aaaa1, .*aaaa2, .*aaaa3$"):
         find_run("aaaa")
 
 

@@ -211,7 +211,7 @@ def test_a_bad_study_is_refused(changes, message):
 @pytest.mark.parametrize("again", ["baseline: expert", "defaults: [/judged/text]", "judged: {val/loss: lower}"])
 def test_a_key_stands_once(tmp_path, again):
     path = written(tmp_path, OWN + again + "\n")
-    with pytest.raises(ConfigError, match=rf"mine\.yaml: {again.partition(':')[0]} stands there twice"):
+    with pytest.raises(ConfigError, match=rf"mine\.yaml: duplicate key {again.partition(':')[0]}"):
         mapping(path, "mine")
 
 

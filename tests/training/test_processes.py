@@ -86,8 +86,8 @@ def test_one_process_is_a_group_of_one(quick: list[str]) -> None:
     ("started", "devices", "message"),
     [
         (None, 2, "trainer.devices=2 is not valid: 1 in one process; torchrun --nproc-per-node=2 -m dsv2.train"),
-        (2, 1, "trainer.devices=1 is not valid: 2, as many as the processes that torchrun started"),
-        (2, 4, "trainer.devices=4 is not valid: 2, as many as the processes that torchrun started"),
+        (2, 1, "trainer.devices=1 is not valid: 2, the number of processes that torchrun started"),
+        (2, 4, "trainer.devices=4 is not valid: 2, the number of processes that torchrun started"),
     ],
 )
 def test_devices_are_the_processes_that_are_there(
@@ -110,8 +110,11 @@ def test_devices_are_the_processes_that_are_there(
     ("override", "message"),
     [
         ("trainer.devices=0", "trainer.devices=0 is not valid: positive"),
-        ("trainer.devices=3", "trainer.devices=3 is not valid: a divisor of the sequences of every step; one has 4"),
-        ("trainer.batch={start: 2, ramp_tokens: 512}", "a divisor of the sequences of every step; one has 3"),
+        (
+            "trainer.devices=3",
+            "trainer.devices=3 is not valid: a divisor of every batch size; one step has 4 sequences",
+        ),
+        ("trainer.batch={start: 2, ramp_tokens: 512}", "a divisor of every batch size; one step has 3 sequences"),
         ("trainer.strategy=fsdp", "trainer.strategy='fsdp' is not valid"),
         ("model/ffn/dropping=device", "this FFN drops tokens over the capacity of a whole batch"),
         ("model/ffn=switch", "this FFN drops tokens over the capacity of a whole batch"),

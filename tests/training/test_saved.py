@@ -155,7 +155,7 @@ def test_runs_from_before_keep_what_their_result_says(run, texts, tmp_path, caps
     (run / "result.json").unlink()  # one that was interrupted kept nothing to go by
     capsys.readouterr()
     open_run(run).validation  # noqa: B018
-    assert "kept no identity of its corpus" in capsys.readouterr().err
+    assert "stores no identity of its corpus" in capsys.readouterr().err
 
 
 def test_other_text_can_be_looked_at(run, texts, tmp_path):
@@ -179,7 +179,7 @@ def test_weights_of_a_step(run, quick):
     assert torch.equal(open_run(run, step=0).model.embedding, initial.embedding)
     assert not torch.equal(open_run(run, step=8).model.embedding, open_run(run).model.embedding)
     assert torch.equal(open_run(run, step=12).model.embedding, open_run(run).model.embedding)
-    with pytest.raises(ValueError, match="step=4: one whose checkpoint is kept, 8, 12"):
+    with pytest.raises(ValueError, match="step=4 has no checkpoint; steps that have one: 8, 12"):
         open_run(run, step=4).model  # noqa: B018
     assert open_run(run, device="meta").model.embedding.is_meta
 

@@ -1,4 +1,4 @@
-"""Reports as files: Markdown, one HTML page that needs nothing else, tables as CSV and figures as PNG."""
+"""Reports as files: Markdown, a self-contained HTML page, tables as CSV and figures as PNG."""
 
 import base64
 import html
@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 from dsv2.storage.files import replacing, write_text
 
 DPI = 150
-PIXELS_PER_INCH = 120  # 7 points are then 12 pixels of text
-_MARKUP = re.compile(r"<(?=[A-Za-z/!?])|&(?=#?\w+;)")  # what Markdown hands on to HTML as a tag or an entity
+PIXELS_PER_INCH = 120  # renders 7-point text at 12 pixels
+_MARKUP = re.compile(r"<(?=[A-Za-z/!?])|&(?=#?\w+;)")  # what Markdown passes to HTML as a tag or an entity
 
 
 class Table(NamedTuple):
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-    note: str = ""  # below it
+    note: str = ""  # printed below the table
 
 
 class Picture(NamedTuple):
@@ -33,11 +33,11 @@ class Section(NamedTuple):
     paragraphs: Sequence[str]
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
-    finding: str = ""  # stands out above the paragraphs
+    finding: str = ""  # in bold above the paragraphs
 
 
 def picture(name: str, caption: str, drawn: Any) -> Picture:
-    """A Figure, or the one of an Axes, as a PNG of 256 colours, a third of the bytes of one of all; it is closed."""
+    """Render a Figure or Axes to a PNG with 256 colours, a third of the full size in bytes, and close it."""
     import matplotlib.pyplot as plt
     from PIL import Image
 
@@ -53,10 +53,10 @@ def picture(name: str, caption: str, drawn: Any) -> Picture:
 
 
 def write_page(folder: Path, title: str, headline: str, sections: Sequence[Section], tables: Mapping[str, str]) -> Path:
-    """Write report.md, report.html, figures/*.png and `tables`, CSV by name; the path of report.html."""
-    drawn = {folder / "figures" / f"{each.name}.png": each.png for section in sections for each in section.pictures}
+    """Write report.md, report.html, figures/*.png and `tables` (CSV by name); return the path of report.html."""
+    drawn = {folder / "figures" / f"{item.name}.png": item.png for section in sections for item in section.pictures}
     for stale in set((folder / "figures").glob("*.png")) - set(drawn):
-        stale.unlink(missing_ok=True)  # of an earlier report with other figures
+        stale.unlink(missing_ok=True)  # from an earlier report
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     for path, png in drawn.items():
         with replacing(path) as scratch:
@@ -69,17 +69,17 @@ def write_page(folder: Path, title: str, headline: str, sections: Sequence[Secti
 
 
 def _markdown(title: str, headline: str, sections: Sequence[Section]) -> Iterator[str]:
-    """The blocks of the page, in order."""
+    """Yield the Markdown blocks of the page, in order."""
     yield from (f"# {title}", f"**{headline}**")
     for section in sections:
         yield f"## {section.title}"
         if section.finding:
             yield f"**{section.finding}**"
         yield from section.paragraphs
-        for each in section.pictures:
-            yield f"![{each.caption or section.title}](figures/{each.name}.png)"
-            if each.caption:
-                yield f"*{each.caption}*"
+        for item in section.pictures:
+            yield f"![{item.caption or section.title}](figures/{item.name}.png)"
+            if item.caption:
+                yield f"*{item.caption}*"
         for table in section.tables:
             yield markdown_table(table)
             if table.note:
@@ -87,14 +87,14 @@ def _markdown(title: str, headline: str, sections: Sequence[Section]) -> Iterato
 
 
 def markdown_table(table: Table) -> str:
-    """Return the header and rows of a table in Markdown."""
+    """Format a table as Markdown."""
     cells = [table.header, ["---"] * len(table.header), *table.rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)
 
 
 def without_markup(markdown: str) -> str:
-    """Return Markdown in which tags and entities are shown as they are written."""
-    return _MARKUP.sub(lambda found: html.escape(found[0]), markdown)
+    """Escape HTML tags and entities in Markdown, so that they are shown literally."""
+    return _MARKUP.sub(lambda match: html.escape(match[0]), markdown)
 
 
 def _html(title: str, headline: str, sections: Sequence[Section]) -> str:

@@ -1,4 +1,4 @@
-"""Tables and lines in a terminal. Text goes there as it is: no markup of it is read, no word of it is highlighted."""
+"""Tables and lines in a terminal. Text is printed literally, without markup or highlighting."""
 
 import sys
 from collections.abc import Sequence
@@ -8,18 +8,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-PLAIN_WIDTH = 120  # columns, where there is no terminal to ask
+PLAIN_WIDTH = 120  # columns, if stdout is not a terminal
 
 
 def open_console() -> Console:
-    """Return a console on stdout, as wide as the terminal or, without one, 120 columns."""
+    """Open a console on stdout, as wide as the terminal or, without one, 120 columns."""
     return Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, markup=False, highlight=False, emoji=False)
 
 
 def open_table(columns: Sequence[str], *, text: Sequence[str] = (), title: str = "", ruled: bool = False) -> Table:
-    """Return an empty table: the first column and those named in `text` to the left, numbers to the right.
+    """Create an empty table; the first column and those in `text` are left-aligned, the others right-aligned.
 
-    `ruled` draws lines between columns, for cells of several lines.
+    `ruled` draws lines between columns, for multi-line cells.
     """
     table = Table(
         title=Text(title, style="bold") if title else None,
@@ -27,9 +27,9 @@ def open_table(columns: Sequence[str], *, text: Sequence[str] = (), title: str =
         box=HEAVY_HEAD if ruled else SIMPLE_HEAD,
         padding=(0, 1) if ruled else (0, 1, 0, 0),
     )
-    for place, column in enumerate(columns):
-        left = place == 0 or column in text
-        table.add_column(Text(column), justify="left" if left else "right", no_wrap=place == 0)
+    for index, column in enumerate(columns):
+        left = index == 0 or column in text
+        table.add_column(Text(column), justify="left" if left else "right", no_wrap=index == 0)
     return table
 
 

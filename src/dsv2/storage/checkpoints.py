@@ -1,7 +1,7 @@
-"""Checkpoints that survive being killed while they are written, and notice when a byte of them has changed.
+"""Checkpoints that survive a kill while they are written, and whose corruption is detected.
 
-A checkpoint counts only once `manifest.json` lists it with its checksum; the manifest is written last. The newest
-`KEEP` are kept, so that one damaged file costs a few steps, not the run.
+A checkpoint is valid only if `manifest.json`, which is written last, lists it with its checksum. The newest `KEEP`
+are kept, so that a damaged file costs a few steps, not the run.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ MANIFEST = "manifest.json"
 
 
 def save(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write atomically and durably, list it with its SHA-256, and drop all but the newest `KEEP`."""
+    """Write a checkpoint atomically and durably, list it with its SHA-256, and delete all but the newest `KEEP`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as scratch:
         torch.save(checkpoint, scratch)
@@ -28,7 +28,7 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
     listed[path.name] = {"step": int(checkpoint["global_step"]), "sha256": checksum}
     newest = sorted(listed, key=lambda name: listed[name]["step"])[-KEEP:]
     write_json(path.parent / MANIFEST, {name: listed[name] for name in newest})
-    for other in path.parent.glob("step-*.ckpt"):  # also what a kill left between a write and its manifest
+    for other in path.parent.glob("step-*.ckpt"):  # including files that a kill left unlisted
         if other.name not in newest:
             other.unlink(missing_ok=True)
 
@@ -38,21 +38,21 @@ def name_of(step: int) -> str:
 
 
 def step_of(path: Path) -> int:
-    """The optimiser step after which this checkpoint was saved."""
+    """Return the optimiser step after which this checkpoint was saved."""
     return int(path.stem.removeprefix("step-"))
 
 
 def load(path: Path, map_location: Any | None = None) -> dict[str, Any]:
-    """Read a checkpoint of our own making (it holds tensors and plain values only)."""
+    """Read a checkpoint written by `save`, which holds tensors and plain values only."""
     loaded = torch.load(path, map_location=map_location, weights_only=True)
     assert isinstance(loaded, dict)
     return loaded
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest checkpoint in `folder` whose checksum holds, or None. Says on stderr which it had to pass over.
+    """Return the newest checkpoint in `folder` with a correct checksum, or None. Warns on stderr of those it skips.
 
-    Touches nothing, so a run may be saving there.
+    Read-only, so a run may be saving there.
     """
     listed = _manifest(folder)
     for name in sorted(listed, key=lambda name: listed[name]["step"], reverse=True):
@@ -64,10 +64,10 @@ def latest(folder: Path) -> Path | None:
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps of the sound checkpoints in `folder`, oldest first; touches nothing, so a run may be saving there."""
+    """Return the steps of the valid checkpoints in `folder`, oldest first. Read-only, so a run may be saving there."""
     listed = _manifest(folder)
-    sound = [name for name in listed if (path := folder / name).is_file() and _checksum(path) == listed[name]["sha256"]]
-    return sorted(listed[name]["step"] for name in sound)
+    valid = [name for name in listed if (path := folder / name).is_file() and _checksum(path) == listed[name]["sha256"]]
+    return sorted(listed[name]["step"] for name in valid)
 
 
 def _manifest(folder: Path) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Writing files so that a reader, a crash or a full disk sees the old content or the new, never half of it."""
+"""Atomic writes: after a crash or a full disk, and for any reader, a file has its old content or its new."""
 
 import json
 import os
@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-SCRATCH = ".tmp"  # suffix of files being written; what a killed process left behind may be swept
+SCRATCH = ".tmp"  # suffix of files being written; `sweep` removes those of killed processes
 PARTIAL = ".partial"  # suffix of directories being written
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a scratch path beside `path` to write to; on success it takes the place of `path`, durably."""
+    """Yield a scratch path beside `path` to write to; on success it replaces `path`, durably."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}{SCRATCH}")
     try:
         yield scratch
@@ -36,10 +36,10 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def new_directory(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
-    """Give a directory beside `path` to write in; on success it takes the name `path`, durably.
+    """Yield a new directory beside `path` to write in; on success it is renamed to `path`, durably.
 
-    An error removes it. What already lies at `path` is removed first with `replace`, for which the caller holds a lock;
-    otherwise ValueError, unless it is an empty directory.
+    On an error it is removed. With `replace`, for which the caller must hold a lock, whatever is at `path` is removed;
+    otherwise raises ValueError unless that is an empty directory.
     """
     final = Path(path).absolute()
     if replace:
@@ -48,7 +48,7 @@ def new_directory(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     else:
         require_free(final)
     partial = final.with_name(f".{final.name}.{os.getpid()}{PARTIAL}")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process that had this number
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process with the same PID
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -66,13 +66,13 @@ def new_directory(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def require_free(path: Path) -> None:
-    """Raise ValueError unless nothing, or an empty directory, lies at `path`."""
+    """Raise ValueError unless `path` is free or an empty directory."""
     if path.is_symlink() or (path.exists() and not path.is_dir()) or (path.is_dir() and any(path.iterdir())):
-        raise ValueError(f"{path}: exists already and is not an empty directory; nothing was written")
+        raise ValueError(f"{path}: already exists and is not an empty directory; nothing was written")
 
 
 def sync(path: Path) -> None:
-    """Make what was written to a file, or renamed in a folder, survive a power cut."""
+    """Flush a file's content, or a folder's renames, to disk, so that they survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -81,6 +81,6 @@ def sync(path: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what writers that were killed left behind in `folder`."""
+    """Remove scratch files of killed processes from `folder`."""
     for scratch in folder.glob(f".*{SCRATCH}"):
         scratch.unlink(missing_ok=True)

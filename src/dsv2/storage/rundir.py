@@ -1,14 +1,14 @@
-"""What a run directory holds, and where run directories lie.
+"""Contents and location of run directories.
 
 config.yaml                 the typed config of the run
-data.json                   identity of its corpus, tokenizer and held-out documents; where the prepared corpus is
-tokenizer.json              its tokenizer, where its data are text
+data.json                   identity of corpus, tokenizer and held-out documents; path of the prepared corpus
+tokenizer.json              the tokenizer, if the data are text
 metrics.jsonl               one object per logged step
 routing.parquet             one row per logged step, MoE layer and expert
-routing_snapshots.parquet   the experts of a fixed probe over training
+routing_snapshots.parquet   the experts chosen for a fixed probe over training
 checkpoints/                the newest checkpoints and their manifest
 result.json                 written last: how the run ended
-model.safetensors           of an imported model, in place of checkpoints
+model.safetensors           weights of an imported model, in place of checkpoints
 """
 
 import json
@@ -26,22 +26,22 @@ SNAPSHOTS = "routing_snapshots.parquet"
 CHECKPOINTS = "checkpoints"
 RESULT = "result.json"
 WEIGHTS = "model.safetensors"
-FINGERPRINT = re.compile(r"[0-9a-f]{4,16}")  # or its first digits
+FINGERPRINT = re.compile(r"[0-9a-f]{4,16}")  # whole or abbreviated
 
 
 def runs_root() -> Path:
-    """Return `runs/` in the current directory, or what DSV2_RUNS names."""
+    """Return `runs/` in the current directory, or the directory in DSV2_RUNS."""
     return Path(os.environ.get("DSV2_RUNS", "runs"))
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
-    """The result of a run that finished, or None; nothing but a complete `result.json` decides."""
+    """Return the result of a finished run, or None; only a complete `result.json` counts."""
     result = read_result(folder)
     return result if result.get("status") == "finished" else None
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """What `result.json` says; empty where there is none, and, said on stderr, where it is damaged."""
+    """Return the contents of `result.json`; empty if it is missing or, with a warning on stderr, damaged."""
     path = folder / RESULT
     try:
         result = json.loads(path.read_text())
@@ -63,10 +63,10 @@ def _numbers(metrics: Any) -> bool:
 
 
 def find_run(name: str | Path) -> Path:
-    """Return the run directory that `name` means: a path, `sweep/scale/arm/seed`, or the first digits of a fingerprint.
+    """Resolve `name`, a path, `sweep/scale/arm/seed` or the first digits of a fingerprint, to a run directory.
 
-    Names are looked up under `runs_root()`. Of a trial on a probe the name goes on with the probe, as in
-    `attention_moe/tiny/small_mla/0/recall`. ValueError where there is no such run, or more than one.
+    Names are looked up under `runs_root()`. For a trial on a probe, append the probe, as in
+    `attention_moe/tiny/small_mla/0/recall`. Raises ValueError if no run matches, or more than one.
     """
     text, root = str(name), runs_root()
     if text and Path(name).is_dir():
@@ -78,13 +78,13 @@ def find_run(name: str | Path) -> Path:
     if len(folders) == 1:
         return folders[0]
     if folders:
-        raise ValueError(f"RUN={text!r}: means {len(folders)} runs; name one, {', '.join(map(str, folders[:4]))}")
+        raise ValueError(f"RUN={text!r}: matches {len(folders)} runs; choose one of {', '.join(map(str, folders[:4]))}")
     valid = f"a run directory, sweep/scale/arm/seed, or the first digits of a fingerprint under {root}"
     raise ValueError(f"RUN={text!r}: {valid}{_instead(root, text)}")
 
 
 def _named(root: Path, sweep: str, scale: str, arm: str, seed: str, probe: str | None = None) -> list[Path]:
-    """The trial of a study that was asked for last under this arm, seed and probe."""
+    """Return the directory of the study's latest trial with this arm, seed and probe, if it exists."""
     for known in _trials(root / sweep / scale):
         if (known[0], str(known[1]), known[2]) == (arm, seed, probe):
             return [folder] if (folder := root / sweep / scale / "trials" / known[3]).is_dir() else []
@@ -92,7 +92,7 @@ def _named(root: Path, sweep: str, scale: str, arm: str, seed: str, probe: str |
 
 
 def _trials(study: Path) -> list[list[Any]]:
-    """[arm, seed, probe, folder] of each trial of a study, out of its `study.json`; none where that is damaged."""
+    """Read [arm, seed, probe, folder] of each trial from a study's `study.json`; empty if it is missing or damaged."""
     try:
         trials = json.loads((study / "study.json").read_text())["trials"]
         return [[arm, seed, probe, folder] for arm, seed, probe, folder in trials]
@@ -101,7 +101,7 @@ def _trials(study: Path) -> list[list[Any]]:
 
 
 def _instead(root: Path, text: str) -> str:
-    """The arms and seeds that a study has, where one is named."""
+    """List the arms and seeds of the study, if `text` names one."""
     trials = _trials(root / Path(*text.split("/")[:2])) if text.count("/") > 1 else []
     arms, seeds = (dict.fromkeys(str(trial[place]) for trial in trials) for place in (0, 1))
     return f"; arms there are {', '.join(arms)}, seeds {', '.join(seeds)}" if trials else ""

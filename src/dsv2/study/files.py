@@ -1,7 +1,7 @@
-"""Study files: a question, arms that answer it, and the budgets at which they are compared.
+"""Study files: a question, the arms that answer it, and the budgets at which they are compared.
 
-`configs/sweep/<name>.yaml`, `configs/scales/<name>.yaml` and `configs/probes/<name>.yaml`, each checked by itself; what
-takes several of them together is `plan`'s.
+`configs/sweep/<name>.yaml`, `configs/scales/<name>.yaml` and `configs/probes/<name>.yaml`, each validated by itself;
+`plan` checks them together.
 """
 
 import itertools
@@ -18,10 +18,10 @@ from dsv2.accounting.paper_tables import PAPER_TABLES
 from dsv2.config import CONFIG_DIR, ConfigBase, ConfigError, structure
 from dsv2.metrics import BUDGETS, METRICS
 
-NAME = re.compile(r"\w[\w.+-]*")  # of studies and arms: it becomes a part of file names
+NAME = re.compile(r"\w[\w.+-]*")  # of studies and arms: becomes part of file names
 SUFFIXES = (".yaml", ".yml")
-FOLDERS = {"sweep": "sweep", "scale": "scales", "probe": "probes"}  # Hydra would take scale= for a group of its own
-SHARED = ("budgets", "judged")  # folders of what study files name in their `defaults` instead of repeating it
+FOLDERS = {"sweep": "sweep", "scale": "scales", "probe": "probes"}  # Hydra would take a folder "scale" for a group
+SHARED = ("budgets", "judged")  # folders of the files that a study may list in its `defaults`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,40 +30,40 @@ class Arm(ConfigBase):
 
     about: str
     overrides: tuple[str, ...] = ()
-    baseline: str | None = None  # its own baseline, where it is not the study's
-    size: str | None = None  # one of the scale's sizes; None: the scale's own model
-    differs: tuple[str, ...] = ()  # budgets that this arm alone does not hold equal
-    scales: dict[str, tuple[str, ...]] = field(default_factory=dict)  # scale -> overrides of this arm there
-    seed_offset: int = 0  # added to every seed: arms that differ in nothing else are an A/A test
+    baseline: str | None = None  # the arm's own baseline; None: the study's
+    size: str | None = None  # one of the scale's sizes; None: the scale's default model
+    differs: tuple[str, ...] = ()  # budgets that only this arm does not hold equal
+    scales: dict[str, tuple[str, ...]] = field(default_factory=dict)  # scale -> overrides of this arm at that scale
+    seed_offset: int = 0  # added to every seed: arms that differ in nothing else form an A/A test
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyFile(ConfigBase):
     """`configs/sweep/<name>.yaml`."""
 
-    name: str | None = None  # what its results are stored under; None: the name of the file
+    name: str | None = None  # name of the results folder; None: that of the file
     question: str
     prediction: str
-    metric: str  # the one the question is about
-    judged: dict[str, Literal["lower", "higher"]]  # every metric that gets a verdict, and which direction is better
-    equal: tuple[str, ...]  # budgets within 1% of the baseline's
-    seeds: int  # the fewest paired seeds that the claim needs
+    metric: str  # the metric that answers the question
+    judged: dict[str, Literal["lower", "higher"]]  # metrics that get a verdict -> which direction is better
+    equal: tuple[str, ...]  # budgets held within 1% of the baseline's
+    seeds: int  # minimum number of paired seeds for the claim
     baseline: str
     arms: dict[str, Any] | None = None  # name -> Arm
-    grid: dict[str, tuple[Any, ...]] | None = None  # instead of arms: override key -> levels, every combination an arm
-    differs: tuple[str, ...] = ()  # budgets that may be further apart
-    adjust: dict[str, int] = field(default_factory=dict)  # what the solver may change, in steps, to hold `equal`
+    grid: dict[str, tuple[Any, ...]] | None = None  # instead of arms: override key -> levels, each combination an arm
+    differs: tuple[str, ...] = ()  # budgets that may differ by more
+    adjust: dict[str, int] = field(default_factory=dict)  # model key -> step by which the solver may change it
     probes: tuple[str, ...] = ()  # tasks that every arm is also trained on, `configs/probes/<name>.yaml`
-    published: str | None = None  # the result that the study mirrors
-    paper_table: str | None = None  # the published table that it mirrors, as named in `accounting.paper_tables`
-    shows_at: str | None = None  # tokens and seeds at which the effect is expected, and how that is known
-    data: tuple[str, ...] = ()  # overrides that choose the corpus and the benchmarks, before `base`
-    base: tuple[str, ...] = ()  # overrides that all arms share
-    scales: dict[str, tuple[str, ...]] = field(default_factory=dict)  # scale -> overrides of this study there
-    margin: dict[str, float] | None = None  # metric -> difference that would not matter
+    published: str | None = None  # the published result that the study mirrors
+    paper_table: str | None = None  # the published table that it mirrors, a key of `accounting.paper_tables`
+    shows_at: str | None = None  # tokens and seeds at which the effect is expected, and why
+    data: tuple[str, ...] = ()  # overrides that choose corpus and benchmarks, applied before `base`
+    base: tuple[str, ...] = ()  # overrides shared by all arms
+    scales: dict[str, tuple[str, ...]] = field(default_factory=dict)  # scale -> overrides of this study at that scale
+    margin: dict[str, float] | None = None  # metric -> largest difference that does not matter
 
     def __post_init__(self) -> None:
-        self.require(self.seeds >= 2, "seeds", "at least 2: one seed gives no interval, so no claim can rest on it")
+        self.require(self.seeds >= 2, "seeds", "at least 2: one seed gives no interval and supports no claim")
         self.require(self.seeds <= 1000, "seeds", "at most 1000")
         self.require((self.arms is None) != (self.grid is None), "arms", "either arms or a grid")
         for levels in (self.grid or {}).values():
@@ -88,11 +88,11 @@ class StudyFile(ConfigBase):
 
     @property
     def published_text(self) -> str | None:
-        """What was published, in a sentence."""
+        """The published result, in a sentence."""
         return self.published if self.paper_table is None else PAPER_TABLES[self.paper_table].text()
 
     def levels(self) -> dict[str, dict[str, Any]]:
-        """Arm to the level of each factor, for a grid; empty without one."""
+        """Map each arm of a grid to its level of each factor; empty without a grid."""
         if self.grid is None:
             return {}
         cells = {}
@@ -102,7 +102,7 @@ class StudyFile(ConfigBase):
         return cells
 
     def all_arms(self) -> dict[str, Arm]:
-        """The arms, of a grid too, each checked. Raises `ConfigError`."""
+        """Return all arms, including those of a grid, validated. Raises `ConfigError`."""
         if self.grid is not None:
             arms = {
                 name: Arm(about=", ".join(f"{k} {v}" for k, v in levels.items()), overrides=_overrides(levels))
@@ -129,8 +129,8 @@ class ScaleFile(ConfigBase):
 
     seeds: tuple[int, ...]
     overrides: tuple[str, ...] = ()
-    sizes: dict[str, tuple[str, ...]] = field(default_factory=dict)  # name -> overrides: models beside the scale's own
-    probe: tuple[str, ...] = ()  # overrides of the probes' trainings
+    sizes: dict[str, tuple[str, ...]] = field(default_factory=dict)  # name -> overrides: models of other sizes
+    probe: tuple[str, ...] = ()  # overrides for training on probes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,7 @@ class Probe(ConfigBase):
 
 
 def _level_name(key: str, level: Any) -> str:
-    """mha for model/attention=mha, expert0.003 for loss.expert=0.003."""
+    """Name a level: mha for model/attention=mha, expert0.003 for loss.expert=0.003."""
     return str(level) if "/" in key else f"{key.rpartition('.')[2]}{level}"
 
 
@@ -160,9 +160,9 @@ def _yaml_files(folder: str) -> list[Path]:
 
 
 def definition(study: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return the name of a study and what its file holds.
+    """Return the name of a study and the contents of its file.
 
-    `study` is a name in `configs/sweep`, the path of a YAML file, or what such a file would hold, its `name` included.
+    `study` is a name in `configs/sweep`, the path of a YAML file, or the contents of such a file with its `name`.
     Raises `ConfigError`.
     """
     if isinstance(study, str):
@@ -182,7 +182,7 @@ def definition(study: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def read(group: str, name: str) -> dict[str, Any]:
-    """Return what a named file of a group holds, shared parts included. Raises `ConfigError`."""
+    """Return the contents of a group's file, with its shared parts. Raises `ConfigError`."""
     if name not in names(group):
         raise ConfigError(group, name, f"choose one of {', '.join(names(group))}")
     return mapping(CONFIG_DIR / FOLDERS[group] / f"{name}.yaml", name)
@@ -201,26 +201,26 @@ def _arm(name: str, node: Any) -> Arm:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a key stands once: a copied arm that kept its name would silently replace the first."""
+    """YAML that refuses duplicate keys: a copied arm that kept its name would silently replace the first."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         built = super().construct_mapping(node, deep)
         if len(built) < len(node.value):
             keys = [self.construct_object(key) for key, _ in node.value]
             again = ", ".join(sorted({str(key) for key in keys if keys.count(key) > 1}))
-            raise yaml.constructor.ConstructorError(None, None, f"{again} stands there twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"duplicate key {again}", node.start_mark)
         return built
 
 
 def mapping(path: Path, name: str) -> dict[str, Any]:
-    """Return what a YAML file holds, on top of the shared files that its `defaults` name. Raises `ConfigError`."""
+    """Return the contents of a YAML file, merged over the shared files in its `defaults`. Raises `ConfigError`."""
     return _with_shared(_mapping(path, name), str(path))
 
 
 def _with_shared(node: dict[str, Any], where: str) -> dict[str, Any]:
-    """Merge the files of the `defaults` list, if any, in its order, `_self_` last unless the list says otherwise.
+    """Merge the files of the `defaults` list, if any, in order, with `_self_` last unless the list says otherwise.
 
-    As in Hydra, whose compose is not used: it would also take search paths, interpolations and packages from the file.
+    The rules are Hydra's, but its compose would also accept search paths, interpolations and packages.
     """
     if "defaults" not in node:
         return node
@@ -239,7 +239,7 @@ def _with_shared(node: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _merged(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
-    """Put `upper` on top of `lower`: mappings are merged, anything else is replaced, lists included."""
+    """Merge `upper` over `lower`: mappings are merged, anything else, including lists, is replaced."""
     merged = dict(lower)
     for key, value in upper.items():
         below = merged.get(key)

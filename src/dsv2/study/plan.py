@@ -1,6 +1,6 @@
-"""A study at a scale: its arms as typed runs, compared at budgets that are equal where its file says so.
+"""A study at a scale: its arms as typed runs, at budgets held equal as its file says.
 
-Whatever would make the comparison unfair is refused: budgets that differ without saying so, arms that are the same.
+Unfair comparisons are refused: budgets that differ without being declared in `differs`, and identical arms.
 """
 
 import itertools
@@ -21,10 +21,10 @@ QUIET = ("trainer.progress=false",)  # a study shows one bar for all its trials
 
 
 class Plan:
-    """A study at a scale: its arms as typed runs, at budgets that are equal where the file says so."""
+    """A study at a scale: its arms as typed runs, with budgets made equal by the solver."""
 
     def __init__(self, study: str | Mapping[str, Any], scale: str, overrides: Sequence[str] = ()) -> None:
-        """Plan a study: its name, the path of its file or what the file holds (`files.definition`).
+        """Plan a study, given by name, path or contents (see `files.definition`).
 
         Raises `ConfigError`.
         """
@@ -35,51 +35,51 @@ class Plan:
         self.probes = {name: structure(read("probe", name), Probe) for name in self.file.probes}
         self.arms = self.file.all_arms()
         self.configs: dict[str, Run.Config] = {}
-        self.changes: dict[str, dict[str, int]] = {}  # arm -> what the solver changed, under `model.`
+        self.changes: dict[str, dict[str, int]] = {}  # arm -> keys under `model.` changed by the solver
         for name in sorted(self.arms, key=lambda arm: self.baseline_of(arm) != arm):  # baselines first
             self.configs[name], self.changes[name] = self._solve(name)
         self.configs = {name: self.configs[name] for name in self.arms}
         self._on_probes: dict[tuple[str, str], Run.Config] = {}
         for probe in self.probes:
-            self.run_of(self.file.baseline, probe)  # a probe that is wrong is refused here; the other arms' can wait
+            self.run_of(self.file.baseline, probe)  # refuses an invalid probe early; other arms follow lazily
         self._refuse_duplicates()
         self._refuse_unequal()
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """The scale's seeds, and more where the study's claim needs more."""
+        """The scale's seeds, extended to the number that the study needs."""
         seeds = list(self._scale.seeds)
-        more = (seed for seed in itertools.count() if seed not in seeds)
-        return tuple(seeds + [next(more) for _ in range(self.file.seeds - len(seeds))])
+        unused = (seed for seed in itertools.count() if seed not in seeds)
+        return tuple(seeds + [next(unused) for _ in range(self.file.seeds - len(seeds))])
 
     def baseline_of(self, arm: str) -> str:
-        """The arm that this one is compared with; a baseline's is itself."""
+        """Return the arm that this one is compared with; for a baseline, itself."""
         return self.arms[arm].baseline or (arm if self._is_baseline(arm) else self.file.baseline)
 
     def _is_baseline(self, arm: str) -> bool:
         return arm == self.file.baseline or any(other.baseline == arm for other in self.arms.values())
 
     def overrides_of(self, arm: str, probe: str | None = None) -> list[str]:
-        """What this arm overrides before the solver, later ones winning."""
-        node, scale = self.arms[arm], self._scale
-        if node.size is not None and node.size not in scale.sizes:
+        """Return the overrides of this arm before the solver; later ones take precedence."""
+        spec, scale = self.arms[arm], self._scale
+        if spec.size is not None and spec.size not in scale.sizes:
             valid = f"a size of scale {self.scale}, {', '.join(scale.sizes) or 'which has none'}"
-            raise ConfigError(f"arms.{arm}.size", node.size, valid)
+            raise ConfigError(f"arms.{arm}.size", spec.size, valid)
         return [
             *scale.overrides,
             *self.file.scales.get(self.scale, ()),
-            *(scale.sizes[node.size] if node.size is not None else ()),
+            *(scale.sizes[spec.size] if spec.size is not None else ()),
             *self.file.data,
             *self.file.base,
-            *node.overrides,
-            *node.scales.get(self.scale, ()),
+            *spec.overrides,
+            *spec.scales.get(self.scale, ()),
             *QUIET,
             *((*self.probes[probe].overrides, "benchmarks=none", *scale.probe) if probe is not None else ()),
             *self.overrides,
         ]
 
     def run_of(self, arm: str, probe: str | None = None) -> Run.Config:
-        """The typed run of an arm, or of its training on a probe: with the same changes of the solver."""
+        """Return the typed run of an arm, or of its training on a probe with the same solver changes."""
         if probe is None:
             return self.configs[arm]
         if (arm, probe) not in self._on_probes:
@@ -87,7 +87,7 @@ class Plan:
         return self._on_probes[arm, probe]
 
     def words(self, arm: str, probe: str | None = None) -> list[str]:
-        """All overrides of an arm, for `python -m dsv2.train`. Raises `ConfigError` for names that are not there."""
+        """Return all overrides of an arm, for `python -m dsv2.train`. Raises `ConfigError` for unknown names."""
         if arm not in self.arms:
             raise ConfigError("arm", arm, f"one of {', '.join(self.arms)}")
         if probe is not None and probe not in self.probes:
@@ -99,13 +99,13 @@ class Plan:
 
     def _load(self, arm: str, probe: str | None, changes: Mapping[str, int]) -> Run.Config:
         run = load([*self.overrides_of(arm, probe), *self._solved(changes)])
-        for name in ("seed", "study", "arm", "probe"):  # which trial it is would be lost, and trials coincide
+        for name in ("seed", "study", "arm", "probe"):  # overriding these would make trials coincide
             if value := getattr(run, name):
-                raise ConfigError(name, value, "nothing that a study overrides; seeds=[0,1] asks for seeds")
+                raise ConfigError(name, value, "a study sets this itself; use seeds=[0,1] to choose seeds")
         return replace(run, study=self.name, scale=self.scale, arm=arm, probe=probe)
 
     def _solve(self, arm: str) -> tuple[Run.Config, dict[str, int]]:
-        """The arm with its budgets made equal to its baseline's, and what had to change for it."""
+        """Make the arm's budgets equal to its baseline's; return the run and the changes that took."""
         run, baseline = self._load(arm, None, {}), self.baseline_of(arm)
         held = [b for b in self.file.equal if b in MODEL_BUDGETS and b not in self.arms[arm].differs]
         if arm == baseline or not held or not self.file.adjust:
@@ -136,11 +136,11 @@ class Plan:
                 value, reference = row[budget], rows[baseline][budget]
                 if abs(value - reference) > EQUAL_WITHIN * reference:
                     held = "`equal` names it" if budget in self.file.equal else "`differs` does not name it"
-                    valid = f"within {EQUAL_WITHIN:.0%} of {baseline}'s {reference:,}, since {held}"
+                    valid = f"within {EQUAL_WITHIN:.0%} of the {reference:,} of {baseline}, since {held}"
                     raise ConfigError(f"arms.{arm}.{budget}", value, valid)
 
     def budgets(self) -> list[dict[str, Any]]:
-        """One row per arm: its accounting, tokens, steps, seeds, and the largest mismatch of what is held equal."""
+        """Return one row per arm: accounting, tokens, steps, seeds, and the largest mismatch of the equal budgets."""
         rows: list[dict[str, Any]] = []
         for arm, run in self.configs.items():
             result, batches = account(run.model, context=run.trainer.sequence_length), run.trainer.batches()

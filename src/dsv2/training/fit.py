@@ -1,6 +1,6 @@
-"""Train one run in its directory, resuming whatever is there: `fit(run, folder)`.
+"""Train one run in its directory, resuming from what is there: `fit(run, folder)`.
 
-`dsv2.storage.rundir` says what a run directory holds.
+`dsv2.storage.rundir` describes the contents of a run directory.
 """
 
 import contextlib
@@ -50,17 +50,17 @@ from dsv2.training.run import Run, stored_name
 
 
 class Interrupted(RuntimeError):
-    """Training was asked to stop by SIGTERM before its last step; what was saved will be resumed."""
+    """Training was stopped by SIGTERM before its last step; it resumes from the last checkpoint."""
 
 
 def fit(run: Run.Config, folder: Path, *, module: type[Module] = Module) -> dict[str, Any]:
-    """Train to the end and return what `result.json` holds; a finished run is not trained again.
+    """Train to the end and return the contents of `result.json`; a finished run is not trained again.
 
-    `module` trains it in place of `Module`, for another objective; fingerprints do not know it, so give it folders of
-    its own. With `trainer.devices` every process that torchrun started calls this; the first one writes. Raises
-    ConfigError for devices that are not there, Diverged for a loss that is not finite, Interrupted or KeyboardInterrupt
-    when asked to stop, and whatever else went wrong; all but the first and the stops leave a `result.json` that says
-    so, and the last good checkpoint.
+    `module` replaces `Module` to train with another objective. It is not part of the fingerprint, so such runs need
+    folders of their own. With `trainer.devices` above 1, every process started by torchrun calls this and the first
+    one writes. Raises ConfigError for missing devices, Diverged for a non-finite loss, Interrupted or
+    KeyboardInterrupt when asked to stop, and passes on any other error. Except after a ConfigError or a stop, the
+    failure is recorded in `result.json`; the last good checkpoint is always kept.
     """
     with joined(run.trainer) as group:
         if (done := group.agree(finished(folder) if group.first else None)) is not None:
@@ -74,16 +74,16 @@ def fit(run: Run.Config, folder: Path, *, module: type[Module] = Module) -> dict
 
 
 def _silent(run: Run.Config) -> Run.Config:
-    """The same run in a process that shows and sends nothing; what it writes is thrown away."""
+    """The same run without progress bar and W&B, for a process whose output is discarded."""
     wandb = replace(run.logger.wandb, mode="disabled")
     return replace(run, trainer=replace(run.trainer, progress=False), logger=replace(run.logger, wandb=wandb))
 
 
 def _fit(run: Run.Config, folder: Path, module: type[Module], group: Group, shared: Path) -> None:
-    """Train in `folder`, from the newest checkpoint in the `shared` one."""
+    """Train in `folder`, starting from the newest checkpoint in `shared`."""
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-    for written in (folder, folder / CHECKPOINTS):
-        sweep(written)
+    for directory in (folder, folder / CHECKPOINTS):
+        sweep(directory)
     write_text(folder / CONFIG, yaml.safe_dump(plain(replace(run, data=run.data.anchored())), sort_keys=False))
     started, on_interrupt = time.time(), signal.getsignal(signal.SIGINT)
     try:
@@ -92,18 +92,18 @@ def _fit(run: Run.Config, folder: Path, module: type[Module], group: Group, shar
         raise
     except SIGTERMException:
         raise Interrupted("stopped by SIGTERM") from None
-    except SystemExit:  # what Lightning makes of Ctrl-C, after it has turned off the signal for good
+    except SystemExit:  # Lightning turns Ctrl-C into this, after disabling the signal for good
         signal.signal(signal.SIGINT, on_interrupt)
         raise KeyboardInterrupt from None
     except BaseException as error:
-        with contextlib.suppress(OSError):  # a full disk perhaps; the error itself goes on to the caller
+        with contextlib.suppress(OSError):  # for example a full disk; the original error still reaches the caller
             record_failure(run, folder, error, started)
         raise
     write_json(folder / RESULT, _header(run, folder, "finished", started) | result)
 
 
 def record_failure(run: Run.Config, folder: Path, error: BaseException, started: float) -> None:
-    """Write the `result.json` of a run that `error` ended; `started` in seconds since 1970."""
+    """Write the `result.json` of a run that ended with `error`; `started` is in seconds since 1970."""
     status = "diverged" if isinstance(error, Diverged) else "failed"
     text = str(error) if status == "diverged" else f"{type(error).__name__}: {error}"
     failure = {"error": text, "traceback": "".join(traceback.format_exception(error))}
@@ -173,7 +173,7 @@ def _train(run: Run.Config, folder: Path, module: Module, group: Group, shared: 
 
 
 def _keep_data(source: Source, folder: Path) -> None:
-    """Write what the run needs to be read alone: its tokenizer, and the identity of its data."""
+    """Write what makes the run directory self-contained: the tokenizer and the identity of the data."""
     write_json(folder / DATA, source.record())
     if source.tokenizer is not None:
         with replacing(folder / TOKENIZER) as scratch:
@@ -181,9 +181,9 @@ def _keep_data(source: Source, folder: Path) -> None:
 
 
 def _resumable(run: Run.Config, folder: Path) -> Path | None:
-    """The newest sound checkpoint, if the logs up to its step are whole; else None, and the logs are begun anew.
+    """Return the newest valid checkpoint if the logs up to its step are complete; else delete the logs, return None.
 
-    A run resumed over logs with holes would end with a result whose rows are not those of its training.
+    Resuming over logs with gaps would leave a result whose rows do not match the training.
     """
     checkpoint = checkpoints.latest(folder / CHECKPOINTS)
     metrics, routing = folder / METRICS, folder / ROUTING
@@ -196,11 +196,11 @@ def _resumable(run: Run.Config, folder: Path) -> Path | None:
             routed = sorted(pd.read_parquet(routing)["step"].unique()) if run.model.moe is not None else logged
             snapshots_whole = run.model.moe is None or snapped(folder, run, step)
             if steps == logged == routed[: len(logged)] and snapshots_whole:
-                write_text(metrics, "".join(lines))  # later lines are trained again, and the last may be half a line
+                write_text(metrics, "".join(lines))  # later steps are trained again; the last line may be incomplete
                 return checkpoint
         except (OSError, ValueError, KeyError, TypeError):
             pass
-        print(f"warning: the logs in {folder} are damaged; training starts again from step 0", file=sys.stderr)
+        print(f"warning: the logs in {folder} are damaged; training restarts from step 0", file=sys.stderr)
     for log in (metrics, routing, folder / SNAPSHOTS):
         log.unlink(missing_ok=True)
     return None

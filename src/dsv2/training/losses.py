@@ -1,4 +1,4 @@
-"""What is minimised: cross-entropy plus the weighted balance losses that every MoE layer's type has.
+"""The training objective: cross-entropy plus the weighted balance losses of the MoE layers.
 
 B batch, T tokens, V vocabulary.
 """
@@ -18,7 +18,7 @@ from dsv2.models.moe.router import Routing
 
 
 class Losses(NamedTuple):
-    """Scalars, float32. `total` is what the gradient is taken of; the balance losses already carry their alphas."""
+    """float32 scalars. `total` is differentiated; the balance losses are already multiplied by their alphas."""
 
     total: Tensor
     ce: Tensor  # nats per scored token
@@ -28,10 +28,10 @@ class Losses(NamedTuple):
 
 
 class BalanceLoss:
-    """Coefficients of the balance losses, summed over layers (section 2.2.3).
+    """Coefficients of the balance losses, which are summed over layers (section 2.2.3).
 
-    One whose loss the model's FFN does not have changes nothing: all three for a dense one and for a hash layer, device
-    and communication for GShard and Switch, whose auxiliary loss `expert` weighs.
+    A coefficient has no effect where the FFN lacks its loss: dense and hash layers have none of the three; GShard and
+    Switch layers have one auxiliary loss, weighted by `expert`.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class BalanceLoss:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean nats over the scored targets (B, T) of logits (B, T, V), in float32."""
+    """Mean cross-entropy of logits (B, T, V) over the scored targets (B, T), in nats, as float32."""
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=NOT_SCORED)
 
 

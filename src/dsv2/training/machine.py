@@ -1,4 +1,4 @@
-"""The process and the machine that train: their set-up, their peak rate, and what a result says of them."""
+"""Process and machine: set-up for training, peak FLOP rate and provenance."""
 
 import ctypes
 import importlib.metadata
@@ -14,14 +14,14 @@ from typing import Any
 import torch
 
 PACKAGES = ("dsv2", "torch", "lightning", "numpy", "tokenizers")
-MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's numbers for mallopt
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of glibc's malloc.h
 
 
 # ---- set-up ----------------------------------------------------------------------------------------------------------
 
 
 def prepare() -> None:
-    """Call once in every process that trains, before the first step."""
+    """Set up a training process: quiet Lightning, reuse freed memory. Call once, before the first step."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
@@ -29,13 +29,13 @@ def prepare() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc reuse large blocks, which a step otherwise maps and faults in again; nothing on other C libraries.
+    """Make glibc reuse large blocks instead of mapping and faulting them in at every step; no-op elsewhere.
 
-    `benchmarks/allocator.py` measures what it brings: little on a quiet machine, more where memory is contended.
+    `benchmarks/allocator.py` measures the gain: small on an idle machine, larger under memory contention.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(MMAP_THRESHOLD, 32 << 20)  # the most it takes
+        libc.mallopt(MMAP_THRESHOLD, 32 << 20)  # the maximum that glibc accepts
         libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
 
 
@@ -44,7 +44,7 @@ def keep_freed_memory() -> None:
 
 @cache
 def peak_flops(device: torch.device, precision: str) -> float:
-    """FLOPs per second of a large square matrix product, the best of a few; measured once a process, in about 0.2 s."""
+    """FLOPs per second of a large square matmul, the best of six; measured once per process, in about 0.2 s."""
     on_gpu = device.type == "cuda"
     size, dtype = (8192 if on_gpu else 768), (torch.bfloat16 if precision == "bf16" else torch.float32)
     a = torch.ones(size, size, device=device, dtype=dtype)
@@ -73,7 +73,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit and whether the checkout differed from it; None outside a checkout."""
+    """Return the commit and whether the checkout has uncommitted changes; None outside a checkout."""
 
     def git(*arguments: str) -> str | None:
         try:
@@ -81,7 +81,7 @@ def git_state() -> dict[str, Any] | None:
                 ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, check=True
             )
         except (OSError, subprocess.CalledProcessError):
-            return None  # no git, or an installed package: provenance says so with null
+            return None  # no git, or an installed package
         return done.stdout.strip()
 
     commit = git("rev-parse", "HEAD")

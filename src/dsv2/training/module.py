@@ -22,14 +22,14 @@ class Diverged(RuntimeError):
 
 
 class Step(NamedTuple):
-    """What one training step hands to the callbacks; detached."""
+    """What a training step passes to the callbacks, detached."""
 
     losses: Losses
     routings: tuple[Routing, ...]
 
 
 class Module(L.LightningModule):
-    """Trains `run.model`; all state is the model's and the optimiser's."""
+    """Trains `run.model`; holds no state beyond the model's and the optimiser's."""
 
     def __init__(self, run: Run.Config) -> None:
         super().__init__()
@@ -37,19 +37,19 @@ class Module(L.LightningModule):
         self.batches = run.trainer.batches()
         self.model = run.model.build(seed=run.seed, ops=OPS[run.trainer.precision])
         self.moe = run.model.moe
-        self.grad_norm = torch.zeros(())  # of the last step, before clipping; what the callbacks log
+        self.grad_norm = torch.zeros(())  # of the last step, before clipping
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         losses, routings = self.objective(batch)
         whole = Losses(*mean(torch.stack(losses).detach()).unbind())
-        if not torch.isfinite(whole.total):  # in all processes alike, so that none waits for one that has stopped
+        if not torch.isfinite(whole.total):  # the same in all processes, so that none waits for one that stopped
             raise Diverged(f"the loss became {whole.total.item()} in step {self.global_step + 1}")
         return {"loss": losses.total, "step": Step(whole, detached(routings))}
 
     def objective(self, batch: Batch) -> tuple[Losses, tuple[Routing, ...]]:
-        """Return what a step minimises and how its tokens were routed: the one method to replace for another training.
+        """Return the losses of a step and the routing of its tokens: the method to override for another objective.
 
-        In parallel training `batch` is this process' share of the step, and losses are means over it.
+        In data-parallel training `batch` is this process's share of the step, and losses are means over it.
         """
         output = self.model(batch.inputs, exempt=self._exempt(len(batch.inputs)), seed=self._step_seed)
         losses = training_loss(output.logits, batch.targets, output.routings, self.moe, self.config.loss)
@@ -57,11 +57,11 @@ class Module(L.LightningModule):
 
     @property
     def _step_seed(self) -> int:
-        """Of what is drawn in this step, from the run's seed and the step alone, so that a resumed run draws alike."""
+        """Seed of this step's random draws: a function of run seed and step, so that a resumed run repeats them."""
         return self.config.seed * 1_000_003 + self.global_step
 
     def _exempt(self, batch_size: int) -> Tensor | None:
-        """(B,) bool: the sequences that token dropping spares, drawn from the step's seed."""
+        """Draw the sequences exempt from token dropping, (B,) bool, from the step's seed."""
         if self.moe is None or self.moe.dropping is None:
             return None
         generator = torch.Generator().manual_seed(self._step_seed)
@@ -70,7 +70,7 @@ class Module(L.LightningModule):
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm)
         if not torch.isfinite(self.grad_norm):
-            raise Diverged(f"the gradient's norm became {self.grad_norm.item()} in step {self.global_step + 1}")
+            raise Diverged(f"the gradient norm became {self.grad_norm.item()} in step {self.global_step + 1}")
 
     def configure_optimizers(self) -> Any:
         optimizer = self.config.optim.build(self.model)
@@ -80,5 +80,5 @@ class Module(L.LightningModule):
 
 
 def detached(routings: tuple[Routing, ...]) -> tuple[Routing, ...]:
-    """The same routings without their graph; of their parts only affinities and gates have one."""
+    """Detach the routings from the graph; only affinities and gates are part of one."""
     return tuple(r._replace(affinities=r.affinities.detach(), gates=r.gates.detach()) for r in routings)

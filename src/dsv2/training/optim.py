@@ -10,16 +10,16 @@ from dsv2.training.schedule import StepDecay
 
 
 class AdamW:
-    """Hyper-parameters of the optimiser, its schedule and the clipping of gradients."""
+    """Hyperparameters of the optimiser, its schedule and gradient clipping."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ConfigBase):
-        lr: float  # the highest, after warm-up
-        lr_factor: float = 1.0  # on lr: a study of learning rates names multiples of a preset's own
+        lr: float  # peak, after warm-up
+        lr_factor: float = 1.0  # multiplies lr, so that studies can vary it relative to the preset
         betas: tuple[float, float] = (0.9, 0.95)
         eps: float = 1e-8
         weight_decay: float = 0.1
-        clip_norm: float = 1.0  # of the whole gradient
+        clip_norm: float = 1.0  # maximum global gradient norm
         schedule: StepDecay.Config = field(default_factory=StepDecay.Config)
 
         def __post_init__(self) -> None:
@@ -35,7 +35,7 @@ class AdamW:
             return self.lr * self.lr_factor
 
         def build(self, model: nn.Module) -> torch.optim.AdamW:
-            """The fused optimiser: matrices decay, norm weights do not."""
+            """Build the fused optimiser, with weight decay on matrices and none on norm weights."""
             matrices = [weight for weight in model.parameters() if weight.dim() > 1]
             vectors = [weight for weight in model.parameters() if weight.dim() <= 1]
             groups = [

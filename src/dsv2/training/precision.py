@@ -1,6 +1,6 @@
-"""Where lower precision enters: in the two functions in which weights meet activations, nowhere else.
+"""Mixed precision: bfloat16 in the two functions that multiply activations by weights, and nowhere else.
 
-Weights, residual stream, norms, router, softmax and losses stay in float32; products run in bfloat16.
+Weights, residual stream, norms, router, softmax and losses stay in float32.
 """
 
 import torch

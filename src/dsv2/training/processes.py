@@ -1,6 +1,6 @@
-"""The processes that share every step of a run: each takes an equal part of its sequences, the first one writes.
+"""Data-parallel processes: each takes an equal share of a step's sequences, and the first one writes.
 
-`torchrun` starts them. A run that one process trains is the same code with a group of one.
+`torchrun` starts them. Single-process training runs the same code with a group of one.
 """
 
 import os
@@ -25,15 +25,15 @@ class Group(NamedTuple):
 
     @property
     def first(self) -> bool:
-        """Whether this process writes what the run leaves behind."""
+        """Whether this process writes the run directory."""
         return self.rank == 0
 
     def environment(self) -> ClusterEnvironment:
-        """Say to Lightning who started them; unsaid, it would take a SLURM shell around one process for a launcher."""
+        """Return Lightning's cluster environment; by itself it mistakes a surrounding SLURM shell for a launcher."""
         return LightningEnvironment() if self.size == 1 else TorchElasticEnvironment()
 
     def agree(self, value: Any) -> Any:
-        """Return the first process' value in all of them."""
+        """Return the first process's value in all of them."""
         values = [value]
         if self.size > 1:
             dist.broadcast_object_list(values)
@@ -42,11 +42,11 @@ class Group(NamedTuple):
 
 @contextmanager
 def joined(settings: Training.Config) -> Iterator[Group]:
-    """Join the other processes of this run. Raises ConfigError where `settings.devices` is not how many there are."""
+    """Join the other processes of this run. Raises ConfigError if their number is not `settings.devices`."""
     size = int(os.environ["WORLD_SIZE"]) if TorchElasticEnvironment.detect() else 1
     if settings.devices != size:
-        alone = f"1 in one process; torchrun --nproc-per-node={settings.devices} -m dsv2.train ... starts more"
-        valid = alone if size == 1 else f"{size}, as many as the processes that torchrun started"
+        single = f"1 in one process; torchrun --nproc-per-node={settings.devices} -m dsv2.train ... starts more"
+        valid = single if size == 1 else f"{size}, the number of processes that torchrun started"
         raise ConfigError("trainer.devices", settings.devices, valid)
     if size == 1:
         yield Group()

@@ -1,4 +1,4 @@
-"""The typed configuration of one training run, and the one door to it: `load(overrides)`."""
+"""The typed configuration of one training run, loaded with `load(overrides)`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,22 +15,22 @@ from dsv2.training.losses import BalanceLoss
 from dsv2.training.optim import AdamW
 from dsv2.training.schedule import BatchRamp
 
-FORMAT = 1  # raise it when the same config means another computation, so that old results are not taken for new ones
+FORMAT = 1  # increment when the same config comes to mean another computation, so that old results are not reused
 
 
 class Training:
-    """The budget and rhythm of a run."""
+    """Token budget, batch, and the intervals of validation, logging and checkpoints."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ConfigBase):
-        tokens: int  # budget; filled as far as whole steps go
+        tokens: int  # budget, rounded down to whole steps
         sequence_length: int
         batch: BatchRamp.Config
         validation_tokens: int
-        validate_every: int  # steps; also at the end
-        log_every: int  # steps
+        validate_every: int  # in steps; also at the end
+        log_every: int  # in steps
         precision: Literal["fp32", "bf16"] = "fp32"
-        checkpoint_every: int = setting(50)  # steps, a multiple of log_every; also at the end
+        checkpoint_every: int = setting(50)  # in steps, a multiple of log_every; also at the end
         accelerator: Literal["auto", "cpu", "gpu"] = setting("auto")
         devices: int = setting(1)  # processes that share the sequences of a step; torchrun starts them
         strategy: Literal["auto", "ddp"] = setting("auto")  # auto: ddp for more than one device
@@ -49,7 +49,7 @@ class Training:
 
 
 class Wandb:
-    """Weights & Biases; without a key nothing ever waits for the network."""
+    """Weights & Biases; offline by default, so no key is needed and nothing waits for the network."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ConfigBase):
@@ -58,7 +58,7 @@ class Wandb:
 
 
 class Logging:
-    """Which loggers a run has besides `metrics.jsonl`; `dsv2.training.sinks` makes them."""
+    """Loggers besides `metrics.jsonl`; built by `dsv2.training.sinks`."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ConfigBase):
@@ -78,7 +78,7 @@ class Run:
         trainer: Training.Config
         logger: Logging.Config
         benchmarks: TextBenchmarks.Config | None = None  # computed at the last step
-        study: str | None = setting(None)  # which study, scale, arm and probe this run is of: names, not computation
+        study: str | None = setting(None)  # labels of a study's trial; they do not affect the computation
         scale: str | None = setting(None)
         arm: str | None = setting(None)
         probe: str | None = setting(None)
@@ -92,14 +92,14 @@ class Run:
                 good = getattr(self.trainer, step) % every == 0
                 self.require(good, f"trainer.{step}", f"a multiple of trainer.log_every={every}")
             for size in self.trainer.batches().sizes:
-                valid = f"a divisor of the sequences of every step; one has {size}"
+                valid = f"a divisor of every batch size; one step has {size} sequences"
                 self.require(size % self.trainer.devices == 0, "trainer.devices", valid)
             coupled = self.model.moe is not None and self.model.moe.couples_sequences
             valid = "1, since this FFN drops tokens over the capacity of a whole batch"
             self.require(self.trainer.devices == 1 or not coupled, "trainer.devices", valid)
             if self.benchmarks is not None:
                 if not isinstance(self.data, Text.Config):
-                    raise ConfigError("benchmarks", "text", "none for data without text, as these synthetic sequences")
+                    raise ConfigError("benchmarks", "text", "none for data without text, such as synthetic sequences")
                 length = self.trainer.sequence_length
                 for name, tokens in self.benchmarks.lengths().items():
                     fits = tokens <= length
@@ -107,7 +107,10 @@ class Run:
                     self.require(fits, f"benchmarks.{name}", valid)
 
         def fingerprint(self, naming: Naming = class_name) -> str:
-            """16 hex digits that name the computation: typed config, corpus and tokenizer, nothing of where or how."""
+            """Return 16 hex digits that identify the computation: a hash of typed config, corpus and tokenizer.
+
+            Settings that say where or how a run happens are left out.
+            """
             return digest(FORMAT, plain(self, identity=True, naming=naming), self.data.identity(naming))
 
 
@@ -120,7 +123,7 @@ def load(overrides: Sequence[str] = ()) -> Run.Config:
 
 
 def from_plain(values: dict[str, Any]) -> Run.Config:
-    """The typed config of composed or stored values."""
+    """Build the typed config from composed or stored values."""
     if not isinstance(values, dict):
         raise ConfigError("config", values, "a mapping")
     run = structure(values, Run.Config)
@@ -129,13 +132,13 @@ def from_plain(values: dict[str, Any]) -> Run.Config:
 
 
 def folder_of(run: Run.Config, root: Path) -> Path:
-    """Return where `root` keeps this run: under its fingerprint or, in an older store, under its former one."""
+    """Return this run's directory under `root`: named by its fingerprint or, in an older store, by its former one."""
     folder = root / run.fingerprint()
     former = root / run.fingerprint(former_name)
     return former if former.is_dir() and not folder.is_dir() else folder
 
 
 def stored_name(run: Run.Config, folder: Path) -> str:
-    """Return the fingerprint that the run in `folder` has had from its start."""
+    """Return the fingerprint under which the run in `folder` was started."""
     former = run.fingerprint(former_name)
     return former if folder.name == former else run.fingerprint()

@@ -1,4 +1,4 @@
-"""`open_run(RUN)`: the one door to a run directory, of a trained run or of an imported model."""
+"""`open_run(RUN)` opens a run directory, of a trained run or of an imported model."""
 
 import json
 import sys
@@ -26,27 +26,27 @@ from dsv2.storage import checkpoints
 from dsv2.storage.rundir import CHECKPOINTS, CONFIG, DATA, WEIGHTS, find_run, read_result, runs_root
 from dsv2.training.run import Run, from_plain
 
-LONGEST = 4096  # tokens that an imported model is given at most where its config names no longest sequence
-SHOWN_LENGTH, SHOWN_TOKENS = 512, 16_384  # of the text that an imported model is looked at on: a sequence, and in all
+LONGEST = 4096  # context length of an imported model whose config states none, in tokens
+SHOWN_LENGTH, SHOWN_TOKENS = 512, 16_384  # validation text of an imported model: tokens per sequence, and in total
 
 
 def open_run(
     run: str | Path, *, step: int | None = None, device: str | torch.device | None = None, text: Sequence[str] = ()
 ) -> "SavedRun":
-    """Open a run by its path or its name (`storage.rundir.find_run`); what it holds is read when it is first asked for.
+    """Open a run by its path or name (see `storage.rundir.find_run`). Its contents are read lazily.
 
-    `step` takes the weights of that checkpoint instead of the newest, `device` is where the model goes (default: the
-    CPU), and `text` are overrides that name the data to look at it on instead of its own, as in `["data=mixture"]`.
-    Raises ValueError for what is no run.
+    `step` selects the checkpoint to load instead of the newest, `device` is where the model is placed (default: CPU),
+    and `text` holds overrides that select other data than the run's own, as in `["data=mixture"]`. Raises ValueError
+    if there is no such run.
     """
     return SavedRun(find_run(run), step=step, device=device, text=text)
 
 
 class SavedRun:
-    """A run that was opened. Its parts are made once, each when it is first asked for, and answer as it was trained.
+    """An opened run. Its parts are built lazily, once each, with the settings it was trained with.
 
-    An imported model has weights and a tokenizer, but no config of a training and no text of its own: it is looked at
-    on English text unless `text` names other data. Every part raises ValueError where the directory lacks it.
+    An imported model has weights and a tokenizer, but neither a training config nor data of its own: English text is
+    used unless `text` selects other data. Every part raises ValueError if the directory lacks what it needs.
     """
 
     def __init__(
@@ -75,42 +75,42 @@ class SavedRun:
 
     @property
     def name(self) -> str:
-        """Arm and seed of a study's trial, else the name of the folder."""
+        """Arm and seed for a study's trial, else the name of the folder."""
         if self.imported or not self.config.arm:
             return self.folder.resolve().name
         return f"{self.config.arm}-s{self.config.seed}"
 
     @property
     def longest(self) -> int:
-        """Tokens that the model was trained to read."""
+        """Sequence length that the model was trained on, in tokens."""
         if self.imported:
             return int(self.values.get("checkpoint", {}).get("max_position_embeddings", LONGEST))
         return self.config.trainer.sequence_length
 
     @property
     def batch_size(self) -> int:
-        """Sequences per pass over its text."""
+        """Sequences per forward pass."""
         return 8 if self.imported else self.config.trainer.batch.size
 
     @cached_property
     def result(self) -> dict[str, Any]:
-        """What its `result.json` says; empty where there is none."""
+        """Contents of `result.json`; empty if there is none."""
         return read_result(self.folder)
 
     # ---- weights ----
 
     @cached_property
     def steps(self) -> list[int]:
-        """The steps of the sound checkpoints, oldest first; none of an imported model."""
+        """Steps of the valid checkpoints, oldest first; empty for an imported model."""
         return checkpoints.steps(self.folder / CHECKPOINTS)
 
     @cached_property
     def model(self) -> Transformer:
-        """The model in evaluation mode, in the precision it was saved in; the newest weights, or those of `step`."""
+        """The model in evaluation mode and its saved precision, with the newest weights or those of `step`."""
         return self.model_at(self.step)
 
     def model_at(self, step: int | None) -> Transformer:
-        """Load the model anew with the weights of a step; None: the newest, 0: those it was initialised with."""
+        """Load a new model with the weights of a step; None takes the newest, 0 the initial weights."""
         if step == 0 and not self.imported:
             return self.model_config.build(seed=self.config.seed).to(self.device).eval()
         with torch.device("meta"):
@@ -131,12 +131,12 @@ class SavedRun:
         if step is None:
             checkpoint = checkpoints.latest(self.folder / CHECKPOINTS)
             if checkpoint is None:
-                raise ValueError(f"{self.folder}: has neither {WEIGHTS} nor a sound checkpoint")
+                raise ValueError(f"{self.folder}: has neither {WEIGHTS} nor a valid checkpoint")
         elif step in self.steps:
             checkpoint = self.folder / CHECKPOINTS / checkpoints.name_of(step)
         else:
             kept = ", ".join(map(str, self.steps)) or "none"
-            raise ValueError(f"{self.folder}: step={step}: one whose checkpoint is kept, {kept}")
+            raise ValueError(f"{self.folder}: step={step} has no checkpoint; steps that have one: {kept}")
         state = checkpoints.load(checkpoint, map_location="cpu")["state_dict"]
         return {name.removeprefix("model."): tensor for name, tensor in state.items()}
 
@@ -144,24 +144,24 @@ class SavedRun:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The run's own tokenizer, which needs nothing but the run directory."""
+        """The run's own tokenizer, read from the run directory."""
         tokenizer = load_tokenizer(self.folder, self.model_config.vocab_size)
         if tokenizer is None and self.imported:
-            raise ValueError(f"{self.folder}: an imported model without {TOKENIZER}; put the files of its origin there")
-        if tokenizer is None:  # of a run from before tokenizers were kept, or on data without text
+            raise ValueError(f"{self.folder}: an imported model without {TOKENIZER}; copy its tokenizer files there")
+        if tokenizer is None:  # the run predates stored tokenizers, or its data are not text
             tokenizer = self._own_source.tokenizer
         if tokenizer is None:
-            raise ValueError(f"{self.folder}: its data are no text, so it has no tokenizer")
+            raise ValueError(f"{self.folder}: its data are not text, so it has no tokenizer")
         return tokenizer
 
     @cached_property
     def reader(self) -> Reader:
-        """Model and tokenizer, to read and write text."""
+        """Model and tokenizer together, to score and generate text."""
         return Reader(self.model, self.tokenizer, self.longest)
 
     @cached_property
     def source(self) -> Source:
-        """The text that the model is looked at on: its own held-out documents unless `text` names other data."""
+        """The evaluation data: the run's own held-out documents unless `text` selects other data."""
         if not self.imported and not self.text:
             return self._own_source
         config = structure(compose([*self.text] or ["data=english"])["data"], Source.Config, "data")
@@ -179,14 +179,14 @@ class SavedRun:
 
     @cached_property
     def _own_source(self) -> Source:
-        """The data it was trained on, known again by what the run kept of them. Raises ValueError where they differ."""
+        """The training data, checked against the identity stored with the run. Raises ValueError if they differ."""
         config, trainer = self.config.data, self.config.trainer
         sizes: Any = {"sequence_length": trainer.sequence_length, "validation_tokens": trainer.validation_tokens}
         if not isinstance(config, Text.Config):
             return config.open(seed=self.config.seed, **sizes)
         record = self._record()
         if not record:
-            print(f"warning: {self.folder} kept no identity of its corpus; taken to be what it was", file=sys.stderr)
+            print(f"warning: {self.folder} stores no identity of its corpus; assuming it unchanged", file=sys.stderr)
             return config.open(seed=self.config.seed, **sizes)
         identity = {key: value for key, value in record["identity"].items() if key != "trained_tokenizer"}
         prepared = [Path(record["prepared"]).parents[1]] if "prepared" in record else []
@@ -200,7 +200,7 @@ class SavedRun:
         return source
 
     def _record(self) -> dict[str, Any]:
-        """What the run kept of its data; runs from before `data.json` have the identity in their result, if at all."""
+        """Read the stored record of the data; runs older than `data.json` have at most an identity in their result."""
         path = self.folder / DATA
         if not path.is_file():
             return {"identity": self.result["data"]} if "data" in self.result else {}
@@ -215,8 +215,8 @@ class SavedRun:
             if now[key] != then[key]:
                 where = getattr(self.config.data, "path", None) or self.config.data.label
                 raise ValueError(
-                    f"{self.folder}: its data ({where}) have changed since it was trained, in their {key}, and their "
-                    "prepared form is gone; bring the old files back, or name other text"
+                    f"{self.folder}: its data ({where}) have changed since it was trained, in their {key}, and the "
+                    "prepared copy is gone; restore the old files or select other data"
                 )
 
 

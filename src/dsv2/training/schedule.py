@@ -9,7 +9,7 @@ from dsv2.config import ConfigBase
 
 
 class BatchRamp:
-    """Sequences a step: constant, or growing linearly with the tokens seen until `ramp_tokens` (section 3.1.2)."""
+    """Sequences per step: constant, or growing linearly with the tokens seen up to `ramp_tokens` (section 3.1.2)."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ConfigBase):
@@ -28,9 +28,9 @@ class BatchRamp:
             return BatchRamp(self, tokens, sequence_length)
 
     def __init__(self, config: Config, tokens: int, sequence_length: int) -> None:
-        """A budget of `tokens`, filled as far as whole steps go."""
+        """Plan the steps of a budget of `tokens`, rounded down to whole steps."""
         self.config, self.sequence_length = config, sequence_length
-        self.sequences = tokens // sequence_length  # that the budget pays for
+        self.sequences = tokens // sequence_length  # within the budget
 
     @cached_property
     def _ramp_ends(self) -> np.ndarray:
@@ -45,7 +45,7 @@ class BatchRamp:
         return np.asarray(ends, dtype=np.int64)
 
     def first_sequence(self, step: int) -> int:
-        """Sequences seen before this step, counted over the whole training."""
+        """Index of the first sequence of this step: the number of sequences seen before it."""
         ends = self._ramp_ends
         if step == 0:
             return 0
@@ -54,18 +54,18 @@ class BatchRamp:
         return (int(ends[-1]) if len(ends) else 0) + (step - len(ends)) * self.config.size
 
     def batch_size(self, step: int) -> int:
-        """Sequences of this step."""
+        """Number of sequences in this step."""
         return self.first_sequence(step + 1) - self.first_sequence(step)
 
     @property
     def sizes(self) -> list[int]:
-        """Sequences that a step can have, ascending."""
+        """All batch sizes that occur, in sequences, ascending."""
         ramp = np.diff(self._ramp_ends, prepend=0).tolist()
         return sorted({*ramp, self.config.size})
 
     @cached_property
     def num_steps(self) -> int:
-        """Whole steps that the budget pays for."""
+        """Number of whole steps within the budget."""
         ends = self._ramp_ends
         if len(ends) and self.sequences < ends[-1]:
             return int(np.searchsorted(ends, self.sequences, side="right"))
@@ -76,12 +76,12 @@ class BatchRamp:
 
     @property
     def total_tokens(self) -> int:
-        """Tokens that are trained on: the budget less what would be a broken last step."""
+        """Tokens trained on: the budget without its incomplete last step."""
         return self.tokens_before(self.num_steps)
 
 
 class StepDecay:
-    """Linear warm-up from 0, then constant, times `decay` once each share in `decay_at` of the tokens has been seen."""
+    """Linear warm-up, then constant, multiplied by `decay` at each share in `decay_at` of the tokens."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ConfigBase):
@@ -92,11 +92,11 @@ class StepDecay:
         def __post_init__(self) -> None:
             self.require(self.warmup_steps >= 0, "warmup_steps", "0 or more")
             inside = all(0 < share < 1 for share in self.decay_at) and list(self.decay_at) == sorted(self.decay_at)
-            self.require(inside, "decay_at", "rising shares of the tokens, between 0 and 1")
-            self.require(0 < self.decay <= 1, "decay", "more than 0 and at most 1")
+            self.require(inside, "decay_at", "ascending shares of the tokens, between 0 and 1")
+            self.require(0 < self.decay <= 1, "decay", "above 0 and at most 1")
 
         def factor(self, step: int, batches: BatchRamp) -> float:
-            """What the maximal learning rate is multiplied by at this step, counted from 0."""
+            """Return the factor on the peak learning rate at this step, counted from 0."""
             warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
             seen = batches.tokens_before(step) / max(batches.total_tokens, 1)
             return warm * self.decay ** sum(seen >= share for share in self.decay_at)

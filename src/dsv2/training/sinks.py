@@ -1,4 +1,4 @@
-"""The Lightning loggers behind `logger`: one writes `metrics.jsonl`, the other feeds Weights & Biases."""
+"""The Lightning loggers of a run: one writes `metrics.jsonl`, the other sends to Weights & Biases."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from dsv2.training.run import Run
 
 
 class JsonlSink(Logger):
-    """Appends one JSON object per logged step, flushed at once."""
+    """Appends one JSON object per logged step and flushes it."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class JsonlSink(Logger):
         return ""
 
     def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
-        """The run directory has its `config.yaml`."""
+        """Do nothing: the run directory has `config.yaml`."""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         with self.path.open("a") as file:
@@ -36,7 +36,7 @@ class JsonlSink(Logger):
 
 
 class WandbSink(WandbLogger):
-    """W&B: group = study, job type = arm, id = fingerprint, so that a resumed run continues; offline it asks nobody."""
+    """W&B logger: group = study, job type = arm, id = fingerprint, so that a resumed run continues."""
 
     def __init__(self, run: Run.Config, folder: Path, fingerprint: str) -> None:
         import wandb
@@ -56,7 +56,7 @@ class WandbSink(WandbLogger):
             settings=wandb.Settings(
                 silent=True,
                 console="off",
-                # A run directory already says what a run was made with; collecting it again takes 0.1 s a trial.
+                # The run directory already holds the provenance; collecting it again takes 0.1 s per trial.
                 x_disable_stats=True,
                 x_disable_meta=True,
                 x_save_requirements=False,
@@ -67,9 +67,9 @@ class WandbSink(WandbLogger):
         super().__init__(experiment=started)
 
     def summarise(self, metrics: dict[str, float], routing: pd.DataFrame | None) -> None:
-        """Make these the run's summary, which is what W&B's tables and sweeps compare, and show the last load.
+        """Set the run's summary, which W&B's tables and sweeps compare, and log the final load.
 
-        The load of every layer and expert is one table, with a histogram and a chart of the devices, not a key each.
+        The load of all layers and experts is one table, with a histogram and a bar chart over devices.
         """
         if routing is not None:
             import wandb
@@ -77,7 +77,7 @@ class WandbSink(WandbLogger):
             last = routing[routing["step"] == routing["step"].max()][["layer", "expert", "device", "load", "dropped"]]
             share = last["load"] / last.groupby("layer")["load"].transform("mean")
             devices = last.assign(share=share).groupby("device", as_index=False)["share"].mean()
-            chart = wandb.plot.bar(wandb.Table(dataframe=devices), "device", "share", title="load of a device / mean")
+            chart = wandb.plot.bar(wandb.Table(dataframe=devices), "device", "share", title="device load / mean")
             self.experiment.log(
                 {
                     "routing/load": wandb.Table(dataframe=last),
@@ -92,7 +92,7 @@ class WandbSink(WandbLogger):
 
 
 def build(run: Run.Config, folder: Path, fingerprint: str) -> list[Logger]:
-    """The loggers of a run."""
+    """Build the loggers of a run."""
     sinks: list[Logger] = [JsonlSink(folder / METRICS)]
     if run.logger.wandb.mode != "disabled":
         sinks.append(WandbSink(run, folder, fingerprint))
@@ -100,7 +100,7 @@ def build(run: Run.Config, folder: Path, fingerprint: str) -> list[Logger]:
 
 
 def flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested config to dotted keys."""
+    """Flatten a nested config to dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in node.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

@@ -1,4 +1,4 @@
-"""When and how a run is saved, and the random-number state that Lightning's checkpoints leave out."""
+"""Checkpointing, including the random-number states that Lightning's checkpoints leave out."""
 
 import random
 from pathlib import Path
@@ -15,7 +15,7 @@ from dsv2.training.module import Diverged
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's storage hook over `dsv2.storage.checkpoints`."""
+    """Lightning's checkpoint I/O plugin, backed by `dsv2.storage.checkpoints`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         checkpoints.save(checkpoint, Path(path))
@@ -30,9 +30,9 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 class Checkpointer(Checkpoint):
-    """Saves every `every` steps and at the last one; saving is `AtomicCheckpointIO`'s. Runs after other callbacks.
+    """Saves every `every` steps and at the last one, through `AtomicCheckpointIO`. Runs after all other callbacks.
 
-    Raises Diverged where weights are not finite, so that they never replace good ones.
+    Raises Diverged if a weight is not finite, so that bad weights never replace good ones.
     """
 
     def __init__(self, folder: Path, every: int, num_steps: int) -> None:
@@ -57,7 +57,7 @@ class Checkpointer(Checkpoint):
         self.restored = state_dict
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Put the generators back at the first resumed batch, since building iterators draws from them."""
+        """Restore the generators at the first resumed batch, since building iterators draws from them."""
         if self.restored is None:
             return
         state, self.restored = self.restored, None
@@ -72,4 +72,4 @@ class Checkpointer(Checkpoint):
 
 def _numpy_state() -> tuple[Any, ...]:
     name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
-    return (name, np.asarray(keys).tolist(), *rest)  # plain values, so that loading needs no pickled code
+    return (name, np.asarray(keys).tolist(), *rest)  # plain values, so that the checkpoint loads with weights_only=True

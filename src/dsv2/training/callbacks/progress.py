@@ -1,4 +1,4 @@
-"""A progress bar in tokens, with rate and time left."""
+"""A progress bar in tokens, with rate and remaining time."""
 
 import sys
 from typing import Any
@@ -10,7 +10,7 @@ from dsv2.training.schedule import BatchRamp
 
 
 class ProgressBar(L.Callback):
-    """One bar on stderr for the whole run, continued where a resumed run continues."""
+    """One bar on stderr for the whole run; a resumed run continues it."""
 
     def __init__(self, batches: BatchRamp) -> None:
         self.batches = batches

@@ -1,7 +1,7 @@
-"""Metrics and routing of a run: averaged since the last logged step, written where a resumed run finds them.
+"""Metrics and routing of a run, averaged over the steps since the last logged one.
 
 `metrics.jsonl` has one object per logged step, `routing.parquet` one row per logged step, layer and expert. Both are
-cut back to the checkpoint's step when a run resumes, so that a killed run leaves the same rows as one that was not.
+truncated to the checkpoint's step when a run resumes, so that a killed run ends with the same rows as any other.
 """
 
 import json
@@ -38,14 +38,14 @@ class Recorder(L.Callback):
         run = module.config
         self.run, self.source, self.folder = run, source, folder
         self.validation = source.validation()
-        self.benchmarks: TextBenchmarks | None = None  # made now, so that a corpus too small for them costs no training
+        self.benchmarks: TextBenchmarks | None = None  # built now, so that too small a corpus fails before training
         if run.benchmarks is not None:
-            assert isinstance(source, PackedText)  # the config takes no benchmarks for other data
+            assert isinstance(source, PackedText)  # the config refuses benchmarks for other data
             self.benchmarks = run.benchmarks.build(source)
         self.num_steps = module.batches.num_steps
         self.flops_per_token = account(run.model, context=run.trainer.sequence_length).flops_per_token
-        self.seconds = 0.0  # trained so far, over all attempts, validation left out
-        self.last: dict[str, float] = {}  # newest value of every metric
+        self.seconds = 0.0  # of training so far, over all attempts, without validation
+        self.last: dict[str, float] = {}  # latest value of every metric
         self.routing: list[pd.DataFrame] = []
         self._reset()
 
@@ -54,7 +54,7 @@ class Recorder(L.Callback):
         self.counts: list[Counts] = []
         self.steps, self.tokens, self.since = 0, 0, time.perf_counter()
 
-    # ---- what a resumed run continues from ----
+    # ---- state of a resumed run ----
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.seconds, "last": self.last}
@@ -72,7 +72,7 @@ class Recorder(L.Callback):
         self.flush()
 
     def flush(self) -> None:
-        """Make everything logged so far durable, before a checkpoint says that it happened."""
+        """Write everything logged so far durably, before the checkpoint that includes it."""
         if (path := self.folder / METRICS).is_file():
             sync(path)
         if self.routing:
@@ -86,13 +86,13 @@ class Recorder(L.Callback):
                 logger.summarise(self.final(), pd.concat(self.routing) if self.routing else None)
 
     def final(self) -> dict[str, float]:
-        """The newest value of every metric; `routing/*` over the validation set, drops over the last logged steps."""
+        """Latest value of every metric; `routing/*` is of the validation set, except for the drop rate."""
         dropped = {name: value for name, value in self.last.items() if name == "routing/drop_rate"}
         validated = {name: value for name, value in self.last.items() if name.startswith("val/routing/")}
         others = {name: value for name, value in self.last.items() if name not in validated}
         return others | {name.removeprefix("val/"): value for name, value in validated.items()} | dropped
 
-    # ---- what it records ----
+    # ---- recording ----
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -138,7 +138,7 @@ class Recorder(L.Callback):
         seconds = time.perf_counter() - self.since
         self.seconds += seconds
         row = dict(zip(LOSSES, (self.losses / self.steps).tolist(), strict=True))
-        last = trainer.global_step - 1  # the optimiser already holds the next step's rate
+        last = trainer.global_step - 1  # the optimiser already has the next step's learning rate
         row["train/lr"] = self.run.optim.highest_lr * self.run.optim.schedule.factor(last, module.batches)
         row["train/grad_norm"] = module.grad_norm.item()
         row["perf/tokens_per_s"] = self.tokens / seconds
@@ -152,13 +152,13 @@ class Recorder(L.Callback):
 
 
 def _of_all(counts: Counts, num_devices: int) -> Counts:
-    """The counts of a step's whole batch, of which this process may have a share."""
+    """Sum the counts over all processes, to those of the step's whole batch."""
     summed = Counts(*map(total, counts))
     return summed._replace(overflow=overflow(summed.load, num_devices))
 
 
 def routing_rows(step: int, layer: int, counts: Counts) -> pd.DataFrame:
-    """One row per expert; the layer's measures stand on each of them."""
+    """Return one row per expert; the layer's measures are repeated on each."""
     num_experts, num_devices = counts.load.numel(), counts.received.numel()
     columns = {
         "step": step,
@@ -172,7 +172,7 @@ def routing_rows(step: int, layer: int, counts: Counts) -> pd.DataFrame:
 
 
 def keep_until(folder: Path, step: int) -> None:
-    """Cut `metrics.jsonl` and `routing.parquet` back to what was logged up to `step`."""
+    """Truncate `metrics.jsonl` and `routing.parquet` to what was logged up to `step`."""
     if (path := folder / METRICS).is_file():
         kept = [line for line in path.read_text().splitlines(keepends=True) if _logged_by(line, step)]
         write_text(path, "".join(kept))
@@ -183,5 +183,5 @@ def keep_until(folder: Path, step: int) -> None:
 
 
 def _logged_by(line: str, step: int) -> bool:
-    """False also for a last line that a kill cut short."""
+    """Whether the line is complete and was logged at or before `step`."""
     return line.endswith("\n") and json.loads(line)["step"] <= step

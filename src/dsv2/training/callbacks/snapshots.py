@@ -1,7 +1,7 @@
-"""Which experts a fixed probe of validation text goes to, over training: `routing_snapshots.parquet`.
+"""Snapshots of the routing of a fixed validation probe over training: `routing_snapshots.parquet`.
 
 One row per snapshot, MoE layer, token and slot (the K chosen experts, highest affinity first). A resumed run keeps the
-rows up to its checkpoint's step, so that a killed run leaves the same rows as one that was not.
+rows up to its checkpoint's step, so that a killed run ends with the same rows as any other.
 
 B sequences, T tokens, K experts per token.
 """
@@ -22,7 +22,7 @@ from dsv2.storage.files import replacing
 from dsv2.storage.rundir import SNAPSHOTS
 from dsv2.training.run import Run
 
-PROBE_TOKENS = 512  # at most; a forward of so many costs well under 1% of the steps between two validations
+PROBE_TOKENS = 512  # at most; their forward pass costs well under 1% of the steps between two validations
 
 
 class Snapshots(L.Callback):
@@ -46,7 +46,7 @@ class Snapshots(L.Callback):
             self.rows.append(self._snapshot(step, pl_module))
 
     def on_save_checkpoint(self, *_: Any) -> None:
-        """Make the rows durable, before a checkpoint says that its step happened."""
+        """Write the rows durably, before the checkpoint that includes their step."""
         self.rows = [pd.concat(self.rows, ignore_index=True)]
         with replacing(self.path) as scratch:
             self.rows[0].to_parquet(scratch, index=False, compression="zstd")
@@ -62,14 +62,14 @@ class Snapshots(L.Callback):
 
 
 def probe(validation: Batch) -> Tensor:
-    """(B, T) int64, at most `PROBE_TOKENS` tokens: validation sequences evenly spread, so that all domains are met."""
+    """Pick evenly spaced validation sequences, so that all domains occur: (B, T) int64, at most `PROBE_TOKENS`."""
     inputs = validation.inputs[:, :PROBE_TOKENS]
     count = min(max(PROBE_TOKENS // inputs.shape[1], 1), len(inputs))
     return inputs[torch.arange(count) * len(inputs) // count]
 
 
 def snapshot_rows(step: int, layer: int, routing: Routing) -> pd.DataFrame:
-    """A row per token of the flattened probe and slot, in as few bytes as the numbers need."""
+    """Return one row per token of the flattened probe and slot, in compact integer types."""
     experts = routing.experts.flatten(0, 1).cpu().numpy()  # (B T, K)
     tokens, slots = np.indices(experts.shape)
     return pd.DataFrame(
@@ -84,7 +84,7 @@ def snapshot_rows(step: int, layer: int, routing: Routing) -> pd.DataFrame:
 
 
 def snapped(folder: Path, run: Run.Config, step: int) -> bool:
-    """Whether the snapshots of a run are whole up to `step`. Raises OSError or ValueError for a file that is not."""
+    """Whether the snapshots of a run are complete up to `step`. Raises OSError or ValueError for an unreadable file."""
     every, last = run.trainer.validate_every, run.trainer.batches().num_steps
     expected = sorted({*range(0, step + 1, every), *([step] if step == last else [])})
     return sorted(pd.read_parquet(folder / SNAPSHOTS)["step"].unique())[: len(expected)] == expected
