@@ -13,6 +13,7 @@ from ablations.request import parse
 from ablations.studies import study
 from dsv2.__main__ import main
 from dsv2.config import ConfigError
+from dsv2.metrics import METRICS
 from dsv2.training.fit import fit
 from dsv2.training.run import load
 from tests.references.markdown import Block, blocks, commands
@@ -51,7 +52,18 @@ class References(HTMLParser):
 
 def test_every_page_is_built_and_asks_no_other_host(site: Path) -> None:
     built = {path.stem for path in site.glob("*.html")}
-    assert {"index", "tutorial", "studies", "report", "equations", "gallery", "extending", "cluster", "wandb", "runs"} <= built
+    assert {
+        "index",
+        "tutorial",
+        "studies",
+        "report",
+        "equations",
+        "gallery",
+        "extending",
+        "cluster",
+        "wandb",
+        "runs",
+    } <= built
     for page in site.glob("*.html"):
         loads = References(page.read_text()).loads
         assert loads
@@ -144,7 +156,13 @@ def test_a_wrong_command_line_is_seen(
 def trained(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run for blocks that open one."""
     folder = tmp_path_factory.mktemp("trained")
-    words = ["data=files", f"data.path={corpus}", "data.vocab_size=300", "trainer.tokens=2048", "trainer.progress=false"]
+    words = [
+        "data=files",
+        f"data.path={corpus}",
+        "data.vocab_size=300",
+        "trainer.tokens=2048",
+        "trainer.progress=false",
+    ]
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("DSV2_RUNS", str(folder))
         fit(load([*words, "trainer.validation_tokens=1024", "logger.wandb.mode=disabled"]), folder / "run")
@@ -160,6 +178,13 @@ def test_every_python_block_runs(page: str, block: Block, request: pytest.Fixtur
 def test_pages_have_commands_and_python() -> None:
     assert len({page for page, _ in COMMANDS}) >= 6
     assert len({page for page, _ in PYTHON}) >= 4
+
+
+def test_metrics_have_the_same_name_and_unit_in_the_pages_as_in_figures() -> None:
+    rows = [line.strip("|").split("|") for line in PAGES["report.md"].splitlines() if re.match(r"\| `\w+/", line)]
+    assert len(rows) == 10
+    for logged, name, unit, _ in rows:
+        assert METRICS[logged.strip(" `")][1:] == (name.strip(), unit.strip()), logged
 
 
 @pytest.mark.slow
