@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from dsv2.accounting.paper_tables import PAPER_TABLES
+from dsv2.accounting.paper_tables import PAPER_TABLES, PaperTable
 from dsv2.config import CONFIG_DIR
 
 # Copied from the papers a second time, row by row, independently of the module.
@@ -74,6 +74,8 @@ def test_a_cell_is_a_number_without_its_unit() -> None:
     assert PAPER_TABLES["v2_table_9"].value("parameters", "large_mla") == 247.4
     assert PAPER_TABLES["v2_table_9"].value("KV cache per token (elements)", "small_mha") == 110.6
     assert PAPER_TABLES["moe_table_1"].value("Pile loss", "dense") == 2.06
+    tokens = PaperTable("", "", {"a": "A"}, {"tokens": {"a": "1.33T"}})
+    assert tokens.value("tokens", "a") == 1.33
     with pytest.raises(KeyError):
         PAPER_TABLES["moe_table_1"].value("Pile loss", "mla")
 
