@@ -1,4 +1,4 @@
-"""Studies: arms x paired seeds, run once each, judged together."""
+"""Studies: arms x paired seeds, each run once and judged together."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ __all__ = ["results", "study"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use, so that workers and `--help` load no more than they need."""
+    """Import on first use, so that workers and `--help` load only what they need."""
     if name not in _WHERE:
         raise AttributeError(f"module 'ablations' has no attribute {name!r}")
     return getattr(importlib.import_module(_WHERE[name]), name)

@@ -1,7 +1,7 @@
-"""`python -m ablations.report sweep=NAME [scale=...] [--table]`: rebuild a report from what is stored.
+"""`python -m ablations.report sweep=NAME [scale=...] [--table]`: rebuild a report from stored results.
 
-Nothing is trained. Of several scales also that of their ladder. `--table` prints the results as the paper prints its
-Tables 8 and 9, and writes them as Markdown, LaTeX and HTML, instead.
+Nothing is trained. With several scales, the report of their ladder is written too. With `--table`, the results are
+instead printed in the layout of the paper's Tables 8 and 9 and written as Markdown, LaTeX and HTML.
 """
 
 import sys
@@ -13,7 +13,7 @@ TABLE = "--table"
 
 
 def main(arguments: list[str]) -> int:
-    """The exit status: 0, or 2 for a mistake in the request."""
+    """Run the command; return the exit status, 2 for an invalid request."""
     if any(word in ("-h", "--help") for word in arguments):
         print(__doc__)
         return 0
@@ -27,14 +27,14 @@ def main(arguments: list[str]) -> int:
 
 def _report(words: list[str], *, table: bool) -> None:
     if others := [word for word in words if word.partition("=")[0] not in ("sweep", "scale")]:
-        raise ConfigError("words", " ".join(others), "sweep= and scale= alone: a report is of what was last run")
+        raise ConfigError("words", " ".join(others), "only sweep= and scale=: a report covers the study as last run")
     request, _ = parse(words)
     from ablations.trials.trials import stored
 
     studies = [stored(request.sweep, scale) for scale in request.scales]
     for study in studies:
         if not study.folder.is_dir():
-            valid = f"a study that has been run; there is nothing in {study.folder}"
+            valid = f"a study that has been run; {study.folder} does not exist"
             raise ConfigError("sweep", request.sweep, valid)
     from ablations.reporting.ladder import report_ladder
     from ablations.reporting.paper_table import write_tables

@@ -1,4 +1,4 @@
-"""What a command line asks of a study: `key=value` words, those of the request and those that override its trials."""
+"""Command-line arguments of a study: `key=value` words, split into the request and the overrides of its trials."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,10 +10,10 @@ from dsv2.config import ConfigBase, ConfigError, structure
 
 @dataclass(frozen=True, kw_only=True)
 class Request(ConfigBase):
-    """What the command line asks for, besides overrides of the trials."""
+    """The arguments other than overrides."""
 
     sweep: str
-    scale: str | tuple[str, ...] = "smoke"  # several: a ladder, its last report says what holds along it
+    scale: str | tuple[str, ...] = "smoke"  # several form a ladder, which gets a report of its own
     seeds: tuple[int, ...] | None = None
     workers: int | None = None
     launcher: Literal["local", "slurm", "ray"] = "local"

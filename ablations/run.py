@@ -1,7 +1,7 @@
 """`python -m ablations.run sweep=NAME [scale=...] [seeds=[...]] [workers=N] [launcher=...] [dry_run=true] [overrides]`.
 
-Runs a study: prints its arms and what they cost, trains what is not finished, and reports. Everything that is not one
-of the keys above is an override of every trial, as in `optim.lr=1e-3`.
+Runs a study: prints its arms and their cost, trains unfinished trials and writes the report. Any other argument is an
+override of every trial, as in `optim.lr=1e-3`.
 """
 
 import os
@@ -13,7 +13,7 @@ from ablations.request import parse
 from ablations.running import STOPPED
 from dsv2.config import ConfigError
 
-if TYPE_CHECKING:  # this module is imported again in every worker, before it can look after itself
+if TYPE_CHECKING:  # every worker imports this module again, before its signal handling is set up
     from rich.console import Console
 
     from ablations.trials.trials import Study
@@ -36,13 +36,13 @@ def show(study: "Study", console: "Console") -> None:
     console.print(table)
     for name, arm in study.arms.items():
         solved = ", ".join(f"{key}={value}" for key, value in study.changes[name].items())
-        console.print(f"{name}: {arm.about}" + (f"; to hold the budgets equal, {solved}" if solved else ""))
+        console.print(f"{name}: {arm.about}" + (f"; adjusted to equal budgets: {solved}" if solved else ""))
     for name, probe in study.probes.items():
         console.print(f"Every arm is also trained on {name}: {probe.about}")
 
 
 def amount(value: int) -> str:
-    """A count in four digits, as in 650.7K or 235.7B."""
+    """Format a count with four digits, as in 650.7K or 235.7B."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
         if value >= size:
             return f"{value / size:.4g}{unit}"
@@ -50,11 +50,14 @@ def amount(value: int) -> str:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which then ends a study as Ctrl-C does."""
+    """Raised on SIGTERM, which stops a study as Ctrl-C does."""
 
 
 def main(arguments: list[str]) -> int:
-    """The exit status: 0 only if every trial finished, 2 for what kept it from starting, 130 after Ctrl-C."""
+    """Run the command; return the exit status: 0 if every trial finished, 1 if not, 2 for an invalid request.
+
+    130 after Ctrl-C, 143 after SIGTERM.
+    """
     if any(word in ("-h", "--help") for word in arguments):
         print(__doc__)
         return 0
@@ -97,10 +100,10 @@ def _main(arguments: list[str]) -> int:
 
 
 def words(study: "Study", console: "Console") -> None:
-    """Print what every arm overrides, what the solver changed included."""
-    for arm, node in study.arms.items():
-        solved = [f"model.{key}={value}" for key, value in study.changes[arm].items()]
-        console.print(f"{arm}: {' '.join((*node.overrides, *solved))}", soft_wrap=True)
+    """Print the overrides of every arm, including the solver's changes."""
+    for name, arm in study.arms.items():
+        solved = [f"model.{key}={value}" for key, value in study.changes[name].items()]
+        console.print(f"{name}: {' '.join((*arm.overrides, *solved))}", soft_wrap=True)
 
 
 def _terminate(number: int, frame: Any) -> None:
@@ -108,7 +111,7 @@ def _terminate(number: int, frame: Any) -> None:
 
 
 def _leave(number: int, frame: Any) -> None:
-    """While there is nothing to clean up: an exception could end inside an import, as another error or as none."""
+    """Exit at once while there is nothing to clean up; an exception raised inside an import might be swallowed."""
     os.write(2, f"{STOPPED}\n".encode())
     os._exit(128 + number)
 

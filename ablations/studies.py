@@ -1,4 +1,4 @@
-"""`study(...)`: a study at a scale to be run and asked from a notebook or a script."""
+"""`study(...)`: run and query a study at a scale from a notebook or script."""
 
 import copy
 import html
@@ -17,13 +17,13 @@ SHOWN = ["arm", "about", "total_params", "active_params", "flops_per_token", "kv
 
 
 class StudyHandle(Study):
-    """A study with what can be done with it; everything else is in `Study`, as data."""
+    """A study with methods to run it and to read its results; its data are in `Study`."""
 
     def run(self, workers: int | None = None, launcher: str = "local") -> bool:
-        """Run what is not finished yet and write the report; True if every trial finished.
+        """Run unfinished trials and write the report; return True if every trial finished.
 
-        In a notebook the same command runs in a process of its own, shown live. It outlives an interrupted cell and a
-        restarted kernel, and this watches it again; `stop` ends it.
+        In a notebook, the trials run in a separate process whose progress is shown live. It survives an interrupted
+        cell or a restarted kernel; calling `run` again reattaches to it, and `stop` ends it.
         """
         from ablations.running.attach import in_notebook
 
@@ -34,7 +34,7 @@ class StudyHandle(Study):
         return run_study(self, workers=workers, launcher=launcher)
 
     def stop(self) -> bool:
-        """End the process that a notebook's `run` started, resumably; False where there is none."""
+        """Stop the process started by `run` in a notebook; it can be resumed. Return False if there is none."""
         from ablations.running.attach import find
 
         runner = find(self.folder)
@@ -43,11 +43,11 @@ class StudyHandle(Study):
         return runner is not None
 
     def results(self) -> Results:
-        """What its trials have stored: one row per arm and seed."""
+        """Return the stored results, one row per arm and seed."""
         return results_of(self)
 
     def verdict(self) -> str:
-        """What its stored results say, in sentences; that there is no verdict where trials are missing."""
+        """Return the verdict of the stored results in sentences; if trials are missing, it says so."""
         from ablations.reporting.findings import Findings
         from ablations.reporting.summary import said
         from ablations.reporting.words import text_of
@@ -56,14 +56,14 @@ class StudyHandle(Study):
         return "\n".join(textwrap.fill(line, 100, subsequent_indent="  ") for line in lines)
 
     def with_arm(self, name: str, overrides: Sequence[str], about: str | None = None) -> "StudyHandle":
-        """Return this study with one more arm, stored beside the others; trials that are finished are not run again.
+        """Return this study with one more arm, in the same folder; finished trials are not run again.
 
-        Raises ConfigError for a name that is taken, for a grid, and for whatever a study's file would be refused for.
+        Raises ConfigError for a name in use, for a grid, and for anything else that is invalid in a study's file.
         """
         if self.file.grid is not None:
-            raise ConfigError("arms", name, f"no arm of its own: the arms of {self.name} are a grid")
+            raise ConfigError("arms", name, f"the arms of {self.name} are a grid, so none can be added")
         if name in self.arms:
-            raise ConfigError("arms", name, f"a new name; {self.name} has {', '.join(self.arms)}")
+            raise ConfigError("arms", name, f"choose a new name; {self.name} has {', '.join(self.arms)}")
         node = copy.deepcopy(self.node) | {"name": self.name}
         node["arms"][name] = {"about": about or " ".join(overrides), "overrides": list(overrides)}
         return StudyHandle(node, self.scale, self.asked, self.overrides)
@@ -84,16 +84,16 @@ def study(
 ) -> StudyHandle:
     """Load a study at a scale: `configs/sweep/<name>.yaml`, the YAML file at the path `name`, or a dictionary.
 
-    A dictionary holds what a file would, and its `name`. ConfigError (a ValueError) names what is wrong with it.
+    A dictionary has the contents of such a file, including `name`. Raises ConfigError (a ValueError) if it is invalid.
     """
     return StudyHandle(name, scale, seeds, overrides)
 
 
 def run_study(study: Study, *, workers: int | None, launcher: str, console: "Console | None" = None) -> bool:
-    """Run every unfinished trial, then write the report and print the verdicts. True if all trials finished.
+    """Run every unfinished trial, then write the report and print the verdicts; return True if all trials finished.
 
-    A failing trial does not stop the others. On Ctrl-C the workers are ended, what they saved stays, and
-    KeyboardInterrupt goes on to the caller.
+    A failing trial does not stop the others. On Ctrl-C the workers are stopped, their checkpoints kept, and
+    KeyboardInterrupt is passed on to the caller.
     """
     from ablations.reporting.write import report_study
     from ablations.running.runner import run_trials

@@ -1,11 +1,11 @@
 """`python -m ablations.wandb_sweeps`: write `configs/wandb/<study>.yaml`, a W&B sweep file for every study.
 
-    wandb sweep configs/wandb/balance_losses.yaml     # prints the id of the sweep
-    wandb agent ENTITY/dsv2/ID                        # on as many machines as there are
+    wandb sweep configs/wandb/balance_losses.yaml     # prints the sweep ID
+    wandb agent ENTITY/dsv2/ID                        # on any number of machines
 
-An agent trains one trial after another with `python -m dsv2.train study=... arm=... seed=...`, into the study's folder:
-`python -m ablations.report` judges what agents have trained as it does any other trials. For another scale change
-`parameters.scale.value` and, where the scale has other seeds, `parameters.seed.values`.
+An agent trains one trial after another with `python -m dsv2.train study=... arm=... seed=...`, into the study's folder,
+where `python -m ablations.report` finds them like any other trials. For another scale, change
+`parameters.scale.value` and, if the scale has other seeds, `parameters.seed.values`.
 """
 
 import sys
@@ -31,7 +31,7 @@ def path_of(name: str) -> Path:
 
 
 def sweep_file(name: str) -> str:
-    """The text of a study's sweep file: every arm with every seed, on the study's data and on its probes."""
+    """Return the text of a study's sweep file: every arm with every seed, on the study's data and its probes."""
     plan = Plan(name, SCALE)
     parameters: dict[str, Any] = {
         "study": {"value": name},
@@ -55,7 +55,7 @@ def sweep_file(name: str) -> str:
 
 
 def main() -> int:
-    """Write every file; those of studies that are gone are removed."""
+    """Write the files of all studies, and delete those of studies that no longer exist."""
     for name in studies():
         path_of(name).parent.mkdir(exist_ok=True)
         write_text(path_of(name), sweep_file(name))

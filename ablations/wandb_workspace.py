@@ -1,8 +1,8 @@
-"""`python -m ablations.wandb_workspace sweep=NAME [entity=...] [project=dsv2]`: a study as a W&B workspace of panels.
+"""`python -m ablations.wandb_workspace sweep=NAME [entity=...] [project=dsv2]`: create a W&B workspace for a study.
 
-Runs are filtered to the study and grouped by arm, so that seeds collapse into a mean with its range; losses, budgets,
-balance and every judged metric get panels. Needs W&B's server and a key (`wandb login`); `entity=` left out prints the
-workspace as JSON and asks nobody.
+Runs are filtered to the study and grouped by arm, so that seeds are shown as a mean with its range. There are panels
+for losses, balance, speed and every judged metric. Saving needs W&B's server and a key (`wandb login`); without
+`entity=` the workspace is printed as JSON, offline.
 """
 
 import json
@@ -19,7 +19,7 @@ COST = ("perf/tokens_per_s", "perf/mfu", "train/grad_norm", "train/lr")
 
 
 def workspace(name: str, entity: str, project: str) -> Any:
-    """The study's workspace, not saved anywhere yet. ConfigError for a study that is not there."""
+    """Build the study's workspace without saving it. Raises ConfigError for an unknown study."""
     plan = Plan(name, "smoke")
     import wandb_workspaces.reports.v2 as panels
     import wandb_workspaces.workspaces as ws
@@ -41,7 +41,7 @@ def workspace(name: str, entity: str, project: str) -> Any:
 
 
 def main(arguments: list[str]) -> int:
-    """Save the workspace and print its address; the exit status, 2 for a mistake in the request."""
+    """Save the workspace and print its URL; return the exit status, 2 for an invalid request."""
     given = dict(word.split("=", 1) for word in arguments if "=" in word)
     try:
         if unknown := sorted(set(given) - {"sweep", "entity", "project"}):

@@ -20,7 +20,7 @@ from dsv2.report.page import Picture, picture
 
 
 def draw(findings: Findings) -> list[Picture]:
-    """Every figure that the tables allow: none of effects without a verdict, none of routing for dense models."""
+    """Draw all figures that the data allow: effects only with a verdict, routing only for MoE models."""
     return [*_verdicts(findings), *_values(findings), *_training(findings), *_routing(findings)]
 
 
@@ -37,7 +37,7 @@ def _verdicts(findings: Findings) -> Iterator[Picture]:
         figure = forest(findings.effects, margins=study.margin, directions=study.metrics)
         yield picture("effects", text, figure)
     if findings.terms:
-        text = "Main effects and, below the line, interactions, with 95% t intervals. Filled: decided after Holm."
+        text = "Main effects and, below the line, interactions, with 95% t intervals. Filled: significant after Holm."
         yield picture("factors", text, factorial_forest(findings.terms, directions=study.metrics))
 
 
@@ -45,8 +45,7 @@ def _values(findings: Findings) -> Iterator[Picture]:
     results, arms = findings.finished, list(findings.study.arms)
     for metric in dict.fromkeys([findings.study.metric, "val/loss"]):
         if metric in results and results[metric].notna().any():
-            name = quantity(metric).name
-            text = f"The {name} of every seed at the end; bar: mean; grey lines join the arms of one seed."
+            text = f"Final {quantity(metric).name} of every seed; bar: mean; grey lines connect the arms of one seed."
             axes = metric_by_arm(results, metric, floor=findings.final_floor.get(metric), arms=arms)
             yield picture(f"{metric.replace('/', '_')}_by_arm", text, axes)
 
@@ -69,7 +68,7 @@ def _training(findings: Findings) -> Iterator[Picture]:
         text = f"Validation loss over tokens, training FLOPs and seconds, {over}."
         yield picture("budgets", text, loss_over_budgets(metrics, findings.accounting, arms=arms))
     if logged & set(IMBALANCE):
-        dashed = "; dashed: a router that chooses at random." if findings.step_floor else "."
+        dashed = "; dashed: a random router." if findings.step_floor else "."
         figure = imbalance_over_training(metrics, floor=findings.step_floor, arms=arms)
         yield picture("imbalance", f"Balance over training, {over}{dashed}", figure)
 
@@ -82,12 +81,12 @@ def _routing(findings: Findings) -> Iterator[Picture]:
         return
     seed = int(routing["seed"].min())
     text = (
-        f"Load of each expert over training, seed {seed} alone: 1 (white) is the mean. Experts are sorted by their "
-        "final load in each panel, busiest on top."
+        f"Load of each expert over training, seed {seed} only: 1 (white) is the mean. In each panel, experts are "
+        "sorted by final load, highest on top."
     )
     yield picture("expert_load", text, load_heatmap(routing, seed=seed, arms=arms))
     text = (
-        "Load of the devices at the last logged step, busiest first, mean over seeds and layers. Hatched: over the "
-        "budget of capacity factor 1.0, with its share of all pairs."
+        "Load of the devices at the last logged step, highest first, mean over seeds and layers. Hatched: load above "
+        "the budget of capacity factor 1.0, with its share of all pairs."
     )
     yield picture("device_load", text, device_load(routing, arms=arms))

@@ -1,4 +1,4 @@
-"""What a study found: everything that its report is made of, in one value."""
+"""The findings of a study: everything that its report needs, in one value."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,16 +16,16 @@ from dsv2.statistics.factorial import Term, factorial
 from dsv2.statistics.verdicts import Effect, IncompleteStudy, compare
 from dsv2.storage.rundir import read_result
 
-FALSE_DRAWS = 1000  # studies drawn from an A/A study's trials
+FALSE_DRAWS = 1000  # number of studies drawn from an A/A study's trials
 METRIC_COLUMNS = ["arm", "seed", "step", "tokens", "metric", "value"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """The tables that trials left behind, and what follows from them.
+    """The tables stored by a study's trials, and the statistics computed from them.
 
-    `step_floor` and `final_floor` are the routing metrics of a random router over as many tokens as one logged step and
-    as the validation set have; empty for a dense baseline. `provenance` may nest.
+    `step_floor` and `final_floor` are the routing metrics of a random router over the tokens of one logged step and of
+    the validation set; empty for a dense baseline. `provenance` may nest.
     """
 
     study: StudyText
@@ -45,7 +45,7 @@ class Findings:
 
     @cached_property
     def finished(self) -> pd.DataFrame:
-        """Those of them whose trial finished."""
+        """The rows of `chosen` whose trial finished."""
         return self.chosen[self.chosen["status"] == "finished"]
 
     @cached_property
@@ -67,21 +67,21 @@ class Findings:
             ]
         except IncompleteStudy as error:
             return [], error.missing
-        return (effects if len(self.study.seeds) > 1 else []), []  # one seed is no effect
+        return (effects if len(self.study.seeds) > 1 else []), []  # one seed gives no interval
 
     @property
     def effects(self) -> list[Effect]:
-        """Every arm against its baseline in every judged metric; none where a trial is missing or there is one seed."""
+        """Every arm against its baseline in every judged metric; empty if trials are missing or there is one seed."""
         return self._judged[0]
 
     @property
     def missing(self) -> list[str]:
-        """The trials without a result, in words."""
+        """The trials without a result, as text."""
         return self._judged[1]
 
     @cached_property
     def terms(self) -> list[Term]:
-        """Main effects and interactions in every judged metric, of a study whose arms are a grid."""
+        """Main effects and interactions in every judged metric, if the arms are a grid."""
         design = self.study.design()
         if not design or not self.effects:
             return []
@@ -94,7 +94,7 @@ class Findings:
 
     @cached_property
     def false_rates(self) -> list[TrialsRate]:
-        """How often identical arms would be told apart in a study of 5 seeds, or fewer where there are few trials."""
+        """The rate of false verdicts between identical arms in studies of 5 seeds, or fewer if trials are few."""
         if not self.study.identical or self.missing:
             return []
         arms = max(2, min(len(self.study.arms), 4))
@@ -106,7 +106,7 @@ class Findings:
 
     @cached_property
     def by_arm(self) -> pd.DataFrame:
-        """One row per arm: n finished seeds, then mean and standard deviation of each judged metric over them."""
+        """One row per arm: number n of finished seeds, then mean and standard deviation of each judged metric."""
         judged = [metric for metric in self.study.metrics if metric in self.finished]
         rows = []
         for arm in self.study.arms:
@@ -118,11 +118,11 @@ class Findings:
         return pd.DataFrame(rows)
 
 
-# ---- out of a store --------------------------------------------------------------------------------------------------
+# ---- from a store ----------------------------------------------------------------------------------------------------
 
 
 def collect(study: Study) -> Findings:
-    """Read what the trials of `study` have stored."""
+    """Read the findings of `study` from its stored trials."""
     results = results_of(study)
     return Findings(
         study=text_of(study),
@@ -153,7 +153,7 @@ def _floor(study: Study, *, per_step: bool) -> dict[str, float]:
 
 
 def _provenance(study: Study, results: Results) -> dict[str, Any]:
-    """The command, and what the trials say they were made with; several values where they differ."""
+    """Return the command and the provenance stored by the trials, as lists of values where they differ."""
     stored = [read_result(trial.folder) for trial in study.trials]
     ended = [result for result in stored if {"provenance", "started", "ended", "data"} <= set(result)]
     provenance: dict[str, Any] = {"command": study.command}

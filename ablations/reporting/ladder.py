@@ -1,4 +1,4 @@
-"""A study along a ladder of scales: does its verdict hold as models and budgets grow, and can the next rung be told?
+"""A study along a ladder of scales: does its verdict hold as models and budgets grow, and can the next be predicted?
 
 `python -m ablations.run sweep=NAME scale=[smoke,tiny,small]` runs every rung and writes `runs/<sweep>/ladder/report`.
 """
@@ -25,7 +25,7 @@ SCALES = ("smoke", "tiny", "small", "base", "paper")
 
 
 def runs_of(studies: Sequence[Study]) -> pd.DataFrame:
-    """One row per trial of every rung: scale, arm, seed, status, flops (of its whole training) and the loss."""
+    """Return one row per trial of every rung: scale, arm, seed, status, total training flops and the loss."""
     frames = []
     for study in studies:
         flops = {row["arm"]: row["flops_per_token"] * row["tokens"] for row in study.budgets()}
@@ -35,9 +35,9 @@ def runs_of(studies: Sequence[Study]) -> pd.DataFrame:
 
 
 def report_ladder(studies: Sequence[Study], console: Console) -> None:
-    """Write the report of the rungs and print what it says; the rung after the last is predicted.
+    """Write the report of all rungs and print its headline; the rung after the last is predicted.
 
-    A rung with a missing trial has no verdict, so a ladder that has one says what is missing and nothing else.
+    If any trial is missing, there is no verdict and the report only lists what is missing.
     """
     first = studies[0]
     folder = runs_root() / first.name / "ladder" / "report"
@@ -59,7 +59,7 @@ def report_ladder(studies: Sequence[Study], console: Console) -> None:
 
 
 def _next(studies: Sequence[Study]) -> Plan | None:
-    """The plan of the rung after the last one, where there is one."""
+    """Plan the rung after the last, if there is one."""
     last = studies[-1]
     after = SCALES[SCALES.index(last.scale) + 1 :] if last.scale in SCALES else ()
     return Plan(last.node | {"name": last.name}, after[0], last.overrides) if after else None
@@ -68,7 +68,7 @@ def _next(studies: Sequence[Study]) -> Plan | None:
 def _family(
     runs: pd.DataFrame, arms: Sequence[str], baseline: str, studies: Sequence[Study], then: Plan | None
 ) -> tuple[list[str], list[Section]]:
-    """The arms that share a baseline: what is said, and the sections of them."""
+    """Return the headline and the sections of the arms that share a baseline."""
     same = {"arms": arms, "baseline": baseline, "loss": LOSS}
     verdicts, ladder = trends(runs, **same), fit_ladder(runs, **same)  # type: ignore[arg-type]
     foretold: list[Prediction] = []
@@ -83,7 +83,7 @@ def _family(
     drawn = [
         picture(
             f"loss_over_compute_{baseline}",
-            "Loss over training compute, a point per run; curves are fitted, diamonds foretold.",
+            "Loss over training compute, one point per run. Curves: fits; diamonds: predictions.",
             loss_over_compute(runs, ladder, foretold=foretold, loss=LOSS),
         ),
         picture(
@@ -101,19 +101,19 @@ def _family(
     return text[1:2], sections
 
 
-# ---- in words and tables ---------------------------------------------------------------------------------------------
+# ---- text and tables -------------------------------------------------------------------------------------------------
 
 
 LADDER_RULE = (
-    "Curves are least squares of log loss over training compute C (FLOPs per token times tokens), "
-    "loss = E + A C^-alpha with E >= 0, or a power law without E where there are two rungs. Intervals are a 95% "
-    "bootstrap over seeds, the same seeds for all arms, widened for how few they are; they know the noise of seeds, "
-    "not a wrong form. A rung held out of the fit tests what the curves foretell."
+    "Curves are least-squares fits of log loss over training compute C (FLOPs per token times tokens), "
+    "loss = E + A C^-alpha with E >= 0, or a power law without E if there are two rungs. Intervals are 95% "
+    "bootstrap intervals over seeds, the same seeds for all arms, widened for small samples; they cover seed noise, "
+    "not a wrong form. A rung held out of the fit tests the predictions."
 )
 
 
 def ladder_text(verdicts: Sequence[Trend], ladder: Ladder, foretold: Sequence[Prediction]) -> list[str]:
-    """Paragraphs: whether verdicts keep over scale, what form was fitted, and how the predictions did."""
+    """Return paragraphs: whether verdicts hold over scale, the fitted form, and how predictions compared."""
     paragraphs = [LADDER_RULE]
     if verdicts:
         paragraphs.append(
@@ -121,8 +121,8 @@ def ladder_text(verdicts: Sequence[Trend], ladder: Ladder, foretold: Sequence[Pr
         )
     form = next(iter(ladder.fits.values())).form
     noted = "; ".join(f"{arm}: {fit.note}" for arm, fit in ladder.fits.items() if fit.note)
-    few = ", for two rungs cannot hold three numbers" if form == POWER_LAW else ""
-    notes = f" Noted: {noted}." if noted and form != POWER_LAW else ""
+    few = ", since two rungs cannot determine three parameters" if form == POWER_LAW else ""
+    notes = f" Notes: {noted}." if noted and form != POWER_LAW else ""
     paragraphs.append(f"Fitted over {', '.join(ladder.scales)}: loss = {form}{few}.{notes}")
     tested = [prediction for prediction in foretold if prediction.inside is not None]
     if tested:
@@ -130,13 +130,13 @@ def ladder_text(verdicts: Sequence[Trend], ladder: Ladder, foretold: Sequence[Pr
         inside = sum(bool(prediction.inside) for prediction in tested)
         missed = f"; outside: {misses}" if misses else ""
         paragraphs.append(
-            f"Held out, {tested[0].scale}: {inside} of {len(tested)} observations inside their interval{missed}."
+            f"Held-out rung {tested[0].scale}: {inside} of {len(tested)} observations inside their interval{missed}."
         )
     return paragraphs
 
 
 def fit_rows(ladder: Ladder) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: each arm's curve."""
+    """Return header and rows of the fitted curves, one row per arm."""
     rows = [
         [
             arm,
@@ -152,7 +152,7 @@ def fit_rows(ladder: Ladder) -> tuple[list[str], list[list[str]]]:
 
 
 def prediction_rows(foretold: Sequence[Prediction]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: what each rung should be, and was."""
+    """Return header and rows of predicted and observed values, one row per prediction."""
     rows = [
         [
             _of(prediction),
@@ -165,7 +165,7 @@ def prediction_rows(foretold: Sequence[Prediction]) -> tuple[list[str], list[lis
         ]
         for prediction in foretold
     ]
-    return ["of", "rung", "FLOPs", "seeds", "predicted [95%]", "observed", "the observation is"], rows
+    return ["quantity", "rung", "FLOPs", "seeds", "predicted [95%]", "observed", "observation"], rows
 
 
 def _of(prediction: Prediction) -> str:

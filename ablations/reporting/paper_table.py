@@ -1,7 +1,7 @@
-"""Results as a paper prints them: an arm per column, a quantity per row, the published rows underneath.
+"""Results laid out as in a paper: one column per arm, one row per quantity, published rows at the bottom.
 
 `python -m ablations.report sweep=attention_moe --table` prints Markdown and writes Markdown, LaTeX and HTML beside the
-report. Any study can be printed so; a study whose file names a `paper_table` gets that table's rows too.
+report. It works for any study; if the study's file names a `paper_table`, that table's rows are added.
 """
 
 import html
@@ -23,7 +23,7 @@ BUDGETS = ("active_params", "total_params", "kv_elements_per_token", "tokens")
 
 
 def paper_table(study: Study, findings: Findings) -> tuple[pd.DataFrame, str]:
-    """Return the table, its rows indexed by whose they are and by quantity, and the line that belongs under it."""
+    """Return the table, with rows indexed by origin (ours, published) and quantity, and the line below it."""
     arms, done, budgets = list(study.arms), findings.finished, findings.accounting.set_index("arm")
     rows = {("ours", quantity(name).label): [f"{budgets[name][arm]:,}" for arm in arms] for name in BUDGETS}
     for metric, better in study.file.judged.items():
@@ -33,7 +33,7 @@ def paper_table(study: Study, findings: Findings) -> tuple[pd.DataFrame, str]:
             rows["ours", label] = [spread(column.mean(), column.std(ddof=1)) for column in values]
     text = f"{study.name} at scale {study.scale}: mean ± standard deviation over {len(study.seeds)} seeds."
     if unfinished := len(findings.chosen) - len(done):
-        text += f" {unfinished} of {len(findings.chosen)} trials have no result: not a basis for a comparison."
+        text += f" {unfinished} of {len(findings.chosen)} trials have no result: do not compare arms."
     if study.file.paper_table is not None:
         published = PAPER_TABLES[study.file.paper_table]
         rows |= {("published", name): [row.get(arm, "") for arm in arms] for name, row in published.rows.items()}
@@ -42,22 +42,22 @@ def paper_table(study: Study, findings: Findings) -> tuple[pd.DataFrame, str]:
 
 
 def markdown(table: pd.DataFrame, text: str) -> str:
-    """Return the table in Markdown, `text` underneath."""
+    """Format the table as Markdown, followed by `text`."""
     rows = [[*labels, *row] for labels, row in zip(table.index, table.to_numpy().tolist(), strict=True)]
     return without_markup(f"{markdown_table(Table(['', '', *table.columns], rows))}\n\n{text}\n")
 
 
 def latex(table: pd.DataFrame, text: str) -> str:
-    """Return a table environment for the packages booktabs and multirow, `text` as its caption."""
+    """Format the table as LaTeX for the packages booktabs and multirow, with `text` as caption."""
     columns, caption = "ll" + "r" * len(table.columns), text.replace("_", r"\_").replace("%", r"\%")
     return table.to_latex(escape=True, caption=caption, column_format=columns).replace("±", r"$\pm$")
 
 
 def html_table(table: pd.DataFrame, text: str) -> str:
-    """Return an HTML table, `text` as its caption."""
+    """Format the table as HTML, with `text` as caption."""
     style = Styler(table, uuid="paper_table", cell_ids=False, caption=html.escape(text, quote=False))
-    for shown in (style.format, partial(style.format_index, axis=0), partial(style.format_index, axis=1)):
-        shown(escape="html")
+    for formatter in (style.format, partial(style.format_index, axis=0), partial(style.format_index, axis=1)):
+        formatter(escape="html")
     return style.to_html(doctype_html=False) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""The sections of a report: paragraphs, a table and figures each, out of what a study found."""
+"""The sections of a report, each with paragraphs, tables and figures."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from dsv2.statistics.verdicts import RULE, Effect, difference_text, two_digits
 
 
 def sections_of(findings: Findings, pictures: Sequence[Picture]) -> list[Section]:
-    """Return every section that the tables allow, in the order of a report."""
+    """Return all sections that the stored data allow, in order."""
     study = findings.study
     headline, sentences = summary(findings)
     others = [text for text in sentences if text not in headline]
@@ -47,7 +47,7 @@ def sections_of(findings: Findings, pictures: Sequence[Picture]) -> list[Section
 def _results(findings: Findings) -> Section:
     study, ran = findings.study, findings.finished
     total, seconds = len(study.arms) * len(study.seeds), ran["seconds"].sum()
-    text = f"Mean ± standard deviation over seeds. {len(ran)} of {total} trials finished, {seconds:,.0f} s in all."
+    text = f"Mean ± standard deviation over seeds. {len(ran)} of {total} trials finished, {seconds:,.0f} s in total."
     judged = [metric for metric in study.metrics if f"{metric} mean" in findings.by_arm]
     rows = [
         [row["arm"], str(row["n"]), *(spread(row[f"{m} mean"], row[f"{m} sd"]) for m in judged)]
@@ -65,10 +65,10 @@ def _results(findings: Findings) -> Section:
 def _calibration(rates: Sequence[TrialsRate]) -> Section:
     first = rates[0]
     text = (
-        f"All {first.trials} trials are alike but for their seeds, so any verdict of better or worse is false. Studies "
-        f"of {first.arms} arms and {first.seeds} seeds drawn from them, {first.draws:,} per metric, tell equal arms "
-        "apart this often; 5% is promised. Intervals allow for draws that share trials: they are as sure as so many "
-        "independent studies."
+        f"All {first.trials} trials differ only in their seeds, so any verdict of better or worse is false. The table "
+        f"gives the share of false verdicts in studies of {first.arms} arms and {first.seeds} seeds drawn from them, "
+        f"{first.draws:,} per metric; the nominal rate is 5%. Draws share trials, so the intervals are as wide as for "
+        "the stated number of independent studies."
     )
     rows = [
         [
@@ -81,7 +81,7 @@ def _calibration(rates: Sequence[TrialsRate]) -> Section:
         for rate in rates
     ]
     return Section(
-        "False verdicts", [text], [Table(["metric", "false", "95% interval", "independent studies", "that is"], rows)]
+        "False verdicts", [text], [Table(["metric", "false", "95% interval", "independent studies", "result"], rows)]
     )
 
 
@@ -91,7 +91,7 @@ def _factors(terms: Sequence[Term]) -> Section:
 
 
 def _probes(findings: Findings) -> Section | None:
-    """Tasks are learned in a sharp transition, so a mean over seeds hides what a share of seeds tells."""
+    """Report the share of seeds that learned each task: the transition is sharp, so a mean would hide it."""
     names = list(map(str, findings.results.columns))
     probes = [name.removesuffix("/steps_to_half") for name in names if name.endswith("/steps_to_half")]
     if not probes:
@@ -108,14 +108,14 @@ def _probes(findings: Findings) -> Section | None:
             cells.append(f"{len(reached)} of {len(mine)}{median}; {accuracy}")
         rows.append([arm, *cells])
     text = (
-        "Every arm was also trained on each task alone. How many seeds came to answer half of the questions and when, "
-        "then the mean accuracy at the end. Such tasks are learned all at once: with few seeds the share is the result."
+        "Every arm was also trained on each task alone. The table gives how many seeds reached an accuracy of one half "
+        "and when, then the mean final accuracy. Such tasks are learned abruptly, so with few seeds read the share."
     )
     return Section("Tasks", [text], [Table(["arm", *probes], rows)])
 
 
 def _at_equal(findings: Findings) -> Section | None:
-    """Who is ahead depends on what is held equal: tokens, FLOPs or seconds."""
+    """Compare losses at equal tokens, FLOPs and seconds, since the ranking depends on which is held equal."""
     if not {"val/loss", "perf/tokens_per_s"} <= set(findings.metrics["metric"]):
         return None
     table = loss_at_equal(findings.metrics, findings.accounting)
@@ -129,8 +129,8 @@ def _at_equal(findings: Findings) -> Section | None:
     text = (
         f"Validation loss (mean ± standard deviation) at the largest budget that every trial reached: "
         f"{table.attrs['tokens']:,.0f} tokens, {table.attrs['flops']:.3g} training FLOPs, "
-        f"{table.attrs['seconds']:.3g} seconds. Seconds are those of a machine that ran several trials at once: where "
-        "other work ran beside some arms and not others, they tell when an arm ran, not what it costs."
+        f"{table.attrs['seconds']:.3g} seconds. Seconds were measured with several trials running at once: if other "
+        "work slowed some arms and not others, they do not reflect the cost of an arm."
     )
     return Section("Per token, per FLOP and per second", [text], [Table(["arm", "tokens", "FLOPs", "seconds"], rows)])
 
@@ -164,23 +164,23 @@ def _detectable(findings: Findings) -> Section:
     arms = f"{family} arm{'s' if family > 1 else ''}"
     in_sd = detectable_in_sd(len(study.seeds), ALPHA / family)
     text = (
-        f"With {len(study.seeds)} seeds and {arms} compared, a true difference is found in four of five such "
-        f"studies when it is {in_sd:.2g} standard deviations of the paired differences; smaller ones would often "
-        "have been missed. By the spread seen here, from the quietest arm to the noisiest:"
+        f"With {len(study.seeds)} seeds and {arms} compared, a true difference of {in_sd:.2g} standard "
+        "deviations of the paired differences is detected with a power of 80%; smaller ones are often missed. "
+        "For the spread observed here, from the least to the most noisy arm:"
     )
-    table = Table(["metric", "smallest detectable, from", "to", "margin stated"], rows)
+    table = Table(["metric", "smallest detectable, from", "to", "margin"], rows)
     return Section("What could have been detected", [text], [table])
 
 
 def _equality(findings: Findings) -> Table:
-    """What the study holds equal, and how equal every budget came out over the arms that are compared."""
+    """Tabulate which budgets the study holds equal, and how far compared arms differ in each."""
     study, rows, budgets = findings.study, [], findings.accounting.set_index("arm")
     for column in BUDGETS:
         exempt = [arm for arm in study.arms if column in study.differs.get(arm, ())]
         values = budgets[column].drop(exempt) if column in study.equal else budgets[column]
         families = [values[values.index.isin(family)] for family in study.families().values()]
         apart = max(1 - mine.min() / mine.max() for mine in families if len(mine))
-        held = f"yes, but in {', '.join(exempt)}" if exempt else "yes"
+        held = f"yes, except {', '.join(exempt)}" if exempt else "yes"
         rows.append(
             [
                 quantity(column).label,
@@ -190,19 +190,19 @@ def _equality(findings: Findings) -> Table:
                 "equal" if apart == 0 else f"{apart:.2%} apart",
             ]
         )
-    return Table(["budget", "held equal", "lowest arm", "highest arm", "arms of one comparison"], rows)
+    return Table(["budget", "held equal", "lowest arm", "highest arm", "compared arms"], rows)
 
 
 def _provenance(findings: Findings) -> Section:
     nested = findings.provenance
     flat = pd.json_normalize(dict(nested)).to_dict("records")[0] if nested else {}
-    text = "The code had uncommitted changes: the commit alone does not reproduce this."
-    table = Table(["what", "value"], [[str(key), str(value)] for key, value in flat.items()])
+    text = "The code had uncommitted changes: the commit alone does not reproduce these results."
+    table = Table(["key", "value"], [[str(key), str(value)] for key, value in flat.items()])
     return Section("Provenance", [text] if _uncommitted(nested) else [], [table])
 
 
 def _uncommitted(provenance: Any) -> bool:
-    """Whether any trial's code had uncommitted changes; where trials differ, their values are a list."""
+    """Whether any trial's code had uncommitted changes; `provenance` has a list where trials differ."""
     if isinstance(provenance, Mapping):
         return bool(provenance.get("dirty")) or any(map(_uncommitted, provenance.values()))
     return isinstance(provenance, list) and any(map(_uncommitted, provenance))

@@ -1,4 +1,4 @@
-"""What a study's results say: its verdict in sentences, and the closing table of a terminal."""
+"""A study's verdict in sentences, and the closing table in a terminal."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 ORDER = ("better", "worse", "identical", "equivalent", UNSEEN, "undecided", "none")
-CELL_WIDTH = 16  # columns that a metric takes in a terminal
+CELL_WIDTH = 16  # of a metric's column, in characters
 
 
 def summary(findings: Findings) -> tuple[str, list[str]]:
-    """Return the overall sentence, and one per metric with the study's own metric first."""
+    """Return the headline, and a sentence per metric with the study's own metric first."""
     study = findings.study
     if findings.missing:
         total = len(study.arms) * len(study.seeds)
         missing = ", ".join(findings.missing)
         return f"No verdict: {len(findings.missing)} of {total} trials have no result: {missing}.", []
     if len(study.seeds) < 2:
-        return "No verdict: one seed per arm gives no interval, and a difference of one seed is not evidence.", []
+        return "No verdict: one seed per arm gives no interval, and a single difference is not evidence.", []
     if not findings.effects:
-        return "No verdict: there is no arm to compare with the baseline in the judged metrics.", []
+        return "No verdict: no arm can be compared with the baseline in the judged metrics.", []
     order = sorted(study.metrics, key=lambda metric: metric != study.metric)
     by_metric = {metric: [effect for effect in findings.effects if effect.metric == metric] for metric in order}
     sentences = {metric: _sentence(study, metric, effects) for metric, effects in by_metric.items() if effects}
@@ -38,13 +38,13 @@ def summary(findings: Findings) -> tuple[str, list[str]]:
 
 
 def said(findings: Findings) -> list[str]:
-    """Return the lines that a terminal or a notebook prints: how arms are compared, then a sentence per metric."""
+    """Return the lines printed in a terminal or notebook: how arms are compared, then a sentence per metric."""
     overall, sentences = summary(findings)
     return [f"{findings.study.against}:", *sentences] if sentences else [overall]
 
 
 def _alike(effects_of: Mapping[str, Sequence[Effect]]) -> list[str]:
-    """A sentence for each word that all arms share in some metrics."""
+    """Return a sentence per verdict that all arms share, with the metrics in which they do."""
     metrics: dict[str, list[str]] = {}
     for metric, effects in effects_of.items():
         words = {_word_of(effect) for effect in effects}
@@ -62,7 +62,7 @@ def _sentence(study: StudyText, metric: str, effects: Sequence[Effect]) -> str:
         names = ", ".join(_named(effect) for effect in groups[word])
         within = f" within {study.margin[metric]:g}" if word == "equivalent" else ""
         limit = max(effect.detectable for effect in groups[word])
-        missed = f"; smaller than {limit:.2g} would not have been seen" if word in (UNSEEN, "undecided") else ""
+        missed = f"; differences below {limit:.2g} may have been missed" if word in (UNSEEN, "undecided") else ""
         parts.append(f"{word}{within}: {names}{missed}")
     return f"{quantity(metric).name} - {'; '.join(parts)}."
 
@@ -82,7 +82,7 @@ def _named(effect: Effect) -> str:
 
 
 def print_verdict(findings: Findings, console: "Console") -> None:
-    """Print arms, loss and difference, then the other metrics with a verdict in each cell, then the sentences."""
+    """Print a table of arms, loss and difference, one of the other metrics with their verdicts, and the sentences."""
     study, means = findings.study, findings.by_arm
     effects = {(effect.arm, effect.metric): effect for effect in findings.effects}
     main = "val/loss" if "val/loss" in study.metrics else study.metric
@@ -98,8 +98,8 @@ def print_verdict(findings: Findings, console: "Console") -> None:
     console.print(table)
 
     others = [metric for metric in study.metrics if metric != main and f"{metric} mean" in means]
-    room = max((console.width - max(map(len, study.arms)) - 4) // CELL_WIDTH, 1)  # metrics side by side
-    blocks = -(-len(others) // room)
+    per_row = max((console.width - max(map(len, study.arms)) - 4) // CELL_WIDTH, 1)  # metrics side by side
+    blocks = -(-len(others) // per_row)
     for block in range(blocks):
         shown = others[block * len(others) // blocks : (block + 1) * len(others) // blocks]
         table = open_table(["arm", *(quantity(metric).name for metric in shown)], ruled=True)

@@ -1,4 +1,4 @@
-"""What a report says of a study beside its numbers, and how it writes numbers."""
+"""The text of a report about its study, and the format of its numbers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,35 +13,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyText:
-    """The words of a study; a report takes them from here alone, so that it needs no model and no torch."""
+    """The description of a study; with it, a report needs neither a model nor torch."""
 
     name: str
     scale: str
     question: str
     prediction: str
-    metric: str  # the one the question is about
-    metrics: Mapping[str, str]  # every judged metric to its better direction, "lower" or "higher"
-    equal: Sequence[str]  # what is held equal
-    margin: Mapping[str, float]  # metric to the difference that would not matter
+    metric: str  # the metric that answers the question
+    metrics: Mapping[str, str]  # judged metric -> better direction, "lower" or "higher"
+    equal: Sequence[str]  # budgets that are held equal
+    margin: Mapping[str, float]  # metric -> largest difference that does not matter
     baseline: str
-    arms: Mapping[str, str]  # in order, each with a line that describes it
+    arms: Mapping[str, str]  # arm -> its description, in order
     seeds: Sequence[int]
     published: str | None = None
     shows_at: str | None = None
-    baselines: Mapping[str, str] = field(default_factory=dict)  # arm -> its own baseline, where it is another one
-    differs: Mapping[str, Sequence[str]] = field(default_factory=dict)  # arm -> what it alone does not hold equal
-    identical: bool = False  # an A/A study: its arms differ in their seeds alone
-    levels: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # arm -> level of each factor, of a grid
+    baselines: Mapping[str, str] = field(default_factory=dict)  # arm -> its baseline, if not the study's
+    differs: Mapping[str, Sequence[str]] = field(default_factory=dict)  # arm -> budgets that only it does not hold
+    identical: bool = False  # an A/A study: its arms differ only in their seeds
+    levels: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # for a grid: arm -> level of each factor
 
     def families(self) -> dict[str, list[str]]:
-        """Map each baseline to the arms that are compared with it, itself among them; Holm corrects over these."""
+        """Map each baseline to the arms compared with it, itself included; Holm's correction is over such a family."""
         families: dict[str, list[str]] = {}
         for arm in self.arms:
             families.setdefault(self.baselines.get(arm, self.baseline), []).append(arm)
         return families
 
     def design(self) -> dict[str, dict[str, Any]]:
-        """Map each arm to its level of each factor that varies, by the factor's last word; empty but for a grid."""
+        """Map each arm of a grid to its levels of the varying factors, named by the last part of their keys."""
         cells = {arm: {key.rpartition(".")[2]: level for key, level in c.items()} for arm, c in self.levels.items()}
         names = next(iter(cells.values()), {})
         varied = [name for name in names if len({str(cell[name]) for cell in cells.values()}) > 1]
@@ -49,13 +49,13 @@ class StudyText:
 
     @property
     def against(self) -> str:
-        """How its arms are compared, as the beginning of a sentence."""
+        """How arms are compared, as the start of a sentence."""
         baselines = " and ".join(self.families())
         return f"Against {baselines}, {len(self.seeds)} paired seeds, p < {ALPHA} after Holm's correction"
 
 
 def text_of(study: "Study") -> StudyText:
-    """Take the words of a study from its file and its plan."""
+    """Build the description of a study from its file and plan."""
     return StudyText(
         name=study.name,
         scale=study.scale,
@@ -78,7 +78,7 @@ def text_of(study: "Study") -> StudyText:
 
 
 def number(value: Any) -> str:
-    """Write a number as a table shows it; an empty string for none."""
+    """Format a number for a table; None and NaN give an empty string."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if not isinstance(value, int | float) and not hasattr(value, "dtype"):
@@ -89,6 +89,6 @@ def number(value: Any) -> str:
 
 
 def spread(mean: float, sd: float) -> str:
-    """Write mean ± standard deviation, as far as there are any."""
+    """Format mean ± standard deviation, leaving out what is NaN."""
     fixed = "" if math.isnan(mean) else f"{mean:.3f}"
     return fixed if math.isnan(sd) else f"{fixed} ± {sd:.3f}"

@@ -1,4 +1,4 @@
-"""The report of a study: verdict first, then what it rests on. Markdown, one HTML file, a CSV table and figures."""
+"""The report of a study, verdict first: Markdown, one HTML file, a CSV table and figures."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def report_study(study: Study, console: "Console") -> None:
-    """Write the report of what is stored, print the closing table and where the report lies."""
+    """Write the report from stored results, then print the closing table and the report's path."""
     findings = collect(study)
     print_verdict(findings, console)
     path = write_report(findings, study.folder / "report")
@@ -24,9 +24,9 @@ def report_study(study: Study, console: "Console") -> None:
 def write_report(findings: Findings, folder: Path) -> Path:
     """Write report.md, report.html, table.csv and figures/*.png under `folder`; return the path of report.html.
 
-    Without a result for every trial the report says so and gives no verdict.
+    If any trial has no result, the report says so and gives no verdict.
     """
-    from ablations.reporting.figures import draw  # matplotlib only here
+    from ablations.reporting.figures import draw  # imports matplotlib
 
     headline, _ = summary(findings)
     title = f"{findings.study.name} ({findings.study.scale})"

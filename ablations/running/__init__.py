@@ -1,3 +1,3 @@
 """Where and how trials run."""
 
-STOPPED = "\nstopped; what was saved stays, the same command goes on from there"  # the last line of a stopped runner
+STOPPED = "\nstopped; progress is saved, run the same command again to resume"  # the last line of a stopped runner

@@ -1,7 +1,7 @@
-"""A study's runner as a process of its own, which outlives the notebook that started it.
+"""A study's runner as a separate process, which outlives the notebook that started it.
 
-`runner.json` in the study's folder names the process, `runner.log` holds what it says. Whoever asks next, from the same
-kernel or after its restart, finds it by these. Processes are told apart by PID and start time, as PIDs come again.
+`runner.json` in the study's folder identifies the process, `runner.log` has its output. Later calls, from the same
+kernel or after a restart, find it by these. Since PIDs are reused, a process is identified by PID and start time.
 """
 
 import json
@@ -25,13 +25,13 @@ from dsv2.storage.files import write_json
 from dsv2.storage.rundir import finished, runs_root
 
 RECORD, LOG, LOCK = "runner.json", "runner.log", "runner.lock"
-TAIL_LINES = 15  # of the log, in an exception
-STOP_SECONDS = 15.0  # for a runner to end after SIGINT, before it is killed
-SAME_SECONDS = 1.0  # two start times that are nearer are one: the system's clock may be adjusted in between
+TAIL_LINES = 15  # of the log, shown in an exception
+STOP_SECONDS = 15.0  # grace period after SIGINT, before a runner is killed
+SAME_SECONDS = 1.0  # tolerance of start times, since the system clock may be adjusted in between
 
 
 def in_notebook() -> bool:
-    """Whether this process is the kernel of a notebook, rather than a script or a shell."""
+    """Whether this process is a notebook kernel, rather than a script or shell."""
     if "ipykernel" not in sys.modules:
         return False
     from ipykernel.zmqshell import ZMQInteractiveShell
@@ -41,11 +41,11 @@ def in_notebook() -> bool:
 
 
 class RunnerFailed(RuntimeError):
-    """The runner ended before its study did."""
+    """The runner exited before its study was complete."""
 
 
 class AnotherRequest(RuntimeError):
-    """The study's folder is being worked on with other seeds, overrides or arms."""
+    """The study is already running with other seeds, overrides or arms."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Runner:
 
     folder: Path
     pid: int  # also its process group and session
-    started: float | None  # seconds since 1970; None: it ended before it could be asked
-    request: str  # which trials it was asked for
+    started: float | None  # seconds since 1970; None: it exited before this could be read
+    request: str  # digest of the requested trials
     command: list[str]
 
     def alive(self) -> bool:
@@ -63,7 +63,7 @@ class Runner:
         return now is not None and self.started is not None and abs(now - self.started) < SAME_SECONDS
 
     def stop(self) -> None:
-        """End it as Ctrl-C does: what its trials saved stays, and the same command goes on from there."""
+        """Stop the runner as Ctrl-C does; trials keep their checkpoints, and the same command resumes them."""
         self._signal(signal.SIGINT)
         if not _wait(lambda: not self.alive(), STOP_SECONDS):
             self._signal(signal.SIGKILL)
@@ -74,7 +74,7 @@ class Runner:
             try:
                 os.killpg(self.pid, number)
             except ProcessLookupError:
-                return  # it ended in between
+                return  # it exited in between
 
     @property
     def log(self) -> Path:
@@ -82,29 +82,29 @@ class Runner:
 
     @property
     def since(self) -> float:
-        """When it was started, by the clock that dates files."""
+        """Start time of the runner, as the mtime of its record."""
         return (self.folder / RECORD).stat().st_mtime
 
     def check(self, study: Study) -> bool:
-        """Of a runner that has ended: True if every trial is finished. RunnerFailed if it did not end by itself."""
-        report = study.folder / "report" / "report.html"  # the last thing it writes
+        """Check a runner that has exited; return True if every trial is finished. Raises RunnerFailed if it crashed."""
+        report = study.folder / "report" / "report.html"  # written last
         if report.is_file() and report.stat().st_mtime >= self.since:
             return all(finished(trial.folder) is not None for trial in study.trials)
         printed = self.log.read_text(errors="replace")
         if printed.rstrip().endswith(STOPPED.strip()):
             return False
-        tail = "\n".join(printed.splitlines()[-TAIL_LINES:]) or "(it said nothing)"
-        raise RunnerFailed(f"the runner of {study.name} ended early; the end of {self.log}:\n{tail}")
+        tail = "\n".join(printed.splitlines()[-TAIL_LINES:]) or "(no output)"
+        raise RunnerFailed(f"the runner of {study.name} exited early; the end of {self.log}:\n{tail}")
 
 
 def find(folder: Path) -> Runner | None:
-    """The runner that is at work in a study's folder now; what dead ones left behind is ignored."""
+    """Return the live runner in a study's folder, or None; records of dead ones are ignored."""
     runner = last(folder)
     return runner if runner is not None and runner.alive() else None
 
 
 def last(folder: Path) -> Runner | None:
-    """The runner that was started last, alive or not."""
+    """Return the runner started last, alive or not, or None."""
     try:
         return Runner(folder=folder, **json.loads((folder / RECORD).read_text()))
     except (FileNotFoundError, ValueError, TypeError):
@@ -112,9 +112,9 @@ def last(folder: Path) -> Runner | None:
 
 
 def attach(study: Study, *, workers: int | None = None, launcher: str = "local") -> Runner:
-    """The runner of `study` that is at work already, else a new one; two callers at once get the same.
+    """Return the live runner of `study`, or start one; concurrent callers get the same.
 
-    AnotherRequest where one is at work on other trials of this folder.
+    Raises AnotherRequest if one is running with other trials in this folder.
     """
     study.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(study.folder / LOCK):
@@ -123,14 +123,14 @@ def attach(study: Study, *, workers: int | None = None, launcher: str = "local")
             return _start(study, workers, launcher)
         if runner.request != _request(study):
             raise AnotherRequest(
-                f"{study.name} is being run with other seeds, overrides or arms (process {runner.pid}: "
-                f"{' '.join(runner.command[1:])}); wait for it, or end it with .stop()"
+                f"{study.name} is already running with other seeds, overrides or arms (process {runner.pid}: "
+                f"{' '.join(runner.command[1:])}); wait for it, or stop it with .stop()"
             )
         return runner
 
 
 def _start(study: Study, workers: int | None, launcher: str) -> Runner:
-    study.remember()  # a study made in the notebook has no other file that the runner could read
+    study.remember()  # writes the file that the runner reads if the study was defined in the notebook
     command = [sys.executable, "-m", "ablations.run", *study.arguments, f"launcher={launcher}"]
     command += [] if workers is None else [f"workers={workers}"]
     path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -154,7 +154,7 @@ def _request(study: Study) -> str:
 
 
 def start_time(pid: int) -> float | None:
-    """Return when a process started, in seconds since 1970; None where it does not live."""
+    """Return the start time of a process in seconds since 1970, or None if it is not alive."""
     try:
         process = psutil.Process(pid)
         return None if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD) else process.create_time()

@@ -1,14 +1,14 @@
-"""Where trials run: behind one interface, that of `concurrent.futures.Executor`.
+"""Launchers of trials, all behind the interface of `concurrent.futures.Executor`.
 
-`launcher=local` keeps processes of its own. `launcher=slurm` submits every trial as a job through submitit; logs lie in
-`<study folder>/slurm`. The environment changes what a job asks for, in submitit's words:
+`launcher=local` uses a pool of local processes. `launcher=slurm` submits every trial as a job through submitit, with
+logs in `<study folder>/slurm`. Environment variables set the job's submitit parameters:
 
     DSV2_SLURM="timeout_min=600 cpus_per_task=4 gpus_per_node=1 slurm_partition=gpu"
-    DSV2_SLURM_CLUSTER=local        processes of this machine in place of jobs, to try it
+    DSV2_SLURM_CLUSTER=local        run local processes in place of jobs, to try it out
 
-`launcher=ray` joins the cluster that RAY_ADDRESS names, or starts one on this machine. Both need a folder of runs that
-all machines share. Their jobs are cancelled with the study on Ctrl-C; of a runner that was killed they go on, and the
-same command waits for them.
+`launcher=ray` joins the cluster at RAY_ADDRESS, or starts one on this machine. Both need a runs folder shared by all
+machines. On Ctrl-C their jobs are cancelled with the study; if the runner is killed they go on, and the same command
+waits for them.
 """
 
 import logging
@@ -25,11 +25,11 @@ from dsv2.config import ConfigError
 from dsv2.storage.rundir import runs_root
 
 SLURM = {"timeout_min": 24 * 60, "cpus_per_task": 1, "tasks_per_node": 1, "nodes": 1, "name": "dsv2"}
-MOST_JOBS = 64  # at a time on a cluster, unless `workers` says otherwise
+MOST_JOBS = 64  # at a time on a cluster, unless `workers` is given
 
 
 def executor(launcher: str, *, workers: int | None, folder: Path) -> Executor:
-    """The executor that `launcher` names: local, slurm or ray."""
+    """Return the executor for `launcher`: local, slurm or ray."""
     if launcher == "local":
         return LocalPool(workers or _default_workers())
     if launcher == "slurm":
@@ -44,23 +44,23 @@ def _slurm(workers: int, folder: Path) -> JobPool:
         import submitit
     except ModuleNotFoundError:
         raise _missing("slurm", "submitit") from None
-    words = os.environ.get("DSV2_SLURM", "")
-    asked: dict[str, Any] = dict(SLURM)
+    variable = os.environ.get("DSV2_SLURM", "")
+    parameters: dict[str, Any] = dict(SLURM)
     try:
-        for word in words.split():
+        for word in variable.split():
             key, value = word.split("=", 1)
-            asked[key] = int(value) if value.isdigit() else value
+            parameters[key] = int(value) if value.isdigit() else value
         jobs = submitit.AutoExecutor(folder=folder, cluster=os.environ.get("DSV2_SLURM_CLUSTER", "slurm"))
-        jobs.update_parameters(**asked)
+        jobs.update_parameters(**parameters)
     except (ValueError, TypeError, NameError) as error:
-        raise ConfigError("DSV2_SLURM", words, f"parameters of submitit, as in timeout_min=600 ({error})") from None
-    except RuntimeError as error:  # no sbatch here
+        raise ConfigError("DSV2_SLURM", variable, f"parameters of submitit, as in timeout_min=600 ({error})") from None
+    except RuntimeError as error:  # sbatch is missing
         raise ConfigError("launcher", "slurm", str(error)) from None
-    lock = threading.Lock()  # submitit counts its pending jobs without one
+    lock = threading.Lock()  # submitit's count of pending jobs is not thread-safe
 
     def start(fn: Callable[..., Any], *args: Any) -> Job:
         with lock:
-            job: Job = jobs.submit(run_job, asked["cpus_per_task"], fn, *args)
+            job: Job = jobs.submit(run_job, parameters["cpus_per_task"], fn, *args)
         return job
 
     return JobPool(workers, start)
@@ -103,7 +103,7 @@ def _missing(launcher: str, package: str) -> ConfigError:
 
 
 def _default_workers() -> int:
-    """One single-threaded worker a core; one in all where there is a GPU to share."""
+    """Return one single-threaded worker per core, or a single worker if there is a GPU to share."""
     import torch
 
     return 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0))

@@ -1,6 +1,6 @@
-"""A study's progress in a notebook: a bar, two small curves and a button to stop, over a runner of its own.
+"""A study's progress in a notebook: a bar, two small curves and a stop button.
 
-The runner is a process that goes on without the notebook (`ablations.running.attach`); this only reads what it writes.
+The trials run in a separate process that outlives the notebook (`ablations.running.attach`); this reads its files.
 """
 
 import io
@@ -22,9 +22,9 @@ try:
 except ModuleNotFoundError:
     raise ModuleNotFoundError("a study in a notebook needs ipywidgets: pip install 'dsv2[notebooks]'") from None
 
-LOOK_SECONDS = 0.5  # between two looks at the files
-DRAW_SECONDS = 2.0  # between two drawings of the curves, at least
-DRAW_SHARE = 0.05  # most of the time that may go into drawing
+LOOK_SECONDS = 0.5  # between two reads of the files
+DRAW_SECONDS = 2.0  # minimum between two drawings of the curves
+DRAW_SHARE = 0.05  # maximum share of time spent drawing
 DPI = 150
 WIDTH = 760  # of the curves, in CSS pixels
 LOSS, IMBALANCE = "train/ce", "routing/max_violation"
@@ -34,14 +34,15 @@ class Unwatched(KeyboardInterrupt):
     """The cell was interrupted; the study goes on."""
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython shows: no frames, as nothing went wrong."""
+        """Return what IPython shows: the message without a traceback, since nothing went wrong."""
         return [str(self)]
 
 
 def run_live(study: Study, *, workers: int | None, launcher: str) -> bool:
-    """Start the runner of `study`, or find the one at work, and watch it to its end; True if every trial finished.
+    """Start the runner of `study`, or reattach to it, and watch it to its end; return True if every trial finished.
 
-    Interrupting ends the watching alone (`Unwatched`). RunnerFailed holds the end of the log of a runner that broke.
+    Raises Unwatched when interrupted, while the study goes on, and RunnerFailed with the end of the runner's log if it
+    crashed.
     """
     from IPython.display import display
 
@@ -54,8 +55,8 @@ def run_live(study: Study, *, workers: int | None, launcher: str) -> bool:
             time.sleep(LOOK_SECONDS)
     except KeyboardInterrupt:
         raise Unwatched(
-            f"No longer watching. The study goes on in process {runner.pid}: the same cell watches it again, .stop() "
-            "ends it (what its trials saved stays)."
+            f"No longer watching. The study goes on in process {runner.pid}: run the cell again to watch it, or stop "
+            "it with .stop() (progress is saved)."
         ) from None
     view.look(last=True)
     complete = runner.check(study)
@@ -65,16 +66,16 @@ def run_live(study: Study, *, workers: int | None, launcher: str) -> bool:
 
 
 class View:
-    """The widgets, and what they show."""
+    """The widgets and their contents."""
 
     def __init__(self, study: Study, runner: Runner) -> None:
         self.study, self.runner = study, runner
         self.progress = StudyProgress(study.trials)
         self.curves = Curves([trial for trial in study.trials if trial.probe is None], (LOSS, IMBALANCE))
-        self.next = 0.0  # not drawn again before, by the monotonic clock
+        self.next = 0.0  # earliest time of the next drawing, on the monotonic clock
         self.bar = widgets.FloatProgress(min=0, max=1, layout={"width": "220px"})
         self.text = widgets.Label("starting")
-        self.stop = widgets.Button(description="Stop", tooltip="What the trials saved stays", layout={"width": "70px"})
+        self.stop = widgets.Button(description="Stop", tooltip="Progress is saved", layout={"width": "70px"})
         self.stop.on_click(self._stop)
         self.errors = widgets.Label()
         self.image = widgets.Image(format="png", layout={"width": f"{WIDTH}px", "display": "none"})
@@ -85,7 +86,7 @@ class View:
         self.runner.stop()
 
     def look(self, *, last: bool = False) -> None:
-        """Read the files and show what is new; the curves only now and then."""
+        """Read the files and show what is new; the curves are redrawn less often."""
         self.progress.look()
         self.progress.look_for_ends(self.runner.since)
         self.bar.value = self.progress.share
@@ -102,18 +103,18 @@ class View:
         return [f"{trial.name} {errors[trial.folder]}" for trial in self.study.trials if errors.get(trial.folder)]
 
     def still(self) -> Any:
-        """The curves as they are in the end, which a stored notebook can show without a kernel."""
+        """Return the final curves as an image, which a stored notebook shows without a kernel."""
         from IPython.display import HTML, Image
 
         return Image(bytes(self.image.value), width=WIDTH) if self.image.value else HTML("")
 
     def closing(self, complete: bool) -> str:
-        """What there is to say in the end."""
+        """Return the closing lines: counts, failures and the path of the report."""
         lines = [self.progress.count(), *self._failures()]
         report = self.study.folder / "report" / "report.html"
         if complete or self._failures():
             return "\n".join([*lines, f"report: {report}"])
-        return "\n".join([*lines, "stopped; what was saved stays, the same cell goes on from there"])
+        return "\n".join([*lines, "stopped; progress is saved, run the cell again to resume"])
 
     def _draw(self) -> bytes:
         buffer = io.BytesIO()
@@ -123,7 +124,7 @@ class View:
 
 
 def draw(curves: Curves, arms: list[str]) -> Figure:
-    """Training loss and, where there are experts, imbalance: mean and range over the seeds that are so far."""
+    """Draw training loss and, for MoE models, imbalance: mean and range over the seeds so far."""
     table = curves.table()
     shown = [metric for metric in curves.metrics if metric in set(table["metric"])]
     figure = Figure(figsize=(PAGE, 2.3), layout="constrained")

@@ -1,4 +1,4 @@
-"""Executors of trials: long-lived processes of this machine, and jobs elsewhere."""
+"""Executors of trials: long-lived local processes, and jobs on other machines."""
 
 import queue
 import signal
@@ -10,26 +10,26 @@ from typing import Any, Protocol
 
 from ablations.running.worker import serve
 
-JOB_SECONDS = 1.0  # between two looks at a job
-EXIT_SECONDS = 5.0  # for an idle worker to end by itself
+JOB_SECONDS = 1.0  # polling interval of a job
+EXIT_SECONDS = 5.0  # grace period for an idle worker to exit
 
 
 class WorkerDied(RuntimeError):
-    """The process that ran a trial was killed, by the system for want of memory or by somebody."""
+    """The process that ran a trial was killed, for example by the system when memory ran out."""
 
 
 class LocalPool(Executor):
-    """Long-lived processes: one that dies takes only its own trial with it, and another takes its place.
+    """A pool of long-lived processes; one that dies fails only its own trial and is replaced.
 
-    Not `ProcessPoolExecutor`, which fails every pending trial when one worker is killed, and whose semaphores make
-    Python complain after the runner was.
+    `ProcessPoolExecutor` would fail every pending trial when one worker is killed, and if the runner is killed, Python
+    warns of its leaked semaphores.
     """
 
     def __init__(self, workers: int, threads: int = 1) -> None:
-        resource_tracker.ensure_running()  # starting it unblocks signals; see `_Worker`
+        resource_tracker.ensure_running()  # starting it later would unblock signals; see `_Worker`
         self._threads = ThreadPoolExecutor(workers)
         self._num_threads = threads
-        self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()  # None: may be started
+        self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()  # None: not started yet
         self._all: list[_Worker] = []
         self._lock, self._closed = threading.Lock(), False
         for _ in range(workers):
@@ -58,10 +58,10 @@ class LocalPool(Executor):
             return self._all[-1]
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """With `cancel_futures`, running trials are ended too; their checkpoints stay."""
+        """Shut down; with `cancel_futures`, running trials are killed too, and their checkpoints kept."""
         self._threads.shutdown(wait=wait and not cancel_futures, cancel_futures=cancel_futures)
         if not wait and not cancel_futures:
-            return  # idle workers end with this process
+            return  # idle workers exit with this process
         with self._lock:
             self._closed = True
         for worker in self._all:
@@ -72,7 +72,7 @@ class LocalPool(Executor):
 
 
 class _Worker:
-    """A process and the pipe to it. Its SIGINT is blocked from birth: Ctrl-C is the runner's to handle."""
+    """A process and the pipe to it. It starts with SIGINT blocked, since the runner handles Ctrl-C."""
 
     def __init__(self, threads: int) -> None:
         context = get_context("spawn")
@@ -107,7 +107,7 @@ class _Worker:
 
 
 class Job(Protocol):
-    """What submitit's jobs can do, and `_RayJob`."""
+    """The interface of submitit's jobs and of `_RayJob`."""
 
     def done(self) -> bool: ...
     def result(self) -> Any: ...
@@ -115,7 +115,7 @@ class Job(Protocol):
 
 
 class JobPool(Executor):
-    """Trials as jobs elsewhere, `workers` at a time; a thread each waits for its own."""
+    """Runs trials as jobs on other machines, `workers` at a time, with a waiting thread for each."""
 
     def __init__(self, workers: int, start: Callable[..., Job]) -> None:
         self._threads, self._start, self._closed = ThreadPoolExecutor(workers), start, threading.Event()
@@ -132,7 +132,7 @@ class JobPool(Executor):
         return job.result()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """With `cancel_futures`, running jobs are cancelled too."""
+        """Shut down; with `cancel_futures`, running jobs are cancelled too."""
         if cancel_futures:
             self._closed.set()
         self._threads.shutdown(wait=wait or cancel_futures, cancel_futures=cancel_futures)

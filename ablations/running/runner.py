@@ -1,4 +1,4 @@
-"""Runs a study's unfinished trials on an executor, watching them through the files they write."""
+"""Run a study's unfinished trials on an executor, and follow them through the files they write."""
 
 import time
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
@@ -18,15 +18,15 @@ from dsv2.data.source import repetition_warning
 from dsv2.storage.rundir import finished
 
 POLL_SECONDS = 0.5
-BUSY_SECONDS = 2.0  # between two looks at a trial that another runner has
-PLAIN_SECONDS = 15.0  # between two lines of progress where there is no terminal
+BUSY_SECONDS = 2.0  # between two tries at a trial that another runner has locked
+PLAIN_SECONDS = 15.0  # between two lines of progress without a terminal
 
 
 def run_trials(study: Study, *, workers: int | None, launcher: str, console: Console) -> bool:
-    """Run every unfinished trial of `study`, one after another on each of `workers`; True if all trials finished.
+    """Run every unfinished trial of `study`, `workers` at a time; return True if all trials finished.
 
-    A failing trial does not stop the others. On Ctrl-C the workers are ended, what they saved stays, and
-    KeyboardInterrupt goes on to the caller.
+    A failing trial does not stop the others. On Ctrl-C the workers are stopped, their checkpoints kept, and
+    KeyboardInterrupt is passed on to the caller.
     """
     study.remember()
     since = (study.folder / RECORD).stat().st_mtime
@@ -48,7 +48,7 @@ def run_trials(study: Study, *, workers: int | None, launcher: str, console: Con
 
 
 def _open_data(study: Study) -> list[str]:
-    """Prepare every corpus once, before the trials ask for it at the same time; what there is to warn of."""
+    """Prepare every corpus once, before trials open it concurrently; return the warnings."""
     warnings = []
     runs = dict.fromkeys(study.run_of(arm, probe) for arm in study.arms for probe in (None, *study.file.probes))
     for run in runs:
@@ -61,11 +61,11 @@ def _open_data(study: Study) -> list[str]:
 
 
 class _Turn(NamedTuple):
-    """A trial that waits to be started."""
+    """A trial waiting to be started."""
 
     trial: Trial
-    at: float = 0.0  # not before, by the monotonic clock
-    died: bool = False  # whether it lost its worker once
+    at: float = 0.0  # earliest start, on the monotonic clock
+    died: bool = False  # whether its worker died once
 
 
 def _run_all(todo: list[Trial], pool: Executor, console: Console, since: float) -> None:
@@ -76,7 +76,7 @@ def _run_all(todo: list[Trial], pool: Executor, console: Console, since: float) 
             for turn in [turn for turn in waiting if turn.at <= time.monotonic()]:
                 waiting.remove(turn)
                 folder = turn.trial.folder.resolve()
-                if locked(folder):  # spares a cluster the job
+                if locked(folder):  # saves submitting a job
                     waiting.append(turn._replace(at=time.monotonic() + BUSY_SECONDS))
                 else:
                     running[pool.submit(run_trial, plain(turn.trial.run), folder, since)] = turn
@@ -89,12 +89,12 @@ def _run_all(todo: list[Trial], pool: Executor, console: Console, since: float) 
                 except WorkerDied as error:
                     if not turn.died:
                         waiting.append(turn._replace(died=True))
-                        console.print(f"  {turn.trial.name}: {error}; goes on from its checkpoint")
+                        console.print(f"  {turn.trial.name}: {error}; resuming from its checkpoint")
                         continue
                     outcome = _record(turn.trial, error)
                 except CancelledError:
                     raise
-                except Exception as error:  # of the launcher: the trial failed, the study goes on
+                except Exception as error:  # in the launcher: the trial fails, the study goes on
                     outcome = _record(turn.trial, error)
                 if outcome.status == "busy":
                     waiting.append(turn._replace(at=time.monotonic() + BUSY_SECONDS))
@@ -104,7 +104,7 @@ def _run_all(todo: list[Trial], pool: Executor, console: Console, since: float) 
 
 
 def _record(trial: Trial, error: Exception) -> Outcome:
-    """Leave a `result.json` for a trial that could not write its own."""
+    """Write the `result.json` of a trial that could not write its own."""
     from dsv2.training.fit import record_failure
 
     trial.folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def _record(trial: Trial, error: Exception) -> Outcome:
 
 
 class _Watch:
-    """Progress over all trials, told as a bar on a terminal and as lines elsewhere."""
+    """Shows the progress of all trials, as a bar in a terminal and as lines elsewhere."""
 
     def __init__(self, todo: list[Trial], console: Console) -> None:
         self.console, self.progress = console, StudyProgress(todo)
@@ -148,7 +148,7 @@ class _Watch:
         self.printed = time.monotonic()
 
     def look(self) -> None:
-        """Update the bar; without a terminal print a line now and then."""
+        """Update the bar; without a terminal, print a line every `PLAIN_SECONDS`."""
         self.progress.look()
         self.bar.update(self.task, completed=len(self.progress.errors), rate=self.progress.rate())
         if not self.console.is_terminal and time.monotonic() - self.printed > PLAIN_SECONDS:

@@ -1,4 +1,4 @@
-"""What a worker process does: one trial at a time, under a lock that no second runner can hold."""
+"""Worker processes: run one trial at a time, under a lock that excludes other runners."""
 
 import contextlib
 import os
@@ -11,20 +11,20 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-LOCK, LOG = "lock", "log.txt"  # of a trial; the log holds what it had to say on stderr
+LOCK, LOG = "lock", "log.txt"  # in a trial's folder; the log is its stderr
 
 
 class Outcome(NamedTuple):
-    """How a trial ended: finished, failed, diverged, or busy (another runner has it)."""
+    """How a trial ended: finished, failed, diverged, or busy (another runner holds its lock)."""
 
     status: str
     error: str | None = None
 
 
 def serve(pipe: Any, threads: int) -> None:
-    """The life of a local worker: answer calls (fn, args, kwargs) with (result, error) until the pipe is closed.
+    """Serve as a local worker: answer calls (fn, args, kwargs) with (result, error) until the pipe is closed.
 
-    Ends with its parent, however that ends. Leaves Ctrl-C to it.
+    Exits when its parent dies, and leaves Ctrl-C to the parent.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -51,24 +51,24 @@ def _end_with_parent() -> None:
 
 
 def prepare(threads: int) -> None:
-    """Import the heavy libraries and set up a process that trains."""
+    """Import the heavy libraries and set up a training process."""
     import torch
 
     import dsv2.training.fit  # noqa: F401  imports lightning, which takes seconds
-    from dsv2.training import machine as process
+    from dsv2.training import machine
 
     torch.set_num_threads(threads)
-    process.prepare()
+    machine.prepare()
 
 
 def run_job(threads: int, fn: Callable[..., Any], *args: Any) -> Any:
-    """A call on another machine, in a process that may be new."""
+    """Call `fn` on another machine, in a process that may be new."""
     prepare(threads)
     return fn(*args)
 
 
 def locked(folder: Path) -> bool:
-    """Whether some process is at this trial right now."""
+    """Whether some process is running this trial now."""
     if not (folder / LOCK).exists():
         return False
     try:
@@ -79,9 +79,9 @@ def locked(folder: Path) -> bool:
 
 
 def run_trial(values: dict[str, Any], folder: Path, since: float) -> Outcome:
-    """Train the run that `values` describe in `folder`, unless it is finished or another process is at it.
+    """Train the run described by `values` in `folder`, unless it is finished or another process is running it.
 
-    Nor if another runner saw it fail after the time `since` (by the clock that dates files), when ours had started.
+    It is not retried either if it failed under another runner after `since`, the start of this one (as a file's mtime).
     """
     from dsv2.storage.rundir import RESULT, read_result
     from dsv2.training.fit import Diverged, fit

@@ -1,4 +1,4 @@
-"""How far the trials of a study are: read from the files they write, by the runner and by whoever watches it."""
+"""The progress of a study's trials, read from the files they write."""
 
 import json
 import os
@@ -13,32 +13,32 @@ from dsv2.storage.rundir import METRICS, RESULT, read_result
 if TYPE_CHECKING:
     import pandas as pd
 
-SURE_SECONDS = 5.0  # of progress, before a rate is told
+SURE_SECONDS = 5.0  # of progress, before a rate is shown
 
 
 class StudyProgress:
-    """Tokens trained of those to be trained, how fast, and how many of the trials have ended."""
+    """Tracks tokens trained out of the total, their rate, and how many trials have ended."""
 
     def __init__(self, trials: Sequence[Trial]) -> None:
         self.trials = list(trials)
         self.totals = {trial.folder: trial.run.trainer.batches().total_tokens for trial in trials}
-        self.seen = {folder: tokens_logged(folder) for folder in self.totals}  # what earlier attempts left
-        self.from_tokens, self.from_time = sum(self.seen.values()), time.monotonic()  # what the rate counts from
+        self.seen = {folder: tokens_logged(folder) for folder in self.totals}  # from earlier attempts
+        self.from_tokens, self.from_time = sum(self.seen.values()), time.monotonic()  # start of the rate's window
         self.moving = False  # workers take seconds to start; the rate counts from their first step
         self.errors: dict[Path, str | None] = {}  # of every trial that has ended; None: it finished
 
     def look(self) -> None:
-        """Read how far the trials are by now."""
+        """Update the progress from the trials' files."""
         for folder, total in self.totals.items():
             if self.seen[folder] < total:
                 self.seen[folder] = min(tokens_logged(folder), total)
         done = sum(self.seen.values())
         if done < self.from_tokens or (done > self.from_tokens and not self.moving):
-            self.moving = done > self.from_tokens  # less: a resumed trial went back to its checkpoint
+            self.moving = done > self.from_tokens  # fewer: a resumed trial went back to its checkpoint
             self.from_tokens, self.from_time = done, time.monotonic()
 
     def look_for_ends(self, since: float) -> None:
-        """See which trials have ended by now: they finished, or failed after `since` by the clock that dates files."""
+        """Note trials that have finished, or failed after `since` (compared with a file's mtime)."""
         for trial in self.trials:
             if trial.folder in self.errors or not (path := trial.folder / RESULT).is_file():
                 continue
@@ -49,7 +49,7 @@ class StudyProgress:
                 self.end(trial, f"{result.get('status')}: {result.get('error')}")
 
     def end(self, trial: Trial, error: str | None) -> None:
-        """Note that a trial will go no further."""
+        """Note that a trial has ended; its error is None if it finished."""
         self.errors[trial.folder] = error
         if error is None:
             self.seen[trial.folder] = self.totals[trial.folder]
@@ -58,17 +58,17 @@ class StudyProgress:
 
     @property
     def share(self) -> float:
-        """Of the tokens, from 0 to 1."""
+        """Share of the tokens trained, from 0 to 1."""
         return sum(self.seen.values()) / max(sum(self.totals.values()), 1)
 
     def count(self) -> str:
-        """How many trials have finished and failed."""
+        """Format how many trials have finished and failed."""
         failed = sum(error is not None for error in self.errors.values())
         line = f"{len(self.errors) - failed} of {len(self.trials)} trials finished"
         return f"{line}, {failed} failed" if failed else line
 
     def rate(self) -> str:
-        """Share of the tokens, tokens per second and time left; the latter two only once they mean something."""
+        """Format the share of tokens trained and, after `SURE_SECONDS`, tokens per second and time left."""
         done, total = sum(self.seen.values()), max(sum(self.totals.values()), 1)
         share = f"{done / total:.0%} of {total / 1e6:,.1f}M tokens"
         seconds = time.monotonic() - self.from_time
@@ -85,15 +85,15 @@ class StudyProgress:
 
 
 class Curves:
-    """Some metrics of some trials while they grow; a look reads what was written since the one before."""
+    """Metrics of running trials; each `look` reads what was written since the last."""
 
     def __init__(self, trials: Sequence[Trial], metrics: Sequence[str]) -> None:
         self.trials, self.metrics = list(trials), tuple(metrics)
-        self.read: dict[Path, tuple[int, int]] = {}  # inode, bytes
+        self.read: dict[Path, tuple[int, int]] = {}  # inode, bytes read
         self.rows: dict[Path, list[dict[str, Any]]] = {}
 
     def look(self) -> bool:
-        """Read what is new; True if there was anything."""
+        """Read new lines; return True if there were any."""
         return sum(map(self._look, self.trials)) > 0
 
     def _look(self, trial: Trial) -> bool:
@@ -101,7 +101,7 @@ class Curves:
             with (trial.folder / METRICS).open("rb") as file:
                 inode = os.fstat(file.fileno()).st_ino
                 known, start = self.read.get(trial.folder, (inode, 0))
-                if known != inode:  # a resumed trial replaces its file by a shorter one
+                if known != inode:  # a resumed trial replaced its file
                     start = 0
                 file.seek(start)
                 new = file.read()
@@ -120,12 +120,12 @@ class Curves:
             row = json.loads(line)
             place = {"arm": trial.arm, "seed": trial.seed, "step": row["step"], "tokens": row["tokens"]}
         except (ValueError, KeyError, TypeError):
-            return  # a damaged line; it is only for show
+            return  # a damaged line; only the display is affected
         values = [place | {"metric": name, "value": row[name]} for name in self.metrics if name in row]
         self.rows[trial.folder] += values
 
     def table(self) -> "pd.DataFrame":
-        """As `Results.metrics()`: columns arm, seed, step, tokens, metric, value."""
+        """Return a table like that of `Results.metrics()`: columns arm, seed, step, tokens, metric, value."""
         import pandas as pd
 
         rows = [row for trial in self.trials for row in self.rows.get(trial.folder, [])]
@@ -133,7 +133,7 @@ class Curves:
 
 
 def tokens_logged(folder: Path) -> int:
-    """How far a trial's last complete line of metrics says it is, in tokens; 0 where there is none to be read."""
+    """Return the tokens in the last complete line of a trial's metrics; 0 if there is none."""
     path = folder / METRICS
     try:
         with path.open("rb") as file:
@@ -141,4 +141,4 @@ def tokens_logged(folder: Path) -> int:
             lines = file.read().split(b"\n")[:-1]
         return int(json.loads(lines[-1])["tokens"]) if lines else 0
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return 0  # it is only for show
+        return 0  # only the display is affected

@@ -1,4 +1,4 @@
-"""What a study has stored, as data frames."""
+"""A study's stored results, as data frames."""
 
 import json
 import math
@@ -17,17 +17,18 @@ ROUTING_COLUMNS = ["arm", "seed", "step", "layer", "expert", "device", "load", "
 
 
 class Results(pd.DataFrame):
-    """One row per arm and seed: status, tokens, seconds, folder of its trial, and the final value of every metric."""
+    """One row per arm and seed: status, tokens, seconds, folder of the trial, and the final value of every metric."""
 
     @property
     def _constructor(self) -> type["Results"]:
         return Results
 
     def metrics(self) -> pd.DataFrame:
-        """Long: one row per trial, logged step and metric; columns arm, seed, step, tokens, metric, value.
+        """Return a long table, one row per trial, logged step and metric.
 
-        tokens: trained on up to the step. metric: a logged name (`dsv2.metrics.METRICS`); `routing/*` is averaged over
-        layers and the steps since the last logged one, `val/*` is there at the steps that validate.
+        Columns: arm, seed, step, tokens (trained on up to the step), metric (a name in `dsv2.metrics.METRICS`), value.
+        `routing/*` is averaged over layers and over the steps since the last logged one; `val/*` is present only at
+        validation steps.
         """
         frames = []
         for arm, seed, folder in zip(self["arm"], self["seed"], self["folder"], strict=True):
@@ -38,12 +39,12 @@ class Results(pd.DataFrame):
         return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
 
     def routing(self) -> pd.DataFrame:
-        """Long: one row per trial, logged step, MoE layer and expert; empty for dense models.
+        """Return a long table, one row per trial, logged step, MoE layer and expert; empty for dense models.
 
-        Columns arm, seed, step, layer, expert, device (that holds the expert), load (token-expert pairs since the last
-        logged step, dropped ones included) and dropped (pairs); then the measures of the whole layer, the same on each
-        of its rows: max_violation, entropy, dead_experts, device_max_violation, received_max_violation, drop_rate,
-        overflow, devices_per_token (`dsv2.routing.measures.Measures`).
+        Columns: arm, seed, step, layer, expert, device (of the expert), load (token-expert pairs since the last logged
+        step, including dropped ones) and dropped (pairs); then the measures of the layer, repeated on each of its
+        rows: max_violation, entropy, dead_experts, device_max_violation, received_max_violation, drop_rate, overflow,
+        devices_per_token (`dsv2.routing.measures.Measures`).
         """
         frames = []
         for arm, seed, folder in zip(self["arm"], self["seed"], self["folder"], strict=True):
@@ -56,7 +57,7 @@ class Results(pd.DataFrame):
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`; leaves out what is none, as a line that a kill cut short, and says so."""
+    """Read the rows of a `metrics.jsonl`; damaged lines, as after a kill, are skipped with a warning."""
     rows = []
     for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], 1):
         try:
@@ -66,32 +67,32 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict) and {"step", "tokens"} <= set(row):
             rows.append(row)
         else:
-            print(f"warning: {path}: line {number} is damaged and left out", file=sys.stderr)
+            print(f"warning: {path}: line {number} is damaged and was skipped", file=sys.stderr)
     return rows
 
 
 def _frame(path: Path) -> pd.DataFrame | None:
-    """A table, or None where there is none, or none that can be read, which it says."""
+    """Read a Parquet table; None if it is missing or, with a warning, damaged."""
     try:
         return pd.read_parquet(path) if path.is_file() else None
     except (OSError, ValueError) as error:
-        print(f"warning: {path} is damaged and left out: {error}", file=sys.stderr)
+        print(f"warning: {path} is damaged and was skipped: {error}", file=sys.stderr)
         return None
 
 
 def results(name: str, scale: str = "smoke") -> Results:
-    """The results of study `name` as it was last run at `scale`: a data frame, one row per arm and seed.
+    """Return the results of study `name` as last run at `scale`: a data frame with one row per arm and seed.
 
-    Columns arm, seed, fingerprint, status (finished, failed, diverged or unfinished), tokens, seconds (of training),
-    error, folder, then one for the final value of each metric, and of each probe recall/accuracy and the like.
+    Columns: arm, seed, fingerprint, status (finished, failed, diverged or unfinished), tokens, seconds (of training),
+    error, folder, then the final value of each metric and the results of each probe, such as recall/accuracy.
     """
     return results_of(stored(name, scale))
 
 
 def results_of(study: Study) -> Results:
-    """One row for every arm and seed of `study`, in its order; `status` is unfinished where there is no result yet.
+    """Return one row per arm and seed of `study`, in its order; without a result, `status` is unfinished.
 
-    A probe's outcome stands in columns of its own, as in recall/accuracy; a row is finished once its probes are too.
+    A probe's results have columns of their own, such as recall/accuracy; a row is finished once its probes are too.
     """
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     for trial in study.trials:
@@ -121,12 +122,12 @@ def results_of(study: Study) -> Results:
 
 
 def accuracy_in_training(logged: list[dict[str, Any]]) -> float:
-    """Mean of the validation accuracies of a whole run: how early a task is learned. NaN where none was logged."""
+    """Average validation accuracy over a run, a measure of how early the task is learned; NaN if none was logged."""
     accuracies = [row["val/accuracy"] for row in logged if "val/accuracy" in row]
     return statistics.fmean(accuracies) if accuracies else math.nan
 
 
 def steps_to_half(logged: list[dict[str, Any]]) -> float:
-    """The first logged step whose validation accuracy is at least a half; infinity where none is."""
+    """Return the first logged step with a validation accuracy of at least 0.5; infinity if there is none."""
     reached = (row["step"] for row in logged if row.get("val/accuracy", 0.0) >= 0.5)
     return float(next(reached, math.inf))

@@ -1,4 +1,4 @@
-"""A study at a scale as data: every arm with every seed, on the study's own data and on its probes."""
+"""A study at a scale as data: trials of every arm with every seed, on the study's own data and on its probes."""
 
 import json
 import shlex
@@ -19,12 +19,12 @@ from dsv2.training.run import Run, folder_of
 if TYPE_CHECKING:
     import pandas as pd
 
-RECORD, DEFINITION = "study.json", "study.yaml"  # in a study's folder: what was asked for, and the study as it then was
+RECORD, DEFINITION = "study.json", "study.yaml"  # in a study's folder: the request, and the study's contents
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One arm with one seed; on a probe, the same model trained on a synthetic task."""
+    """One arm with one seed; with a probe, the same model trained on a synthetic task."""
 
     arm: str
     seed: int
@@ -38,7 +38,7 @@ class Trial:
 
 
 class Study(Plan):
-    """A study at a scale: its text, its arms, its trials and the folder they are stored in."""
+    """A study at a scale: its description, arms, trials and folder."""
 
     def __init__(
         self,
@@ -49,9 +49,9 @@ class Study(Plan):
         *,
         folders: "Mapping[TrialKey, str] | None" = None,
     ) -> None:
-        """Plan `source` (see `Plan`) with `seeds`, by default those of the scale, and `overrides` of every trial.
+        """Plan `source` (see `Plan`) with `seeds`, by default those of the scale, and `overrides` for every trial.
 
-        `folders` names the folders of its trials, for a study whose data may be gone. Raises ConfigError.
+        `folders` names the trials' folders, for a stored study whose data may be gone. Raises ConfigError.
         """
         self.asked = None if seeds is None else tuple(seeds)
         super().__init__(source, scale, overrides)
@@ -60,7 +60,7 @@ class Study(Plan):
         if not all(type(seed) is int and 0 <= seed < 2**32 for seed in self.seeds):
             raise ConfigError("seeds", list(self.seeds), "whole numbers from 0 to 2^32 - 1")
         self.folder = runs_root() / self.name / scale
-        self.source = source if isinstance(source, str) else str(self.folder / DEFINITION)  # what a command line names
+        self.source = source if isinstance(source, str) else str(self.folder / DEFINITION)  # for command lines
         self.trials = [
             self._trial(TrialKey(arm, seed, probe), folders)
             for seed in self.seeds
@@ -71,13 +71,13 @@ class Study(Plan):
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Those asked for, else the scale's and as many more as the study's claim needs."""
+        """The requested seeds, else the scale's, extended to the number that the study needs."""
         return super().seeds if self.asked is None else self.asked
 
     def _trial(self, key: "TrialKey", folders: "Mapping[TrialKey, str] | None") -> Trial:
         run = replace(self.run_of(key.arm, key.probe), seed=key.seed + self.arms[key.arm].seed_offset)
         if run.trainer.devices > 1:
-            valid = "1 in a study, whose trials run beside each other; torchrun trains one with dsv2.train"
+            valid = "1 in a study, whose trials run in parallel; train a single run with torchrun -m dsv2.train"
             raise ConfigError("trainer.devices", run.trainer.devices, valid)
         root = self.folder / "trials"
         folder = root / folders[key] if folders and key in folders else folder_of(run, root)
@@ -88,17 +88,17 @@ class Study(Plan):
         for trial in self.trials:
             if (other := first.setdefault(trial.folder, trial)) is not trial:
                 moved = max(trial.arm, other.arm, key=lambda arm: self.arms[arm].seed_offset)
-                valid = f"apart from the seeds of other arms: {trial.name} and {other.name} are one run"
+                valid = f"an offset that makes seeds distinct: {trial.name} and {other.name} are the same run"
                 raise ConfigError(f"arms.{moved}.seed_offset", self.arms[moved].seed_offset, valid)
 
     def accounting(self) -> "pd.DataFrame":
-        """One row per arm: what it is, parameters, FLOPs and cache elements per token, budget, seeds, mismatch."""
+        """Return one row per arm: description, parameters, FLOPs and cache elements per token, budget, mismatch."""
         import pandas as pd
 
         return pd.DataFrame(self.budgets())
 
     def remember(self) -> None:
-        """Note what was asked for and the study as it is, so that results and reports speak of the same trials."""
+        """Store the request and the study's contents, so that results and reports refer to the same trials."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / DEFINITION, yaml.safe_dump(self.node | {"name": self.name}, sort_keys=False))
         record = {
@@ -111,18 +111,18 @@ class Study(Plan):
 
     @property
     def arguments(self) -> list[str]:
-        """What `python -m ablations.run` is given to run it."""
+        """The arguments of `python -m ablations.run` for this study."""
         seeds = [] if self.asked is None else [f"seeds=[{','.join(map(str, self.asked))}]"]
         return [f"sweep={self.source}", f"scale={self.scale}", *seeds, *self.overrides]
 
     @property
     def command(self) -> str:
-        """What a user types to run it."""
+        """The shell command that runs this study."""
         return f"python -m ablations.run {shlex.join(self.arguments)}"
 
 
 class TrialKey(NamedTuple):
-    """What tells the trials of a study apart."""
+    """Identifies a trial within its study."""
 
     arm: str
     seed: int
@@ -130,9 +130,9 @@ class TrialKey(NamedTuple):
 
 
 def stored(name: str, scale: str = "smoke") -> Study:
-    """Return the study as it was last run: the file as it then was, its seeds, overrides and trials.
+    """Return the study as it was last run: the contents of its file then, its seeds, overrides and trials.
 
-    `name` is a study's name or the path of its file; one that was never run is planned from there.
+    `name` is a study's name or the path of its file; if it was never run, it is planned from that.
     """
     given, path = name, Path(name)
     if path.suffix in SUFFIXES:
@@ -144,14 +144,14 @@ def stored(name: str, scale: str = "smoke") -> Study:
         folders = {
             TrialKey(arm, seed, probe): fingerprint for arm, seed, probe, fingerprint in record.get("trials", [])
         }
-        whole = isinstance(overrides, list) and all(isinstance(seed, int) for seed in seeds or ())
+        valid_record = isinstance(overrides, list) and all(isinstance(seed, int) for seed in seeds or ())
     except FileNotFoundError:
         return Study(given, scale)
     except (ValueError, KeyError, AttributeError, TypeError):
-        whole = False
-    if not whole:
+        valid_record = False
+    if not valid_record:
         raise ConfigError("sweep", name, f"{folder / RECORD} is damaged; run the study again to renew it")
-    if not (folder / DEFINITION).is_file():  # a store from before studies were kept
+    if not (folder / DEFINITION).is_file():  # the store predates stored definitions
         return Study(source, scale, seeds, overrides)
     try:
         study = Study(definition(str(folder / DEFINITION))[1], scale, seeds, overrides, folders=folders)

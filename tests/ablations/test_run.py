@@ -67,7 +67,7 @@ def test_a_dry_run_prints_the_plan_and_runs_nothing(capsys, runs):
 def test_the_plan_says_what_the_solver_changed_and_which_probes_there_are(console):
     show(study("attention_dense", seeds=[0]), console)
     said = console.file.getvalue()
-    assert re.search(r"^mqa: .*; to hold the budgets equal, .*=\d+", said, re.M)
+    assert re.search(r"^mqa: .*; adjusted to equal budgets: .*=\d+", said, re.M)
     assert re.search(r"^Every arm is also trained on recall: ", said, re.M)
 
 
@@ -130,7 +130,7 @@ def test_ctrl_c_is_one_line_and_its_own_status(monkeypatch, capsys):
 
     monkeypatch.setattr("ablations.run._main", interrupt)
     assert main(["sweep=balance_losses"]) == 130
-    assert capsys.readouterr().err == "\nstopped; what was saved stays, the same command goes on from there\n"
+    assert capsys.readouterr().err == "\nstopped; progress is saved, run the same command again to resume\n"
 
 
 def test_help_names_the_words(capsys):

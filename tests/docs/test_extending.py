@@ -68,7 +68,7 @@ def test_every_command_of_the_page_runs(command, copy):
 
 def test_the_new_study_is_planned_at_equal_budgets(copy):
     printed = run(["-m", "ablations.run", "sweep=tied_embeddings", "dry_run=true"], copy)
-    assert "tied: one matrix; to hold the budgets equal, " in printed
+    assert "tied: one matrix; adjusted to equal budgets: " in printed
 
 
 @pytest.mark.parametrize("variant", ["model/attention=gated", "model/ffn=relu2"])

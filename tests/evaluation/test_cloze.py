@@ -83,5 +83,5 @@ def test_too_little_text_is_an_error(source: PackedText, held_out: HeldOut) -> N
 def test_text_that_repeats_itself_has_no_distractors() -> None:
     """Many windows, but all of their ends alike: refused instead of asked with equal choices."""
     split = documents(200)._replace(tokens=np.append(np.full(199, 5, dtype=np.uint16), np.uint16(0)))
-    with pytest.raises(ConfigError, match=r"cloze_context=5 is not valid: .* apart and different"):
+    with pytest.raises(ConfigError, match=r"cloze_context=5 is not valid: .* disjoint, different windows"):
         cloze.questions(split, ["text"], count=1, context=5, continuation=3)

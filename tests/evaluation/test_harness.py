@@ -65,7 +65,7 @@ def test_loglikelihood_is_that_of_a_loop(harness: Harness, capsys: pytest.Captur
         expected = looped(harness, kept, ids)
         assert nats == pytest.approx(expected[0], rel=FLOAT32_MODULE)
         assert greedy == expected[1]
-    assert "cut from the left to the 32 tokens of training" in capsys.readouterr().err
+    assert "truncated on the left to the 32 tokens of training" in capsys.readouterr().err
 
 
 def test_greedy_is_told_from_not_greedy(source: PackedText) -> None:
@@ -216,10 +216,10 @@ def test_a_local_task_from_the_command(run_dir: Path, tmp_path: Path, capsys: py
 
 def test_mistakes_are_told_in_a_line(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
-        (["--tasks", "arithmetic"], "arithmetic: the text has no domain maths, only text"),
-        (["--tasks", ","], "--tasks: name some"),
-        (["--tasks", "cloze", "--limit", "0"], "--limit 0: 1 or more"),
-        (["--tasks", "cloze", "--batch-size", "0"], "--batch-size 0: 1 or more"),
+        (["--tasks", "arithmetic"], "arithmetic: the text has no domain 'maths', only text"),
+        (["--tasks", ","], "--tasks: name at least one"),
+        (["--tasks", "cloze", "--limit", "0"], "--limit 0: must be at least 1"),
+        (["--tasks", "cloze", "--batch-size", "0"], "--batch-size 0: must be at least 1"),
         (["--tasks", "cloze", "--include-path", str(tmp_path / "none")], "none: no such folder"),
     ):
         assert main(["eval", str(run_dir), *arguments]) == 2

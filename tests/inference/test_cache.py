@@ -44,7 +44,7 @@ def test_another_dtype_is_cast_to_the_caches() -> None:
 def test_a_full_cache_refuses_and_stays_as_it_was() -> None:
     cache = LayerCache((torch.zeros(1, 3, 2),))
     cache.append(torch.ones(1, 2, 2))
-    with pytest.raises(ValueError, match="4 tokens do not fit a cache of 3: allocate a larger max_length"):
+    with pytest.raises(ValueError, match="4 tokens do not fit in a cache of 3: allocate a larger max_length"):
         cache.append(torch.full((1, 2, 2), 2.0))
     assert cache.length == 2
     assert cache.tensors[0].sum() == 4
@@ -54,7 +54,7 @@ def test_a_full_cache_refuses_and_stays_as_it_was() -> None:
 def test_a_model_says_that_its_cache_is_full() -> None:
     model = build().eval()
     caches = allocate_model(model, batch_size=2, max_length=8)
-    with pytest.raises(ValueError, match="9 tokens do not fit a cache of 8"):
+    with pytest.raises(ValueError, match="9 tokens do not fit in a cache of 8"):
         model(torch.zeros(2, 9, dtype=torch.int64), caches=caches)
     assert caches[0].length == 0
 

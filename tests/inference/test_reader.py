@@ -11,7 +11,7 @@ def test_a_prompt_begins_as_its_tokenizer_begins_texts(quick: list[str]) -> None
     model, tokenizer = dsv2.load(quick).model.build(), Tokenizer.train(["ban ben lor"] * 9, vocab_size=300)
     reader = Reader(model, tokenizer, longest=32)
     assert reader.prompt("ban ben") == tokenizer.encode("ban ben")
-    with pytest.raises(ValueError, match="prompt='': at least one character"):
+    with pytest.raises(ValueError, match="prompt='': must have at least one character"):
         reader.prompt("")
     tokenizer.prefix = (7,)
     assert reader.prompt("ban") == [7, *tokenizer.encode("ban")]

@@ -119,7 +119,7 @@ def test_kills_lose_nothing(long, whole, tmp_path):
             running.kill()
         elif turn == 1:
             os.kill(min(workers), signal.SIGKILL)
-            wait_for(lambda: "the worker process was killed; goes on" in log.read_text())
+            wait_for(lambda: "the worker process was killed; resuming" in log.read_text())
             assert running.poll() is None
             os.killpg(running.pid, signal.SIGTERM)
         else:
@@ -144,7 +144,7 @@ def test_ctrl_c_is_one_line(long, tmp_path, after):
     os.killpg(running.pid, signal.SIGINT)
     wait_for(lambda: running.poll() is not None and not session(running.pid), 3)
     assert running.returncode == 130
-    assert log.read_text().endswith("stopped; what was saved stays, the same command goes on from there\n")
+    assert log.read_text().endswith("stopped; progress is saved, run the same command again to resume\n")
     assert "Traceback" not in log.read_text()
 
 

@@ -171,7 +171,7 @@ def test_config_refusals_name_key_and_value(changed: dict[str, Any], message: st
 
 @pytest.mark.parametrize("key", ["vocab_size", "kv_lora_rank", "n_routed_experts", "num_experts_per_tok", "v_head_dim"])
 def test_a_missing_key_is_named(key: str) -> None:
-    with pytest.raises(ValueError, match=f"^{key}=None is not valid: an integer is required, and the key is missing"):
+    with pytest.raises(ValueError, match=f"^{key}=None is not valid: an integer is required, but the key is missing"):
         config_from_hf({name: value for name, value in CONFIG.items() if name != key})
 
 

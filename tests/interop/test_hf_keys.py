@@ -19,7 +19,7 @@ def test_what_is_read_fixed_or_tells_nothing_of_the_model_passes(kind: str) -> N
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_unknown_key_is_refused_by_name(kind: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^expert_bias=0 is not valid: unknown key, nothing in a {kind} model"):
+    with pytest.raises(ConfigError, match=rf"^expert_bias=0 is not valid: unknown key for model_type '{kind}'"):
         refuse_unknown({"expert_bias": 0}, kind)
 
 
@@ -54,7 +54,7 @@ def test_parameters_of_rope_go_by_its_type() -> None:
         refuse_unknown_rope(parameters, "default")
     refuse_unknown_rope({"factor": 40.0, "beta_fast": 32, "truncate": True}, "yarn")
     for parameters, kind, message in (
-        ({"factor": 40.0}, "default", "factor=40.0 is not valid: unknown key, no parameter of rope_type 'default'"),
+        ({"factor": 40.0}, "default", "factor=40.0 is not valid: unknown key for rope_type 'default'"),
         ({"partial_rotary_factor": 0.5}, "yarn", "partial_rotary_factor=0.5 is not valid: unknown key"),
         ({}, "llama3", "rope_type='llama3' is not valid: one of default, yarn"),
     ):
@@ -68,7 +68,7 @@ def test_an_integer_is_an_integer() -> None:
     for value in (3.0, "3", True, None, [3]):
         with pytest.raises(ConfigError, match=r"^n=.* is not valid: an integer is required$"):
             integer({"n": value}, "n", 5)
-    with pytest.raises(ConfigError, match=r"^n=None is not valid: an integer is required, and the key is missing"):
+    with pytest.raises(ConfigError, match=r"^n=None is not valid: an integer is required, but the key is missing"):
         integer({}, "n")
 
 
@@ -81,7 +81,7 @@ def test_a_number_is_a_float_and_null_is_the_default() -> None:
         with pytest.raises(ConfigError, match=r"^x=.* is not valid: a number is required$"):
             number({"x": value}, "x", 1.0)
     for config in ({}, {"x": None}):
-        with pytest.raises(ConfigError, match=r"^x=None is not valid: a number is required, and the key is missing"):
+        with pytest.raises(ConfigError, match=r"^x=None is not valid: a number is required, but the key is missing"):
             number(config, "x")
 
 

@@ -121,7 +121,7 @@ def test_an_output_head_beside_tied_embeddings_is_refused(saved: Path, tmp_path:
     folder = copied(saved, tmp_path / "bad")
     config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": True}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"lm_head\.weight: extra, tie_word_embeddings is true"):
+    with pytest.raises(ValueError, match=r"lm_head\.weight: extra, since tie_word_embeddings is true"):
         from_hf(folder)
 
 
@@ -153,10 +153,15 @@ def test_an_index_must_match_its_shards(sharded: Path, tmp_path: Path) -> None:
 
     where = index["weight_map"]
     other = next(name for name in where.values() if name != where[key])
-    refused(where | {key: "model-9.safetensors"}, r"names the shard 'model-9\.safetensors' for model\.norm\.weight")
-    refused(where | {key: "../model-9.safetensors"}, r"names the shard '\.\./model-9")
-    refused(where | {key: other}, r"model\.norm\.weight: (the index names it there|not there in the index)")
-    refused({name: file for name, file in where.items() if name != key}, r"model\.norm\.weight: not there in the index")
+    refused(where | {key: "model-9.safetensors"}, r"the shard 'model-9\.safetensors' of model\.norm\.weight is missing")
+    refused(where | {key: "../model-9.safetensors"}, r"the shard '\.\./model-9")
+    refused(
+        where | {key: other},
+        r"model\.norm\.weight: (listed in the index, but not in the shard|not listed in the index)",
+    )
+    refused(
+        {name: file for name, file in where.items() if name != key}, r"model\.norm\.weight: not listed in the index"
+    )
     refused({}, "no weight_map")
 
 
@@ -187,7 +192,7 @@ def test_what_goes_out_comes_in_again(model: Transformer, tmp_path: Path, max_sh
 
 
 def test_a_shard_without_bytes_is_refused(model: Transformer, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="max_shard_bytes=0: positive"):
+    with pytest.raises(ValueError, match="max_shard_bytes=0: must be positive"):
         to_hf(model, tmp_path / "out", max_shard_bytes=0)
     assert not (tmp_path / "out").exists()
 

@@ -124,9 +124,9 @@ def test_what_does_not_apply_says_why(name: str, model: Transformer, why: str) -
 def test_a_number_in_a_sentence_is_that_of_its_table(run: ModelOnText) -> None:
     analysis = ANALYSES["router"](run)
     top = analysis.tables["router"]["top_gate"].mean()
-    assert analysis.finding.endswith(f"the top gate is {top:.0%} of the chosen gates.")
+    assert analysis.finding.endswith(f"the top gate is {top:.0%} of the sum of the chosen gates.")
     settled = ANALYSES["saturation"](run)
     half = settled.tables["saturation"].query("step == 5")["overlap"].mean()
     assert np.isclose(half, 0.75, atol=0.05)
-    assert settled.finding.startswith(f"By half of the steps {half:.0%} of a token's experts are its final ones")
+    assert settled.finding.startswith(f"Halfway through training {half:.0%} of a token's experts are its final ones")
     plt.close("all")

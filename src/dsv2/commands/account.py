@@ -1,4 +1,4 @@
-"""`python -m dsv2 account`: what a model costs, as tables or as JSON, from its config alone."""
+"""`python -m dsv2 account`: the cost of a model, computed from its config alone, as tables or JSON."""
 
 import argparse
 import json
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
 
 def add_arguments(parse: argparse.ArgumentParser) -> None:
     parse.add_argument("overrides", nargs="*", help="as in model=v2 model/attention=mha")
-    parse.add_argument("--hf", type=Path, metavar="PATH", help="a Hugging Face config.json, or the folder it lies in")
+    parse.add_argument("--hf", type=Path, metavar="PATH", help="a Hugging Face config.json, or its folder")
     parse.add_argument("--context", type=int, default=4096, help="tokens per sequence (default 4096)")
-    parse.add_argument("--kv-bits", type=float, default=16, help="bits a cached element (default 16)")
+    parse.add_argument("--kv-bits", type=float, default=16, help="bits per cached element (default 16)")
     parse.add_argument("--batch", type=int, default=1, help="sequences, for the activations (default 1)")
-    parse.add_argument("--mfu", type=float, help="share of the peak that is reached; with --tokens gives GPU hours")
+    parse.add_argument("--mfu", type=float, help="model FLOPs utilisation, 0 to 1; with --tokens gives GPU hours")
     parse.add_argument("--tokens", type=float, help="training tokens, as in 8.1e12")
     parse.add_argument("--gpu-peak", type=float, metavar="FLOPS", help="FLOPs per second (default 989e12, an H800)")
-    parse.add_argument("--gpu-price", type=float, metavar="PRICE", help="of a GPU hour, in any currency")
+    parse.add_argument("--gpu-price", type=float, metavar="PRICE", help="per GPU hour, in any currency")
     parse.add_argument(
-        "--published", action="store_true", help="every published figure beside ours, instead of one model"
+        "--published", action="store_true", help="compare all published figures with ours, instead of one model"
     )
     parse.add_argument("--json", action="store_true", help="machine-readable")
 
 
 def account_command(arguments: argparse.Namespace) -> None:
-    """Print one model's account, or the published figures. Imports late, so that other commands do not pay for it."""
+    """Print one model's account, or the published figures. Imports late, to keep other commands fast."""
     if arguments.published:
         if arguments.overrides or arguments.hf is not None:
-            raise ConfigError("published", True, "without a model; the figures name theirs")
+            raise ConfigError("published", True, "without overrides and --hf, since each figure has its own model")
         _published(arguments.json)
         return
     from dsv2.accounting.account import account
@@ -67,7 +67,7 @@ def account_command(arguments: argparse.Namespace) -> None:
         f"{result.kv_bytes_per_token:,.0f} bytes at {result.kv_bits:g} bits",
     )
     console.print()
-    console.print(_memory(memory, f"Memory of training, {arguments.batch} x {arguments.context} tokens in {precision}"))
+    console.print(_memory(memory, f"Training memory, {arguments.batch} x {arguments.context} tokens in {precision}"))
     _print_traffic(console, traffic)
     _print_cost(console, cost, arguments)
 
@@ -86,7 +86,7 @@ def _model(arguments: argparse.Namespace) -> "tuple[Transformer.Config, str]":
 
 
 def _cost(arguments: argparse.Namespace, flops_per_token: int) -> "Cost | None":
-    """GPU hours where a utilisation and a number of tokens are given; neither is guessed."""
+    """Return the GPU hours if utilisation and tokens are given, else None. Raises ConfigError for only one of them."""
     given = {name: getattr(arguments, name) for name in ("mfu", "tokens", "gpu_peak", "gpu_price")}
     if all(value is None for value in given.values()):
         return None
@@ -100,7 +100,7 @@ def _cost(arguments: argparse.Namespace, flops_per_token: int) -> "Cost | None":
 
 
 def _items(result: "Account", model: "Transformer.Config") -> "Table":
-    title = f"FLOPs forward and backward, at a context of {result.context} tokens"
+    title = f"Forward and backward FLOPs at a context of {result.context} tokens"
     table = open_table(["part", "layers", "parameters", "active per token", "FLOPs per token"], title=title)
     for item in result.items:
         numbers = (item.total_params, item.active_params, item.flops_per_token)
@@ -112,8 +112,8 @@ def _items(result: "Account", model: "Transformer.Config") -> "Table":
 
 
 def _memory(memory: "Memory", title: str) -> "Table":
-    table = open_table(["kept", "layers", "bytes", "bytes per token"], title=title)
-    states = {"weights": memory.weights, "gradients": memory.gradients, "AdamW's moments": memory.optimizer}
+    table = open_table(["stored", "layers", "bytes", "bytes per token"], title=title)
+    states = {"weights": memory.weights, "gradients": memory.gradients, "AdamW moments": memory.optimizer}
     for name, size in states.items():
         add_row(table, [name, "", f"{size:,}", ""])
     table.add_section()
@@ -131,9 +131,9 @@ def _print_traffic(console: "Console", traffic: "Traffic | None") -> None:
     if traffic is None:
         return
     if traffic.num_devices == 1:
-        console.print("All-to-all: none, all experts lie on one device (model.ffn.num_devices)")
+        console.print("All-to-all: none, all experts are on one device (model.ffn.num_devices)")
         return
-    title = f"All-to-all of one MoE layer over {traffic.num_devices} devices, router at random, bfloat16, 4 crossings"
+    title = f"All-to-all of one MoE layer over {traffic.num_devices} devices, random router, bfloat16, 4 transfers"
     table = open_table(["a token is sent", "sends per token", "bytes per token"], title=title)
     add_row(table, ["once per pair", str(traffic.top_k), f"{traffic.bytes_by_pair:,.0f}"])
     add_row(table, ["once per device", f"{traffic.devices:.2f}", f"{traffic.bytes_by_device:,.0f}"])
@@ -162,7 +162,7 @@ def _published(as_json: bool) -> None:
         print(json.dumps([{key: value for key, value in row.items() if key != "published"} for row in plain], indent=2))
         return
     columns = ["model", "published", "ours", "difference", "agrees", "why"]
-    table = open_table(columns, text=["agrees", "why"], title="Published figures and our account of them")
+    table = open_table(columns, text=["agrees", "why"], title="Published figures and ours")
     words = {True: "yes", False: "no", None: "not claimed"}
     what = ""
     for row in sorted(rows, key=lambda row: list(WHAT).index(row.published.what)):

@@ -1,7 +1,7 @@
-"""`python -m dsv2 analyse RUN`: what the experts of a model do, as tables, figures and one page.
+"""`python -m dsv2 analyse RUN`: analyse the experts of a model, with tables, figures and one page.
 
-Losses are over the run's own validation text, with 95% intervals over its sequences: they say how far other text could
-move them, not how far other seeds would.
+Losses are over the run's own validation text. Their 95% intervals are over its sequences: they cover the choice of
+text, not of seeds.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from dsv2.storage.rundir import SNAPSHOTS
 from dsv2.training.saved import SavedRun, open_run
 
 SHOWN = 10  # rows of a table in the terminal
-MOST_ROWS = 40  # of a table on the page; the CSV has all
+MOST_ROWS = 40  # of a table on the page; the CSV has all rows
 
 
 def analyse(
@@ -30,11 +30,11 @@ def analyse(
     against: str | Path | None = None,
     text: Sequence[str] = (),
 ) -> Path | None:
-    """Run all analyses that apply, or `only` those named; print tables, write pages, return the path of report.html.
+    """Run all analyses that apply, or those named in `only`; print tables, write the page, return its path.
 
-    `against` is another run on the same validation text, to compare with; `text` names other text than the run's own
-    (`open_run`). Returns None where nothing applies, as for a dense run. Raises ValueError for an unknown name, for a
-    folder without config or weights, and for runs on different text.
+    `against` is another run on the same validation text, for comparison; `text` selects other text than the run's own
+    (see `open_run`). Returns None if nothing applies, as for a dense run. Raises ValueError for an unknown name, a
+    folder without config or weights, and runs on different text.
     """
     if unknown := [name for name in only if name not in ANALYSES]:
         raise ConfigError("only", ",".join(unknown), f"one or more of {', '.join(ANALYSES)}")
@@ -61,14 +61,14 @@ def analyse(
         what += f" Compared with {other.name}, {against}."
     sections = [_section(analysis) for analysis in analyses]
     if left_out:
-        sections.append(Section("What does not apply", left_out))
+        sections.append(Section("Not applicable", left_out))
     tables = {name: table.to_csv(index=False) for analysis in analyses for name, table in analysis.tables.items()}
-    title = f"What the experts of {examined.name} do"
+    title = f"Experts of {examined.name}"
     return write_page(out or opened.folder / "analysis", title, what, sections, tables)
 
 
 def on_text(run: SavedRun, against: ModelOnText | None = None) -> ModelOnText:
-    """Take a run's model with the text that it is looked at on. Raises ValueError for a run without weights or text."""
+    """Pair a run's model with its validation text. Raises ValueError for a run without weights or text."""
     snapshots = run.folder / SNAPSHOTS
     return ModelOnText(
         run.name,
@@ -92,7 +92,7 @@ def _section(analysis: Analysis) -> Section:
 
 
 def _cells(table: pd.DataFrame) -> pd.DataFrame:
-    """The table as text: floats with four significant digits, words as they are."""
+    """Format the cells: floats with four significant digits, others unchanged."""
     return table.map(lambda value: f"{value:.4g}" if isinstance(value, float) else str(value))
 
 

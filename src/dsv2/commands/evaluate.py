@@ -1,4 +1,4 @@
-"""`python -m dsv2 eval RUN --tasks ...`: own benchmarks, and tasks of lm-evaluation-harness."""
+"""`python -m dsv2 eval RUN --tasks ...`: evaluate on our benchmarks and on tasks of lm-evaluation-harness."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -32,41 +32,41 @@ def evaluate_run(
     batch_size: int = 8,
     text: Sequence[str] = (),
 ) -> list[Score]:
-    """Return the scores of a run's model. Raises ValueError for tasks that are not there or cannot be loaded.
+    """Return the scores of a run's model. Raises ValueError for tasks that do not exist or cannot be loaded.
 
-    `text` names other held-out text than the run's own for our benchmarks to ask about (`open_run`).
+    `text` selects other held-out text than the run's own for our benchmarks (see `open_run`).
     """
     for name, value in (("--limit", limit), ("--batch-size", batch_size)):
         if value is not None and value < 1:
-            raise ValueError(f"{name} {value}: 1 or more")
+            raise ValueError(f"{name} {value}: must be at least 1")
     if include_path is not None and not include_path.is_dir():
         raise ValueError(f"--include-path {include_path}: no such folder")
-    asked = [task for task in dict.fromkeys(tasks) if task]
-    if not asked:
-        raise ValueError(f"--tasks: name some, as in --tasks {','.join(TASKS[:2])}")
+    requested = [task for task in dict.fromkeys(tasks) if task]
+    if not requested:
+        raise ValueError(f"--tasks: name at least one, as in --tasks {','.join(TASKS[:2])}")
     opened = open_run(run, text=text)
-    scores = _own(opened, [task for task in asked if task in TASKS], batch_size)
-    if foreign := [task for task in asked if task not in TASKS]:
+    scores = _own(opened, [task for task in requested if task in TASKS], batch_size)
+    if foreign := [task for task in requested if task not in TASKS]:
         scores |= _harness(opened, foreign, include_path, limit, batch_size)
     return [score for task in scores for score in scores[task]]
 
 
 def _own(run: SavedRun, tasks: list[str], batch_size: int) -> dict[str, list[Score]]:
-    """Our benchmarks, with the run's sizes or, where it has none, the default ones."""
+    """Run our benchmarks, with the run's sizes or, if it has none, the defaults."""
     if not tasks:
         return {}
     config = (None if run.imported else run.config.benchmarks) or TextBenchmarks.Config()
     source = run.source
     if not isinstance(source, PackedText):
-        raise ValueError(f"{', '.join(tasks)}: ask about held-out text, and the data of {run.folder} are no text")
+        raise ValueError(f"{', '.join(tasks)}: needs held-out text, but the data of {run.folder} are not text")
     length = source.sequence_length
     for field, tokens in config.lengths().items():
         if tokens > length and field.partition("_")[0] in tasks:
-            value, valid = getattr(config, field), f"{tokens} tokens per question, at most the run's {length}"
+            value, valid = getattr(config, field), f"{tokens} tokens per question, at most {length} as in training"
             raise ConfigError(f"benchmarks.{field}", value, valid)
     benchmarks = config.build(source, tasks)
     if "arithmetic" in tasks and not benchmarks.exercises:
-        raise ValueError(f"arithmetic: the text has no domain maths, only {', '.join(source.domains)}")
+        raise ValueError(f"arithmetic: the text has no domain 'maths', only {', '.join(source.domains)}")
     measures = dict(zip(TASKS, (benchmarks.run_cloze, benchmarks.run_copying, benchmarks.run_arithmetic), strict=True))
     scores = {task: measures[task](run.model, batch_tokens=batch_size * length) for task in tasks}
     return {
@@ -79,7 +79,7 @@ def _harness(
     run: SavedRun, tasks: list[str], include_path: Path | None, limit: int | None, batch_size: int
 ) -> dict[str, list[Score]]:
     if importlib.util.find_spec("lm_eval") is None:
-        without = f"without: {', '.join(TASKS)}"
+        without = f"available without it: {', '.join(TASKS)}"
         raise ValueError(f"{tasks[0]}: needs lm-evaluation-harness: pip install 'dsv2[eval]'; {without}")
     from lm_eval.evaluator import evaluate
     from lm_eval.tasks import TaskManager
@@ -91,11 +91,11 @@ def _harness(
         if task not in manager.all_tasks and not Path(task).is_file():
             close = get_close_matches(task, [*TASKS, *manager.all_tasks], n=3)
             hint = f"did you mean {', '.join(close)}? " if close else ""
-            raise ValueError(f"{task}: no such task; {hint}tasks of your own are found with --include-path FOLDER")
+            raise ValueError(f"{task}: no such task; {hint}use --include-path FOLDER for your own tasks")
     harness = Harness(run.reader, batch_size=batch_size)
     try:
         loaded = manager.load(tasks)
-    except Exception as error:  # whatever the hub, the network, a task's file or a loader raises
+    except Exception as error:  # any error of the hub, the network, a task file or a loader
         first = str(error).partition("\n")[0]
         raise ValueError(f"{', '.join(tasks)}: cannot be loaded; {type(error).__name__}: {first}") from error
     results = evaluate(harness, loaded, limit=limit, bootstrap_iters=1000, log_samples=False)
@@ -104,19 +104,19 @@ def _harness(
 
 
 def _scores(task: str, numbers: dict[str, Any]) -> list[Score]:
-    """The harness names a value `metric,filter` and its standard error `metric_stderr,filter`."""
+    """Parse results of the harness, which are named `metric,filter` and `metric_stderr,filter`."""
     scores = []
     for name, value in numbers.items():
-        metric, comma, chosen = name.partition(",")
+        metric, comma, filter_name = name.partition(",")
         if comma and not metric.endswith("_stderr") and isinstance(value, (int, float)):
-            stderr = numbers.get(f"{metric}_stderr,{chosen}")
-            shown = metric if chosen == "none" else f"{metric} ({chosen})"
-            scores.append(Score(task, shown, float(value), stderr if isinstance(stderr, float) else None, None))
+            stderr = numbers.get(f"{metric}_stderr,{filter_name}")
+            label = metric if filter_name == "none" else f"{metric} ({filter_name})"
+            scores.append(Score(task, label, float(value), stderr if isinstance(stderr, float) else None, None))
     return scores
 
 
 def show(scores: list[Score]) -> None:
-    """Print a table."""
+    """Print the scores as a table."""
     table = open_table(["task", "metric", "value", "standard error", "chance"], text=["metric"])
     for task, metric, *numbers in scores:
         add_row(table, [task, metric, *("" if number is None else f"{number:.4f}" for number in numbers)])
@@ -124,5 +124,5 @@ def show(scores: list[Score]) -> None:
 
 
 def write(path: Path, run: str, scores: list[Score]) -> None:
-    """Write the same as JSON, replaced at once."""
+    """Write the scores as JSON, atomically."""
     write_json(path, {"run": run, "scores": [score._asdict() for score in scores]})

@@ -1,4 +1,4 @@
-"""`python -m dsv2 generate RUN --prompt TEXT`: text out of a trained run or an imported model."""
+"""`python -m dsv2 generate RUN --prompt TEXT`: generate text with a trained run or an imported model."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from dsv2.training.saved import open_run
 
 
 def generate_text(run: str | Path, prompt: str, *, max_new_tokens: int, temperature: float, seed: int) -> str:
-    """Return the prompt and its continuation, through the run's own tokenizer. Raises ValueError."""
+    """Return the prompt with its continuation. Raises ValueError for an invalid run, prompt or setting."""
     reader = open_run(run).reader
     ids = reader.prompt(prompt)
     tokens = torch.tensor([ids], device=reader.model.embedding.device)

@@ -1,8 +1,8 @@
 """`python -m dsv2 import-hf PATH OUT` and `export-hf RUN OUT`.
 
-An imported model is a run directory without a training: `config.yaml` holds its typed config under `model` and, under
-`checkpoint`, what its `config.json` says beside that; `model.safetensors` holds the weights under our own names, and
-the files of its tokenizer lie beside them.
+An imported model is a run directory without training: `config.yaml` holds its typed config under `model` and other
+keys of its `config.json` under `checkpoint`; `model.safetensors` holds the weights under our names. The tokenizer
+files are copied beside them.
 """
 
 import json
@@ -22,15 +22,15 @@ from dsv2.storage.files import new_directory, require_free
 from dsv2.storage.rundir import CONFIG, WEIGHTS
 from dsv2.training.saved import SavedRun, open_run
 
-TOKENIZER_FILES = (TOKENIZER, SETTINGS, "special_tokens_map.json", "generation_config.json")  # kept where there are any
-KEPT = ("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")  # of config.json, beside the model
+TOKENIZER_FILES = (TOKENIZER, SETTINGS, "special_tokens_map.json", "generation_config.json")  # copied if present
+KEPT = ("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")  # config.json keys under checkpoint
 
 
 def import_hf(path: str | Path, out: str | Path) -> None:
-    """Turn the DeepseekV2 checkpoint directory `path` into a run directory `out`. ValueError where `out` is taken."""
+    """Convert the DeepseekV2 checkpoint directory `path` to the run directory `out`. Raises ValueError if it exists."""
     require_free(Path(out))
-    model, described = from_hf(path), read_json(Path(path) / "config.json")
-    checkpoint = {key: described[key] for key in KEPT if described.get(key) is not None}
+    model, hf_config = from_hf(path), read_json(Path(path) / "config.json")
+    checkpoint = {key: hf_config[key] for key in KEPT if hf_config.get(key) is not None}
     with new_directory(out) as folder:
         values = {"model": plain(model.config), "checkpoint": checkpoint}
         (folder / CONFIG).write_text(yaml.safe_dump(values, sort_keys=False))
@@ -41,7 +41,7 @@ def import_hf(path: str | Path, out: str | Path) -> None:
 
 
 def export_hf(run: str | Path, out: str | Path) -> None:
-    """Write the model of `run` and its tokenizer as a DeepseekV2 checkpoint `out`. ValueError where `out` is taken."""
+    """Write model and tokenizer of `run` as the DeepseekV2 checkpoint `out`. Raises ValueError if it exists."""
     require_free(Path(out))
     opened = open_run(run)
     if opened.imported:
@@ -56,7 +56,7 @@ def export_hf(run: str | Path, out: str | Path) -> None:
 
 
 def _tokenizer(run: SavedRun) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Keys of config.json and files that make the run's tokenizer one of transformers; none for data without text."""
+    """Return config.json keys and files with which transformers loads the run's tokenizer; empty without text."""
     try:
         tokenizer = run.tokenizer
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What a trained model can do with text, in numbers that move at small scale: cloze, copying, arithmetic."""
+"""Benchmarks that discriminate between small models: cloze, in-context copying and arithmetic."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,30 +15,30 @@ TASKS = ("cloze", "copying", "arithmetic")
 
 
 class TextBenchmarks:
-    """Questions from a corpus: the same for all arms and seeds, a pure function of corpus, tokenizer and sizes."""
+    """Questions from a corpus, a pure function of corpus, tokenizer and sizes: the same for all arms and seeds."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ConfigBase):
         cloze_questions: int = 256
         cloze_context: int = 32  # tokens
-        cloze_continuation: int = 16  # tokens of each of the four
+        cloze_continuation: int = 16  # tokens per choice
         copying_strings: int = 32
-        copying_length: int = 24  # tokens of a string, which is shown twice
-        exercises: int = 64  # only for a corpus with the domain maths
+        copying_length: int = 24  # tokens per string, which is shown twice
+        exercises: int = 64  # only for a corpus with the domain "maths"
 
         def __post_init__(self) -> None:
             for name in ("cloze_questions", "cloze_context", "cloze_continuation", "copying_strings", "exercises"):
                 self.require(getattr(self, name) > 0, name, "positive")
             most = copying.SYMBOLS
-            self.require(2 <= self.copying_length <= most, "copying_length", f"2 to {most}, the different symbols")
+            self.require(2 <= self.copying_length <= most, "copying_length", f"2 to {most}, the number of symbols")
 
         def lengths(self) -> dict[str, int]:
-            """Tokens that a question takes, by the field that sets it; a model has to be trained on as many."""
+            """Return the tokens per question, by the field that sets them; at most the model's sequence length."""
             cloze = self.cloze_context + self.cloze_continuation
             return {"cloze_context": cloze, "copying_length": 2 * self.copying_length}
 
         def build(self, source: PackedText, tasks: Sequence[str] = TASKS) -> "TextBenchmarks":
-            """Make the questions of `tasks`. Raises ConfigError where the corpus has too little held-out text."""
+            """Build the questions of `tasks`. Raises ConfigError if the corpus has too little held-out text."""
             return TextBenchmarks(self, source, tasks)
 
     def __init__(self, config: Config, source: PackedText, tasks: Sequence[str] = TASKS) -> None:
@@ -66,7 +66,7 @@ class TextBenchmarks:
             )
 
     def run(self, model: Transformer, *, batch_tokens: int) -> dict[str, float]:
-        """All of them, at most `batch_tokens` tokens per pass. Draws no random numbers."""
+        """Run all benchmarks, at most `batch_tokens` tokens per pass. Draws no random numbers."""
         return {
             **self.run_cloze(model, batch_tokens=batch_tokens),
             **self.run_copying(model, batch_tokens=batch_tokens),
@@ -74,11 +74,11 @@ class TextBenchmarks:
         }
 
     def run_cloze(self, model: Transformer, *, batch_tokens: int) -> dict[str, float]:
-        """Return `bench/cloze`, the share of questions answered right, with several domains `bench/cloze_<domain>` too.
+        """Return `bench/cloze`, the share of correct answers, and with several domains `bench/cloze_<domain>`.
 
-        Also `bench/cloze_margin`, the mean nats per byte between the truth and the best distractor, and
-        `bench/cloze_context`, the share right if the choice is by what the context saves, which leaves chance at far
-        fewer tokens.
+        Also `bench/cloze_margin`, the mean difference between the truth and the best distractor in nats per byte, and
+        `bench/cloze_context`, the share correct if choices are scored by how much the context raises their likelihood;
+        it rises above chance much earlier in training.
         """
         answers, informed = answer_both_ways(
             model, self.cloze, self.tokenizer.token_bytes, start=self.tokenizer.start_id, batch_tokens=batch_tokens
@@ -89,17 +89,17 @@ class TextBenchmarks:
             "bench/cloze_context": float(informed.correct.mean()),
         }
         if len(self.domains) > 1:
-            asked = np.array([question.domain for question in self.cloze])
-            for number in np.unique(asked):
-                scores[f"bench/cloze_{self.domains[number]}"] = float(answers.correct[asked == number].mean())
+            domains = np.array([question.domain for question in self.cloze])
+            for domain in np.unique(domains):
+                scores[f"bench/cloze_{self.domains[domain]}"] = float(answers.correct[domains == domain].mean())
         return scores
 
     def run_copying(self, model: Transformer, *, batch_tokens: int) -> dict[str, float]:
-        """`bench/copying`, accuracy on the second copy, and `bench/copying_gain` in nats per token."""
+        """Return `bench/copying`, the accuracy on the second copy, and `bench/copying_gain` in nats per token."""
         copied = copying.copy(model, self.strings, batch_tokens=batch_tokens)
         return {"bench/copying": copied.accuracy, "bench/copying_gain": copied.gain}
 
     def run_arithmetic(self, model: Transformer, *, batch_tokens: int) -> dict[str, float]:
-        """`bench/arithmetic`, the share of exercises whose answer was chosen."""
+        """Return `bench/arithmetic`, the share of exercises answered correctly."""
         answers = answer(model, self.exercises, self.tokenizer.token_bytes, batch_tokens=batch_tokens)
         return {"bench/arithmetic": float(answers.correct.mean())}

@@ -1,6 +1,6 @@
-"""In-context copying: a string of random tokens, shown twice; is the second copy predicted from the first?
+"""In-context copying: a string of random tokens is shown twice; is the second copy predicted from the first?
 
-S strings, L tokens a string.
+S strings, L tokens per string.
 """
 
 from collections.abc import Sequence
@@ -13,21 +13,21 @@ from dsv2.data.tokenizer import END_ID
 from dsv2.evaluation.scoring import Question, likelihoods
 from dsv2.models.transformer import Transformer
 
-SYMBOLS = 64  # the most frequent tokens; one of them guessed is right once in 64 times
+SYMBOLS = 64  # the most frequent tokens; guessing among them is correct 1 time in 64
 
 
 class Copied(NamedTuple):
     accuracy: float  # of argmax over the whole vocabulary, on the second copy
-    gain: float  # nats per token that the second copy costs less than the first
+    gain: float  # loss on the first copy minus that on the second, in nats per token
 
 
 def strings(tokens: np.ndarray, *, count: int, length: int, end_id: int = END_ID) -> np.ndarray:
-    """(S, L) int64: different tokens in each string, out of the SYMBOLS most frequent of `tokens`.
+    """Draw strings (S, L) int64, each of distinct tokens among the SYMBOLS most frequent in `tokens`.
 
-    A pure function of the arguments. Raises ConfigError for strings longer than there are symbols.
+    A pure function of the arguments. Raises ConfigError for strings longer than SYMBOLS.
     """
     if length > SYMBOLS:
-        raise ConfigError("benchmarks.copying_length", length, f"at most {SYMBOLS}, the different symbols of a string")
+        raise ConfigError("benchmarks.copying_length", length, f"at most {SYMBOLS}, the number of symbols")
     counts = np.bincount(tokens, minlength=max(SYMBOLS, end_id) + 1)
     counts[end_id] = -1
     frequent = np.argsort(-counts, kind="stable")[:SYMBOLS]
@@ -38,10 +38,10 @@ def strings(tokens: np.ndarray, *, count: int, length: int, end_id: int = END_ID
 def copy(model: Transformer, shown: np.ndarray, *, batch_tokens: int) -> Copied:
     """Score the second copy of each string (S, L) against its first.
 
-    The first token of a copy is left out of both: that a copy begins there is not to be known.
+    The first token of each copy is not scored, since nothing announces where a copy begins.
     """
-    asked: Sequence[Question] = [Question(row[:1], [*row[1:], *row]) for row in shown.tolist()]
-    results = likelihoods(model, asked, batch_tokens=batch_tokens)
+    questions: Sequence[Question] = [Question(row[:1], [*row[1:], *row]) for row in shown.tolist()]
+    results = likelihoods(model, questions, batch_tokens=batch_tokens)
     length = shown.shape[1]
     # (S, 2 L - 1): L - 1 tokens of the first copy, L of the second
     nats = np.array([result.nats for result in results])

@@ -1,6 +1,6 @@
-"""lm-evaluation-harness on our models; imported only where the package `lm_eval` (extra `eval`) is there.
+"""lm-evaluation-harness on our models; needs the package `lm_eval` (extra `eval`).
 
-L tokens that the model was trained to read.
+L sequence length that the model was trained on.
 """
 
 import sys
@@ -17,13 +17,13 @@ from dsv2.inference.reader import Reader
 
 
 class Harness(TemplateLM):
-    """Answers the harness' three kinds of requests with the run's own model and tokenizer, greedily."""
+    """Answers the harness's three kinds of requests with a run's model and tokenizer; decoding is greedy."""
 
     def __init__(self, reader: Reader, *, batch_size: int) -> None:
-        """`batch_size` sequences of L tokens per pass, more of them where they are shorter."""
+        """Use `batch_size` sequences of L tokens per pass, or more if they are shorter."""
         super().__init__()
         self.reader, self.batch_tokens = reader, batch_size * reader.longest
-        self.said = set[str]()
+        self.warned = set[str]()
 
     @property
     def eot_token_id(self) -> int:
@@ -31,7 +31,7 @@ class Harness(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text that has no context."""
+        """Token that precedes a text without context."""
         return self.reader.tokenizer.start_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
@@ -40,45 +40,45 @@ class Harness(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        """Log-probability of each continuation in nats, and whether argmax predicts all of it.
+        """Return the log-probability of each continuation in nats, and whether argmax predicts all of it.
 
-        Contexts are cut from the left to fit; a continuation of more than L tokens is read as rolling text.
+        Contexts are truncated on the left to fit; a continuation of more than L tokens is scored as rolling text.
         """
-        asked = []
+        questions = []
         for _strings, context, continuation in requests:
             room = self.reader.longest + 1 - len(continuation)
             if len(context) > max(room, 1):
-                self._warn(f"some contexts are cut from the left to the {self.reader.longest} tokens of training")
+                self._warn(f"some contexts are truncated on the left to the {self.reader.longest} tokens of training")
             kept = context[-max(room, 1) :]
-            asked.append(
+            questions.append(
                 windows(kept, continuation, self.reader.longest) if room < 1 else [Question(kept, continuation)]
             )
-        return self._sums(asked)
+        return self._sums(questions)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-probability of each text in nats after <|endoftext|>, in disjoint windows of L tokens, as `val/loss`."""
+        """Return the log-probability of each text after <|endoftext|> in nats, over disjoint windows of L tokens."""
         texts = [self.reader.tokenizer.encode(request.args[0]) for request in requests]
-        asked = [windows([self.reader.tokenizer.start_id], ids, self.reader.longest) for ids in texts]
-        return [nats for nats, _ in self._sums(asked)]
+        questions = [windows([self.reader.tokenizer.start_id], ids, self.reader.longest) for ids in texts]
+        return [nats for nats, _ in self._sums(questions)]
 
-    def _sums(self, asked: list[list[Question]]) -> list[tuple[float, bool]]:
-        flat = [question for some in asked for question in some]
+    def _sums(self, questions: list[list[Question]]) -> list[tuple[float, bool]]:
+        flat = [question for group in questions for question in group]
         results = iter(likelihoods(self.reader.model, flat, batch_tokens=self.batch_tokens))
-        of_each = [[next(results) for _ in some] for some in asked]
-        return [(sum(result.total for result in some), all(all(result.hits) for result in some)) for some in of_each]
+        grouped = [[next(results) for _ in group] for group in questions]
+        return [(sum(r.total for r in group), all(all(r.hits) for r in group)) for group in grouped]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """The greedy continuation of each context up to a stop string, <|endoftext|> or the asked number of tokens.
+        """Continue each context greedily up to a stop string, <|endoftext|> or the requested number of tokens.
 
-        Contexts are cut from the left, to half of L at most, and answers to what is left of L. Raises ValueError where
-        a task wants its tokens drawn.
+        If prompt and answer exceed L, contexts are truncated on the left, but not below half of L, and answers to the
+        rest. Raises ValueError if a task asks for sampling.
         """
         answers = []
         for context, settings in (request.args for request in requests):
-            wanted = normalize_gen_kwargs(settings)
-            if wanted["do_sample"]:
-                raise ValueError(f"do_sample={settings['do_sample']}: only greedy answers are generated")
-            answers.append(self._generate(context, wanted["until"], wanted["max_gen_toks"]))
+            options = normalize_gen_kwargs(settings)
+            if options["do_sample"]:
+                raise ValueError(f"do_sample={settings['do_sample']}: only greedy decoding is supported")
+            answers.append(self._generate(context, options["until"], options["max_gen_toks"]))
         return answers
 
     def _generate(self, context: str, stops: list[str], most: int) -> str:
@@ -87,7 +87,7 @@ class Harness(TemplateLM):
         kept = read[-max(longest - most, longest // 2, 1) :]
         most = min(most, longest - len(kept))
         if len(kept) < len(read):
-            self._warn(f"some contexts are cut from the left to leave room for answers within {longest} tokens")
+            self._warn(f"some contexts are truncated on the left to leave room for answers within {longest} tokens")
         ids, text = list[int](), ""
         for new in stream_tokens(model, [torch.tensor(kept, device=model.embedding.device)], most=most):
             if int(new) == tokenizer.end_id:
@@ -99,16 +99,16 @@ class Harness(TemplateLM):
         return text
 
     def _warn(self, message: str) -> None:
-        """Once each."""
-        if message not in self.said:
+        """Print each warning once."""
+        if message not in self.warned:
             print(f"warning: {message}", file=sys.stderr)
-            self.said.add(message)
+            self.warned.add(message)
 
 
 def windows(context: list[int], ids: list[int], longest: int) -> list[Question]:
-    """Windows of at most `longest` tokens to read, in which every one of `ids` is scored once.
+    """Split a text into windows of at most `longest` tokens, in which each of `ids` is scored once.
 
-    The first one's context is `context`'s last token, any other's the token before its first.
+    The context of a window is the token before it: for the first, the last of `context`.
     """
     before = [context[-1], *ids]
     return [Question(before[first : first + 1], ids[first : first + longest]) for first in range(0, len(ids), longest)]

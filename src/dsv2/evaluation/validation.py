@@ -22,16 +22,16 @@ def evaluate(
     token_bytes: np.ndarray | None,
     domains: tuple[str, ...] = (),
 ) -> dict[str, float]:
-    """Return `val/loss` (nats per scored token), `val/accuracy` of argmax on them and `val/routing/*`.
+    """Return `val/loss` (nats per scored token), `val/accuracy` (of argmax) and `val/routing/*`.
 
-    Also `val/bpb` where tokens stand for bytes, and with several domains `val/bpb_<domain>` of each that has text here.
+    Also `val/bpb` if tokens stand for bytes, and with several domains `val/bpb_<domain>` for each that occurs.
 
-    Takes all validation sequences as one batch and works through it `batch_size` at a time, in evaluation mode; the
-    model is left in the mode it was in. A target counts for the domain of its input's document.
+    `batch` holds all validation sequences; they are processed `batch_size` at a time in evaluation mode, and the
+    model's mode is restored. A target counts for the domain of its input's document.
     """
     counts = list[Counts]()
-    nats = torch.zeros(batch.targets.shape, dtype=torch.float64)  # (B, T), 0 where nothing is scored
-    right = 0
+    nats = torch.zeros(batch.targets.shape, dtype=torch.float64)  # (B, T), 0 for targets that are not scored
+    correct = 0
     moe = model.config.moe
     with evaluating(model):
         for first in range(0, len(batch.inputs), batch_size):
@@ -40,31 +40,29 @@ def evaluate(
             output = model(batch.inputs[part].to(targets.device))
             logits = output.logits.float()
             nats[part] = token_nats(logits, targets).double().cpu()
-            right += int((logits.argmax(-1) == targets).sum())  # NOT_SCORED is no token's number
+            correct += int((logits.argmax(-1) == targets).sum())  # NOT_SCORED is not a token id
             if moe is not None:
                 new = [count(routing, num_devices=moe.num_devices) for routing in output.routings]
                 counts = [old + more for old, more in zip(counts, new, strict=True)] if counts else new
     scored = int((batch.targets != NOT_SCORED).sum())
-    result = {"val/loss": nats.sum().item() / scored, "val/accuracy": right / scored}
+    result = {"val/loss": nats.sum().item() / scored, "val/accuracy": correct / scored}
     if token_bytes is not None:
         result["val/bpb"] = bits_per_byte(nats.sum().item(), count_bytes(batch.targets, token_bytes))
         if len(domains) > 1 and batch.domains is not None:
             for number, name in enumerate(domains):
-                here = batch.domains == number
-                if num_bytes := count_bytes(batch.targets[here], token_bytes):
-                    result[f"val/bpb_{name}"] = bits_per_byte(nats[here].sum().item(), num_bytes)
+                mask = batch.domains == number
+                if num_bytes := count_bytes(batch.targets[mask], token_bytes):
+                    result[f"val/bpb_{name}"] = bits_per_byte(nats[mask].sum().item(), num_bytes)
     routing = mean_measures([measure(layer) for layer in counts])
     return result | {f"val/{name}": value for name, value in routing.items()}
 
 
 @torch.no_grad()
 def loss_at_capacity(model: Transformer, batch: Batch, *, batch_size: int) -> float:
-    """Return the validation loss (nats per scored token) where evaluation drops tokens too (section 2.2.4).
+    """Return the validation loss (nats per scored token) with token dropping during evaluation (section 2.2.4).
 
-    Of each `batch_size` sequences what is over the devices' budgets is dropped, and nobody is exempt: this is what a
-    model loses when it is not used as it was trained.
-
-    The budget is that of the model's own dropping, else capacity factor 1.0. `model` is left as it is.
+    In each batch of `batch_size` sequences, pairs above the devices' budgets are dropped and no sequence is exempt.
+    The capacity factor is that of the model's own dropping, else 1.0. `model` is not changed.
     """
     moe = model.config.moe
     assert moe is not None

@@ -1,6 +1,6 @@
 """Preallocated per-layer caches of keys and values, or of MLA's latents.
 
-B batch, S room in tokens.
+B batch, S capacity in tokens.
 """
 
 import torch
@@ -12,10 +12,10 @@ from dsv2.models.transformer import Transformer
 
 
 class LayerCache:
-    """Room for S tokens of each row in one layer; the token at position p of a row is held at place p."""
+    """Cache of one layer with room for S tokens per row; the token at position p is stored at index p."""
 
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
-        self.tensors, self.length = tensors, 0  # (B, S, ...) each; tokens that the longest row holds
+        self.tensors, self.length = tensors, 0  # (B, S, ...) each; tokens in the longest row
         self._lengths: Tensor | None = None  # (B,), once rows differ
 
     @property
@@ -25,25 +25,25 @@ class LayerCache:
 
     @property
     def lengths(self) -> Tensor:
-        """Tokens that each row holds, (B,) int64."""
+        """Tokens in each row, (B,) int64."""
         if self._lengths is not None:
             return self._lengths
         return torch.full(self.tensors[0].shape[:1], self.length, device=self.tensors[0].device)
 
     def append(self, *new: Tensor, ragged: Ragged | None = None) -> tuple[Tensor, ...]:
-        """Write (B, T, ...) behind what is held; return all that is held, (B, length, ...). ValueError when full.
+        """Append tensors (B, T, ...) and return the cached ones, (B, length, ...). Raises ValueError when full.
 
-        With `ragged` each token goes to the place of its position, and padding nowhere; places that a row has not
-        reached yet hold zeros.
+        With `ragged`, each token is written at the index of its position, and padding is skipped; indices beyond the
+        end of a row are zero.
         """
         room, end = self.tensors[0].shape[1], self.length + new[0].shape[1] if ragged is None else ragged.end
         if end > room:
-            raise ValueError(f"{end} tokens do not fit a cache of {room}: allocate a larger max_length")
+            raise ValueError(f"{end} tokens do not fit in a cache of {room}: allocate a larger max_length")
         for held, more in zip(self.tensors, new, strict=True):
             if ragged is None:
                 held[:, self.length : end] = more
             else:
-                held[:, self.length : end] = 0  # before it is written, memory may hold anything, NaN included
+                held[:, self.length : end] = 0  # uninitialised memory may contain NaN
                 rows, tokens = (ragged.positions >= 0).nonzero(as_tuple=True)
                 held[rows, ragged.positions[rows, tokens]] = more[rows, tokens]
         if ragged is not None:

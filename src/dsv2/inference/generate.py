@@ -1,4 +1,4 @@
-"""Tokens out of a model, one after another, on caches of latents or of keys and values.
+"""Autoregressive generation with caches of latents or of keys and values.
 
 B batch, T prompt tokens, V vocabulary.
 """
@@ -33,18 +33,18 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> Tensor | list[Tensor]:
-    """Continue tokens (B, T) int64 by `max_new_tokens`: (B, T + max_new_tokens), in evaluation mode.
+    """Continue tokens (B, T) int64 by `max_new_tokens`, to (B, T + max_new_tokens), in evaluation mode.
 
-    A list of prompts (T_i,) of different lengths gives a list of (T_i + max_new_tokens,), as each alone would give.
-    Temperature 0 takes the likeliest token; otherwise tokens are drawn from softmax(logits / temperature), from `seed`.
-    Raises ValueError for an empty prompt and for settings out of range.
+    A list of prompts (T_i,) of different lengths returns a list of (T_i + max_new_tokens,), each the same as alone.
+    Temperature 0 is greedy; otherwise tokens are sampled from softmax(logits / temperature) with `seed`. Raises
+    ValueError for an empty prompt and for settings out of range.
     """
     prompts = list(tokens)
     if not prompts or any(prompt.dim() != 1 or not len(prompt) for prompt in prompts):
         shapes = tuple(tokens.shape) if isinstance(tokens, Tensor) else [tuple(prompt.shape) for prompt in prompts]
-        raise ValueError(f"tokens has shape {shapes}: (batch, at least 1 token), or a list of at least one such row")
+        raise ValueError(f"tokens has shape {shapes}: must be (batch, at least 1 token), or a list of such rows")
     if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens={max_new_tokens}: 0 or more")
+        raise ValueError(f"max_new_tokens={max_new_tokens}: must be 0 or more")
     new = list(stream_tokens(model, prompts, most=max_new_tokens, temperature=temperature, seed=seed))
     made = torch.stack(new, dim=1) if new else prompts[0].new_empty(len(prompts), 0)  # (B, max_new_tokens)
     if isinstance(tokens, Tensor):
@@ -56,28 +56,28 @@ def generate(
 def stream_tokens(
     model: Transformer, prompts: Sequence[Tensor], *, most: int, temperature: float = 0.0, seed: int = 0
 ) -> Iterator[Tensor]:
-    """Yield the next token of every prompt (T_i,), (B,) int64 each time, at most `most` times."""
+    """Yield the next token of every prompt (T_i,) as (B,) int64, `most` times."""
     if not temperature >= 0:
-        raise ValueError(f"temperature={temperature}: 0 (greedy) or more")
+        raise ValueError(f"temperature={temperature}: must be 0 (greedy) or more")
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     tokens = torch.nn.utils.rnn.pad_sequence(list(prompts), batch_first=True)  # (B, T)
     device, length = tokens.device, tokens.shape[1]
     positions = torch.arange(length).expand(len(prompts), length)
     ragged = bool((lengths < length).any())
-    places = positions.where(positions < lengths[:, None], -1).to(device) if ragged else None
+    padded = positions.where(positions < lengths[:, None], -1).to(device) if ragged else None
     caches = allocate_model(model, batch_size=len(prompts), max_length=length + most)
     generator = torch.Generator(device).manual_seed(seed)
     last = (lengths - 1).to(device)
     with evaluating(model):
         for _ in range(most):
-            logits = model(tokens, positions=places, caches=caches).logits  # (B, T, V), then (B, 1, V)
+            logits = model(tokens, positions=padded, caches=caches).logits  # (B, T, V), then (B, 1, V)
             new = _choose(logits[torch.arange(len(prompts)), last].float(), temperature, generator)
             yield new
-            tokens, places, last = new[:, None], None, torch.zeros_like(last)
+            tokens, padded, last = new[:, None], None, torch.zeros_like(last)
 
 
 def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    """The next token of each row, (B,) from logits (B, V)."""
+    """Choose the next token of each row, (B,), from logits (B, V)."""
     if temperature == 0:
         return logits.argmax(-1)
     return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]

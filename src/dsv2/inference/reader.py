@@ -7,15 +7,15 @@ from dsv2.models.transformer import Transformer
 
 
 class Reader(NamedTuple):
-    """A model that reads and writes text."""
+    """A model that scores and generates text."""
 
     model: Transformer
     tokenizer: Tokenizer
-    longest: int  # tokens that the model was trained to read
+    longest: int  # sequence length that the model was trained on
 
     def prompt(self, text: str) -> list[int]:
-        """Token ids of a prompt, begun as its tokenizer begins texts. Raises ValueError for an empty one."""
+        """Encode a prompt, with the tokenizer's prefix. Raises ValueError if it is empty."""
         ids = [*self.tokenizer.prefix, *self.tokenizer.encode(text)]
         if not ids:
-            raise ValueError("prompt='': at least one character")
+            raise ValueError("prompt='': must have at least one character")
         return ids

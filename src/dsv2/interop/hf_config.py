@@ -1,9 +1,9 @@
-"""Between Hugging Face's `config.json` and our typed model config.
+"""Conversion between Hugging Face's `config.json` and our typed model config.
 
-Read: model_type deepseek_v2, as transformers 5 writes it (`rope_parameters`) and as the releases of 2024 did
-(`rope_theta`, `rope_scaling`); for accounting also plain llama. What a key means is what transformers 5.23 computes
-from it: `norm_topk_prob` is ignored, `head_dim` and `qk_head_dim` follow from other widths, YaRN's factor on cos and
-sin is 0.1 ln(factor) + 1 unless both mscale keys are set. What our model cannot represent is refused by name.
+Reads model_type deepseek_v2, as written by transformers 5 (`rope_parameters`) and by the releases of 2024
+(`rope_theta`, `rope_scaling`); for accounting also plain llama. Keys have the meaning that transformers 5.23 gives
+them: `norm_topk_prob` is ignored, `head_dim` and `qk_head_dim` follow from other widths, YaRN's factor on cos and sin
+is 0.1 ln(factor) + 1 unless both mscale keys are set. Anything our model cannot represent is refused by name.
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ TOPK_METHODS = ("greedy", "group_limited_greedy")
 
 
 def read_config(path: str | Path) -> Transformer.Config:
-    """The model that the `config.json` at `path` describes, a file or the directory that holds it."""
+    """Read a model config from `path`, a `config.json` or its directory."""
     return config_from_hf(read_json(Path(path) / "config.json" if Path(path).is_dir() else Path(path)))
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; ValueError where there is none to read."""
+    """Read the object in a JSON file. Raises ValueError if there is none."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -43,9 +43,9 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def config_from_hf(config: Mapping[str, Any]) -> Transformer.Config:
-    """The model that a parsed `config.json` describes. ConfigError, a ValueError, names key and value of a refusal.
+    """Convert a parsed `config.json`. Raises ConfigError, a ValueError that names key and value.
 
-    llama is for accounting only: its checkpoints pair RoPE channels otherwise than this model.
+    llama is for accounting only: its checkpoints pair RoPE channels differently.
     """
     kind = config.get("model_type")
     if kind not in ("deepseek_v2", "llama"):
@@ -61,7 +61,7 @@ def _deepseek(config: Mapping[str, Any]) -> Transformer.Config:
     num_heads, num_layers = integer(config, "num_attention_heads"), integer(config, "num_hidden_layers")
     if config.get("num_key_value_heads") not in (None, num_heads):
         value = config["num_key_value_heads"]
-        raise ConfigError("num_key_value_heads", value, f"num_attention_heads={num_heads}, MLA has no groups")
+        raise ConfigError("num_key_value_heads", value, f"num_attention_heads={num_heads}, since MLA has no groups")
     num_dense = min(integer(config, "first_k_dense_replace", 0), num_layers)
     attention = MLA.Config(
         num_heads=num_heads,
@@ -85,7 +85,7 @@ def _moe(config: Mapping[str, Any]) -> MoE.Config:
     method, num_experts = config.get("topk_method", "greedy"), integer(config, "n_routed_experts")
     if method not in TOPK_METHODS:
         raise ConfigError("topk_method", method, f"one of {', '.join(TOPK_METHODS)}")
-    if method == "greedy":  # groups then limit nothing, but balance losses may still be counted over them
+    if method == "greedy":  # groups then limit nothing, but balance losses may still use them
         groups = integer(config, "n_group") if config.get("n_group") else 1
         num_devices, max_devices = groups if num_experts % groups == 0 else 1, None
     else:
@@ -145,13 +145,13 @@ def _rope(config: Mapping[str, Any]) -> Rope.Config:
 
 
 def _yarn(rope: Mapping[str, Any], config: Mapping[str, Any]) -> Yarn.Config:
-    """YaRN whose factor on cos and sin and on the softmax are those of transformers.
+    """Return YaRN with the factors that transformers applies to cos and sin and to the softmax.
 
-    Ours are m(mscale) / m(mscale_all_dim) and m(mscale_all_dim)^2, with m(x) = 0.1 x ln(factor) + 1. transformers takes
-    m(1) for the first unless both keys are set (not 0), or `attention_factor` where that is given; mscale follows.
+    Ours are m(mscale) / m(mscale_all_dim) and m(mscale_all_dim)^2, with m(x) = 0.1 x ln(factor) + 1. For the first,
+    transformers takes `attention_factor` if given, else m(1) unless both keys are nonzero; mscale is set to match.
     """
     if rope.get("truncate") not in (True, None):
-        raise ConfigError("truncate", rope["truncate"], "true, the range of pairs is rounded here")
+        raise ConfigError("truncate", rope["truncate"], "true, since the range of pairs is rounded here")
     length = "original_max_position_embeddings"
     yarn = Yarn.Config(
         factor=number(rope, "factor"),
@@ -174,18 +174,18 @@ def _yarn(rope: Mapping[str, Any], config: Mapping[str, Any]) -> Yarn.Config:
         if yarn.length_scale(mscale) / on_softmax == wanted:
             return dataclasses.replace(yarn, mscale=mscale)
     if yarn.factor == 1:
-        raise ConfigError("attention_factor", wanted, "1 where factor is 1")
+        raise ConfigError("attention_factor", wanted, "1 if factor is 1")
     return dataclasses.replace(yarn, mscale=(wanted * on_softmax - 1) / (0.1 * math.log(yarn.factor)))
 
 
-# Only `config_to_hf` writes this: our models have no longest sequence, and 4K is what DeepSeek-V2 was trained on.
+# Written by `config_to_hf`, since our models have no maximum length; DeepSeek-V2 was trained at 4K.
 TRAINED_LENGTH = 4096
 
 
 def config_to_hf(config: Transformer.Config) -> dict[str, Any]:
-    """The `config.json` of a model, as transformers 5 writes it. ValueError for what deepseek_v2 cannot represent.
+    """Convert to a `config.json` as transformers 5 writes it. Raises ValueError for what deepseek_v2 cannot represent.
 
-    Token dropping is left out, since it acts in training only; so are the ids of special tokens, which belong to the
+    Token dropping, which acts only in training, is left out, as are the ids of special tokens, which depend on the
     tokenizer.
     """
     attention, ffn, dense = config.attention, config.ffn, config.dense
@@ -194,13 +194,15 @@ def config_to_hf(config: Transformer.Config) -> dict[str, Any]:
     if config.dim % attention.num_heads:
         raise ConfigError("dim", config.dim, f"a multiple of num_heads={attention.num_heads}, as transformers requires")
     if type(ffn) not in (MoE.Config, SwiGLU.Config):
-        raise ConfigError("ffn", ffn, "DeepSeekMoE or a dense SwiGLU, what deepseek_v2 has")
+        raise ConfigError("ffn", ffn, "DeepSeekMoE or a dense SwiGLU, the FFNs of deepseek_v2")
     num_dense = config.num_dense_layers
     if isinstance(ffn, SwiGLU.Config):
         if num_dense and dense is not None and dense.width != ffn.width:
-            raise ConfigError("dense.width", dense.width, f"{ffn.width} as in the other layers, deepseek_v2 has one")
+            raise ConfigError(
+                "dense.width", dense.width, f"{ffn.width} as in the other layers, since deepseek_v2 has one width"
+            )
         num_dense, dense = config.num_layers, ffn
-    yarn, width = config.rope.yarn, dense.width if dense is not None else 1  # without dense layers any width does
+    yarn, width = config.rope.yarn, dense.width if dense is not None else 1  # unused without dense layers
     return {
         "architectures": ["DeepseekV2ForCausalLM"],
         "model_type": "deepseek_v2",
@@ -260,6 +262,6 @@ def _rope_to_hf(rope: Rope.Config) -> dict[str, Any]:
         "mscale": yarn.mscale,
         "mscale_all_dim": yarn.mscale_all_dim,
     }
-    if not (yarn.mscale and yarn.mscale_all_dim):  # transformers would not use what is given
+    if not (yarn.mscale and yarn.mscale_all_dim):  # transformers would ignore them
         parameters["attention_factor"] = yarn.length_scale(yarn.mscale) / yarn.length_scale(yarn.mscale_all_dim)
     return parameters

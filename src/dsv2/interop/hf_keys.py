@@ -1,11 +1,11 @@
-"""Which keys of a Hugging Face `config.json` are read, tolerated or refused, and reading one with its type."""
+"""Keys of a Hugging Face `config.json`: which are read, ignored or refused, and typed access to them."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from dsv2.config import ConfigError
 
-# Say nothing about the function computed in evaluation: provenance, tokens, generation, training.
+# Keys that do not affect the function computed in evaluation: provenance, tokens, generation, training.
 _METADATA = """
 architectures auto_map aux_loss_alpha bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward
 decoder_start_token_id diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id
@@ -34,26 +34,26 @@ READ = {"llama": frozenset(_COMMON.split()), "deepseek_v2": frozenset(_COMMON.sp
 ROPE_READ = {"default": frozenset({"rope_type", "type", "rope_theta"})}
 ROPE_READ["yarn"] = ROPE_READ["default"] | frozenset(_YARN.split())
 
-# Keys of which our model has one value only: (what they may say, what to tell who says otherwise).
+# Keys that must have a fixed value: (allowed values, text of the error).
 _FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "attention_bias": ((False, None), "false, projections here have no biases"),
-    "attention_dropout": ((0, None), "0, there is no dropout here"),
+    "attention_bias": ((False, None), "false, since projections have no biases"),
+    "attention_dropout": ((0, None), "0, since there is no dropout"),
     "hidden_act": (("silu",), "'silu'"),
     "is_encoder_decoder": ((False, None), "false"),
-    "mlp_bias": ((False, None), "false, projections here have no biases"),
+    "mlp_bias": ((False, None), "false, since projections have no biases"),
     "partial_rotary_factor": ((1, None), "1"),
-    "quantization_config": ((None,), "absent, weights that are quantised are not read"),
+    "quantization_config": ((None,), "absent, since quantised weights are not supported"),
 }
 FIXED = {
     "llama": _FIXED,
     "deepseek_v2": _FIXED
     | {
-        "moe_layer_freq": ((1,), "1, every layer past the first dense ones is MoE"),
+        "moe_layer_freq": ((1,), "1, since every layer after the first dense ones is MoE"),
         "scoring_func": (("softmax",), "'softmax'"),
     },
 }
 
-# What our fields are called there, for errors that our own configs raise.
+# Our field -> Hugging Face's key, to translate errors raised by our configs.
 THEIRS = {
     "dim": "hidden_size",
     "num_layers": "num_hidden_layers",
@@ -79,32 +79,32 @@ THEIRS = {
 
 
 def refuse_unknown(config: Mapping[str, Any], model_type: str) -> None:
-    """Every key must be read, be fixed at the one value we have, be metadata or be null. Else ConfigError."""
+    """Raise ConfigError for a key that is not read, not metadata and not null, or has another than its fixed value."""
     for key, value in config.items():
         if key in FIXED[model_type]:
             allowed, valid = FIXED[model_type][key]
             if value not in allowed:
                 raise ConfigError(key, value, valid)
         elif value is not None and key not in READ[model_type] | METADATA and not key.startswith("_"):
-            raise ConfigError(key, value, f"unknown key, nothing in a {model_type} model here is called that")
+            raise ConfigError(key, value, f"unknown key for model_type {model_type!r}")
 
 
 def refuse_unknown_rope(rope: Mapping[str, Any], rope_type: str) -> None:
-    """The same for RoPE's parameters."""
+    """Raise ConfigError for an unknown RoPE type or parameter."""
     if rope_type not in ROPE_READ:
         raise ConfigError("rope_type", rope_type, f"one of {', '.join(ROPE_READ)}")
     for key, value in rope.items():
         if key == "partial_rotary_factor" and value in (1, None):
             continue
         if value is not None and key not in ROPE_READ[rope_type]:
-            raise ConfigError(key, value, f"unknown key, no parameter of rope_type {rope_type!r}")
+            raise ConfigError(key, value, f"unknown key for rope_type {rope_type!r}")
 
 
 _REQUIRED = object()
 
 
 def integer(config: Mapping[str, Any], key: str, default: Any = _REQUIRED) -> int:
-    """config[key]; without a default the key is required."""
+    """Return config[key] as an int; without a default the key is required."""
     value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int):
         raise _not_a(key, value, "an integer")
@@ -112,7 +112,7 @@ def integer(config: Mapping[str, Any], key: str, default: Any = _REQUIRED) -> in
 
 
 def number(config: Mapping[str, Any], key: str, default: Any = _REQUIRED) -> float:
-    """config[key] as a float; null takes the default."""
+    """Return config[key] as a float; null means the default."""
     value = config.get(key, default)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -122,5 +122,5 @@ def number(config: Mapping[str, Any], key: str, default: Any = _REQUIRED) -> flo
 
 def _not_a(key: str, value: Any, kind: str) -> ConfigError:
     if value is _REQUIRED:
-        return ConfigError(key, None, f"{kind} is required, and the key is missing")
+        return ConfigError(key, None, f"{kind} is required, but the key is missing")
     return ConfigError(key, value, f"{kind} is required")

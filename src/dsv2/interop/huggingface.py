@@ -1,7 +1,7 @@
-"""DeepseekV2 checkpoints of Hugging Face, in and out: a directory of `config.json` and safetensors, whole or sharded.
+"""Import and export of Hugging Face DeepseekV2 checkpoints: `config.json` and safetensors, whole or sharded.
 
-Which tensor holds what is said in `names`, what a config key means in `hf_config`. Tensors are read and written one by
-one: importing needs the model and one tensor, exporting the model and one shard.
+`names` maps the tensors, `hf_config` the config keys. Tensors are read and written one at a time: importing needs
+memory for the model and one tensor, exporting for the model and one shard.
 """
 
 import json
@@ -29,27 +29,27 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F
 
 
 class Stored(NamedTuple):
-    """Where a tensor lies and what it is, from a file's header."""
+    """File, shape and dtype of a stored tensor, from the file's header."""
 
     file: Path
     shape: tuple[int, ...]
     dtype: str
 
 
-# ---- in --------------------------------------------------------------------------------------------------------------
+# ---- import ----------------------------------------------------------------------------------------------------------
 
 
 def from_hf(path: str | Path) -> Transformer:
-    """The model of a DeepseekV2 checkpoint directory, on the default device.
+    """Load the model of a DeepseekV2 checkpoint directory, on the default device.
 
-    Parameters have the file's dtype, where it has several the narrowest that holds them all exactly. Everything is
-    checked before memory is taken: ValueError names the first key that is unknown, extra, missing or misshapen.
+    Parameters have the dtype of the checkpoint; if it has several, the narrowest that holds all exactly. All keys are
+    checked before memory is allocated: raises ValueError for the first unknown, extra or missing key or wrong shape.
     """
     path = Path(path)
-    described = read_json(path / "config.json")
-    if described.get("model_type") != "deepseek_v2":
-        raise ConfigError("model_type", described.get("model_type"), "'deepseek_v2' for weights")
-    config, stored = config_from_hf(described), _headers(path)
+    hf_config = read_json(path / "config.json")
+    if hf_config.get("model_type") != "deepseek_v2":
+        raise ConfigError("model_type", hf_config.get("model_type"), "'deepseek_v2' for weights")
+    config, stored = config_from_hf(hf_config), _headers(path)
     with torch.device("meta"):
         model = config.build()
     fused = any(key.endswith((".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")) for key in stored)
@@ -59,13 +59,13 @@ def from_hf(path: str | Path) -> Transformer:
     weights = dict(model.named_parameters())
     for file in sorted({entry.file for entry in stored.values()}):
         with _open(file) as reader:
-            for key in reader.keys():  # noqa: SIM118, a reader is no mapping
+            for key in reader.keys():  # noqa: SIM118, a reader is not a mapping
                 rows[key].scatter(reader.get_tensor(key), weights)
     return model
 
 
 def _headers(path: Path) -> dict[str, Stored]:
-    """Every tensor of the checkpoint; ValueError where files are missing or contradict their index."""
+    """List every tensor of the checkpoint. Raises ValueError if files are missing or contradict their index."""
     if (path / WHOLE).is_file():
         return _header(path / WHOLE)
     if not (path / INDEX).is_file():
@@ -78,12 +78,12 @@ def _headers(path: Path) -> dict[str, Stored]:
         shards.setdefault(str(name), set()).add(key)
     for name, keys in sorted(shards.items()):
         if Path(name).name != name or not (path / name).is_file():
-            raise ValueError(f"{path / INDEX}: names the shard {name!r} for {min(keys)}, which is missing")
+            raise ValueError(f"{path / INDEX}: the shard {name!r} of {min(keys)} is missing")
     stored: dict[str, Stored] = {}
     for name, keys in sorted(shards.items()):
         held = _header(path / name)
         for key in sorted(keys ^ held.keys()):
-            problem = "the index names it there, the shard lacks it" if key in keys else "not there in the index"
+            problem = "listed in the index, but not in the shard" if key in keys else "not listed in the index"
             raise ValueError(f"{path / name}: {key}: {problem}")
         stored |= held
     return stored
@@ -103,7 +103,7 @@ def _open(file: Path) -> Any:
 
 
 def _dtype(stored: Mapping[str, Stored]) -> torch.dtype:
-    """The narrowest dtype that holds every tensor exactly."""
+    """Return the narrowest dtype that holds every tensor exactly."""
     dtype: torch.dtype | None = None
     for key, entry in stored.items():
         if entry.dtype not in DTYPES:
@@ -117,7 +117,7 @@ def _dtype(stored: Mapping[str, Stored]) -> torch.dtype:
 def _check(
     path: Path, config: Transformer.Config, rows: Mapping[str, Row], stored: Mapping[str, Stored], weights: Any
 ) -> None:
-    """Raise one ValueError, naming the key, unless `stored` is exactly what `rows` ask for."""
+    """Raise ValueError, naming the first wrong key, unless `stored` matches `rows` exactly."""
     for key in sorted(stored.keys() - rows.keys()):
         raise ValueError(f"{path}: {key}: {_why_extra(key, config, stored)}")
     for key, row in rows.items():
@@ -131,11 +131,11 @@ def _check(
 
 
 def _why_extra(key: str, config: Transformer.Config, stored: Iterable[str]) -> str:
-    """What is wrong with a key that this model does not have."""
+    """Explain a key that this model does not have."""
     match = re.match(r"(model\.layers\.(\d+)\.)(?:mlp\.experts\.(\d+)\.)?", key)
     if match is None:
         tied = key == "lm_head.weight"
-        return "extra, tie_word_embeddings is true" if tied else "unknown, no tensor of a deepseek_v2 model"
+        return "extra, since tie_word_embeddings is true" if tied else "unknown, not a tensor of a deepseek_v2 model"
     layer, expert = int(match[2]), match[3]
     if layer >= config.num_layers:
         return f"extra, the last layer is {config.num_layers - 1}"
@@ -149,7 +149,7 @@ def _why_extra(key: str, config: Transformer.Config, stored: Iterable[str]) -> s
     return "unknown or extra, the model of this config.json has no such tensor"
 
 
-# ---- out -------------------------------------------------------------------------------------------------------------
+# ---- export ----------------------------------------------------------------------------------------------------------
 
 
 def to_hf(
@@ -162,12 +162,12 @@ def to_hf(
 ) -> None:
     """Write `model` as a checkpoint that transformers loads, in its own dtype, sharded above `max_shard_bytes`.
 
-    `settings` are keys of config.json that the model does not decide, such as the ids of special tokens; `files` are
-    written beside it, such as those of a tokenizer. The directory appears whole or not at all. ValueError where `path`
-    is taken or the model cannot be represented.
+    `settings` are keys of config.json that the model does not determine, such as the ids of special tokens; `files`
+    are further files, such as those of a tokenizer. The directory is written atomically. Raises ValueError if `path`
+    exists or the model cannot be represented.
     """
     if max_shard_bytes <= 0:
-        raise ValueError(f"max_shard_bytes={max_shard_bytes}: positive")
+        raise ValueError(f"max_shard_bytes={max_shard_bytes}: must be positive")
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
     dtype = str(model.embedding.dtype).removeprefix("torch.")
     config = config_to_hf(model.config) | {"dtype": dtype} | dict(settings or {})
@@ -188,7 +188,7 @@ def to_hf(
 
 
 def _plan(rows: Iterable[Row], weights: Mapping[str, Tensor], most: int) -> list[list[Row]]:
-    """Rows in shards of at most `most` bytes; a tensor that is larger has one to itself."""
+    """Group rows into shards of at most `most` bytes; a larger tensor has a shard of its own."""
     shards: list[list[Row]] = [[]]
     filled, width = 0, next(iter(weights.values())).element_size()
     for row in rows:

@@ -1,8 +1,8 @@
-"""The one table between our parameters and a Hugging Face DeepseekV2 checkpoint's tensors, read in both directions.
+"""The table between our parameters and the tensors of a Hugging Face DeepseekV2 checkpoint, used in both directions.
 
-H heads, D head width without position (qk_nope_head_dim), R RoPE width, V value width, C key-value latent width,
-d model width, E routed experts, W expert width. Weights of Hugging Face are all [out, in], ours too except the
-routed experts', which are applied as x @ w.
+H heads, D head width without RoPE (qk_nope_head_dim), R RoPE width, V value width, C key-value latent width,
+d model width, E routed experts, W expert width. Hugging Face's weights are all [out, in]; so are ours except those of
+routed experts, which are applied as x @ w.
 
     self_attn.q_proj, or q_b_proj   [H (D + R), .]   attention.w_uq [H D, .], w_qr [H R, .], alternating per head
     self_attn.kv_a_proj_with_mqa    [C + R, d]       attention.w_dkv, then w_kr
@@ -24,7 +24,7 @@ from dsv2.models.transformer import Transformer
 
 
 class Part(NamedTuple):
-    """A piece of one of our parameters, seen as [..., out, in]."""
+    """A piece of one of our parameters, viewed as [..., out, in]."""
 
     name: str
     half: int | None = None  # of the rows: 0 gate, 1 up
@@ -32,7 +32,7 @@ class Part(NamedTuple):
     transposed: bool = False  # stored [in, out]
 
     def view(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """The piece as a view into `weights`, so that writing to it writes there."""
+        """Return the piece as a view into `weights`, which can be written to."""
         w = weights[self.name]
         if self.expert is not None:
             w = w[self.expert]
@@ -42,7 +42,7 @@ class Part(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One tensor of a checkpoint: in each of `blocks` blocks of its rows the parts follow one another."""
+    """One tensor of a checkpoint: its rows form `blocks` blocks, in each of which the parts are concatenated."""
 
     key: str
     parts: tuple[Part, ...]
@@ -56,7 +56,7 @@ class Row(NamedTuple):
         return (sum(shape[0] for shape in views), *views[0][1:])
 
     def gather(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """The checkpoint's tensor from ours, as a contiguous copy."""
+        """Build the checkpoint's tensor from ours, as a contiguous copy."""
         if not self.parts:
             return next(iter(weights.values())).new_empty(self.empty)
         return torch.cat(self._pieces(weights), dim=1).flatten(0, 1)
@@ -72,15 +72,15 @@ class Row(NamedTuple):
                 target.copy_(piece)
 
     def _pieces(self, weights: Mapping[str, Tensor]) -> list[Tensor]:
-        """Every part as a view (blocks, rows a block, ...)."""
+        """Return every part as a view (blocks, rows per block, ...)."""
         return [part.view(weights).unflatten(0, (self.blocks, -1)) for part in self.parts]
 
 
 def table(config: Transformer.Config, *, fused: bool = False) -> Iterator[Row]:
-    """Every tensor of this model's checkpoint.
+    """Yield a row for every tensor of this model's checkpoint.
 
-    `fused` names the routed experts as transformers holds them in memory, one 3-D tensor each, not as it saves them.
-    Raises ValueError for attention other than MLA and for experts other than DeepSeekMoE's.
+    With `fused`, routed experts are 3-D tensors, as transformers holds them in memory, rather than one per expert, as
+    it saves them. Raises ValueError for attention other than MLA and for FFNs that deepseek_v2 does not have.
     """
     if not isinstance(config.attention, MLA.Config):
         raise ValueError(f"attention={config.attention!r}: a deepseek_v2 checkpoint has MLA")
@@ -98,7 +98,7 @@ def table(config: Transformer.Config, *, fused: bool = False) -> Iterator[Row]:
 
 
 def _attention(config: MLA.Config) -> Iterator[Row]:
-    """One layer's attention and both its norms."""
+    """Yield the rows of one layer's attention and its two norms."""
     heads, query = config.num_heads, "q_proj"
     yield Row("input_layernorm.weight", (Part("attention_norm.w"),))
     yield Row("post_attention_layernorm.weight", (Part("ffn_norm.w"),))
@@ -114,14 +114,14 @@ def _attention(config: MLA.Config) -> Iterator[Row]:
 
 
 def _dense(theirs: str, ours: str) -> Iterator[Row]:
-    """A SwiGLU network: a dense layer, or a layer's shared experts."""
+    """Yield the rows of a SwiGLU network: a dense FFN, or the shared experts."""
     yield Row(f"{theirs}.gate_proj.weight", (Part(f"{ours}.w_gate_up", half=0),))
     yield Row(f"{theirs}.up_proj.weight", (Part(f"{ours}.w_gate_up", half=1),))
     yield Row(f"{theirs}.down_proj.weight", (Part(f"{ours}.w_down"),))
 
 
 def _moe(config: MoE.Config, dim: int, fused: bool) -> Iterator[Row]:
-    """A router, its routed experts and the shared ones; without any, transformers keeps three empty tensors."""
+    """Yield the rows of router, routed and shared experts; without shared ones, transformers has empty tensors."""
     gate_up, down = "ffn.experts.w_gate_up", "ffn.experts.w_down"
     yield Row("mlp.gate.weight", (Part("ffn.router.w"),))
     if fused:

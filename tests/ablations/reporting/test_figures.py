@@ -31,7 +31,7 @@ def test_a_study_of_experts_has_every_figure(six_arms, findings_of) -> None:
     captions = {picture.name: picture.caption for picture in pictures}
     assert "Each arm minus none" in captions["effects"]
     assert "mean and range over 3 seeds" in captions["loss"]
-    assert captions["imbalance"].endswith("dashed: a router that chooses at random.")
+    assert captions["imbalance"].endswith("dashed: a random router.")
 
 
 def test_dense_studies_have_no_routing_figures(study_text, findings_of) -> None:

@@ -20,7 +20,7 @@ def test_a_ladder_says_what_keeps_and_foretells(fill, capsys, runs):
     assert re.search(r"Over smoke, tiny, small: quarter (better|below)", printed)
     report = (runs / "kv_rank" / "ladder" / "report" / "report.md").read_text()
     assert "E + A C^-alpha" in report or "A C^-alpha" in report
-    assert "Held out, small:" in report
+    assert "Held-out rung small:" in report
     assert "base" in report  # the next rung is foretold
     assert (runs / "kv_rank" / "ladder" / "report" / "figures" / "loss_over_compute_rank1.png").stat().st_size > 10_000
 
@@ -47,7 +47,7 @@ def test_a_ladder_of_two_rungs_holds_none_out(fill, console, runs):
     node = read("sweep", "kv_rank") | {"name": "mine"}
     report_ladder([fill(node, "smoke"), fill(node, "tiny")], console)
     report = (runs / "mine" / "ladder" / "report" / "report.md").read_text()
-    assert "for two rungs cannot hold three numbers" in report
+    assert "since two rungs cannot determine three parameters" in report
     assert "Held out" not in report
     assert re.search(r"\| half \| small \| .* \| not run \|  \|", report)
 
@@ -71,7 +71,7 @@ def test_the_report_says_whether_the_prediction_held() -> None:
     told = held_out(runs, scale="base", arms=ARMS, baseline="mha", resamples=200)
     text = " ".join(ladder_text(trends(runs, arms=ARMS, baseline="mha"), below, told))
     assert "mla better at smoke, better at tiny, better at small, worse at base" in text
-    assert "Held out, base: 1 of 3 observations inside their interval; outside: mla, mla - mha." in text
+    assert "Held-out rung base: 1 of 3 observations inside their interval; outside: mla, mla - mha." in text
     header, rows = prediction_rows(told)
     assert [row[-1] for row in rows] == ["inside", "outside", "outside"]
     assert all(len(row) == len(header) for row in rows)

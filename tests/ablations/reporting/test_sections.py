@@ -52,7 +52,7 @@ def test_budgets_are_compared_among_the_arms_that_hold_them(study_text, findings
     tables.accounting["total_params"] = [1000, 995, 2000]
     study = study_text(tables, seeds=2, differs={"wide": ("total_params",)})
     held = table(findings_of(tables, study), "Held equal")
-    assert "| parameters | yes, but in wide | 995 | 1,000 | 0.50% apart |" in held
+    assert "| parameters | yes, except wide | 995 | 1,000 | 0.50% apart |" in held
     held = table(findings_of(tables, replace(study, baselines={"wide": "wide"}, differs={})), "Held equal")
     assert "| parameters | yes | 995 | 2,000 | 0.50% apart |" in held  # another size is no side of a comparison
     assert "| training tokens | yes | 40,960 | 40,960 | equal |" in held

@@ -26,7 +26,7 @@ def test_an_unseen_cost_is_not_called_absent(six_arms, findings_of) -> None:
     headline, sentences = summary(findings_of(six_arms))
     loss = next(text for text in sentences if text.startswith("validation loss"))
     assert "no visible cost or gain" in loss
-    assert re.search(r"smaller than 0\.\d+ would not have been seen", loss)
+    assert re.search(r"differences below 0\.\d+ may have been missed", loss)
     assert "equivalent" not in loss  # no margin was stated
     assert loss in headline
     assert sentences[0].startswith("load entropy")  # the study's own metric first
@@ -43,7 +43,7 @@ def test_nothing_is_unseen_where_no_seed_overlaps(study_text) -> None:
     assert (effect.word, effect.separated) == ("undecided", "above")
     assert UNSEEN not in effect.note
     (sentence,) = summary(findings)[1]
-    assert sentence.startswith("validation loss - undecided: arm (+0.095, no seed overlaps); smaller than 0.")
+    assert sentence.startswith("validation loss - undecided: arm (+0.095, no seed overlaps); differences below 0.")
 
 
 def test_an_equivalent_arm_is_so_within_the_stated_margin(six_arms, study_text, findings_of) -> None:
@@ -78,7 +78,7 @@ def test_there_is_no_verdict_without_a_result_a_second_seed_or_a_second_arm(six_
     assert headline.startswith("No verdict: one seed per arm gives no interval")
     assert sentences == []
     headline, sentences = summary(findings_of(six_arms, study_text(six_arms, arms={"none": "alone"})))
-    assert headline.startswith("No verdict: there is no arm to compare with the baseline")
+    assert headline.startswith("No verdict: no arm can be compared with the baseline")
     assert sentences == []
 
 

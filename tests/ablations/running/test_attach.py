@@ -86,7 +86,7 @@ def test_stale_records_are_ignored(tmp_path):
 
 def test_a_runner_of_other_trials_is_not_taken_for_ours(small):
     record(small.folder)
-    with pytest.raises(AnotherRequest, match=rf"being run with other .*process {os.getpid()}: -m x"):
+    with pytest.raises(AnotherRequest, match=rf"already running with other .*process {os.getpid()}: -m x"):
         attach(small)
 
 
@@ -101,7 +101,7 @@ def test_the_end_is_told_from_files(small):
     record(small.folder, started=None)
     runner = Runner(folder=small.folder, **json.loads((small.folder / RECORD).read_text()))
     (small.folder / LOG).write_text("\n".join(f"line {number}" for number in range(40)) + "\nKeyError: 'what'\n")
-    with pytest.raises(RunnerFailed, match="ended early") as broken:
+    with pytest.raises(RunnerFailed, match="exited early") as broken:
         runner.check(small)
     assert str(broken.value).endswith("line 39\nKeyError: 'what'")
     assert "line 25" not in str(broken.value)
@@ -112,7 +112,7 @@ def test_the_end_is_told_from_files(small):
     assert runner.check(small) is False  # reported, but no trial has finished
     os.utime(small.folder / "report" / "report.html", (0, 0))  # of an earlier run
     (small.folder / LOG).write_text("")
-    with pytest.raises(RunnerFailed, match="it said nothing"):
+    with pytest.raises(RunnerFailed, match="no output"):
         runner.check(small)
 
 

@@ -134,5 +134,5 @@ def test_a_row_goes_on_from_its_cache():
         ValueError, match=r"positions\[1\]=\[2, 3\]: must count up from 1, what its cache holds, by one"
     ):
         model(tokens, positions=torch.tensor([[2, 3], [2, 3]]), caches=caches)
-    with pytest.raises(ValueError, match="5 tokens do not fit a cache of 4"):
+    with pytest.raises(ValueError, match="5 tokens do not fit in a cache of 4"):
         model(torch.zeros(2, 3, dtype=torch.int64), positions=torch.tensor([[2, 3, 4], [1, 2, 3]]), caches=caches)
