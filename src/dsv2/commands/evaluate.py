@@ -123,6 +123,14 @@ def show(scores: list[Score]) -> None:
     open_console().print(table)
 
 
+def require_writable(path: Path) -> None:
+    """Raise ValueError unless a file can be written to `path`."""
+    if path.is_dir():
+        raise ValueError(f"--out {path}: a folder, not a file")
+    if not path.parent.is_dir():
+        raise ValueError(f"--out {path}: no folder {path.parent}")
+
+
 def write(path: Path, run: str, scores: list[Score]) -> None:
     """Write the same as JSON, replaced at once."""
     write_json(path, {"run": run, "scores": [score._asdict() for score in scores]})
