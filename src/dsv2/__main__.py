@@ -117,8 +117,10 @@ def _generate(arguments: argparse.Namespace) -> None:
 
 
 def _eval(arguments: argparse.Namespace) -> None:
-    from dsv2.commands.evaluate import evaluate_run, show, write
+    from dsv2.commands.evaluate import evaluate_run, require_writable, show, write
 
+    if arguments.out is not None:
+        require_writable(arguments.out)  # before the evaluation, which may take hours
     scores = evaluate_run(
         arguments.name,
         arguments.tasks.split(","),
