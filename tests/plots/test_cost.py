@@ -59,7 +59,7 @@ def test_published_points_are_hollow_and_named(six: Tables) -> None:
     hollow = next(line for line in ax.lines if line.get_label() == "published")
     assert hollow.get_markerfacecolor() == "white"
     assert [text.get_text() for text in ax.texts] == ["theirs"]
-    with pytest.raises(ValueError, match="active_params of none"):
+    with pytest.raises(ValueError, match="active_params for none"):
         plots.loss_over_active(six.results, six.accounting[1:])
 
 

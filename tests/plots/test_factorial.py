@@ -49,5 +49,5 @@ def test_an_interaction_draws_every_seed_and_the_means() -> None:
     wanted = results[results["device"] == 0.05].groupby("expert")["val/loss"].mean()
     np.testing.assert_allclose(means[0], wanted.to_numpy())
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0", "0.003"]
-    with pytest.raises(ValueError, match="factor='rank': one of expert, device, limit"):
+    with pytest.raises(ValueError, match="factor='rank': must be one of expert, device, limit"):
         interaction(results, "val/loss", DESIGN, "expert", "rank", seeds=range(5))

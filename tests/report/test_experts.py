@@ -108,7 +108,7 @@ def test_one_pass_serves_all_analyses(run: ModelOnText) -> None:
 @pytest.mark.parametrize(
     ("name", "model", "why"),
     [
-        *((name, build(SwiGLU.Config(width=8)), "a dense model routes nothing") for name in ANALYSES),
+        *((name, build(SwiGLU.Config(width=8)), "a dense model has no routing") for name in ANALYSES),
         ("shared", build(MoE.Config(num_experts=8, top_k=2, expert_dim=8)), "no shared experts"),
         ("fewer", build(MoE.Config(num_experts=8, top_k=1, expert_dim=8)), "fewer than its 1 experts"),
         ("domains", build(LIMITED), "fewer than two domains"),

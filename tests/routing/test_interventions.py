@@ -121,7 +121,7 @@ def test_the_model_is_left_as_it_was_and_its_weights_are_shared() -> None:
 def test_what_does_not_apply_says_why() -> None:
     dense = build(SwiGLU.Config(width=8))
     for intervention in (shared_off, fewer_experts, top_masked):
-        with pytest.raises(DoesNotApply, match="a dense model routes nothing"):
+        with pytest.raises(DoesNotApply, match="a dense model has no routing"):
             intervention(dense)
     with pytest.raises(DoesNotApply, match="no shared experts"):
         shared_off(build(MoE.Config(num_experts=4, top_k=2, expert_dim=8)))

@@ -23,7 +23,7 @@ def test_the_interval_is_students_over_sequences() -> None:
     change = difference(other, plain)
     assert change.mean == pytest.approx(other.mean - plain.mean)
     assert (change.low, change.high) == pytest.approx((expected.low, expected.high))
-    with pytest.raises(ValueError, match="other sequences"):
+    with pytest.raises(ValueError, match="not of the same sequences"):
         difference(other, SequenceLosses(plain.nats, plain.scored + 1))
     alone = SequenceLosses(plain.nats[:1], plain.scored[:1])
     assert difference(alone, alone) == (0.0, -math.inf, math.inf)
@@ -47,7 +47,7 @@ def test_one_pass_sees_what_evaluation_and_the_model_say() -> None:
         np.testing.assert_array_equal(observed.experts[layer], routing.experts)
         np.testing.assert_allclose(observed.gates[layer], routing.gates, rtol=FLOAT32)
         np.testing.assert_allclose(observed.mean_affinity[layer], routing.affinities.mean((0, 1)), rtol=FLOAT32)
-    with pytest.raises(ValueError, match="nothing is routed"):
+    with pytest.raises(ValueError, match="there is no routing"):
         observe(build(SwiGLU.Config(width=8)), batch, batch_size=4)
 
 

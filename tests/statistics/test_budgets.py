@@ -71,7 +71,7 @@ def test_seeds_are_read_each_at_its_own_speed() -> None:
 
 def test_what_is_missing_is_named() -> None:
     metrics, accounting = tables()
-    with pytest.raises(ValueError, match="flops_per_token of big"):
+    with pytest.raises(ValueError, match="flops_per_token for big"):
         spent(metrics, accounting[accounting["arm"] == "small"])
     with pytest.raises(ValueError, match="perf/tokens_per_s"):
         spent(metrics[metrics["metric"] == "val/loss"], accounting)

@@ -138,14 +138,14 @@ def test_the_interval_from_trials_covers_the_rate_of_its_noise() -> None:
 
 def test_trials_that_are_no_sample_are_refused_by_name() -> None:
     trials = aa(20)
-    with pytest.raises(ValueError, match="20 trials; pseudo-studies of 12 take at least 24"):
+    with pytest.raises(ValueError, match="20 trials; pseudo-studies of 12 need at least 24"):
         from_trials(trials, "val/loss", 4, 3, 10)
     twice = pd.concat([trials, trials.head(1).assign(arm="b")])
     with pytest.raises(ValueError, match="a seed 0, b seed 0 are the same run"):
         from_trials(twice, "val/loss", 3, 2, 10)
-    with pytest.raises(ValueError, match="no metric 'val/bpb'"):
+    with pytest.raises(ValueError, match="no column 'val/bpb'"):
         from_trials(trials, "val/bpb", 3, 2, 10)
-    with pytest.raises(ValueError, match="val/loss is not a number in 1 trials"):
+    with pytest.raises(ValueError, match="val/loss is not finite in 1 trials"):
         from_trials(trials.assign(**{"val/loss": [math.nan, *trials["val/loss"][1:]]}), "val/loss", 3, 2, 10)
     failed = trials.assign(status=["failed"] * 15 + ["finished"] * 5)
     with pytest.raises(ValueError, match="5 trials"):
@@ -153,9 +153,9 @@ def test_trials_that_are_no_sample_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="n_seeds=1"):
         from_trials(trials, "val/loss", 1, 2, 10)
     rng = np.random.default_rng(0)
-    with pytest.raises(ValueError, match="noise='cauchy': one of normal"):
+    with pytest.raises(ValueError, match="noise='cauchy': must be one of normal"):
         simulated(rng, "cauchy", 3, 2)
-    with pytest.raises(ValueError, match="effects: no arm arm2"):
+    with pytest.raises(ValueError, match="effects: unknown arm arm2"):
         simulated(rng, "normal", 3, 2, {"arm2": 1.0})
     with pytest.raises(ValueError, match="seeds=1, arms=2"):
         simulated(rng, "normal", 1, 2)

@@ -106,7 +106,7 @@ def test_a_held_out_rung_tests_the_prediction() -> None:
     assert difference.high - difference.low < told[0].high - told[0].low  # what seeds share cancels
     broken = held_out(simulate(gain=(0.97, 0.97, 0.97, 1.2, 1.2)), scale="base", arms=ARMS, baseline="mha")
     assert [prediction.inside for prediction in broken] == [True, False, False]
-    with pytest.raises(ValueError, match="scale='tiny': a rung with two below it"):
+    with pytest.raises(ValueError, match="scale='tiny': must be a rung with two below it"):
         held_out(simulate(), scale="tiny", arms=ARMS, baseline="mha")
 
 
@@ -147,11 +147,11 @@ def test_degenerate_ladders_are_refused_by_name() -> None:
         ladder(runs.assign(loss=5 + 0.01 * np.log(runs["flops"])))
     with pytest.raises(ValueError, match="loss of arm 'mha' does not fall with compute"):
         ladder(runs[runs["scale"] != "small"].assign(loss=5.0))
-    with pytest.raises(ValueError, match=r"'tiny' .* has not over 1% more than 'smoke'"):
+    with pytest.raises(ValueError, match=r"'tiny' .* is not over 1% above 'smoke'"):
         ladder(runs.assign(flops=runs["flops"].replace(8e13, 1.001e13)))
     with pytest.raises(ValueError, match="flops of arm 'mha' differ between the seeds of 'smoke'"):
         ladder(runs.assign(flops=runs["flops"] * (1 + 0.01 * runs["seed"])))
-    with pytest.raises(ValueError, match=r"loss=-1.0 at scale='smoke', arm='mha', seed=0; a positive number"):
+    with pytest.raises(ValueError, match=r"loss=-1.0 at scale='smoke', arm='mha', seed=0; must be a positive number"):
         ladder(
             runs.assign(loss=runs["loss"].where((runs["scale"] != "smoke") | (runs["seed"] == 1), -1.0)).sort_index()
         )

@@ -24,7 +24,7 @@ def test_trends_keep_turn_or_stay_open() -> None:
     assert word((0.97, 0.999, 0.99), noise=0.002)[0] in ("one sign", "keeps")
     assert word((0.97, 1.0, 1.0002), noise=0.0)[0] == "open"
     header, rows = trend_rows(trends(simulate(rungs=3), arms=ARMS, baseline="mha"))
-    assert header == ["arm", "smoke", "tiny", "small", "over scale", "that is"]
+    assert header == ["arm", "smoke", "tiny", "small", "over scale", "details"]
     assert [len(row) for row in rows] == [len(header)]
 
 
@@ -49,7 +49,7 @@ def test_runs_that_are_no_ladder_are_refused_by_name() -> None:
         climb(pd.concat([runs, runs.head(1)]), arms=ARMS, baseline="mha")
     with pytest.raises(ValueError, match="no column 'flops'"):
         climb(runs.drop(columns="flops"), arms=ARMS, baseline="mha")
-    with pytest.raises(ValueError, match="baseline='gqa': one of mha, mla"):
+    with pytest.raises(ValueError, match="baseline='gqa': must be one of mha, mla"):
         climb(runs, arms=ARMS, baseline="gqa")
     lost = runs[~((runs["scale"] == "tiny") & (runs["arm"] == "mla") & (runs["seed"] == 1))]
     with pytest.raises(IncompleteStudy, match=r"mla seed 1 at tiny \(missing\)"):

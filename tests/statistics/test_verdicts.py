@@ -54,13 +54,13 @@ def test_verdict_words() -> None:
     assert effect_of(shifted(noise - 0.5)).word == "better"
     assert effect_of(shifted(noise - 0.5), direction="higher").word == "worse"
     assert effect_of(shifted(noise), margin=0.1).word == "equivalent"
-    assert effect_of(shifted(noise - 0.05), margin=0.2).verdict.endswith("a difference, but under the margin")
+    assert effect_of(shifted(noise - 0.05), margin=0.2).verdict.endswith("significant, but below the margin")
     assert effect_of(shifted(noise * 0)).word == "identical"
     constant = effect_of({"base": np.zeros(4), "arm": np.full(4, -0.25)})
-    assert (constant.word, constant.note.partition("no spread")[1]) == ("undecided", "no spread")
+    assert (constant.word, constant.note.partition("without any spread")[1]) == ("undecided", "without any spread")
     undecided = effect_of(shifted(noise * 10), margin=0.05)
     assert undecided.word == "undecided"
-    assert f"smaller than {undecided.detectable:.2g} would not have been seen" in undecided.note
+    assert f"differences below {undecided.detectable:.2g} may have been missed" in undecided.note
     assert re.search(r"about \d+ seeds would decide .*, about \d+ would show equivalence within 0.05", undecided.note)
 
 
@@ -123,7 +123,7 @@ def test_rounding_is_neither_a_difference_nor_a_spread() -> None:
         assert np.ptp(delta) > 0
         effect = effect_of({"base": base, "arm": base + shift}, margin=1.0)
         assert effect.word == "undecided"
-        assert "no spread" in effect.note
+        assert "without any spread" in effect.note
         assert math.isnan(effect.p_equivalence)
     assert effect_of({"base": base, "arm": base * (1 + 2e-16)}).word == "identical"
     small = effect_of({"base": base, "arm": base + 1e-9 * np.array([-1.0, -2.0, -1.5, -1.7])})
@@ -145,11 +145,11 @@ def test_equivalence_is_corrected_over_the_arms() -> None:
 
 
 def test_a_seed_is_counted_once_and_arms_have_equally_many() -> None:
-    with pytest.raises(ValueError, match=r"seeds=\[0, 0, 1\]: each once"):
+    with pytest.raises(ValueError, match=r"seeds=\[0, 0, 1\]: must be distinct"):
         compare(table(), "val/loss", arms=["base", "arm"], baseline="base", seeds=[0, 0, 1], direction="lower")
-    with pytest.raises(ValueError, match=r"\(1,\) of the arm, \(4,\) of the baseline"):
+    with pytest.raises(ValueError, match=r"\(1,\) \(arm\) and \(4,\) \(baseline\)"):
         effect_of({"base": np.zeros(4), "arm": np.zeros(1)})
-    with pytest.raises(ValueError, match="baseline='base': one of arm"):
+    with pytest.raises(ValueError, match="baseline='base': must be one of arm"):
         effect_of({"arm": np.zeros(3)})
 
 

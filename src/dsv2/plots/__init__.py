@@ -1,8 +1,8 @@
-"""Every figure of the workbench by its name, as in `plots.forest(effects)`: tables in, a matplotlib figure out.
+"""Every figure of the workbench by name, as in `plots.forest(effects)`: takes tables, returns a matplotlib figure.
 
-All share one look: at least 7 points at the size of a column, colours that the colour-blind tell apart, and a marker
-and dash of its own for each arm, so that a black-and-white print can still be read. `arms` fixes order and style: give
-the study's whole list even to plot a part of it. `title` states the finding.
+All share one style: text of at least 7 points at column width, a colour-blind-safe palette, and a distinct marker and
+dash for each arm, so that figures can be read in black and white. `arms` fixes order and style: pass the whole list of
+the study even to plot a part of it. `title` states the finding.
 """
 
 import importlib

@@ -1,6 +1,6 @@
-"""Figures of balance: what each loss controls, collapse over training, the load of every layer at one step, and drops.
+"""Figures of balance: targets of the losses, collapse over training, load of every layer at one step, and drops.
 
-See `plots` for the look and the arguments they share, `plots.load` for the routing table.
+See `plots` for style and shared arguments, `plots.load` for the routing table.
 """
 
 import io
@@ -38,14 +38,14 @@ from dsv2.plots.style import (
 if TYPE_CHECKING:
     from ipywidgets import Widget
 
-CONTROLLED = {  # what each of Eq. 23, 26 and 29 is written for
+CONTROLLED = {  # the quantities that Eq. 23, 26 and 29 are meant to control
     "routing/max_violation": "expert-level loss",
     "routing/device_max_violation": "device-level loss",
     "routing/received_max_violation": "communication loss",
 }
 COLLAPSE = ("routing/max_violation", "routing/entropy", "routing/dead_experts")
 DROPS = {"routing/overflow": "over capacity 1.0", "routing/drop_rate": "dropped in training"}
-HIGHEST = 4.0  # of the colour scale of a load: what is above is as dark
+HIGHEST = 4.0  # upper end of the colour scale of a load; higher loads are clipped
 
 
 @styled()
@@ -56,15 +56,15 @@ def losses_and_control(
     arms: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw each arm's seeds, with a bar at their mean, against the three quantities that the balance losses control.
+    """Draw the three quantities that the balance losses control: a point per seed and a bar at the mean, by arm.
 
-    Logarithmic: a step is a factor. `floor` is a random router's, dashed; the row with the lowest mean is grey.
+    The axis is logarithmic. `floor` holds a random router's values, dashed; the row with the lowest mean is grey.
     """
     order = [arm for arm in arms or arms_of(results) if arm in set(results["arm"])]
     styles = arm_styles(list(arms or order))
     shown = [metric for metric in CONTROLLED if metric in results and results[metric].notna().any()]
     if not shown:
-        raise ValueError("results: no routing metric was logged; a dense study has no balance to draw")
+        raise ValueError("results: no routing metric was logged; dense models have none")
     figure, axes = panels(len(shown), columns=3, height=0.2 * len(order) + 0.75, title=title, sharey=True)
     for ax, metric in zip(axes, shown, strict=True):
         values = {arm: results[results["arm"] == arm][metric].dropna() for arm in order}
@@ -95,13 +95,13 @@ def collapse_over_training(
     arms: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw skew, evenness and death of the experts over tokens: busiest expert, entropy of the load, dead experts.
+    """Draw routing collapse over tokens, as expert violation, entropy of the load and dead experts.
 
-    Mean and range over seeds; `floor` is what a random router has over as many tokens, dashed.
+    Mean and range over seeds; `floor` holds a random router's values over as many tokens, dashed.
     """
     shown = [metric for metric in COLLAPSE if metric in set(metrics["metric"])]
     if not shown:
-        raise ValueError("metrics: no routing metric was logged; a dense study cannot collapse")
+        raise ValueError("metrics: no routing metric was logged; dense models have none")
     styles = arm_styles(arms or arms_of(metrics))
     figure, axes = panels(len(shown), columns=3, height=2.0, title=title)
     for ax, metric in zip(axes, shown, strict=True):
@@ -125,9 +125,9 @@ def load_at(
     arms: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw the load of every expert (across) in every MoE layer (down) at one logged step and seed, a panel per arm.
+    """Draw the load of every expert (columns) in every MoE layer (rows) at one logged step and seed, a panel per arm.
 
-    Colours are the same at every step, so that steps can be compared; lines stand between devices.
+    The colour scale is the same for all steps, so that they can be compared; vertical lines separate devices.
     """
     shown = routed(routing, arms)
     seed = int(routing["seed"].min()) if seed is None else seed
@@ -135,7 +135,7 @@ def load_at(
     at_step = of_seed[of_seed["step"] == step]
     if at_step.empty:
         logged = sorted(set(of_seed["step"]))
-        raise ValueError(f"step={step}, seed={seed}: nothing was logged; this seed has steps {logged}")
+        raise ValueError(f"step={step}, seed={seed}: not logged; steps of this seed are {logged}")
     norm = TwoSlopeNorm(1, 0, HIGHEST)
     height = max(0.16 * at_step["layer"].nunique() + 0.5, 1.25)
     figure, axes = panels(len(shown), columns=2, height=height, title=title, sharey=True)
@@ -149,7 +149,7 @@ def load_at(
         for border in sorted(set(first_experts))[1:]:
             ax.axvline(border - 0.5, color="black", linewidth=0.5)
         ax.yaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-        panel_title(ax, f"{arm}, busiest {load.to_numpy().max():.1f}", width=36)
+        panel_title(ax, f"{arm}, maximum {load.to_numpy().max():.1f}", width=36)
         ax.set_xlabel("expert, lines between devices", fontsize=7)
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes[0].invert_yaxis()
@@ -161,7 +161,7 @@ def load_at(
 
 
 def load_view(routing: pd.DataFrame, *, arms: Sequence[str] | None = None) -> "Widget":
-    """Return `load_at` for a notebook, with a slider over the logged steps and a choice of seed (needs ipywidgets)."""
+    """Return `load_at` as a notebook widget, with a slider over steps and a menu of seeds (needs ipywidgets)."""
     import ipywidgets
 
     routed(routing, arms)
@@ -191,7 +191,7 @@ def load_view(routing: pd.DataFrame, *, arms: Sequence[str] | None = None) -> "W
 def drops_over_training(
     metrics: pd.DataFrame, *, arms: Sequence[str] | None = None, title: str | None = None
 ) -> Figure:
-    """Draw the pairs over a capacity factor of 1.0 in every arm, and those dropped where arms drop.
+    """Draw the pairs above a capacity factor of 1.0 in every arm, and the dropped pairs in arms that drop tokens.
 
     Mean and range over seeds.
     """
@@ -214,9 +214,9 @@ def drops_over_training(
 
 @styled()
 def drops_over_affinity(tables: Mapping[str, pd.DataFrame], *, title: str | None = None) -> Axes:
-    """Draw the share dropped of each group of pairs, of one or more arms or layers by name (`drops_by_affinity`).
+    """Draw the share of pairs dropped by affinity group, for one or more named tables of `drops_by_affinity`.
 
-    The dashed line is what dropping pairs blindly would take of every group.
+    The dashed line is the share if pairs were dropped at random.
     """
     styles = arm_styles(list(tables))
     ax = single(2.1 + legend_height(len(tables) + 1, 2), title)
@@ -224,10 +224,10 @@ def drops_over_affinity(tables: Mapping[str, pd.DataFrame], *, title: str | None
         ax.plot(table["bin"], table["share"], label=name, **styles[name])
         blind = table["dropped"].sum() / table["pairs"].sum()
         ax.axhline(blind, color=styles[name]["color"], linestyle=DASHED, linewidth=0.8, zorder=1)
-    ax.plot([], [], color="0.3", linestyle=DASHED, linewidth=0.8, label="blind to affinity")
+    ax.plot([], [], color="0.3", linestyle=DASHED, linewidth=0.8, label="random dropping")
     bins = max(len(table) for table in tables.values())
     ax.set_xticks(np.arange(1, bins + 1), labels=_ends(bins))
-    ax.set_xlabel("affinity of the pair to its expert, equal groups")
+    ax.set_xlabel("affinity of the pair, groups of equal size")
     ax.set_ylim(bottom=0)
     percent(ax.yaxis)
     ax.set_ylabel("pairs dropped (share)")
@@ -236,5 +236,5 @@ def drops_over_affinity(tables: Mapping[str, pd.DataFrame], *, title: str | None
 
 
 def _ends(bins: int) -> list[str]:
-    """Name the groups: the ends alone in words, so that they fit a column."""
+    """Label the groups; only the ends in words, so that the labels fit."""
     return ["lowest", *map(str, range(2, bins)), "highest"][-bins:] if bins > 2 else ["lowest", "highest"][:bins]

@@ -1,4 +1,4 @@
-"""Figures of the calibration: false positives against the 5% line, and power against what was stated."""
+"""Figures of calibration: false positive rates against the nominal 5%, and simulated against stated power."""
 
 from collections.abc import Sequence
 
@@ -16,9 +16,9 @@ from dsv2.statistics.paired import ALPHA, POWER, detectable_in_sd, paired_power
 def false_positive_rates(
     rates: Sequence[Rate | TrialsRate], *, title: str | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Draw each rate with its 95% interval against the promised 5%: by metric for real trials, else by noise.
+    """Draw each rate with its 95% interval against the nominal 5%: by metric for real trials, else by noise.
 
-    Filled where the whole interval lies above 5%, that is, where the promise is broken.
+    Markers are filled if the whole interval lies above 5%.
     """
     ax = single(0.19 * len(rates) + 0.75, title, ax)
     ax.axvline(ALPHA, **REFERENCE)
@@ -29,7 +29,7 @@ def false_positive_rates(
     percent(ax.xaxis)
     ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], min_n_ticks=2))
     ax.grid(False, axis="y")
-    ax.set_xlabel("studies that tell\nequal arms apart")
+    ax.set_xlabel("studies with a\nfalse verdict")
     return ax
 
 
@@ -37,8 +37,8 @@ def false_positive_rates(
 def power_by_effect(rates: Sequence[tuple[float, Rate]], *, title: str | None = None, ax: Axes | None = None) -> Axes:
     """Draw simulated power over the effect in standard deviations of the paired differences, a colour per seed count.
 
-    `found` pairs each effect with its rate, all of one number of arms; lines are what is stated for Holm's first
-    rejection, and the vertical marks the effect called detectable.
+    `rates` pairs each effect with its rate, all for one number of arms. Lines are the stated power for Holm's first
+    rejection; vertical lines mark the effect called detectable.
     """
     (arms,) = {rate.arms for _, rate in rates}
     level, top = ALPHA / (arms - 1), max(effect for effect, _ in rates)
@@ -60,7 +60,7 @@ def power_by_effect(rates: Sequence[tuple[float, Rate]], *, title: str | None = 
     ax.set_ylim(0, 1.02)
     ax.set_xlim(0, top * 1.03)
     percent(ax.yaxis)
-    ax.set_ylabel("effect found (share of studies)")
+    ax.set_ylabel("effect detected (share of studies)")
     ax.set_xlabel("true effect (sd of paired differences)")
     ax.legend(loc="lower right")
     return ax

@@ -1,4 +1,4 @@
-"""Figures of what a loss costs. See `plots` for the look and the arguments they share."""
+"""Figures of loss against cost. See `plots` for style and shared arguments."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -38,9 +38,9 @@ def loss_over_budgets(
     arms: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw the same curves over tokens, FLOPs and seconds: mean and range over seeds, each at its seeds' mean cost.
+    """Draw the metric over tokens, FLOPs and seconds: mean and range over seeds, at the mean cost over seeds.
 
-    The dashed line is the largest budget that every trial reached; `budgets.loss_at_equal` reads the curves there.
+    The dashed line is the largest budget that every trial reached; `budgets.loss_at_equal` evaluates curves there.
     """
     styles = arm_styles(arms or arms_of(metrics))
     table = spent(metrics[metrics["arm"].isin(list(styles))], accounting, metric)
@@ -74,15 +74,15 @@ def loss_over_active(
     arms: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Axes:
-    """Draw every arm by the parameters that a token activates, as in the report's Figure 1: mean and range over seeds.
+    """Draw the metric of every arm over its active parameters, as in the report's Figure 1: mean and range over seeds.
 
-    The input embedding counts as active. `published` (name, active_params, value) must be of the same metric on the
-    same data; its points are hollow.
+    The input embedding counts as active. `published` (name, active_params, value) must be the same metric on the same
+    data; its points are hollow.
     """
     order = [arm for arm in arms or arms_of(results) if arm in set(results["arm"])]
     active = accounting.set_index("arm")["active_params"]
     if missing := [arm for arm in order if arm not in active.index]:
-        raise ValueError(f"accounting: has no active_params of {', '.join(missing)}")
+        raise ValueError(f"accounting: no active_params for {', '.join(missing)}")
     styles = arm_styles(list(arms or order))
     ax = single(2.2 + legend_height(len(order) + (published is not None), 2), title)
     for arm in order:
@@ -105,9 +105,9 @@ def loss_over_active(
 
 @styled()
 def cache_over_context(accounts: Mapping[str, Account], *, longest: int = 131_072, title: str | None = None) -> Axes:
-    """Draw the cache of one sequence over its length, both logarithmic, for models by name, largest cache first.
+    """Draw the KV cache of one sequence over its length on logarithmic axes, for named models, largest cache first.
 
-    The legend says how much a token takes over all layers, at the bits per element that each account was made with.
+    The legend gives the bytes per token over all layers, at the bits per element of each account.
     """
     order = sorted(accounts, key=lambda name: -accounts[name].kv_bytes_per_token)
     styles = arm_styles(order)

@@ -1,6 +1,6 @@
-"""Figures of the analyses of one run's experts, from the tables of `dsv2.routing`.
+"""Figures of one run's expert analyses, from the tables of `dsv2.routing`.
 
-See `plots` for the look and the arguments they share. Of many layers, `MOST_LAYERS` evenly spread ones have a panel.
+See `plots` for style and shared arguments. If there are many layers, `MOST_LAYERS` evenly spaced ones are shown.
 """
 
 from collections.abc import Sequence
@@ -35,29 +35,29 @@ LOSS = quantity("val/loss")
 
 @styled({"axes.grid.axis": "x"})
 def loss_changes(table: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """Draw what each intervention adds to the loss of the first row, with its 95% interval over sequences."""
+    """Draw the change of each intervention to the loss of the first row, with its 95% interval over sequences."""
     changed = table.iloc[1:]
     colour = sns.color_palette("colorblind")[0]
-    places = np.arange(len(changed))
+    positions = np.arange(len(changed))
     ax = single(0.75 + 0.3 * len(changed), title)
     errors = np.abs(changed[["low", "high"]].to_numpy() - changed[["difference"]].to_numpy()).T
-    ax.errorbar(changed["difference"], places, xerr=errors, fmt="o", color=colour, capsize=2.5)
-    drawn = changed[["low", "difference", "high"]].replace([np.inf, -np.inf], np.nan)  # of a single sequence
+    ax.errorbar(changed["difference"], positions, xerr=errors, fmt="o", color=colour, capsize=2.5)
+    drawn = changed[["low", "difference", "high"]].replace([np.inf, -np.inf], np.nan)  # infinite for one sequence
     ends = drawn.max(axis=1)
-    for place, value, end in zip(places, changed["difference"], ends, strict=True):
-        ax.annotate(f"{value:+.3f}", (end, place), (5, 0), textcoords="offset points", va="center", fontsize=7)
+    for position, value, end in zip(positions, changed["difference"], ends, strict=True):
+        ax.annotate(f"{value:+.3f}", (end, position), (5, 0), textcoords="offset points", va="center", fontsize=7)
     ax.axvline(0, **ZERO)
     rows_axis(ax, [str(name) for name in changed.iloc[:, 0]])
     lowest, highest = min(float(np.nanmin(drawn.to_numpy(dtype=float))), 0.0), max(float(ends.max()), 0.0)
-    reach = (highest - lowest) or 1e-3
-    ax.set_xlim(lowest - 0.05 * reach, highest + 0.3 * reach)
-    ax.set_xlabel(f"change of loss ({LOSS.unit})")
+    extent = (highest - lowest) or 1e-3
+    ax.set_xlim(lowest - 0.05 * extent, highest + 0.3 * extent)
+    ax.set_xlabel(f"change in loss ({LOSS.unit})")
     return figure_of(ax)
 
 
 @styled()
 def loss_over_masked(table: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """Draw the rise of the loss over the share of top experts masked, a line per value of column `run`."""
+    """Draw the increase in loss over the share of top experts masked, a line per value of column `run`."""
     ax = single(2.2, title)
     for run, style in arm_styles(list(dict.fromkeys(table["run"]))).items():
         line = table[table["run"] == run]
@@ -67,7 +67,7 @@ def loss_over_masked(table: pd.DataFrame, *, title: str | None = None) -> Figure
     percent(ax.xaxis, decimals=None)
     ax.set_xticks(sorted(set(table["ratio"])))
     ax.set_xlabel("routed experts masked, highest affinity first")
-    ax.set_ylabel(f"rise of {LOSS.name}\n({LOSS.unit})")
+    ax.set_ylabel(f"increase in {LOSS.name}\n({LOSS.unit})")
     if table["run"].nunique() > 1:
         ax.legend()
     return figure_of(ax)
@@ -77,9 +77,9 @@ def loss_over_masked(table: pd.DataFrame, *, title: str | None = None) -> Figure
 def loss_over_experts(
     table: pd.DataFrame, *, against: tuple[str, float] | None = None, title: str | None = None
 ) -> Figure:
-    """Draw the loss over the routed experts per token (columns experts, loss).
+    """Draw the loss over the number of routed experts per token (columns experts, loss).
 
-    `against` is another run's (name, loss), dashed.
+    `against` is the (name, loss) of another run, dashed.
     """
     blue, orange = sns.color_palette("colorblind")[:2]
     ax = single(2.1, title)
@@ -100,9 +100,9 @@ def loss_over_experts(
 
 @styled({"axes.grid": False})
 def domain_heatmap(shares: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """Draw how much more of each domain an expert gets than of the whole text, a panel per layer; 1 is white.
+    """Draw each expert's share of a domain over its share of all text, a panel per layer; 1 is white.
 
-    Experts are grouped by the domain that they favour most.
+    Experts are grouped by their most favoured domain.
     """
     domains, layers = list(dict.fromkeys(shares["domain"])), _spread_layers(shares["layer"])
     highest = max(float(np.percentile(shares["lift"], 99.5)), 1.5)
@@ -126,17 +126,17 @@ def domain_heatmap(shares: pd.DataFrame, *, title: str | None = None) -> Figure:
 
 @styled({"axes.grid.axis": "y"})
 def information_bars(table: pd.DataFrame, of: str, *, title: str | None = None) -> Figure:
-    """Draw the mutual information of `of` and expert over layers, with its value by chance and the most possible."""
+    """Draw the mutual information of `of` and expert over layers, with its value by chance and its maximum."""
     blue, orange = sns.color_palette("colorblind")[:2]
-    places = np.arange(len(table))
+    positions = np.arange(len(table))
     ax = single(2.1, title)
-    ax.bar(places, table["information"], color=blue, width=0.55, label="measured")
-    ax.hlines(table["chance"], places - 0.36, places + 0.36, color=orange, linewidth=2, label="by chance")
+    ax.bar(positions, table["information"], color=blue, width=0.55, label="measured")
+    ax.hlines(table["chance"], positions - 0.36, positions + 0.36, color=orange, linewidth=2, label="by chance")
     most = table["most"]
-    ax.hlines(most, places - 0.36, places + 0.36, color="black", linestyle=":", label="most possible")
-    ax.set_xticks(places, [str(layer) for layer in table["layer"]])
-    spare = max(3 - len(places), 0) / 2  # on both sides of few bars, which would be as wide as the figure
-    ax.set_xlim(-0.6 - spare, len(places) - 0.4 + spare)
+    ax.hlines(most, positions - 0.36, positions + 0.36, color="black", linestyle=":", label="maximum")
+    ax.set_xticks(positions, [str(layer) for layer in table["layer"]])
+    padding = max(3 - len(positions), 0) / 2  # keeps a few bars from filling the width
+    ax.set_xlim(-0.6 - padding, len(positions) - 0.4 + padding)
     ax.set_ylim(0, float(most.max()) * 1.3)
     ax.set_xlabel("MoE layer")
     ax.set_ylabel(f"mutual information of\n{of} and expert (nats)")
@@ -146,7 +146,7 @@ def information_bars(table: pd.DataFrame, of: str, *, title: str | None = None) 
 
 @styled()
 def token_concentration(table: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """Draw the share of each expert's tokens that its ten most common make up, beside chance; a panel per layer.
+    """Draw the share of each expert's pairs that belong to its ten most frequent tokens, and by chance; by layer.
 
     Experts are sorted by that share.
     """
@@ -156,23 +156,23 @@ def token_concentration(table: pd.DataFrame, *, title: str | None = None) -> Fig
     for ax, layer in zip(axes, layers, strict=True):
         experts = table[table["layer"] == layer].sort_values("concentration", ascending=False)
         ranks = np.arange(1, len(experts) + 1)
-        ax.plot(ranks, experts["concentration"], color=blue, marker=".", label="its own tokens")
+        ax.plot(ranks, experts["concentration"], color=blue, marker=".", label="measured")
         ax.plot(ranks, experts["chance"].to_numpy(), color=orange, linestyle="--", label="tokens shuffled")
         ax.set_title(f"layer {layer}")
         ax.set_ylim(0, None)
         percent(ax.yaxis)
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         ax.set_xlabel("expert, most concentrated first")
-    axes[0].set_ylabel("pairs of its ten most\ncommon tokens")
+    axes[0].set_ylabel("share of its ten most\nfrequent tokens")
     axes[0].legend()
     return figure
 
 
 @styled({"axes.grid": False})
 def coactivation_heatmap(pairs: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """Draw how much more often two experts are chosen together than independent ones, a panel per layer; 1 is white.
+    """Draw how often two experts are chosen together, relative to independence, a panel per layer; 1 is white.
 
-    Experts are ordered so that those chosen together stand together.
+    Experts are ordered so that those often chosen together are adjacent.
     """
     layers = _spread_layers(pairs["layer"])
     figure, axes = panels(len(layers), columns=3, height=2.2, title=title)
@@ -194,18 +194,18 @@ def coactivation_heatmap(pairs: pd.DataFrame, *, title: str | None = None) -> Fi
     axes[0].set_ylabel("expert")
     bar = figure.colorbar(mesh, ax=axes, extend="both", pad=0.015, shrink=0.9)
     bar.set_ticks([-3, -2, -1, 0, 1, 2, 3], labels=["1/8", "1/4", "1/2", "1", "2", "4", "8"])
-    bar.set_label("times as often\nas independent", fontsize=7)
+    bar.set_label("chosen together /\nif independent", fontsize=7)
     return figure
 
 
 @styled()
 def certainty_over_layers(table: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """Draw the entropies of the router and where the mass of the gates lies, over layers; all between 0 and 1."""
+    """Draw the entropies of the router and the shares of chosen affinity and top gate over layers, all from 0 to 1."""
     lines = {
-        "entropy_mean": "entropy of the mean token",
-        "entropy_token": "entropy of a token",
-        "chosen_mass": "affinity of the chosen",
-        "top_gate": "top gate / chosen",
+        "entropy_mean": "entropy of the mean",
+        "entropy_token": "entropy per token",
+        "chosen_mass": "sum of chosen gates",
+        "top_gate": "top gate / that sum",
     }
     ax = single(2.5, title)
     for (column, label), style in zip(lines.items(), arm_styles(list(lines)).values(), strict=True):
@@ -221,9 +221,9 @@ def certainty_over_layers(table: pd.DataFrame, *, title: str | None = None) -> F
 
 @styled()
 def overlap_over_training(table: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """Draw the overlap of a token's experts with those after the last step over training, a line per layer.
+    """Draw the overlap of a token's experts with its final ones over training, a line per layer.
 
-    Its value by chance is dashed.
+    Values by chance are dashed.
     """
     layers = _spread_layers(table["layer"])
     ax = single(2.3, title)
@@ -237,31 +237,31 @@ def overlap_over_training(table: pd.DataFrame, *, title: str | None = None) -> F
     ax.set_ylim(0, 1.05)
     percent(ax.yaxis)
     ax.set_xlabel("training step")
-    ax.set_ylabel("experts shared with\nthe last step")
+    ax.set_ylabel("overlap with experts\nof the last step")
     ax.legend()
     return figure_of(ax)
 
 
 def _spread_layers(layers: "pd.Series[int]") -> list[int]:
-    """Return the layers, or `MOST_LAYERS` of them evenly spread."""
+    """Return the layers, or `MOST_LAYERS` of them evenly spaced."""
     numbers = sorted(set(layers))
     if len(numbers) <= MOST_LAYERS:
         return numbers
-    return [numbers[round(place)] for place in np.linspace(0, len(numbers) - 1, MOST_LAYERS)]
+    return [numbers[round(index)] for index in np.linspace(0, len(numbers) - 1, MOST_LAYERS)]
 
 
 def _few_ticks(ax: Axes, labels: Sequence[str]) -> None:
-    """Write every label where there is room, else every second, fourth..."""
+    """Set every label if there is room, else every second, fourth, and so on."""
     room = ax.get_window_extent().width / ax.figure.dpi / 0.19
     every = 1
     while len(labels) / every > room:
         every *= 2
-    places = range(0, len(labels), every)
-    ax.set_xticks([place + 0.5 for place in places], [labels[place] for place in places])
+    shown = range(0, len(labels), every)
+    ax.set_xticks([index + 0.5 for index in shown], [labels[index] for index in shown])
 
 
 def _together(log_ratio: NDArray[np.float64]) -> list[int]:
-    """Return an order in which experts with high ratios are neighbours."""
+    """Order experts so that pairs with high ratios are adjacent."""
     if len(log_ratio) < 3:
         return list(range(len(log_ratio)))
     first, second = np.triu_indices(len(log_ratio), 1)

@@ -1,4 +1,4 @@
-"""Figures of a factorial study: how large each term is, and how the effect of one factor depends on another."""
+"""Figures of a factorial study: the size of each term, and the interaction of two factors."""
 
 from collections.abc import Mapping, Sequence
 
@@ -30,13 +30,13 @@ from dsv2.statistics.verdicts import paired_values
 def factorial_forest(
     terms: Sequence[Term], *, directions: Mapping[str, str] | None = None, title: str | None = None
 ) -> Figure:
-    """Draw each term with its 95% interval, a panel per metric; interactions below the line.
+    """Draw each term with its 95% interval, a panel per metric; interactions are below the line.
 
-    Filled: decided after Holm's correction.
+    Filled: significant after Holm's correction.
     """
     metrics, names = (list(dict.fromkeys(t.metric for t in terms)), list(dict.fromkeys(t.term for t in terms)))
     mains = len({term.term for term in terms if term.order == 1})
-    width = PAGE if len(metrics) > 1 else 0.75 * PAGE  # long names take half of a page
+    width = PAGE if len(metrics) > 1 else 0.75 * PAGE  # long names take half a page
     height, margin = 0.19 * len(names) + 0.8, title_height(title, width)
     figure, axes = panels(len(metrics), columns=2, height=height, title=title, sharey=True, width=width, margin=margin)
     for ax, metric in zip(axes, metrics, strict=True):
@@ -70,12 +70,12 @@ def interaction(
 ) -> Axes:
     """Draw the metric over the levels of `first`, a line per level of `second`, averaged over all other factors.
 
-    Thin lines are single seeds, thick ones their mean. Parallel lines: no interaction.
+    Thin lines are single seeds, thick lines their mean. Parallel lines mean no interaction.
     """
     ordered = levels(design)
     for factor in (first, second):
         if factor not in ordered:
-            raise ValueError(f"factor={factor!r}: one of {', '.join(ordered)}")
+            raise ValueError(f"factor={factor!r}: must be one of {', '.join(ordered)}")
     values = paired_values(results, metric, list(design), seeds)
 
     def mean(a: Level, b: Level) -> np.ndarray:
@@ -83,14 +83,14 @@ def interaction(
         return np.mean(cells, axis=0)  # (n,)
 
     labels = {level: f"{second}={level_text(level)}" for level in ordered[second]}
-    styles, places = arm_styles(list(labels.values())), np.arange(len(ordered[first]))
+    styles, positions = arm_styles(list(labels.values())), np.arange(len(ordered[first]))
     ax = single(2.3, title, ax)
     for level, label in labels.items():
         table = np.array([mean(a, level) for a in ordered[first]])  # (levels, n)
-        ax.plot(places, table, color=styles[label]["color"], linewidth=0.5, alpha=0.35)
-        ax.plot(places, table.mean(1), label=label, **styles[label])
-    ax.set_xticks(places, [level_text(level) for level in ordered[first]])
-    ax.set_xlim(-0.25, len(places) - 0.75)
+        ax.plot(positions, table, color=styles[label]["color"], linewidth=0.5, alpha=0.35)
+        ax.plot(positions, table.mean(1), label=label, **styles[label])
+    ax.set_xticks(positions, [level_text(level) for level in ordered[first]])
+    ax.set_xlim(-0.25, len(positions) - 0.75)
     ax.set_xlabel(first)
     ax.set_ylabel(quantity(metric).label)
     ax.legend(loc="best")

@@ -1,4 +1,4 @@
-"""Figures of a ladder of scales: loss over training compute with fitted curves, and the difference to the baseline."""
+"""Figures of a ladder of scales: loss over training compute with fitted curves, and difference to the baseline."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from dsv2.statistics.ladder import Ladder, Prediction, band
 from dsv2.statistics.paired import Values, t_interval
 
 HEIGHT = 2.7
-LOSS = "val/loss"  # whatever the column of `runs` is called
+LOSS = "val/loss"  # for labels, whatever the column of `runs` is called
 
 
 @styled()
@@ -27,20 +27,20 @@ def loss_over_compute(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw a point per run and each arm's curve with its 95% band, dashed beyond the rungs that it was fitted to.
+    """Draw a point per run and each arm's curve with its 95% band, dashed beyond the fitted rungs.
 
-    `foretold`: an open diamond with its interval, at the rung of each prediction. Both axes are logarithmic.
+    `foretold` predictions are open diamonds with their intervals. Both axes are logarithmic.
     """
     arms = list(ladder.fits)
     ax = single(HEIGHT, title, ax)
-    for place, (arm, style) in enumerate(arm_styles(arms).items()):
+    for index, (arm, style) in enumerate(arm_styles(arms).items()):
         of_arm = runs[runs["arm"] == arm]
         fitted = of_arm[of_arm["scale"].isin(list(ladder.scales))]
         ax.plot(of_arm["flops"], of_arm[loss], **(style | {"linestyle": "none", "markersize": 3, "alpha": 0.6}))
         predictions = [prediction for prediction in foretold if prediction.arm == arm and not prediction.minus]
         _curve(ax, ladder, arm, None, fitted["flops"], predictions, style["color"])
         ax.plot([], [], label=arm, **(style | {"linestyle": "-"}))
-        _diamonds(ax, predictions, style["color"], place)
+        _diamonds(ax, predictions, style["color"], index)
     ax.set_yscale("log")
     ax.yaxis.set_major_locator(MaxNLocator(5))
     ax.yaxis.set_major_formatter(ScalarFormatter())
@@ -64,8 +64,8 @@ def difference_over_compute(
 ) -> Axes:
     """Draw arm minus baseline paired by seed: mean and 95% t interval at each rung, and the difference of the curves.
 
-    Against the arm's own compute, points of several arms a little beside it, so that all are seen where compute is
-    equal. A curve that leaves zero behind says that the difference grows with scale.
+    The horizontal axis is the arm's compute; points of several arms are shifted slightly so that they do not overlap. A
+    curve that moves away from zero means that the difference grows with scale.
     """
     arms = list(ladder.fits)
     styles = arm_styles(arms)
@@ -74,7 +74,7 @@ def difference_over_compute(
     ax.axhline(0, **ZERO)
     others = [arm for arm in arms if arm != baseline]
     for i, arm in enumerate(others):
-        style, beside = styles[arm], 1.05 ** (i - (len(others) - 1) / 2)
+        style, shift = styles[arm], 1.05 ** (i - (len(others) - 1) / 2)
         fitted = runs[(runs["arm"] == arm) & runs["scale"].isin(list(ladder.scales))]
         predictions = [prediction for prediction in foretold if (prediction.arm, prediction.minus) == (arm, baseline)]
         for scale in scales:
@@ -82,7 +82,7 @@ def difference_over_compute(
             if arm not in losses or baseline not in losses:
                 continue
             delta = (losses[arm] - losses[baseline]).dropna().to_numpy(dtype=float)
-            flops = beside * runs[(runs["scale"] == scale) & (runs["arm"] == arm)]["flops"].mean()
+            flops = shift * runs[(runs["scale"] == scale) & (runs["arm"] == arm)]["flops"].mean()
             ax.plot([flops] * 2, t_interval(delta), color=style["color"], linewidth=1.2)
             ax.plot(flops, delta.mean(), **(style | {"linestyle": "none"}))
         _curve(ax, ladder, arm, baseline, fitted["flops"], predictions, style["color"])
@@ -104,7 +104,7 @@ def _curve(
     predictions: Sequence[Prediction],
     colour: str,
 ) -> None:
-    """Draw the fitted curve with its band over the rungs, and dashed from there to the predictions."""
+    """Draw the fitted curve with its band, dashed beyond the fitted rungs."""
     last = max([fitted.max(), *(prediction.flops for prediction in predictions)])
     flops: Values = np.geomspace(fitted.min(), last, 120)
     curve = ladder.fits[arm].at(flops) - (ladder.fits[minus].at(flops) if minus else 0.0)
@@ -116,11 +116,11 @@ def _curve(
     ax.fill_between(flops, *band(ladder, arm, flops, minus), color=colour, alpha=0.12, linewidth=0)
 
 
-def _diamonds(ax: Axes, predictions: Sequence[Prediction], colour: str, place: int) -> None:
-    """Draw predictions beside the points that were observed, each arm a step further, so that all are seen."""
+def _diamonds(ax: Axes, predictions: Sequence[Prediction], colour: str, index: int) -> None:
+    """Draw predictions beside the observed points, shifted by the arm's index so that they do not overlap."""
     diamond: Any = {"marker": "D", "markersize": 4.5, "markerfacecolor": "white", "linestyle": "none"}
     for prediction in predictions:
-        flops = prediction.flops * 1.12 ** (place + 1)
+        flops = prediction.flops * 1.12 ** (index + 1)
         ax.plot([flops] * 2, [prediction.low, prediction.high], color=colour, linewidth=1)
         ax.plot(flops, prediction.predicted, color=colour, **diamond)
 
@@ -129,7 +129,7 @@ def _compute_axis(ax: Axes) -> None:
     ax.set_xscale("log")
     low, high = ax.get_xlim()
     if high < 15 * low:
-        ax.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))  # within a decade these are labelled; more would collide
+        ax.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))  # labelled within a decade; more would overlap
         ax.xaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
     ax.set_xlabel("training compute (FLOPs)")
 

@@ -1,7 +1,7 @@
-"""Figures of the load of experts and devices. See `plots` for the look and the arguments they share.
+"""Figures of the load of experts and devices. See `plots` for style and shared arguments.
 
 Both read a routing table: one row per arm, seed, step, layer and expert with columns device and load (token-expert
-pairs, dropped ones included).
+pairs, including dropped ones).
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dsv2.plots.style import PAGE, REFERENCE, arms_of, headline, panel_title, panels, styled
 
-TICKS = (0, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16)  # of the colour scale of a load, those that fit
+TICKS = (0, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16)  # candidates for the colour scale of a load
 
 
 @styled({"axes.grid": False})
@@ -30,21 +30,21 @@ def load_heatmap(
     arms: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw the load of every expert over training, one seed (default: the first), a panel per arm and MoE layer.
+    """Draw the load of every expert over training for one seed (default: the first), a panel per arm and MoE layer.
 
-    Experts are sorted by their final load, busiest on top, so that the two ends of the colour scale, alike in a
-    black-and-white print, are told apart by place. One scale for all: 1 is the mean, white.
+    Experts are sorted by final load, highest on top, so that the two ends of the colour scale can be told apart by
+    position in black and white. All panels share one scale: 1, the mean, is white.
     """
     shown = routed(routing, arms)
     seed = int(routing["seed"].min()) if seed is None else seed
     of_seed = routing[routing["seed"] == seed]
     if of_seed.empty:
-        raise ValueError(f"seed={seed}: the routing table has seeds {sorted(set(routing['seed']))}")
+        raise ValueError(f"seed={seed}: must be a seed of the routing table, {sorted(set(routing['seed']))}")
     layers, shares = sorted(set(of_seed["layer"])), _shares(of_seed)
     busiest = max(float(np.percentile(load, 99.5)) for load in shares.values())
     highest = max(np.ceil(busiest * 2) / 2, 1.5)
     norm = TwoSlopeNorm(1, 0, highest)
-    blocks = -(-len(shown) // 6)  # of arms side by side
+    blocks = -(-len(shown) // 6)  # rows of up to six arms
     columns = -(-len(shown) // blocks)
     rows = blocks * len(layers)
     size = (max(PAGE * columns / 6, PAGE / 2), 1.25 * rows + 0.7)
@@ -80,9 +80,9 @@ def load_heatmap(
 
 @styled({"axes.grid": False, "hatch.linewidth": 0.6})
 def device_load(routing: pd.DataFrame, *, arms: Sequence[str] | None = None, title: str | None = None) -> Figure:
-    """Draw the load of each device at the last logged step, busiest first, mean over seeds and layers, a panel per arm.
+    """Draw the load of each device at the last logged step, highest first, mean over seeds and layers, by arm.
 
-    What lies over the budget of capacity factor 1.0 is hatched; the printed share is the mean over seeds and layers.
+    Load above the budget of capacity factor 1.0 is hatched; the printed share is its mean over seeds and layers.
     """
     shown = routed(routing, arms)
     blue, red = (sns.color_palette("colorblind")[i] for i in (0, 3))
@@ -91,32 +91,32 @@ def device_load(routing: pd.DataFrame, *, arms: Sequence[str] | None = None, tit
     figure, axes = panels(len(shown), columns=3, height=1.35, title=title, sharey=True)
     for ax, arm in zip(axes, shown, strict=True):
         loads = ranked[arm]  # (seeds x layers, D), sorted
-        mean, places = loads.mean(0), np.arange(1, loads.shape[1] + 1)
+        mean, ranks = loads.mean(0), np.arange(1, loads.shape[1] + 1)
         over = np.maximum(mean - 1, 0)
-        ax.bar(places, mean - over, color=blue, width=0.8)
+        ax.bar(ranks, mean - over, color=blue, width=0.8)
         above = over > 0
-        ax.bar(places[above], over[above], bottom=1, facecolor="white", edgecolor=red, hatch="/////", width=0.8)
+        ax.bar(ranks[above], over[above], bottom=1, facecolor="white", edgecolor=red, hatch="/////", width=0.8)
         ax.axhline(1, **REFERENCE)
         share = np.maximum(loads - 1, 0).sum(1).mean() / loads.shape[1]
         ax.text(0.98, 0.96, f"{share:.1%} over", transform=ax.transAxes, ha="right", va="top", fontsize=7)
         panel_title(ax, arm)
         ax.set_ylim(0, max(highest * 1.12, 1.3))
-        ax.xaxis.set_major_locator(MaxNLocator(min(len(places), 8), integer=True))
-    axes[0].text(len(places) + 0.45, 1.02, "capacity 1.0", ha="right", va="bottom", fontsize=7)
-    _outer_labels(axes, "device, busiest first", "load / mean load")
+        ax.xaxis.set_major_locator(MaxNLocator(min(len(ranks), 8), integer=True))
+    axes[0].text(len(ranks) + 0.45, 1.02, "capacity 1.0", ha="right", va="bottom", fontsize=7)
+    _outer_labels(axes, "device, highest load first", "load / mean load")
     return figure
 
 
 def routed(routing: pd.DataFrame, arms: Sequence[str] | None) -> list[str]:
-    """Return the arms that route, in the study's order."""
+    """Return the arms with MoE layers, in the study's order."""
     if not len(routing):
-        raise ValueError("routing: the table is empty; a dense study has no load to draw")
+        raise ValueError("routing: the table is empty; dense models have no routing")
     present = arms_of(routing)
     return [arm for arm in arms or present if arm in present]
 
 
 def _shares(routing: pd.DataFrame) -> dict[Any, pd.DataFrame]:
-    """Return the load over its mean per (arm, layer): experts x steps, those busiest at the end first."""
+    """Return the load over its mean per (arm, layer): experts x steps, sorted by final load, highest first."""
     shares = {}
     for (arm, layer), table in routing.groupby(["arm", "layer"]):
         load = table.pivot(index="expert", columns="step", values="load").sort_index(axis=1)
@@ -126,14 +126,14 @@ def _shares(routing: pd.DataFrame) -> dict[Any, pd.DataFrame]:
 
 
 def _device_loads(routing: pd.DataFrame) -> NDArray[np.float64]:
-    """Return the load over the mean of each device at each seed's last step, sorted falling: (seeds x layers, D)."""
+    """Return the load over the mean of each device at each seed's last step, descending: (seeds x layers, D)."""
     last = routing[routing["step"] == routing.groupby("seed")["step"].transform("max")]
     table = last.groupby(["seed", "layer", "device"])["load"].sum().unstack("device").to_numpy(dtype=float)
     return -np.sort(-table / table.mean(1, keepdims=True), axis=1)
 
 
 def _edges(steps: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the borders of columns that are centred on the steps."""
+    """Return the edges of columns centred on the steps."""
     if len(steps) == 1:
         return np.array([steps[0] - 0.5, steps[0] + 0.5])
     middle = (steps[1:] + steps[:-1]) / 2

@@ -1,4 +1,4 @@
-"""Figures of a study over training and at its end. See `plots` for the look and the arguments they share."""
+"""Figures of a study over training and at its end. See `plots` for style and shared arguments."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -51,9 +51,9 @@ def loss_over_tokens(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw the mean over seeds with the range from the lowest to the highest seed.
+    """Draw a metric over tokens: mean over seeds, with the range from the lowest to the highest seed.
 
-    `train` adds the training loss, faint.
+    `train` adds the training loss as faint lines.
     """
     styles = arm_styles(arms or arms_of(metrics))
     own, ax = ax is None, single(_height(styles), title, ax)
@@ -77,7 +77,7 @@ def difference_over_tokens(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw arm minus baseline, paired by seed: mean and range over seeds. Shows what overlapping curves hide."""
+    """Draw arm minus baseline over tokens, paired by seed: mean and range over seeds."""
     styles = arm_styles(arms or arms_of(metrics))
     logged = metrics[metrics["metric"] == metric]
     reference = logged[logged["arm"] == baseline].set_index(["seed", "tokens"])["value"].rename("reference")
@@ -100,14 +100,14 @@ def imbalance_over_training(
     arms: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw the balance of experts and devices over tokens, a panel per metric; `floor` is a random router's, dashed.
+    """Draw the balance of experts and devices over tokens, a panel per metric.
 
-    Metrics that are not logged have no panel, and neither has the drop rate where nothing is ever dropped.
+    `floor` holds a random router's values, dashed. Metrics that are not logged are left out, as is a drop rate of 0.
     """
     logged = metrics.groupby("metric")["value"].max()
     shown = [m for m in IMBALANCE if m in logged and not (m == "routing/drop_rate" and logged[m] == 0)]
     if not shown:
-        raise ValueError("metrics: no routing metric was logged; a dense study has no imbalance to draw")
+        raise ValueError("metrics: no routing metric was logged; dense models have none")
     styles = arm_styles(arms or arms_of(metrics))
     figure, axes = panels(len(shown), columns=3, height=1.55, title=title)
     for ax, metric in zip(axes, shown, strict=True):
@@ -133,9 +133,9 @@ def metric_by_arm(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw a point per seed and a bar at the mean; grey lines join the points of one seed.
+    """Draw a point per seed and a bar at the mean; grey lines connect the points of one seed.
 
-    `floor` is a random router's.
+    `floor` is the value of a random router.
     """
     order = list(arms or arms_of(results))
     table = results.pivot(index="seed", columns="arm", values=metric).reindex(columns=order).dropna(axis=1, how="all")
@@ -170,7 +170,7 @@ def forest(
 ) -> Figure:
     """Draw each arm minus the baseline with its 95% interval, a panel per metric (`verdicts.Effect` rows).
 
-    Filled where the verdict is better or worse, a square where equivalent, hollow otherwise; the margin is shaded.
+    Markers are filled if the verdict is better or worse, squares if equivalent, hollow otherwise; the margin is shaded.
     """
     table = pd.DataFrame(effects)
     metrics, arms = list(dict.fromkeys(table["metric"])), list(dict.fromkeys(table["arm"]))
@@ -199,7 +199,7 @@ def _height(arms: Mapping[str, Any]) -> float:
 
 
 def _legend(ax: Axes, own: bool) -> None:
-    """Put the legend below a figure of our own, or below the caller's `ax` alone."""
+    """Put the legend below the figure if it is our own, else below the caller's `ax`."""
     lines, labels = handles([ax])
     columns = legend_columns(labels)
     if own:

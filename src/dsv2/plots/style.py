@@ -1,4 +1,4 @@
-"""The look that all figures share, and the pieces that several of them are made of."""
+"""The style shared by all figures, and common building blocks."""
 
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ from dsv2.metrics import quantity
 
 COLUMN, PAGE = 3.4, 7.0  # widths in inches
 TITLE_LINE, LEGEND_ROW = 0.15, 0.17  # heights in inches
-PANEL_TITLE = 34  # characters of 7 points that fit above one of three panels
+PANEL_TITLE = 34  # characters at 7 points that fit above one of three panels
 STYLE: Any = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -43,20 +43,20 @@ MARKERS = "osD^vPXph<"
 DASHES = ["-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2))]
 COLOURS = [0, 1, 2, 3, 4, 9, 5, 7, 6, 8]  # of seaborn's colorblind palette, the pale ones last
 DASHED: Any = (0, (4, 2))
-REFERENCE: dict[str, Any] = {"color": "black", "linestyle": DASHED, "linewidth": 0.9}  # a level to compare with
+REFERENCE: dict[str, Any] = {"color": "black", "linestyle": DASHED, "linewidth": 0.9}  # a reference level
 ZERO: dict[str, Any] = {"color": "0.3", "linewidth": 0.8}
-BETTER = {"lower": "← better", "higher": "better →"}  # by the direction that is better
+BETTER = {"lower": "← better", "higher": "better →"}  # by which direction is better
 
 Drawing = TypeVar("Drawing", bound=Callable[..., Any])
 
 
 def styled(changes: Mapping[str, Any] | None = None) -> Callable[[Drawing], Drawing]:
-    """Decorate a function that draws, so that it does so in `STYLE`, with `changes` of single rcParams."""
+    """Decorate a drawing function to use `STYLE`, with `changes` to single rcParams."""
     return rc_context(STYLE | dict(changes or {}))
 
 
 def arm_styles(arms: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return the line properties of each arm, which follow from its place in the study."""
+    """Return the line properties of each arm, determined by its position in the study."""
     import seaborn as sns
 
     palette = sns.color_palette("colorblind")
@@ -73,7 +73,7 @@ def arm_styles(arms: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def arms_of(table: pd.DataFrame) -> list[str]:
-    """Return the arms of a table, each once, in the order of its rows."""
+    """Return the distinct arms of a table, in the order of its rows."""
     return list(dict.fromkeys(table["arm"]))
 
 
@@ -81,9 +81,9 @@ def arms_of(table: pd.DataFrame) -> list[str]:
 
 
 def single(height: float, title: str | None, ax: Axes | None = None) -> Axes:
-    """Return one Axes of a column's width under its title, whose lines come on top of `height` (inches).
+    """Create one Axes of column width and `height` inches, plus the height of the title.
 
-    A caller's own `ax` is returned as it is, with the title above it broken as among narrow panels.
+    A caller's own `ax` is returned unchanged, with the title wrapped above it.
     """
     import matplotlib.pyplot as plt
 
@@ -105,10 +105,10 @@ def panels(
     width: float | None = None,
     margin: float = 0.45,
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure with `count` panels in at most `columns` columns; unused places stay empty.
+    """Create a figure with `count` panels in at most `columns` columns; unused cells stay empty.
 
-    `height` is that of a row and `margin` what all rows together have beside it, in inches. The default width is a
-    column for one panel in a row, two thirds of the page for two, the page for more.
+    `height` is that of a row and `margin` the extra height of the figure, in inches. The default width is a column for
+    one panel per row, two thirds of the page for two, the page for more.
     """
     import matplotlib.pyplot as plt
 
@@ -124,30 +124,30 @@ def panels(
 
 
 def figure_of(ax: Axes) -> Figure:
-    """Return the figure that `ax` is in, which is not one of several in a larger one."""
+    """Return the figure of `ax`, which must not be a subfigure."""
     assert isinstance(ax.figure, Figure)
     return ax.figure
 
 
 def headline(figure: Figure, title: str | None) -> None:
-    """Put a title over the whole figure, from its left edge."""
+    """Set a left-aligned title above the whole figure."""
     if title:
         lines = wrapped(title, figure.get_size_inches()[0])
         figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=8)
 
 
 def wrapped(title: str, width: float) -> list[str]:
-    """Break a title into lines of `width` inches; 8 points take about 1/16 inch per character."""
+    """Wrap a title into lines of `width` inches; a character at 8 points takes about 1/16 inch."""
     return textwrap.wrap(title, int(15.5 * width))
 
 
 def title_height(title: str | None, width: float) -> float:
-    """Return the inches that a title takes above a figure of `width` inches; 0 without one."""
+    """Return the height of a title above a figure of `width` inches, in inches; 0 without one."""
     return TITLE_LINE * len(wrapped(title, width)) if title else 0.0
 
 
 def panel_title(ax: Axes, text: str, width: int = PANEL_TITLE) -> None:
-    """Name one panel of several in lines of `width` characters."""
+    """Set the title of one panel of several, wrapped at `width` characters."""
     ax.set_title(textwrap.fill(text, width), fontsize=7)
 
 
@@ -155,25 +155,25 @@ def panel_title(ax: Axes, text: str, width: int = PANEL_TITLE) -> None:
 
 
 def handles(axes: Sequence[Axes]) -> tuple[list[Any], list[str]]:
-    """Return handles and labels of one legend for all the axes, each label once."""
+    """Return handles and labels for one legend of all axes, each label once."""
     by_label = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     return list(by_label.values()), list(by_label)
 
 
 def legend_below(axes: Sequence[Axes], columns: int, **look: Any) -> None:
-    """Put one legend for all the axes under their figure, whose layout makes room for it; none without labels."""
+    """Add one legend for all axes below their figure, unless there are no labels; the layout makes room for it."""
     lines, labels = handles(axes)
     if labels:
         figure_of(axes[0]).legend(lines, labels, loc="outside lower center", ncols=columns, **look)
 
 
 def legend_columns(labels: Iterable[str]) -> int:
-    """Return how many labels fit side by side below a figure of a column's width."""
+    """Return how many labels fit side by side below a figure of column width."""
     return 3 if max(map(len, labels), default=0) < 12 else 2
 
 
 def legend_height(count: int, columns: int) -> float:
-    """Return the inches that `count` labels in `columns` columns take below a figure."""
+    """Return the height of a legend of `count` labels in `columns` columns, in inches."""
     return LEGEND_ROW * -(-count // columns)
 
 
@@ -186,41 +186,41 @@ def tokens_axis(ax: Axes) -> None:
 
 
 def large_numbers(ax: Axes, label: str, ticks: int = 4) -> None:
-    """Label the horizontal axis, with k, M and G for thousands of what it counts."""
+    """Label the horizontal axis, with k, M and G for powers of a thousand."""
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     ax.xaxis.set_major_locator(MaxNLocator(ticks))
     ax.set_xlabel(label)
 
 
 def difference_label(metric: str, baseline: str) -> str:
-    """Name the difference in a metric between an arm and the baseline."""
+    """Return the axis label for the difference in a metric between an arm and the baseline."""
     name, unit = quantity(metric)
     return f"{name},\narm - {baseline}" + (f" ({unit})" if unit else "")
 
 
 def percent(axis: Axis, decimals: int | None = 0) -> None:
-    """Write shares as percentages; `decimals=None` takes as many as the ticks need."""
+    """Format shares as percentages; `decimals=None` uses as many as the ticks need."""
     axis.set_major_formatter(PercentFormatter(1, decimals=decimals))
 
 
 def rows_axis(ax: Axes, names: Sequence[str]) -> None:
-    """Name the rows of a figure, drawn at 0, 1, ... from the top."""
+    """Label the rows of a figure, drawn at 0, 1, ... from the top."""
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.5)
 
 
-# ---- what is drawn ---------------------------------------------------------------------------------------------------
+# ---- drawing ---------------------------------------------------------------------------------------------------------
 
 
 def floor_line(ax: Axes, floor: Mapping[str, float] | None, metric: str, *, vertical: bool = False) -> None:
-    """Draw what a random router has in `metric`, where `floor` knows it."""
+    """Draw the random router's value of `metric`, if `floor` has it."""
     if floor and metric in floor:
         line = ax.axvline if vertical else ax.axhline
         line(floor[metric], label="random router", **REFERENCE)
 
 
 def interval(ax: Axes, row: int, low: float, middle: float, high: float, *, filled: bool, marker: str = "o") -> None:
-    """Draw an interval across one row of a figure, with a filled or hollow marker in it."""
+    """Draw an interval in one row of a figure, with a filled or hollow marker."""
     import seaborn as sns
 
     colour = sns.color_palette("colorblind")[0]
@@ -232,7 +232,7 @@ def interval(ax: Axes, row: int, low: float, middle: float, high: float, *, fill
 def curves(
     metrics: pd.DataFrame, metric: str, arms: Sequence[str] | Mapping[str, Any]
 ) -> list[tuple[str, pd.DataFrame]]:
-    """Return (arm, table of mean, min, max by tokens) for each of the arms that logged the metric."""
+    """Return (arm, table of mean, min, max by tokens) for each arm that logged the metric."""
     rows = metrics[metrics["metric"] == metric]
     logged = set(rows["arm"])
     return [
@@ -243,8 +243,8 @@ def curves(
 
 
 def draw_curves(ax: Axes, curves: list[tuple[str, pd.DataFrame]], styles: Mapping[str, dict[str, Any]]) -> None:
-    """Draw a line and the band of its seeds per arm; the curves' index is the horizontal axis."""
-    alpha = 0.15 if len(curves) <= 3 else 0.08  # many bands on top of each other turn to mud
+    """Draw a line and the band over seeds for each arm; the curves' index is the horizontal axis."""
+    alpha = 0.15 if len(curves) <= 3 else 0.08  # many overlapping bands become unreadable
     for i, (arm, curve) in enumerate(curves):
         every = max(len(curve) // 5, 1)
         ax.plot(

@@ -1,6 +1,6 @@
-"""Figures of one text's routing. See `plots` for the look.
+"""Figures of one text's routing. See `plots` for style.
 
-`loads` has one row per expert: expert, device, load (token-expert pairs, dropped ones included), dropped.
+`loads` has one row per expert: expert, device, load (token-expert pairs, including dropped ones), dropped.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,12 @@ from dsv2.plots.style import COLOURS, COLUMN, PAGE, REFERENCE, arm_styles, headl
 
 
 def device_colour(device: int) -> str:
-    """Return the colour of a device's experts, as #rrggbb; there are ten, used again from the eleventh device on."""
+    """Return the colour of a device's experts as #rrggbb; the ten colours repeat from the eleventh device on."""
     return to_hex(sns.color_palette("colorblind")[COLOURS[device % len(COLOURS)]])
 
 
 def busiest(*loads: pd.DataFrame) -> tuple[float, float]:
-    """Return the most pairs of an expert and of a device in any of the tables."""
+    """Return the highest load of an expert and of a device in any of the tables, in pairs."""
     return (
         max(float(table["load"].max()) for table in loads),
         max(float(table.groupby("device")["load"].sum().max()) for table in loads),
@@ -40,11 +40,10 @@ def text_load(
     busiest: Sequence[float] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw the load of every expert and of every device against what a device has room for; what is over it is hatched.
+    """Draw the load of every expert and device against the budget of a device; dropped pairs are hatched.
 
-    `budget` is in pairs per device. The line among the experts is an even share of it, which no rule enforces. `width`
-    is in inches. `busiest` puts figures that are to be compared on one scale: what the function of that name returns
-    for their loads.
+    `budget` is in pairs per device; the line for experts is an even share of it, which is not enforced. `width` is in
+    inches. To draw several figures on one scale, pass `busiest`, the return value of the function of that name.
     """
     devices = loads.groupby("device")[["load", "dropped"]].sum().reset_index()
     share = budget * len(devices) / len(loads)
@@ -69,7 +68,7 @@ def text_load(
 
 @styled()
 def load_profiles(profiles: Mapping[str, pd.DataFrame], *, title: str | None = None) -> Figure:
-    """Draw loads over their mean, each model's experts from busiest to idlest, whatever the experts' numbers."""
+    """Draw loads over their mean, with each model's experts sorted by load, highest first."""
     styles = arm_styles(list(profiles))
     figure, (ax,) = panels(1, columns=1, height=2.1, title=title, width=1.5 * COLUMN, margin=0)
     ax.axhline(1, **REFERENCE)
@@ -79,18 +78,18 @@ def load_profiles(profiles: Mapping[str, pd.DataFrame], *, title: str | None = N
     ax.set_ylim(bottom=0)
     ax.set_xlim(left=0.5)
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    ax.set_xlabel("expert, busiest first; dashed: perfect balance")
+    ax.set_xlabel("expert, highest load first; dashed: perfect balance")
     ax.set_ylabel("load / mean load")
     ax.legend(loc="upper right")
     return figure
 
 
-def _bars(ax: Axes, places: pd.Series, table: pd.DataFrame) -> None:
-    """Draw kept pairs in the device's colour, dropped ones hatched on top."""
+def _bars(ax: Axes, positions: pd.Series, table: pd.DataFrame) -> None:
+    """Draw kept pairs in the device's colour, with dropped ones hatched on top."""
     colours = [device_colour(device) for device in table["device"]]
     kept = table["load"] - table["dropped"]
-    ax.bar(places, kept, color=colours, width=0.8)
+    ax.bar(positions, kept, color=colours, width=0.8)
     over = table["dropped"] > 0
     edges = [colour for colour, hatched in zip(colours, over, strict=True) if hatched]
     look: dict[str, Any] = {"facecolor": "white", "edgecolor": edges, "hatch": "/////", "width": 0.8}
-    ax.bar(places[over], table["dropped"][over], bottom=kept[over], **look)
+    ax.bar(positions[over], table["dropped"][over], bottom=kept[over], **look)

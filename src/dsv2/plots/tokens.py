@@ -1,4 +1,4 @@
-"""A text with each token painted by the expert or device that it is sent to: as HTML for a notebook, and for print.
+"""A text with each token coloured by the expert or device it is sent to: as HTML for a notebook, or as a figure.
 
 T tokens, K experts per token, E experts, D devices.
 """
@@ -17,23 +17,23 @@ from dsv2.models.moe.router import Routing
 from dsv2.plots.style import PAGE, headline, styled, title_height
 
 By = Literal["expert", "device"]
-TINT = 0.55  # of the palette's colour in white, so that black text can be read on all of them
+TINT = 0.55  # share of the palette's colour mixed with white, so that black text stays readable
 POINTS = 7.0
-LETTER, LINE = 0.602 * POINTS / 72, 1.7 * POINTS / 72  # inches per letter of the monospaced font and per line
+LETTER, LINE = 0.602 * POINTS / 72, 1.7 * POINTS / 72  # inches per character of the monospaced font, and per line
 
 
 class Paint(NamedTuple):
     """How one token is drawn."""
 
     text: str
-    group: int | None  # its expert or device; None where another one is highlighted
-    struck: bool  # the pair that gave it its colour is dropped
+    group: int | None  # its expert or device; None if another one is highlighted
+    struck: bool  # whether the pair that determines the colour is dropped
     note: str  # all its experts, gates and drops
 
 
 @dataclass(frozen=True)
 class Html:
-    """Markup that a notebook shows by itself; `str` gives it to anything else."""
+    """HTML markup that a notebook renders; `str` returns the source."""
 
     text: str
 
@@ -54,9 +54,9 @@ def paints(
     choice: int = 0,
     highlight: int | None = None,
 ) -> list[Paint]:
-    """Paint the T `tokens` of one sequence by their `choice`-th expert (0: highest affinity) or its device.
+    """Colour the T `tokens` of one sequence by their `choice`-th expert (0: highest affinity) or its device.
 
-    `highlight` paints one expert or device alone. Raises ValueError where these do not fit the routing of one layer.
+    `highlight` colours a single expert or device. Raises ValueError if arguments do not match the layer's routing.
     """
     batch, length, num_experts = routing.affinities.shape
     top_k = routing.experts.shape[-1]
@@ -71,9 +71,9 @@ def paints(
         "choice": (choice, f"0 to {top_k - 1}", 0 <= choice < top_k),
         "tokens": (len(tokens), f"as many as were routed, {length}", len(tokens) == length),
     }
-    for field, (value, valid, good) in rules.items():
-        if not good:
-            raise ValueError(f"{field}={value}: {valid}")
+    for field, (value, valid, holds) in rules.items():
+        if not holds:
+            raise ValueError(f"{field}={value}: must be {valid}")
     per_device = num_experts // num_devices
     experts, gates = routing.experts[sequence].tolist(), routing.gates[sequence].tolist()
     dropped = [[False] * top_k] * length if routing.dropped is None else routing.dropped[sequence].tolist()
@@ -93,7 +93,7 @@ def _note(experts: list[int], gates: list[float], dropped: list[bool], per_devic
 
 
 def colours(count: int) -> list[tuple[float, float, float]]:
-    """Return a light colour per group: up to ten that the colour-blind tell apart, else evenly spread hues."""
+    """Return a light colour per group: colour-blind-safe for up to ten groups, else evenly spaced hues."""
     import seaborn as sns
 
     palette = sns.color_palette("colorblind", count) if count <= 10 else sns.husl_palette(count, l=0.6)
@@ -116,9 +116,9 @@ def paint_html(
     highlight: int | None = None,
     title: str | None = None,
 ) -> Html:
-    """Write `paints` as HTML that needs nothing else: a tooltip names all experts of a token, dropped ones are struck.
+    """Render `paints` as self-contained HTML: tooltips list all experts of a token, dropped ones are struck through.
 
-    With more than ten groups hues alone do not tell them apart: hover, or use `highlight`.
+    More than ten groups cannot be told apart by hue alone: hover over tokens, or use `highlight`.
     """
     painted = paints(
         tokens, routing, by=by, num_devices=num_devices, sequence=sequence, choice=choice, highlight=highlight
@@ -142,11 +142,11 @@ def _span(paint: Paint, palette: list[str]) -> str:
 
 
 def visible(token: str) -> str:
-    """Show the line breaks of a token before they are made."""
+    """Mark the line breaks of a token with a visible sign."""
     return token.replace("\r", "").replace("\n", "↵\n")
 
 
-# ---- for print -------------------------------------------------------------------------------------------------------
+# ---- as a figure -----------------------------------------------------------------------------------------------------
 
 
 @styled({"figure.constrained_layout.use": False})
@@ -185,7 +185,7 @@ def paint_tokens(
 
 
 def _placed(painted: Sequence[Paint], columns: int) -> list[tuple[int, int, str, Paint]]:
-    """Place each piece as (column, row, text, paint); a token is broken only where it is longer than a line."""
+    """Lay out pieces as (column, row, text, paint); a token is broken only if it is longer than a line."""
     placed, column, row = [], 0, 0
     for paint in painted:
         for i, piece in enumerate((visible(paint.text) if paint.note else paint.text).split("\n")):

@@ -1,4 +1,4 @@
-"""Which experts are chosen together, how sure the router is, and when over training its choices settled.
+"""Coactivation of experts, confidence of the router, and saturation of its choices over training.
 
 L MoE layers, E routed experts, K of them per token, N tokens.
 """
@@ -12,14 +12,14 @@ from dsv2.routing.observed import Observed
 
 
 def coactivation(observed: Observed) -> pd.DataFrame:
-    """Count, per layer and pair of experts i < j, the tokens that chose both, against what independence expects.
+    """Count the tokens that chose both experts of each pair i < j per layer, and the number expected by independence.
 
-    Independent experts with these loads p would be chosen together by a share of tokens proportional to p_i p_j, scaled
-    to the K (K - 1) / 2 pairs that every token chooses. Raises ValueError for K = 1.
+    Under independence, with loads p, the share of tokens that choose a pair is proportional to p_i p_j, scaled to the
+    K (K - 1) / 2 pairs that every token chooses. Raises ValueError for K = 1.
     """
     top_k = observed.experts.shape[-1]
     if top_k < 2:
-        raise ValueError("top_k=1: a token chooses one expert, so none are chosen together")
+        raise ValueError("top_k=1: each token chooses one expert, so none are chosen together")
     first, second = np.triu_indices(observed.num_experts, 1)
     frames = []
     for layer, experts in zip(observed.layers, observed.experts, strict=True):
@@ -35,17 +35,17 @@ def coactivation(observed: Observed) -> pd.DataFrame:
 
 
 def far_from_independent(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Return per layer the share of pairs that lie over 3 standard deviations of a count from what is expected."""
+    """Return per layer the share of pairs whose count is over 3 standard deviations from the expected one."""
     far = (pairs["tokens"] - pairs["expected"]).abs() > 3 * np.sqrt(pairs["expected"])
     table = pairs.assign(far=far, log_ratio=np.log2(pairs["ratio"].clip(lower=2**-5)).abs())
     return table.groupby("layer", as_index=False).agg(far=("far", "mean"), log_ratio=("log_ratio", "mean"))
 
 
 def router_certainty(observed: Observed) -> pd.DataFrame:
-    """Return per layer the entropies of the affinities over log E, and where the mass of the gates lies.
+    """Return per layer the entropies of the affinities over log E, and how the affinities are distributed.
 
-    `entropy_token`: mean over tokens (0: sure); `entropy_mean`: of the mean over tokens (1: all experts used alike);
-    `chosen_mass`: affinity of the K chosen, summed; `top_gate`: share of the highest gate in the chosen.
+    `entropy_token`: mean over tokens (0: certain); `entropy_mean`: of the mean over tokens (1: uniform use of experts);
+    `chosen_mass`: sum of the K chosen affinities; `top_gate`: share of the highest gate in that sum.
     """
     scale = np.log(max(observed.num_experts, 2))
     gates = observed.gates.astype(np.float64)
@@ -61,10 +61,10 @@ def router_certainty(observed: Observed) -> pd.DataFrame:
 
 
 def saturation(snapshots: pd.DataFrame, num_experts: int) -> pd.DataFrame:
-    """Return per layer and step the share of a token's experts that are also among those of the last step.
+    """Return per layer and step the share of a token's experts that are also among its experts at the last step.
 
-    `snapshots` is `routing_snapshots.parquet` of a run. `chance` is what the two steps' loads give if the tokens of one
-    are shuffled; K / E where all experts are used alike.
+    `snapshots` is a run's `routing_snapshots.parquet`. `chance` is the share if the tokens of one step are shuffled;
+    K / E if all experts have equal load.
     """
     rows = []
     for layer, table in snapshots.groupby("layer"):
@@ -79,7 +79,7 @@ def saturation(snapshots: pd.DataFrame, num_experts: int) -> pd.DataFrame:
 
 
 def one_hot(experts: NDArray[np.int16], num_experts: int) -> NDArray[np.float64]:
-    """Return (N, E): 1 where token n chose the expert, from experts (N, K)."""
+    """Return (N, E) from experts (N, K): 1 for the experts that a token chose."""
     chosen = np.zeros((len(experts), num_experts))
     np.put_along_axis(chosen, experts.astype(np.int64), 1.0, axis=1)
     return chosen

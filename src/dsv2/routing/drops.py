@@ -1,4 +1,4 @@
-"""Which token-expert pairs dropping takes: those of low affinity, if it does what section 2.2.4 says.
+"""Which token-expert pairs are dropped, by affinity: the lowest ones, according to section 2.2.4.
 
 B sequences, T tokens, K experts per token.
 """
@@ -9,16 +9,16 @@ from dsv2.models.moe.router import Routing
 
 
 def drops_by_affinity(routing: Routing, *, bins: int = 10) -> pd.DataFrame:
-    """Return a row per equal group of token-expert pairs, lowest affinity first, over all experts of one layer.
+    """Group the token-expert pairs of one layer by affinity into bins of equal size, lowest first, one row each.
 
-    Columns bin (1 to `bins`), low and high (affinity), pairs, dropped, share. Raises ValueError where nothing may be
-    dropped.
+    Columns: bin (1 to `bins`), low and high (affinity), pairs, dropped, share. Raises ValueError for a routing without
+    dropping.
     """
     if routing.dropped is None:
-        raise ValueError("routing.dropped=None: needs a routing with drops; `dsv2.drop` finds them")
+        raise ValueError("routing.dropped=None: needs a routing with drops; compute them with `dsv2.drop`")
     pairs = routing.experts.numel()
     if not 1 <= bins <= pairs:
-        raise ValueError(f"bins={bins}: between 1 and the number of pairs, {pairs}")
+        raise ValueError(f"bins={bins}: must be between 1 and the number of pairs, {pairs}")
     table = pd.DataFrame(
         {
             "affinity": routing.gates.detach().flatten().float().cpu().numpy(),

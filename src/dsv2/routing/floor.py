@@ -1,4 +1,4 @@
-"""The floor of imbalance: the routing metrics of a router that draws its affinities at random."""
+"""The floor of imbalance: the routing metrics of a router with random affinities."""
 
 import math
 
@@ -15,17 +15,17 @@ def random_floor(
     max_devices: int | None = None,
     batch_tokens: int | None = None,
 ) -> dict[str, float]:
-    """Return the routing metrics of a router that draws its affinities at random: by chance it is not perfectly even.
+    """Return the routing metrics of a router with random affinities, whose load is not perfectly even by chance.
 
-    `num_tokens` is how many tokens one measurement counts over; small ones are drawn up to 20 times and averaged.
-    Overflow is counted per batch of `batch_tokens` (default: all in one). With `max_devices` a token keeps to the
-    devices whose best expert scores highest, as the device-limited router does.
+    `num_tokens` is the number of tokens per measurement; small measurements are averaged over up to 20 draws. Overflow
+    is counted per batch of `batch_tokens` (default: one batch). With `max_devices`, each token is limited to the
+    devices whose best expert scores highest, as in the device-limited router.
     """
     if num_devices < 1 or num_experts % num_devices:
-        raise ValueError(f"num_devices={num_devices}: a divisor of num_experts={num_experts}")
+        raise ValueError(f"num_devices={num_devices}: must be a divisor of num_experts={num_experts}")
     most = num_devices if max_devices is None else max_devices
     if not 1 <= top_k <= most * (num_experts // num_devices):
-        raise ValueError(f"top_k={top_k}: between 1 and the experts of {most} devices")
+        raise ValueError(f"top_k={top_k}: must be between 1 and the number of experts on {most} devices")
     rng = np.random.default_rng(seed)
     batch = min(batch_tokens or num_tokens, num_tokens)
     draws = [

@@ -1,7 +1,7 @@
 """Interventions on the experts of a trained model (DeepSeekMoE, arXiv 2401.06066, sections 4.4 and 4.5).
 
-Each returns named models that share the weights of the one they are made from and leave it as it is: a sibling is built
-from a changed config over the same tensors. What is measured on them is the caller's choice.
+Each returns named models that share the weights of the original and do not change it: siblings, built from a changed
+config over the same tensors. The caller chooses what to measure on them.
 
 E routed experts, K of them per token.
 """
@@ -26,47 +26,47 @@ Name = TypeVar("Name", str, int)
 
 
 class DoesNotApply(ValueError):
-    """An analysis has no meaning for this run; the message says why."""
+    """An analysis does not apply to this run; the message says why."""
 
 
 def moe_config(model: Transformer) -> MoE.Config:
     """Return the config of the model's MoE layers. Raises DoesNotApply for a dense model."""
     if model.config.moe is None:
-        raise DoesNotApply("a dense model routes nothing")
+        raise DoesNotApply("a dense model has no routing")
     return model.config.moe
 
 
 def sibling(model: Transformer, ffn: MoE.Config) -> Transformer:
-    """Build the model with another config of its MoE layers, over the very same weights, in evaluation mode.
+    """Build the model with another config of its MoE layers, over the same weight tensors, in evaluation mode.
 
-    Weights that it has no place for are left out; weights that it would lack are an error.
+    Unused weights are left out; missing weights are an error.
     """
     with torch.device("meta"):
         other: Transformer = replace(model.config, ffn=ffn).build(ops=model.ops)
-    wanted = other.state_dict().keys()
-    other.load_state_dict({name: w for name, w in model.state_dict().items() if name in wanted}, assign=True)
+    names = other.state_dict().keys()
+    other.load_state_dict({name: w for name, w in model.state_dict().items() if name in names}, assign=True)
     return other.eval()
 
 
 def shared_off(model: Transformer) -> dict[str, Transformer]:
     """Return the model as trained, without shared experts, with one more routed expert, and with both changes.
 
-    What cannot be built is left out. Raises DoesNotApply where there are no shared experts.
+    Invalid combinations are left out. Raises DoesNotApply if there are no shared experts.
     """
     ffn = moe_config(model)
     if not ffn.num_shared:
         raise DoesNotApply("the run has no shared experts")
-    wanted = {
+    variants = {
         PLAIN: (ffn.num_shared, ffn.top_k),
         "shared off": (0, ffn.top_k),
         "one more routed": (ffn.num_shared, ffn.top_k + 1),
         "shared off, one more routed": (0, ffn.top_k + 1),
     }
-    return _buildable(model, wanted)
+    return _buildable(model, variants)
 
 
 def fewer_experts(model: Transformer) -> dict[int, Transformer]:
-    """Return the model with K to 1 routed experts per token. Raises DoesNotApply where K is 1 or the layer fixes it."""
+    """Return the model with K to 1 routed experts per token. Raises DoesNotApply if K is 1 or fixed by the layer."""
     ffn = moe_config(model)
     models = _buildable(model, {top_k: (ffn.num_shared, top_k) for top_k in range(ffn.top_k, 0, -1)})
     if len(models) < 2:
@@ -75,10 +75,10 @@ def fewer_experts(model: Transformer) -> dict[int, Transformer]:
 
 
 def top_masked(model: Transformer, ratios: tuple[float, ...] = RATIOS) -> dict[int, Transformer]:
-    """Return the model per number of experts masked: those of a token's highest affinity, in every layer.
+    """Return models that mask each token's experts of highest affinity in every layer, by the number masked.
 
-    Gates are the affinities of what it chooses instead, not rescaled. Ratios that round to the same number, or
-    leave fewer than K experts, are left out. Raises DoesNotApply where experts are not chosen by affinity.
+    Gates are the affinities of the experts chosen instead, not rescaled. Ratios that round to the same number, or
+    leave fewer than K experts, are left out. Raises DoesNotApply if experts are not chosen by affinity.
     """
     ffn = moe_config(model)
     models = {}
@@ -97,7 +97,7 @@ def top_masked(model: Transformer, ratios: tuple[float, ...] = RATIOS) -> dict[i
 
 
 def _without_top(count: int) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    """Return a hook that sets the `count` highest affinities of each token to 0, where a chosen expert adds nothing."""
+    """Return a hook that sets the `count` highest affinities of each token to 0, so that they are not chosen."""
 
     def hook(router: nn.Module, inputs: Any, affinities: Tensor) -> Tensor:
         return affinities.scatter(-1, affinities.topk(count, dim=-1).indices, 0.0)
@@ -105,10 +105,10 @@ def _without_top(count: int) -> Callable[[nn.Module, Any, Tensor], Tensor]:
     return hook
 
 
-def _buildable(model: Transformer, wanted: Mapping[Name, tuple[int, int]]) -> dict[Name, Transformer]:
-    """Build a sibling for each (shared experts, routed experts per token) that the type of layer allows."""
+def _buildable(model: Transformer, variants: Mapping[Name, tuple[int, int]]) -> dict[Name, Transformer]:
+    """Build a sibling for each (shared experts, routed experts per token) that the layer's config allows."""
     models = {}
-    for name, (num_shared, top_k) in wanted.items():
+    for name, (num_shared, top_k) in variants.items():
         try:
             ffn = replace(moe_config(model), num_shared=num_shared, top_k=top_k)
         except ConfigError:
@@ -120,7 +120,7 @@ def _buildable(model: Transformer, wanted: Mapping[Name, tuple[int, int]]) -> di
 def compared(
     models: Mapping[Name, Transformer], measure: Callable[[Transformer], SequenceLosses], *, column: str
 ) -> pd.DataFrame:
-    """Return a row per model: its name (as `column`), loss, and the difference from the first, paired by sequence."""
+    """Return one row per model: name (in `column`), loss, and the difference to the first, paired by sequence."""
     measured = {name: measure(model) for name, model in models.items()}
     plain = next(iter(measured.values()))
     rows = [

@@ -1,4 +1,4 @@
-"""How evenly a router spreads tokens: counts that add up over batches, and measures of them.
+"""Measures of load balance, computed from counts that add up over batches.
 
 B sequences, T tokens, E experts, K experts per token, D devices.
 """
@@ -16,9 +16,9 @@ class Counts(NamedTuple):
     """Sums over the tokens of one layer; counts of several batches are added field by field."""
 
     load: Tensor  # (E,) token-expert pairs
-    dropped: Tensor  # (E,) those of them that were dropped
-    received: Tensor  # (D,) tokens sent to each device, each once however many of its experts it chose
-    overflow: Tensor  # () pairs over a capacity factor of 1.0, batch by batch, whether or not they were dropped
+    dropped: Tensor  # (E,) dropped pairs
+    received: Tensor  # (D,) tokens sent to each device, counted once however many of its experts they chose
+    overflow: Tensor  # () pairs above a capacity factor of 1.0 per batch, whether or not they were dropped
     tokens: Tensor  # ()
 
     def __add__(self, other: object) -> "Counts":
@@ -27,20 +27,20 @@ class Counts(NamedTuple):
 
 
 class Measures(NamedTuple):
-    """Floats; 0 violation, 1 entropy and 0 dead experts are perfect balance."""
+    """Floats; under perfect balance violations are 0, the entropy is 1 and there are no dead experts."""
 
-    max_violation: float  # busiest expert's load over the mean load, less 1
+    max_violation: float  # highest load of an expert over the mean load, minus 1
     entropy: float  # of the load, over log E
-    dead_experts: float  # share of experts without a token
-    device_max_violation: float  # the same as max_violation for pairs computed on a device
-    received_max_violation: float  # the same for tokens sent to a device
-    drop_rate: float  # share of the pairs that were dropped
-    overflow: float  # share that a capacity factor of 1.0 would drop
+    dead_experts: float  # share of experts without tokens
+    device_max_violation: float  # max_violation of the pairs computed on each device
+    received_max_violation: float  # max_violation of the tokens sent to each device
+    drop_rate: float  # share of pairs that were dropped
+    overflow: float  # share of pairs that a capacity factor of 1.0 would drop
     devices_per_token: float
 
 
 def count(routing: Routing, *, num_devices: int) -> Counts:
-    """Count one layer's routing of one batch: int64, on the routing's device."""
+    """Count one layer's routing of one batch, as int64 on the routing's device."""
     experts, num_experts = routing.experts, routing.affinities.shape[-1]
     load = torch.bincount(experts.flatten(), minlength=num_experts)
     dropped = torch.zeros_like(load)
@@ -52,7 +52,7 @@ def count(routing: Routing, *, num_devices: int) -> Counts:
 
 
 def overflow(load: Tensor, num_devices: int) -> Tensor:
-    """Pairs of one batch over a capacity factor of 1.0 of their device, from its load (E,): int64 scalar."""
+    """Count the pairs of one batch above a capacity factor of 1.0 per device, from the load (E,): int64 scalar."""
     return (load.unflatten(0, (num_devices, -1)).sum(-1) - load.sum() // num_devices).clamp(min=0).sum()
 
 

@@ -1,4 +1,4 @@
-"""Passes of a model over validation text, batch by batch: losses of every sequence, and where its tokens were routed.
+"""Passes of a model over validation text: the loss of every sequence and the routing of its tokens.
 
 S sequences, T tokens, L MoE layers, E routed experts, K of them per token.
 """
@@ -20,19 +20,19 @@ CONFIDENCE = 0.95
 
 
 class SequenceLosses(NamedTuple):
-    """Nats of each sequence, summed over its scored tokens, and how many those are."""
+    """Loss of each sequence in nats, summed over its scored tokens, and the number of these."""
 
     nats: Floats  # (S,)
     scored: Floats  # (S,)
 
     @property
     def mean(self) -> float:
-        """Return the nats per scored token."""
+        """Mean loss in nats per scored token."""
         return float(self.nats.sum() / self.scored.sum())
 
 
 class Change(NamedTuple):
-    """How much a mean loss changed, in nats per token, with its 95% interval."""
+    """The change of a mean loss in nats per token, with its 95% interval."""
 
     mean: float
     low: float
@@ -40,13 +40,13 @@ class Change(NamedTuple):
 
 
 class Observed(NamedTuple):
-    """What one pass over the validation text saw."""
+    """Losses and routing of one pass over the validation text."""
 
     losses: SequenceLosses
     tokens: NDArray[np.int64]  # (S, T)
     domains: NDArray[np.int64] | None  # (S, T), index into the data's domains; None: the data have none
     num_experts: int  # E
-    layers: tuple[int, ...]  # L, numbers of the MoE layers within the model
+    layers: tuple[int, ...]  # L, indices of the MoE layers within the model
     experts: NDArray[np.int16]  # (L, S, T, K)
     gates: NDArray[np.float32]  # (L, S, T, K)
     entropy: NDArray[np.float32]  # (L, S, T) of the affinities of a token, over log E
@@ -56,7 +56,7 @@ class Observed(NamedTuple):
 def losses_of(
     model: Transformer, batch: Batch, *, batch_size: int, seen: Callable[[int], Any] = lambda sequences: None
 ) -> SequenceLosses:
-    """Run `batch` through the model, `batch_size` sequences at a time; `seen` is told how many were done."""
+    """Run `batch` through the model, `batch_size` sequences at a time, calling `seen` with the number after each."""
     return _joined([losses for _, losses in _passes(model, batch, batch_size, seen)])
 
 
@@ -65,7 +65,7 @@ def observe(
 ) -> Observed:
     """Record losses and routing in one pass. Raises ValueError for a model without MoE layers."""
     if model.config.moe is None:
-        raise ValueError("model: it has no MoE layers, so nothing is routed")
+        raise ValueError("model: it has no MoE layers, so there is no routing")
     losses, experts, gates, entropy, affinity = [], [], [], [], []
     for output, part in _passes(model, batch, batch_size, seen):
         losses.append(part)
@@ -90,12 +90,12 @@ def observe(
 
 
 def difference(losses: SequenceLosses, plain: SequenceLosses) -> Change:
-    """Return the change of the mean loss, paired by sequence, with the interval that sampling other sequences leaves.
+    """Return the change of the mean loss, paired by sequence, with its interval over the choice of sequences.
 
-    It says nothing about other seeds: both losses are of one training. Without at least two sequences it is infinite.
+    The interval does not cover other seeds. With fewer than two sequences it is infinite.
     """
     if not np.array_equal(losses.scored, plain.scored):
-        raise ValueError("losses: of other sequences than the ones to compare with")
+        raise ValueError("losses: not of the same sequences as those to compare with")
     change, scored = losses.nats - plain.nats, plain.scored
     mean = float(change.sum() / scored.sum())
     count = len(change)
@@ -103,8 +103,8 @@ def difference(losses: SequenceLosses, plain: SequenceLosses) -> Change:
         return Change(mean, -np.inf, np.inf)
     residual = change - mean * scored  # of the ratio of two sums, to first order
     error = float(np.sqrt((residual**2).sum() * count / (count - 1)) / scored.sum())
-    reach = float(special.stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * error
-    return Change(mean, mean - reach, mean + reach)
+    half_width = float(special.stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * error
+    return Change(mean, mean - half_width, mean + half_width)
 
 
 def _passes(

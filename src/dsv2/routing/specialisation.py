@@ -1,9 +1,9 @@
-"""What experts specialise in: mutual information between the expert and the domain, or the token, that it is given.
+"""Specialisation of experts: mutual information between the expert and the domain, or the token, routed to it.
 
-Counted over token-expert pairs of validation text, layer by layer, beside what chance gives: with domains or tokens
-shuffled, the same counts have a mutual information above 0 as well.
+It is estimated from the token-expert pairs of validation text, layer by layer, and compared with its value by chance:
+it is above 0 even with domains or tokens shuffled.
 
-S sequences, T tokens, L MoE layers, E routed experts, K of them per token, D domains, V kinds of token.
+S sequences, T tokens, L MoE layers, E routed experts, K of them per token, D domains, V distinct tokens.
 """
 
 from collections.abc import Callable
@@ -16,20 +16,20 @@ from scipy import special
 from dsv2.routing.observed import Observed
 
 SHUFFLES = 200
-TOP = 10  # kinds of token that stand for what an expert takes most
+TOP = 10  # most frequent tokens per expert
 
 
 def mutual_information(counts: NDArray[np.int64]) -> float:
-    """Return the nats between the row and the column of joint counts; 0 where they are independent."""
+    """Return the mutual information of row and column of joint counts in nats; 0 if they are independent."""
     joint = counts / counts.sum()
     parts = (special.entr(joint.sum(axis)).sum() for axis in (0, 1))
     return float(max(sum(parts) - special.entr(joint).sum(), 0.0))
 
 
 def domain_shares(observed: Observed, names: tuple[str, ...]) -> pd.DataFrame:
-    """Return per layer, domain and expert the share of the domain's pairs that the expert gets, and its lift.
+    """Return per layer, domain and expert the expert's share of the domain's pairs, and its lift.
 
-    The lift is that share over the expert's share of all text. Raises ValueError where the text has fewer than two
+    The lift is that share over the expert's share of all text. Raises ValueError if the text has fewer than two
     domains.
     """
     domains = _domains(observed)
@@ -46,10 +46,10 @@ def domain_shares(observed: Observed, names: tuple[str, ...]) -> pd.DataFrame:
 
 
 def domain_information(observed: Observed, *, shuffles: int = SHUFFLES, seed: int = 0) -> pd.DataFrame:
-    """Return per layer the mutual information of domain and expert in nats, its value by chance, and the most possible.
+    """Return per layer the mutual information of domain and expert in nats, its value by chance, and its maximum.
 
-    Chance hands whole sequences the domains of others, since tokens of one text are alike. `most` is the entropy of the
-    domains: experts that each serve one domain reach it. `p` is the share of shuffles that reach the information.
+    For chance, domains are shuffled over whole sequences, since tokens of one text are alike. `most`, the maximum, is
+    the entropy of the domains, reached if each expert serves one domain. `p` is that of the permutation test.
     """
     domains = _domains(observed)
     num_domains = int(domains.max()) + 1
@@ -68,10 +68,10 @@ def domain_information(observed: Observed, *, shuffles: int = SHUFFLES, seed: in
 
 
 def token_information(observed: Observed, *, shuffles: int = 20, seed: int = 0) -> pd.DataFrame:
-    """Return per layer the mutual information of token and expert in nats, its value by chance, and the most possible.
+    """Return per layer the mutual information of token and expert in nats, its value by chance, and its maximum.
 
-    Chance hands every place the token of another. `most` is the entropy of the experts' load less log K: a router that
-    goes by the token alone reaches it, since of the token's K experts any may be the pair's.
+    For chance, tokens are shuffled over all positions. `most`, the maximum, is the entropy of the load minus log K:
+    it is reached if the token alone decides the routing, since a pair may have any of its K experts.
     """
     tokens, kinds = _kinds(observed)
     rng = np.random.default_rng(seed)
@@ -91,10 +91,10 @@ def token_information(observed: Observed, *, shuffles: int = 20, seed: int = 0) 
 
 
 def expert_tokens(observed: Observed, text_of: Callable[[int], str], *, top: int = TOP, seed: int = 0) -> pd.DataFrame:
-    """Return per layer and expert its load over the mean, how concentrated its tokens are, and its tokens in text.
+    """Return per layer and expert its load over the mean, the concentration of its tokens, and the most telling ones.
 
-    `concentration` is the share of its pairs that its `top` commonest kinds of token make up, `chance` the same with
-    tokens shuffled. `tokens_in_text` are those that tell the expert best: the largest terms of the mutual information.
+    `concentration` is the share of the expert's pairs that belong to its `top` most frequent tokens, `chance` the same
+    with tokens shuffled. `tokens_in_text` are the tokens with the largest terms of the mutual information.
     """
     tokens, kinds = _kinds(observed)
     shuffled = np.random.default_rng(seed).permutation(tokens.ravel()).reshape(tokens.shape)
@@ -120,18 +120,18 @@ def _against_chance(information: float, by_chance: list[float]) -> dict[str, flo
 
 def _domains(observed: Observed) -> NDArray[np.int64]:
     if observed.domains is None or len(np.unique(observed.domains)) < 2:
-        raise ValueError("data: its validation text has fewer than two domains; data=mixture has three")
+        raise ValueError("data: the validation text has fewer than two domains; data=mixture has three")
     return observed.domains
 
 
 def _kinds(observed: Observed) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return each place's token as an index (S, T) into the kinds of token that occur (V,)."""
-    kinds, places = np.unique(observed.tokens, return_inverse=True)
-    return places.reshape(observed.tokens.shape), kinds
+    """Return the tokens as indices (S, T) into the distinct tokens that occur, and these (V,)."""
+    kinds, indices = np.unique(observed.tokens, return_inverse=True)
+    return indices.reshape(observed.tokens.shape), kinds
 
 
 def _joint(given: NDArray[np.int64], experts: NDArray[np.int16], num_given: int, num_experts: int) -> NDArray[np.int64]:
-    """Count jointly what each token is, given (S, T), and the experts (S, T, K) that it chose."""
+    """Count jointly the category of each token, `given` (S, T), and the experts (S, T, K) that it chose."""
     cells = given[..., None] * num_experts + experts
     return np.bincount(cells.ravel(), minlength=num_given * num_experts).reshape(num_given, num_experts)
 

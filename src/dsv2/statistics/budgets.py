@@ -1,4 +1,4 @@
-"""What a loss cost: the same curve over training tokens, over FLOPs and over seconds.
+"""Loss against cost: the same curve over training tokens, FLOPs and seconds.
 
 `metrics` is the long table of a study's finished trials (arm, seed, step, tokens, metric, value); `accounting` has one
 row per arm with flops_per_token.
@@ -12,14 +12,14 @@ AXES = {"per_token": "tokens", "per_flop": "flops", "per_second": "seconds"}  # 
 
 
 def spent(metrics: pd.DataFrame, accounting: pd.DataFrame, metric: str = "val/loss") -> pd.DataFrame:
-    """Return a row per logged value of `metric`: arm, seed, tokens, flops, seconds, value, in the order of tokens.
+    """Return one row per logged value of `metric`: arm, seed, tokens, flops, seconds, value, in the order of tokens.
 
-    FLOPs are those of the account, forward and backward. Seconds are of training alone, summed from the logged
-    perf/tokens_per_s: as noisy as the machine was busy, and only a rough guide where trials ran side by side.
+    FLOPs are those of the accounting, forward and backward. Seconds are of training only, computed from the logged
+    perf/tokens_per_s: a rough guide if trials ran in parallel or the machine was busy.
     """
     flops = accounting.set_index("arm")["flops_per_token"]
     if unknown := sorted(set(metrics["arm"]) - set(flops.index)):
-        raise ValueError(f"accounting: has no flops_per_token of {', '.join(unknown)}")
+        raise ValueError(f"accounting: no flops_per_token for {', '.join(unknown)}")
     table = metrics[metrics["metric"].isin([metric, "perf/tokens_per_s"])]
     table = table.pivot(index=["arm", "seed", "tokens"], columns="metric", values="value")
     if missing := [name for name in (metric, "perf/tokens_per_s") if name not in table]:
@@ -44,8 +44,8 @@ def equal_budgets(table: pd.DataFrame) -> dict[str, float]:
 def loss_at_equal(metrics: pd.DataFrame, accounting: pd.DataFrame, metric: str = "val/loss") -> pd.DataFrame:
     """Return `metric` at the largest budget that all trials reached: arm, seed, per_token, per_flop, per_second.
 
-    Between two logged values it is interpolated along the logarithm of the budget, where such curves are nearly
-    straight; NaN where the budget ends before a trial's first value. `.attrs` holds its tokens, flops and seconds.
+    Values are interpolated linearly in the logarithm of the budget; NaN if the budget ends before a trial's first
+    value. `.attrs` holds the budget's tokens, flops and seconds.
     """
     table = spent(metrics, accounting, metric)
     budgets = equal_budgets(table)

@@ -1,9 +1,9 @@
-"""Whether verdicts keep their promises: how often equal arms are told apart, and how often real effects are found.
+"""Calibration of verdicts: how often equal arms get a false verdict, and how often real effects are detected.
 
-Simulated studies go through `verdicts.judge` itself. Noise is in units of an arm's own standard deviation about the
+Simulated studies are judged by `verdicts.judge` itself. The unit of noise is an arm's own standard deviation about the
 seed's effect, which all arms share; an effect of 1 is one standard deviation of the paired differences, sqrt(2) of
-those units. Rates come with Clopper-Pearson intervals. `from_trials` asks the same of real trials that differ in
-nothing but their random seed.
+those units. Rates have Clopper-Pearson intervals. `from_trials` does the same with real trials that differ only in
+their random seed.
 """
 
 import math
@@ -17,22 +17,22 @@ from scipy import stats
 from dsv2.statistics.paired import ALPHA, POWER, Interval, Values, detectable_in_sd, t_interval
 from dsv2.statistics.verdicts import Effect, judge
 
-SEED_SD = 3.0  # of the effect that arms of one seed share; pairing must take it out
+SEED_SD = 3.0  # of the effect shared by the arms of one seed; pairing must remove it
 PAIRED_SD = math.sqrt(2)  # of a paired difference
-MARGIN = 4 * PAIRED_SD  # wide enough that TOST at the margin errs at its full 5%
+MARGIN = 4 * PAIRED_SD  # wide enough that TOST at the margin has its full error rate of 5%
 NOISE = {
     "normal": "normal noise",
     "heavy": "Student's t with 3 degrees of freedom, scaled to variance 1",
-    "skewed": "exponential noise in every arm; paired differences are symmetric all the same",
+    "skewed": "exponential noise in every arm; paired differences are still symmetric",
     "lopsided": "exponential noise in the arms, normal in the baseline: differences are skewed",
-    "rare": "in the arms one run in ten ends 10 higher than the other nine, about a mean of 0; normal in the baseline",
+    "rare": "in the arms one run in ten is higher than the others by 10, with mean 0; normal in the baseline",
 }
 
-Judge = Callable[..., list[Effect]]  # as `verdicts.judge`
+Judge = Callable[..., list[Effect]]  # with the signature of `verdicts.judge`
 
 
 class Rate(NamedTuple):
-    """A share of simulated studies with its 95% Clopper-Pearson interval, and what was promised."""
+    """A share of simulated studies with its 95% Clopper-Pearson interval and its nominal value."""
 
     what: str
     noise: str
@@ -47,23 +47,23 @@ class Rate(NamedTuple):
 
 
 class TrialsRate(NamedTuple):
-    """The share of pseudo-studies of identical trials with a false better or worse, and its interval."""
+    """The share of pseudo-studies of identical trials with a false verdict of better or worse, and its interval."""
 
     metric: str
     seeds: int
     arms: int
-    trials: int  # that pseudo-studies are drawn from
-    draws: int  # how many pseudo-studies
-    effective: float  # number of independent studies that would give as narrow an interval
+    trials: int  # number of trials to draw from
+    draws: int  # number of pseudo-studies
+    effective: float  # number of independent studies that would give the same interval
     rate: float
     low: float
     high: float
 
 
 def clopper_pearson(hits: float, trials: float, level: float = 1 - ALPHA) -> Interval:
-    """Return the exact interval of a binomial share; fractional counts stand for an effective number of trials."""
+    """Return the exact interval of a binomial share; counts may be fractional, for an effective number of trials."""
     if not 0 <= hits <= trials or trials <= 0:
-        raise ValueError(f"hits={hits}, trials={trials}: 0 <= hits <= trials, trials positive")
+        raise ValueError(f"hits={hits}, trials={trials}: must be 0 <= hits <= trials, with trials positive")
     tail = (1 - level) / 2
     low = float(stats.beta.ppf(tail, hits, trials - hits + 1)) if hits > 0 else 0.0
     high = float(stats.beta.isf(tail, hits + 1, trials - hits)) if hits < trials else 1.0
@@ -78,12 +78,12 @@ def simulated(
 ) -> dict[str, Values]:
     """Draw each arm's (seeds,) values: "base" and arms - 1 others. `effects` are in sd of the paired differences."""
     if noise not in NOISE:
-        raise ValueError(f"noise={noise!r}: one of {', '.join(NOISE)}")
+        raise ValueError(f"noise={noise!r}: must be one of {', '.join(NOISE)}")
     if seeds < 2 or arms < 2:
-        raise ValueError(f"seeds={seeds}, arms={arms}: at least two of each")
+        raise ValueError(f"seeds={seeds}, arms={arms}: must be at least two of each")
     names = ["base", *(f"arm{i}" for i in range(1, arms))]
     if unknown := set(effects or {}) - set(names):
-        raise ValueError(f"effects: no arm {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+        raise ValueError(f"effects: unknown arm {', '.join(sorted(unknown))}; arms are {', '.join(names)}")
     shared = rng.normal(0, SEED_SD, seeds)
     return {
         name: shared + PAIRED_SD * (effects or {}).get(name, 0.0) + _noise(rng, noise, seeds, name == "base")
@@ -92,7 +92,7 @@ def simulated(
 
 
 def _noise(rng: np.random.Generator, noise: str, seeds: int, baseline: bool) -> Values:
-    """Draw (seeds,) of mean 0, and of variance 1 but for "rare"."""
+    """Draw noise (seeds,) with mean 0 and, except for "rare", variance 1."""
     if noise == "heavy":
         return np.asarray(rng.standard_t(3, seeds) / math.sqrt(3))
     if noise == "skewed" or (noise == "lopsided" and not baseline):
@@ -103,7 +103,7 @@ def _noise(rng: np.random.Generator, noise: str, seeds: int, baseline: bool) -> 
 
 
 def false_positives(noise: str, seeds: int, arms: int, *, studies: int, draw: int = 0, judged: Judge = judge) -> Rate:
-    """Return the share of studies of equal arms in which any arm is called better or worse. Promised: at most 5%."""
+    """Return the share of studies of equal arms in which any arm is called better or worse. Nominal: at most 5%."""
     hits = sum(
         any(effect.word in ("better", "worse") for effect in effects)
         for effects in _studies(noise, seeds, arms, studies, draw, judged)
@@ -112,7 +112,7 @@ def false_positives(noise: str, seeds: int, arms: int, *, studies: int, draw: in
 
 
 def false_equivalence(noise: str, seeds: int, arms: int, *, studies: int, draw: int = 0, judged: Judge = judge) -> Rate:
-    """Return the share of studies in which an arm exactly at the margin is called equivalent. Promised: at most 5%."""
+    """Return the share of studies in which an arm exactly at the margin is called equivalent. Nominal: at most 5%."""
     at_margin = {f"arm{i}": MARGIN / PAIRED_SD for i in range(1, arms)}
     hits = sum(
         any(effect.word == "equivalent" for effect in effects)
@@ -131,17 +131,17 @@ def power(
     draw: int = 0,
     judged: Judge = judge,
 ) -> Rate:
-    """Return the share of studies that find the one real effect, `times` the detectable one. Promised, at 1: 80%."""
+    """Return the share of studies that detect one real effect, `times` the detectable one. Nominal, at 1: 80%."""
     size = times * detectable_in_sd(seeds, ALPHA / (arms - 1))
     hits = sum(
-        effects[0].word == "worse"  # arm1, by a loss that is higher
+        effects[0].word == "worse"  # arm1 has a higher loss
         for effects in _studies(noise, seeds, arms, studies, draw, judged, {"arm1": size})
     )
     return _rate(f"{times:g} x detectable found", noise, seeds, arms, hits, studies, POWER)
 
 
 def coverage(noise: str, seeds: int, *, studies: int, draw: int = 0) -> Rate:
-    """Return the share of t intervals that hold the true difference. Promised: 95%."""
+    """Return the share of t intervals that contain the true difference. Nominal: 95%."""
     rng, hits = np.random.default_rng(draw), 0
     for _ in range(studies):
         values = simulated(rng, noise, seeds, 2)
@@ -176,16 +176,16 @@ def _rate(what: str, noise: str, seeds: int, arms: int, hits: int, trials: int, 
 def from_trials(
     results: pd.DataFrame, metric: str, n_seeds: int, n_arms: int, draws: int, *, seed: int = 0
 ) -> TrialsRate:
-    """Measure how often identical trials are told apart, in pseudo-studies drawn from them without replacement.
+    """Measure how often identical trials get a false verdict, in pseudo-studies drawn from them without replacement.
 
-    `results` are the trials of an A/A study, whose arms differ in their random seed alone; all are exchangeable, so
-    any of them may stand for any arm and seed. They share no initial weights, so this tests the shape of the noise and
-    not what pairing takes out of it.
+    `results` are the trials of an A/A study, whose arms differ only in their random seed; they are exchangeable, so
+    any of them may take the role of any arm and seed. They share no initial weights, so this tests the shape of the
+    noise, not the effect of pairing.
 
-    N trials, k = n_arms x n_seeds in a pseudo-study. Pseudo-studies share trials, so their rate is a U-statistic and
-    not a binomial share: its variance over other N trials is estimated by the infinitesimal jackknife (how the rate
-    goes with each trial's presence; Wager and Athey 2018, for subsamples), less what a finite number of draws adds to
-    that, plus the draws' own. The interval is Clopper-Pearson's at the number of independent studies of that variance,
+    N trials, k = n_arms x n_seeds per pseudo-study. Pseudo-studies share trials, so their rate is a U-statistic rather
+    than a binomial share. Its variance is estimated by the infinitesimal jackknife (the covariance of the rate with
+    each trial's presence; Wager and Athey 2018, for subsamples), minus the bias of a finite number of draws, plus the
+    variance of the draws. The interval is Clopper-Pearson's for the number of independent studies with that variance,
     which is at least the N // k disjoint ones (Hoeffding 1948) and at most `draws`.
     """
     values = _identical(results, metric)
@@ -193,7 +193,7 @@ def from_trials(
     if n_seeds < 2 or n_arms < 2 or draws < 1:
         raise ValueError(f"n_seeds={n_seeds}, n_arms={n_arms}, draws={draws}: at least two seeds, two arms, one draw")
     if values.size < 2 * size:
-        raise ValueError(f"results: {values.size} trials; pseudo-studies of {size} take at least {2 * size}")
+        raise ValueError(f"results: {values.size} trials; pseudo-studies of {size} need at least {2 * size}")
     rng = np.random.default_rng(seed)
     hits, present = np.zeros(draws), np.zeros((draws, values.size))
     for i in range(draws):
@@ -208,7 +208,7 @@ def from_trials(
 
 
 def _effective(hits: Values, present: Values, size: int) -> float:
-    """Return the number of independent studies whose share of hits varies as much as that of these draws."""
+    """Return the number of independent studies whose share of hits has the same variance as that of these draws."""
     draws, n = present.shape
     fewest, spread = float(n // size), float(hits.var())
     if spread == 0:
@@ -220,9 +220,9 @@ def _effective(hits: Values, present: Values, size: int) -> float:
 
 
 def _identical(results: pd.DataFrame, metric: str) -> Values:
-    """Return the metric of the finished trials (N,). Two that agree in every measure are one run counted twice."""
+    """Return the metric of the finished trials (N,). Raises ValueError for trials that agree in every metric."""
     if metric not in results:
-        raise ValueError(f"results: no metric {metric!r}; there are {', '.join(map(str, results.columns))}")
+        raise ValueError(f"results: no column {metric!r}; columns are {', '.join(map(str, results.columns))}")
     done = results[results["status"] == "finished"] if "status" in results else results
     measured = [name for name in map(str, done.columns) if name == metric or ("/" in name and name[:5] != "perf/")]
     twins = done[done.duplicated(measured, keep=False)]
@@ -231,5 +231,5 @@ def _identical(results: pd.DataFrame, metric: str) -> Values:
         raise ValueError(f"results: {names} are the same run; the trials of an A/A study differ in their seed")
     values = done[metric].to_numpy(dtype=float)
     if not np.isfinite(values).all():
-        raise ValueError(f"results: {metric} is not a number in {int((~np.isfinite(values)).sum())} trials")
+        raise ValueError(f"results: {metric} is not finite in {int((~np.isfinite(values)).sum())} trials")
     return values

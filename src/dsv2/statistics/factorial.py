@@ -1,15 +1,15 @@
-"""Main effects and interactions of a study whose arms are every combination of some factors' levels, seeds as blocks.
+"""Main effects and interactions of a full factorial study, with seeds as blocks.
 
 n seeds, c cells (arms). A term is a contrast: weights over the cells that sum to zero. Its value at one seed is the
-weighted sum of that seed's cells, so whatever a seed does to all cells cancels; a t interval over the n values says how
-certain it is. An analysis of variance would pool the noise of all cells and gain degrees of freedom, but cells whose
-routing collapses are noisier than the others; a contrast by seed needs no equal variances.
+weighted sum of that seed's cells, which cancels effects shared by all cells; its interval is a t interval over the n
+values. An analysis of variance would pool the noise of all cells and gain degrees of freedom, but cells whose routing
+collapses are noisier than others, and contrasts by seed need no equal variances.
 
 A main effect is the mean of the metric at a level minus that at the factor's lowest level, over all levels of the
-other factors. An interaction of two is how much the effect of one changes when the other goes from its lowest level up:
-the difference of the differences. An interaction of three is how much that changes with the third. A factor of k levels
-has k - 1 contrasts, each of a level to the lowest, so nothing is assumed linear. Numbers are ordered by size, other
-levels as the arms name them. Holm's correction is over all terms of the metric.
+other factors. A two-way interaction is the change of one effect when the other factor is raised from its lowest level:
+the difference of differences. A three-way interaction is the change of that with the third factor. A factor of k levels
+has k - 1 contrasts, each of a level with the lowest, so linearity is not assumed. Numeric levels are sorted, others
+keep the order of the arms. Holm's correction is over all terms of the metric.
 """
 
 import itertools
@@ -30,14 +30,14 @@ Design = Mapping[str, Mapping[str, Level]]  # arm -> factor -> level
 FACTORIAL_RULE = (
     "Every term is a contrast of the arms, seed by seed; intervals are 95% t intervals over seeds. A main effect is "
     "the mean at the level minus the mean at the factor's lowest level, over all levels of the other factors; an "
-    "interaction is what the levels do together beyond the sum of what they do apart. A term is called better or worse "
-    "when p < 0.05 after Holm's correction over all terms of the metric, else undecided. An interaction that is better "
-    "means that the levels together do better than their sum."
+    "interaction is the joint effect of the levels minus the sum of their separate effects. A term is called better or "
+    "worse when p < 0.05 after Holm's correction over all terms of the metric, else undecided. An interaction is "
+    "better if the levels together do better than that sum."
 )
 
 
 class Term(NamedTuple):
-    """One main effect or interaction in one metric. With one seed its interval and p are NaN and its word is none."""
+    """One main effect or interaction in one metric. With one seed, interval and p are NaN and the word is none."""
 
     term: str  # "device=0.05", "expert=0.003 x device=0.05"
     order: int  # 1 for a main effect, 2 and 3 for interactions
@@ -49,7 +49,7 @@ class Term(NamedTuple):
     high: float
     p: float  # two-sided, t over seeds
     p_holm: float
-    detectable: float  # smallest effect detected with 80% power at the level Holm asks of the first rejection
+    detectable: float  # smallest effect detected with 80% power at the level of Holm's first rejection
     word: str  # better, worse, undecided, identical or none
 
 
@@ -57,33 +57,34 @@ class Term(NamedTuple):
 
 
 def levels(design: Design) -> dict[str, list[Level]]:
-    """Return each factor's levels, lowest first. Raises `IncompleteStudy` naming the combinations that no arm has."""
+    """Return each factor's levels, lowest first. Raises `IncompleteStudy`, naming combinations without an arm."""
     if not design:
-        raise ValueError("design={}: at least one factor of two levels")
+        raise ValueError("design={}: must have at least one factor with two levels")
     factors = list(next(iter(design.values())))
     by_factor: dict[str, list[Level]] = {factor: [] for factor in factors}
     cells: dict[tuple[Level, ...], str] = {}
     for arm, cell in design.items():
         if set(cell) != set(factors):
             raise ValueError(f"design: arm {arm!r} has the factors {sorted(cell)}, others have {sorted(factors)}")
-        place = tuple(cell[factor] for factor in factors)
-        if place in cells:
-            raise ValueError(f"design: arms {cells[place]!r} and {arm!r} are the same cell, {_cell(factors, place)}")
-        cells[place] = arm
+        combination = tuple(cell[factor] for factor in factors)
+        if combination in cells:
+            same = f"arms {cells[combination]!r} and {arm!r} are the same cell"
+            raise ValueError(f"design: {same}, {_cell(factors, combination)}")
+        cells[combination] = arm
         for factor in factors:
             if cell[factor] not in by_factor[factor]:
                 by_factor[factor].append(cell[factor])
     for factor, of_factor in by_factor.items():
         if len(of_factor) < 2:
             raise ValueError(f"design: factor {factor!r} has only the level {of_factor[0]!r}; it needs at least two")
-    missing = [place for place in itertools.product(*by_factor.values()) if place not in cells]
+    missing = [combination for combination in itertools.product(*by_factor.values()) if combination not in cells]
     if missing:
-        raise IncompleteStudy([f"{_cell(factors, place)} (no arm)" for place in missing])
+        raise IncompleteStudy([f"{_cell(factors, combination)} (no arm)" for combination in missing])
     return {factor: sorted(values) if _numeric(values) else values for factor, values in by_factor.items()}
 
 
 def contrasts(design: Design) -> dict[tuple[tuple[str, Level], ...], dict[str, float]]:
-    """Return the weights of the arms per term, a tuple of (factor, level), in the order of the number of factors."""
+    """Return the weights of the arms for each term, a tuple of (factor, level); main effects come first."""
     ordered = levels(design)
     terms = {}
     for order in range(1, min(len(ordered), 3) + 1):
@@ -114,11 +115,11 @@ def factorial(
     whichever is better. Raises `IncompleteStudy` for combinations without an arm and for missing trials.
     """
     if direction not in ("lower", "higher"):
-        raise ValueError(f"direction={direction!r}: 'lower' or 'higher'")
+        raise ValueError(f"direction={direction!r}: must be 'lower' or 'higher'")
     weights = contrasts(design)
     values = paired_values(results, metric, list(design), seeds)
-    if silent := [arm for arm in design if arm not in values]:
-        raise ValueError(f"results: {', '.join(silent)} have no {metric}; a factorial study needs it for every arm")
+    if missing := [arm for arm in design if arm not in values]:
+        raise ValueError(f"results: {', '.join(missing)} have no {metric}; a factorial study needs it for every arm")
     by_term = [_sum(values, weight) for weight in weights.values()]
     p = [paired_p(of_seeds) for of_seeds in by_term]
     terms = []
@@ -154,16 +155,16 @@ def _word(term: Term, direction: str) -> str:
         return "none"
     if term.effect == 0 and term.sd == 0:
         return "identical"
-    if not term.p_holm < ALPHA:  # also NaN, where equal contrasts leave no noise to judge by
+    if not term.p_holm < ALPHA:  # also NaN, if equal contrasts leave no noise estimate
         return "undecided"
     return "better" if (term.effect < 0) == (direction == "lower") else "worse"
 
 
-# ---- in words --------------------------------------------------------------------------------------------------------
+# ---- text ------------------------------------------------------------------------------------------------------------
 
 
 def factorial_text(terms: Sequence[Term]) -> list[str]:
-    """Say per metric which main effects and which interactions were decided, and what would not have been seen."""
+    """Return a sentence per metric: which main effects and interactions are significant, and the detection limit."""
     sentences = []
     for metric in dict.fromkeys(term.metric for term in terms):
         of_metric = [term for term in terms if term.metric == metric]
@@ -178,15 +179,15 @@ def factorial_text(terms: Sequence[Term]) -> list[str]:
             decided = [term for term in kind if term.word in ("better", "worse")]
             named = ", ".join(f"{t.term} {t.word} ({difference_text(t.effect, t.low, t.high)})" for t in decided)
             if kind:
-                parts.append(f"{name}: {named or 'none seen'}")
-        unseen = [term.detectable for term in of_metric if term.word == "undecided"]
-        limit = f"; of the undecided, smaller than {max(unseen):.2g} would not have been seen" if unseen else ""
+                parts.append(f"{name}: {named or 'none detected'}")
+        undetected = [term.detectable for term in of_metric if term.word == "undecided"]
+        limit = f"; undecided terms below {max(undetected):.2g} may have been missed" if undetected else ""
         sentences.append(f"{quantity(metric).name} - {'; '.join(parts)}{limit}.")
     return sentences
 
 
 def factorial_rows(terms: Sequence[Term]) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows of a report's table."""
+    """Return header and rows of the report's table."""
     rows = [
         [
             quantity(term.metric).name,
@@ -201,12 +202,12 @@ def factorial_rows(terms: Sequence[Term]) -> tuple[list[str], list[list[str]]]:
 
 
 def level_text(level: Level) -> str:
-    """Write a level as terms name it."""
+    """Format a level as it appears in the name of a term."""
     return f"{level:g}" if isinstance(level, int | float) and not isinstance(level, bool) else str(level)
 
 
-def _cell(factors: Iterable[str], place: Iterable[Level]) -> str:
-    return ", ".join(f"{factor}={level_text(level)}" for factor, level in zip(factors, place, strict=True))
+def _cell(factors: Iterable[str], combination: Iterable[Level]) -> str:
+    return ", ".join(f"{factor}={level_text(level)}" for factor, level in zip(factors, combination, strict=True))
 
 
 def _numeric(values: Sequence[Level]) -> bool:

@@ -1,14 +1,15 @@
 """Loss over training compute along a ladder of scales: fitted curves, their intervals, predictions of the next rung.
 
 R rungs, B resamples. The form is L(C) = E + A C^-alpha with E >= 0, A > 0 and 0.001 <= alpha <= 2, C in FLOPs; two
-rungs do not determine three numbers, so they get L(C) = A C^-alpha. Fits are least squares of log L over all runs.
+rungs do not determine three parameters, so for them it is L(C) = A C^-alpha. Fits are least squares of log L over all
+runs.
 
-Intervals are a bootstrap over seeds: at each rung the seeds are drawn anew, the same for all arms, so that differences
-between arms stay paired; rungs are drawn independently, for a seed at two scales shares a number and no weights. With
-n seeds, means of resamples vary too little by sqrt((n - 1) / n), and percentiles do not allow for how few seeds there
-are: what a resample moves a rung's mean by is stretched by sqrt(n / (n - 1)) and by t / z at sum(n - 1) degrees of
-freedom. `tests/statistics/test_ladder.py` holds the coverage against 95%. Intervals allow for the noise of seeds alone,
-not for a form that is wrong beyond the rungs: a held-out rung tests that.
+Intervals are a bootstrap over seeds. At each rung the seeds are resampled, the same for all arms, so that differences
+between arms stay paired; rungs are resampled independently, since a seed at two scales shares no weights. With n seeds,
+means of resamples vary too little by sqrt((n - 1) / n), and percentiles do not account for small n: deviations of a
+rung's resampled mean are stretched by sqrt(n / (n - 1)) and by t / z at sum(n - 1) degrees of freedom.
+`tests/statistics/test_ladder.py` checks the coverage against 95%. Intervals cover seed noise only, not a form that is
+wrong beyond the rungs; a held-out rung tests that.
 """
 
 import math
@@ -28,7 +29,7 @@ EXPONENTS = np.geomspace(1e-3, STEEPEST, 120)
 
 
 class Fit(NamedTuple):
-    """One arm's curve. Intervals are NaN where a rung has one seed."""
+    """One arm's curve. Intervals are NaN if a rung has one seed."""
 
     arm: str
     form: str
@@ -39,7 +40,7 @@ class Fit(NamedTuple):
     e_interval: Interval
     a_interval: Interval
     alpha_interval: Interval
-    note: str  # which bound the fit lies on, or why there is no interval; may be ""
+    note: str  # bounds that the fit reached, or why there is no interval; may be ""
 
     def at(self, flops: float | Values) -> Values:
         """Return the fitted loss after `flops`."""
@@ -47,16 +48,16 @@ class Fit(NamedTuple):
 
 
 class Ladder(NamedTuple):
-    """The curves of all arms, resampled together: resample b of one arm has the seeds of resample b of another."""
+    """The curves of all arms, resampled together: resample b has the same seeds for all arms."""
 
     scales: tuple[str, ...]
     fits: dict[str, Fit]
-    draws: dict[str, Values]  # arm to (B, 3) of E, A, alpha; B = 0 without intervals
-    residuals: dict[str, Values]  # arm to the stretched log residuals of all runs, in one order of runs
+    draws: dict[str, Values]  # arm -> (B, 3) of E, A, alpha; B = 0 without intervals
+    residuals: dict[str, Values]  # arm -> stretched log residuals of all runs, in the same order for all arms
 
 
 class Prediction(NamedTuple):
-    """What a rung's mean over `seeds` runs should be, and what it was; of an arm, or of its difference to `minus`."""
+    """Predicted and observed mean of a rung over `seeds` runs, of an arm or of its difference to `minus`."""
 
     arm: str
     minus: str  # "" for the loss itself
@@ -66,7 +67,7 @@ class Prediction(NamedTuple):
     predicted: float
     low: float
     high: float
-    observed: float  # NaN where the rung has not been run
+    observed: float  # NaN if the rung has not been run
     inside: bool | None  # None without an observation or an interval
 
 
@@ -93,7 +94,7 @@ def fit_ladder(
     """
     scales = climb(runs, arms=arms, baseline=baseline, loss=loss)
     if len(scales) < 2:
-        raise ValueError(f"runs: only the scale {', '.join(scales)}; a curve over compute takes at least two")
+        raise ValueError(f"runs: only the scale {', '.join(scales)}; a curve over compute needs at least two")
     points = {arm: _points(runs[runs["arm"] == arm], arm, scales, loss) for arm in arms}
     counts = [losses.size for losses in points[baseline].logs]  # seeds at each rung, the same for all arms
     rng = np.random.default_rng(seed)
@@ -115,19 +116,19 @@ def _points(runs: pd.DataFrame, arm: str, scales: Sequence[str], loss: str) -> _
         rung = runs[runs["scale"] == scale].sort_values("seed")
         if np.ptp(rung["flops"]) > 1e-6 * rung["flops"].max():
             raise ValueError(
-                f"runs: flops of arm {arm!r} differ between the seeds of {scale!r}; each rung takes one number"
+                f"runs: flops of arm {arm!r} differ between the seeds of {scale!r}; they must be equal within a rung"
             )
         flops.append(float(rung["flops"].iloc[0]))
         logs.append(np.log(rung[loss].to_numpy(dtype=float)))
     for i in range(1, len(flops)):
         if flops[i] <= flops[i - 1] * 1.01:
-            where = f"{scales[i]!r} ({flops[i]:.3g}) has not over 1% more than {scales[i - 1]!r} ({flops[i - 1]:.3g})"
+            where = f"{scales[i]!r} ({flops[i]:.3g}) is not over 1% above {scales[i - 1]!r} ({flops[i - 1]:.3g})"
             raise ValueError(f"runs: flops of arm {arm!r} must grow with the rungs; {where}")
     return _Points(np.array(flops), logs)
 
 
 def _stretch(counts: Sequence[int]) -> list[float]:
-    """Return how many times further to move each rung's resampled means, so that percentiles become t intervals."""
+    """Return the factor on each rung's resampled deviations that turns percentile intervals into t intervals."""
     if min(counts) < 2:
         return [math.nan if n < 2 else 1.0 for n in counts]
     freedom = sum(n - 1 for n in counts)
@@ -137,7 +138,7 @@ def _stretch(counts: Sequence[int]) -> list[float]:
 
 def _fit(arm: str, flops: Values, means: Values, weights: Values, moved: Values) -> tuple[Fit, Values]:
     """Fit a curve to `means` (R,) of log loss, and return (B, 3) of E, A, alpha for the resampled means (B, R)."""
-    centre = float(np.log(flops).mean())  # compute relative to the middle rung keeps A and alpha apart
+    centre = float(np.log(flops).mean())  # centring decorrelates A and alpha
     x = np.log(flops) - centre
     if len(x) == 2:
         form, best, drawn = POWER_LAW, _power_law(x, means[None])[0], _power_law(x, moved)
@@ -150,7 +151,7 @@ def _fit(arm: str, flops: Values, means: Values, weights: Values, moved: Values)
     notes = ["two rungs: a power law without E"] if form == POWER_LAW else []
     notes += ["E at its bound 0"] if form == SATURATING and e <= 1e-4 * math.exp(means[0]) else []
     notes += [f"alpha at its bound {STEEPEST:g}"] if form == SATURATING and alpha >= STEEPEST * (1 - 1e-6) else []
-    notes += [] if len(moved) else ["no interval: a rung has one seed, or no resamples were asked for"]
+    notes += [] if len(moved) else ["no interval: a rung has one seed, or resamples=0"]
     drawn = np.stack([drawn[:, 0], drawn[:, 1] * np.exp(drawn[:, 2] * centre), drawn[:, 2]], axis=1)
     of_e, of_a, of_alpha = (_interval(drawn[:, i]) for i in range(3))
     fit = Fit(arm, form, len(x), e, a * math.exp(alpha * centre), alpha, of_e, of_a, of_alpha, "; ".join(notes))
@@ -158,7 +159,7 @@ def _fit(arm: str, flops: Values, means: Values, weights: Values, moved: Values)
 
 
 def _saturating(x: Values, y: Values, weights: Values) -> tuple[float, float, float]:
-    """Fit E, A, alpha by least squares of log loss, from several starts; x log compute, y mean log loss, both (R,)."""
+    """Fit E, A, alpha by least squares of log loss from several starts; x is log compute, y mean log loss, (R,)."""
     root, lowest = np.sqrt(weights), math.exp(y.min())
 
     def off(t: Values) -> Values:
@@ -170,7 +171,7 @@ def _saturating(x: Values, y: Values, weights: Values) -> tuple[float, float, fl
 
     e, a, alpha = _profile(x, np.exp(y)[None], weights)[0]
     if a * np.ptp(np.exp(-alpha * x)) <= 1e-6 * lowest:
-        return e, 0.0, alpha  # flat or rising: the solver would creep towards this forever
+        return e, 0.0, alpha  # flat or rising: the solver would approach this without converging
     starts = [(e, math.log(max(a, 1e-9 * lowest)), alpha)]
     starts += [(share * lowest, math.log((1 - share) * lowest), steep) for share in (0.1, 0.7) for steep in (0.1, 0.5)]
     lower, upper = np.array([0.0, -np.inf, EXPONENTS[0]]), np.array([lowest, np.inf, STEEPEST])
@@ -187,13 +188,13 @@ def _power_law(x: Values, y: Values) -> Values:
 
 
 def _profile(x: Values, losses: Values, weights: Values) -> Values:
-    """Return (B, 3) of E, A, alpha by a scan over alpha, where E and A are linear: many fits, none in a wrong valley.
+    """Return (B, 3) of E, A, alpha by a scan over alpha, given which E and A are linear, so no local minima.
 
-    Least squares of relative residuals, which are those of log loss up to their square. losses (B, R).
+    Least squares of relative residuals, which equal those of log loss to first order. losses (B, R).
     """
     resample = np.arange(len(losses))
     alpha = np.broadcast_to(EXPONENTS, (len(losses), len(EXPONENTS)))
-    for _ in range(3):  # each time between the neighbours of the best
+    for _ in range(3):  # refine between the neighbours of the best
         near = _linear(x, losses, weights, alpha)[2].argmin(1)
         above = np.minimum(near + 1, alpha.shape[1] - 1)
         low, high = alpha[resample, np.maximum(near - 1, 0)], alpha[resample, above]
@@ -228,7 +229,7 @@ def _interval(draws: Values) -> Interval:
 
 
 def band(ladder: Ladder, arm: str, flops: Values, minus: str | None = None) -> tuple[Values, Values]:
-    """Return the 95% interval of the curve at each of `flops`, or of its difference to the curve of `minus`."""
+    """Return the 95% interval of the curve at `flops`, or of its difference to the curve of `minus`."""
     drawn = _curves(ladder, arm, flops) - (_curves(ladder, minus, flops) if minus else 0.0)
     if not len(drawn):
         return np.full(len(flops), math.nan), np.full(len(flops), math.nan)
@@ -251,27 +252,27 @@ def predict(
 ) -> list[Prediction]:
     """Predict the mean loss of `seeds` runs after each arm's `flops`, with 95% prediction intervals.
 
-    With a baseline, every arm's difference to it follows. The noise of the new runs is taken to be that of all rungs,
-    pooled, in log loss.
+    With a baseline, every arm's difference to it is predicted too. The noise of new runs is assumed to be that of all
+    rungs, pooled, in log loss.
     """
     if seeds < 1:
-        raise ValueError(f"seeds={seeds}: at least one")
+        raise ValueError(f"seeds={seeds}: must be at least one")
     rng = np.random.default_rng(1)
-    amount, pool = len(next(iter(ladder.draws.values()))), len(next(iter(ladder.residuals.values())))
-    picks = rng.integers(0, pool, (amount, seeds))  # the same runs for all arms: what seeds share stays shared
+    num_draws, pool = len(next(iter(ladder.draws.values()))), len(next(iter(ladder.residuals.values())))
+    picks = rng.integers(0, pool, (num_draws, seeds))  # the same runs for all arms, so that seeds stay paired
     predicted, drawn = {}, {}
     for arm, compute in flops.items():
-        noise = np.exp(ladder.residuals[arm][picks].mean(1)) if amount else np.empty(0)
+        noise = np.exp(ladder.residuals[arm][picks].mean(1)) if num_draws else np.empty(0)
         drawn[arm] = _curves(ladder, arm, np.array([compute]))[:, 0] * noise
         predicted[arm] = float(ladder.fits[arm].at(compute))
-    wanted = [(arm, "", predicted[arm], drawn[arm]) for arm in flops]
+    quantities = [(arm, "", predicted[arm], drawn[arm]) for arm in flops]
     if baseline is not None:
         others = [arm for arm in flops if arm != baseline]
         gaps = {arm: (predicted[arm] - predicted[baseline], drawn[arm] - drawn[baseline]) for arm in others}
-        wanted += [(arm, baseline, *gap) for arm, gap in gaps.items()]
+        quantities += [(arm, baseline, *gap) for arm, gap in gaps.items()]
     return [
         Prediction(arm, minus, scale, flops[arm], seeds, value, *_interval(draws), observed=math.nan, inside=None)
-        for arm, minus, value, draws in wanted
+        for arm, minus, value, draws in quantities
     ]
 
 
@@ -285,10 +286,10 @@ def held_out(
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[Prediction]:
-    """Fit the rungs below `scale`, predict it, and tell whether what was observed there lies inside."""
+    """Fit the rungs below `scale`, predict it, and check whether the observations lie inside the intervals."""
     scales = climb(runs, arms=arms, baseline=baseline, loss=loss)
     if scale not in scales[2:]:
-        raise ValueError(f"scale={scale!r}: a rung with two below it; there are {', '.join(scales)}")
+        raise ValueError(f"scale={scale!r}: must be a rung with two below it; rungs are {', '.join(scales)}")
     below = runs[runs["scale"].isin(scales[: scales.index(scale)])]
     ladder = fit_ladder(below, arms=arms, baseline=baseline, loss=loss, resamples=resamples, seed=seed)
     rung = runs[(runs["scale"] == scale) & runs["arm"].isin(list(arms))].groupby("arm")

@@ -1,6 +1,6 @@
-"""Differences paired by seed: how certain they are, and which ones would not have been detected.
+"""Statistics of differences paired by seed: intervals, p-values and power.
 
-n seeds; `differences` (n,) are an arm's values minus the baseline's, seed by seed. Pure functions of numbers.
+n seeds; `differences` (n,) are an arm's values minus the baseline's, seed by seed. All functions are pure.
 """
 
 import math
@@ -14,13 +14,13 @@ from scipy import optimize, special, stats
 
 ALPHA = 0.05
 POWER = 0.8
-MOST_SEEDS = 1000  # beyond this the answer is "not by more seeds"
+MOST_SEEDS = 1000  # upper limit of the searches for a number of seeds
 
 Values = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """Its two ends; NaN where there is none."""
+    """The two ends of an interval; NaN if there is none."""
 
     low: float
     high: float
@@ -30,17 +30,17 @@ class Interval(NamedTuple):
 
 
 def paired_differences(arm: Values, baseline: Values) -> Values:
-    """Return arm minus baseline (n,), seed by seed, `without_rounding`."""
+    """Return arm minus baseline (n,), seed by seed, with rounding errors removed (`without_rounding`)."""
     if arm.shape != baseline.shape or arm.ndim != 1 or arm.size == 0:
-        raise ValueError(f"values: {arm.shape} of the arm, {baseline.shape} of the baseline; one number per seed each")
+        raise ValueError(f"values: shapes {arm.shape} (arm) and {baseline.shape} (baseline); must be one per seed each")
     size = max(np.abs(arm).max(), np.abs(baseline).max())
     return without_rounding(np.asarray(arm, dtype=float) - baseline, float(size))
 
 
 def without_rounding(differences: Values, size: float) -> Values:
-    """Set what is only rounding in differences (n,) of values as large as `size` to no difference and no spread.
+    """Remove rounding errors from differences (n,) of values as large as `size`: from the mean and from the spread.
 
-    A t-test would take noise of 1e-16 for proof.
+    A t-test would find noise of 1e-16 significant.
     """
     rounding = 4 * np.finfo(float).eps * size
     if differences.size > 1 and np.ptp(differences) <= rounding:
@@ -58,9 +58,9 @@ def t_interval(differences: Values, level: float = 1 - ALPHA) -> Interval:
 
 
 def paired_p(differences: Values) -> float:
-    """Return the two-sided p of the paired t-test; 1 where all differences are zero.
+    """Return the two-sided p-value of the paired t-test; 1 if all differences are zero.
 
-    NaN for one seed, or where equal non-zero differences leave nothing to estimate the noise from.
+    NaN for one seed, or if all differences are equal and nonzero, which gives no estimate of the noise.
     """
     n, scale = _checked(differences).size, np.abs(differences).max()
     if scale == 0 and n > 1:
@@ -72,13 +72,13 @@ def paired_p(differences: Values) -> float:
 
 
 def equivalence_p(differences: Values, margin: float) -> float:
-    """Return the p of two one-sided t-tests: small when the mean lies inside (-margin, margin), 0 where all are zero.
+    """Return the p-value of two one-sided t-tests (TOST): small if the mean lies inside (-margin, margin).
 
-    NaN for one seed, or where equal non-zero differences leave nothing to estimate the noise from.
+    0 if all differences are zero; NaN for one seed, or if all differences are equal and nonzero.
     """
     n = _checked(differences).size
     if not 0 < margin < math.inf:
-        raise ValueError(f"margin={margin}: positive and finite")
+        raise ValueError(f"margin={margin}: must be positive and finite")
     if n < 2:
         return math.nan
     if _no_spread(differences):
@@ -88,7 +88,7 @@ def equivalence_p(differences: Values, margin: float) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return Holm's step-down adjusted p-values, in the order given. NaN stays NaN and counts as one of the family."""
+    """Return Holm's step-down adjusted p-values, in the given order. NaN stays NaN and counts towards the family."""
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(np.where(np.isnan(p), 2.0, p), kind="stable")
     adjusted = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
@@ -98,7 +98,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def separation(arm: Values, baseline: Values) -> str:
-    """Return "below" or "above" where all seeds of the arm lie beyond all of the baseline; else, or at n = 1, ""."""
+    """Return "below" or "above" if all seeds of the arm lie beyond all of the baseline; else, or for n = 1, ""."""
     if min(arm.size, baseline.size) < 2:
         return ""
     return "below" if arm.max() < baseline.min() else "above" if arm.min() > baseline.max() else ""
@@ -108,16 +108,16 @@ def separation(arm: Values, baseline: Values) -> str:
 
 
 def paired_power(n: int, effect_in_sd: float, alpha: float = ALPHA) -> float:
-    """Return the chance that n seeds reject, two-sided, when the mean difference is that many standard deviations."""
+    """Return the power of the two-sided t-test with n seeds; the effect is in sd of the paired differences."""
     critical = special.stdtrit(n - 1, 1 - alpha / 2)
     nc = abs(effect_in_sd) * math.sqrt(n)
-    wrong_side = stats.nct.sf(critical, n - 1, -nc) if nc < 5 else 0.0  # under 3e-7 there, where scipy gives NaN
+    wrong_side = stats.nct.sf(critical, n - 1, -nc) if nc < 5 else 0.0  # below 3e-7 otherwise, where scipy returns NaN
     return float(stats.nct.sf(critical, n - 1, nc) + wrong_side)
 
 
 @lru_cache(maxsize=4096)
 def detectable_in_sd(n: int, alpha: float = ALPHA, power: float = POWER) -> float:
-    """Return the mean difference, in standard deviations of the differences, that n seeds detect with that power."""
+    """Return the mean difference that n seeds detect with that power, in sd of the paired differences."""
     if n < 2:
         return math.inf
     highest = 1.0
@@ -127,14 +127,14 @@ def detectable_in_sd(n: int, alpha: float = ALPHA, power: float = POWER) -> floa
 
 
 def seeds_needed(effect: float, sd: float, alpha: float = ALPHA, power: float = POWER) -> int | None:
-    """Return the fewest seeds that detect this mean difference; None beyond 1,000."""
+    """Return the fewest seeds that detect this mean difference; None if over 1,000."""
     if effect == 0:
         return None
     return _fewest(lambda n: detectable_in_sd(n, alpha, power) * sd <= abs(effect))
 
 
 def seeds_for_equivalence(margin: float, sd: float, alpha: float = ALPHA, power: float = POWER) -> int | None:
-    """Return the fewest seeds that show equivalence within the margin of equal arms; None beyond 1,000."""
+    """Return the fewest seeds that show equivalence of equal arms within the margin; None if over 1,000."""
 
     def enough(n: int) -> bool:
         critical = special.stdtrit(n - 1, 1 - alpha)
@@ -145,7 +145,7 @@ def seeds_for_equivalence(margin: float, sd: float, alpha: float = ALPHA, power:
 
 def _checked(differences: Values) -> Values:
     if differences.ndim != 1 or differences.size == 0 or not np.isfinite(differences).all():
-        raise ValueError(f"differences={differences!r}: one finite number per seed")
+        raise ValueError(f"differences={differences!r}: must be one finite number per seed")
     return differences
 
 
@@ -154,7 +154,7 @@ def _no_spread(differences: Values) -> bool:
 
 
 def _fewest(enough: Callable[[int], bool]) -> int | None:
-    """Return the smallest n from 2 to 1,000 for which `enough` holds, which then holds for all above."""
+    """Return the smallest n from 2 to 1,000 with `enough(n)`, which must be monotonic; None if there is none."""
     low, high = 2, MOST_SEEDS
     if not enough(high):
         return None

@@ -1,7 +1,8 @@
-"""Whether a verdict holds as scale grows: every arm against the baseline at each rung of a ladder of scales.
+"""Whether verdicts hold as scale grows: every arm against the baseline at each rung of a ladder of scales.
 
-`runs` is long: one row per run with columns scale, arm, seed, flops (of its whole training) and loss; a column status,
-where there is one, must say finished. Rungs are ordered by the baseline's compute. Seeds may differ between rungs.
+`runs` is a long table: one row per run with columns scale, arm, seed, flops (of the whole training) and loss; in an
+optional column status, all must be "finished". Rungs are ordered by the baseline's compute. Seeds may differ between
+rungs.
 """
 
 from collections.abc import Sequence
@@ -17,8 +18,8 @@ SETTLED = ("better", "worse", "equivalent", "identical")
 
 
 class Trend(NamedTuple):
-    """One arm over all rungs. `word`: keeps (one settled verdict at every rung), one sign (the same sign everywhere,
-    not everywhere settled), turns (better at one rung and worse at another), open (anything else)."""
+    """One arm over all rungs. `word` is one of keeps (the same settled verdict at every rung), one sign (the same sign
+    everywhere, not settled everywhere), turns (better at one rung and worse at another) and open (anything else)."""
 
     arm: str
     scales: tuple[str, ...]
@@ -52,13 +53,13 @@ def trends(
 def climb(runs: pd.DataFrame, *, arms: Sequence[str], baseline: str, loss: str = "loss") -> list[str]:
     """Return the scales in the order of the baseline's compute.
 
-    Raises ValueError, by name, for missing and repeated runs and for values that are not positive numbers.
+    Raises ValueError for missing and duplicate runs and for values that are not positive numbers.
     """
     for column in (*COLUMNS, loss):
         if column not in runs:
-            raise ValueError(f"runs: no column {column!r}; there are {', '.join(map(str, runs.columns))}")
+            raise ValueError(f"runs: no column {column!r}; columns are {', '.join(map(str, runs.columns))}")
     if baseline not in arms:
-        raise ValueError(f"baseline={baseline!r}: one of {', '.join(arms)}")
+        raise ValueError(f"baseline={baseline!r}: must be one of {', '.join(arms)}")
     missing = []
     for scale in dict.fromkeys(runs["scale"]):
         rung = _rung(runs, scale)
@@ -79,7 +80,7 @@ def climb(runs: pd.DataFrame, *, arms: Sequence[str], baseline: str, loss: str =
         if len(bad):
             row = bad.iloc[0]
             where = f"scale={row['scale']!r}, arm={row['arm']!r}, seed={row['seed']}"
-            raise ValueError(f"runs: {column}={row[column]} at {where}; a positive number")
+            raise ValueError(f"runs: {column}={row[column]} at {where}; must be a positive number")
     compute = compared[compared["arm"] == baseline].groupby("scale")["flops"].mean().sort_values()
     return [str(scale) for scale in compute.index]
 
@@ -100,14 +101,14 @@ def _trend(arm: str, scales: Sequence[str], effects: Sequence[Effect]) -> Trend:
         word, text = "turns", settled
     elif side:
         where = "every rung" if len(words) > 1 else scales[0]
-        word, text = "one sign", f"{side} the baseline at {where}; {settled or 'settled at none'}"
+        word, text = "one sign", f"{side} the baseline at {where}; {settled or 'settled at no rung'}"
     else:
-        word, text = "open", f"the sign changes with scale; {settled or 'settled at none'}"
+        word, text = "open", f"the sign changes with scale; {settled or 'settled at no rung'}"
     return Trend(arm, tuple(scales), tuple(effects), word, text)
 
 
 def trend_rows(by_arm: Sequence[Trend]) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows of a report's table: difference and verdict at each rung, then the word over all rungs."""
+    """Return header and rows of the report's table: difference and verdict at each rung, then the overall trend."""
     scales = by_arm[0].scales if by_arm else ()
     rows = [
         [
@@ -118,4 +119,4 @@ def trend_rows(by_arm: Sequence[Trend]) -> tuple[list[str], list[list[str]]]:
         ]
         for trend in by_arm
     ]
-    return ["arm", *scales, "over scale", "that is"], rows
+    return ["arm", *scales, "over scale", "details"], rows

@@ -1,7 +1,7 @@
-"""What the results of a study say about its arms, in numbers and in words.
+"""Effects of a study's arms and verdicts on them.
 
 n seeds. An effect is the arm's value minus the baseline's, seed by seed: arms of one seed share initial weights and
-data order, which halves the noise. `RULE` is how an effect becomes a verdict; a study with a missing trial has none.
+data order, which halves the noise. `RULE` states how verdicts are reached; a study with a missing trial has none.
 """
 
 import math
@@ -31,20 +31,20 @@ RULE = (
     "Arms are compared with the baseline seed by seed. A metric is called better or worse when the paired t-test "
     "gives p < 0.05 after Holm's correction over the arms compared in that metric, and equivalent when both one-sided "
     "t-tests (TOST) reject the stated margin under the same correction; anything else is undecided. Intervals are 95% "
-    "t intervals of the mean difference, not widened for the number of arms. Of studies of equal arms, at most about "
-    "5% get a false verdict, whether noise is normal, heavy-tailed or skewed. Where an arm fails in one run of ten and "
-    "does well in the others, verdicts about its mean are wrong far more often, so look at the single seeds."
+    "t intervals of the mean difference, not widened for the number of arms. At most about 5% of studies of equal arms "
+    "get a false verdict, whether noise is normal, heavy-tailed or skewed. If an arm fails in one run of ten and does "
+    "well in the others, verdicts on its mean are wrong far more often, so look at the individual seeds."
 )
 UNSEEN = "no visible cost or gain"
-MOST_DECIMALS = 8  # smaller differences are shown with an exponent
+MOST_DECIMALS = 8  # smaller differences are written with an exponent
 
 
 class Verdict(NamedTuple):
-    """`word` is one of better, worse, equivalent, identical, undecided, none; `text` says it in a sentence."""
+    """A verdict. `word` is one of better, worse, equivalent, identical, undecided, none; `text` adds the details."""
 
     word: str
-    numbers: str  # difference, interval and p; "" where there are none
-    note: str  # what else a reader has to know; may be ""
+    numbers: str  # difference, interval and p; "" if there are none
+    note: str  # qualifications; may be ""
 
     @property
     def text(self) -> str:
@@ -68,15 +68,15 @@ class Effect(NamedTuple):
     p: float  # paired t, two-sided
     p_holm: float
     p_equivalence: float  # TOST after Holm; NaN without a margin
-    detectable: float  # smallest effect detected with 80% power at the level Holm asks of the first rejection
-    separated: str  # "below" or "above" when all seeds of the arm lie beyond all of the baseline, else ""
+    detectable: float  # smallest effect detected with 80% power at the level of Holm's first rejection
+    separated: str  # "below" or "above" if all seeds of the arm lie beyond all of the baseline, else ""
     word: str
     note: str
     verdict: str
 
 
 def difference_text(mean: float, low: float, high: float) -> str:
-    """Write a mean with its interval, to two digits of the interval's half width; without one the mean alone."""
+    """Format a mean with its interval, to two digits of the interval's half width; without one, only the mean."""
     if math.isnan(low):
         return f"{mean:+.2g}"
     digits = decimals(low, high)
@@ -86,7 +86,7 @@ def difference_text(mean: float, low: float, high: float) -> str:
 
 
 def two_digits(value: float) -> str:
-    """Write a number to two significant digits; nothing for NaN."""
+    """Format a number with two significant digits; an empty string for NaN."""
     return "" if math.isnan(value) else f"{value:.2g}"
 
 
@@ -97,7 +97,7 @@ def decimals(low: float, high: float) -> int:
 
 
 class IncompleteStudy(ValueError):
-    """A study has missing or unfinished trials and so no verdict; `missing` names them."""
+    """A study has missing or unfinished trials, listed in `missing`, and therefore no verdict."""
 
     def __init__(self, missing: Sequence[str]) -> None:
         super().__init__(f"no verdict: {len(missing)} trials have no result: {', '.join(missing)}")
@@ -108,22 +108,22 @@ class IncompleteStudy(ValueError):
 
 
 def missing_trials(results: pd.DataFrame, arms: Sequence[str], seeds: Sequence[int]) -> list[str]:
-    """Name the (arm, seed) pairs without a finished trial. Two trials of one pair are an error."""
+    """List the (arm, seed) pairs without a finished trial. Raises ValueError for duplicate seeds or trials."""
     if len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds={list(seeds)}: each once; a seed that is counted twice is not a second trial")
+        raise ValueError(f"seeds={list(seeds)}: must be distinct; a repeated seed is not a second trial")
     status: dict[tuple[str, int], str] = {}
     for arm, seed, value in zip(results["arm"], results["seed"], results["status"], strict=True):
         if (arm, seed) in status:
             raise ValueError(f"results: more than one trial for arm={arm!r}, seed={seed}")
         status[arm, seed] = value
-    wanted = [(arm, seed, status.get((arm, seed), "missing")) for arm in arms for seed in seeds]
-    return [f"{arm} seed {seed} ({value})" for arm, seed, value in wanted if value != "finished"]
+    trials = [(arm, seed, status.get((arm, seed), "missing")) for arm in arms for seed in seeds]
+    return [f"{arm} seed {seed} ({value})" for arm, seed, value in trials if value != "finished"]
 
 
 def paired_values(results: pd.DataFrame, metric: str, arms: Sequence[str], seeds: Sequence[int]) -> dict[str, Values]:
-    """Return the (n,) values of each arm in the order of `seeds`; arms that route nothing have no routing metrics.
+    """Return the (n,) values of each arm in the order of `seeds`; dense arms are left out of routing metrics.
 
-    Raises `IncompleteStudy` for missing trials and `ConfigError` for a metric that no trial has, or has no number for.
+    Raises `IncompleteStudy` for missing trials and `ConfigError` for a metric that is missing or not finite.
     """
     if missing := missing_trials(results, arms, seeds):
         raise IncompleteStudy(missing)
@@ -137,7 +137,7 @@ def paired_values(results: pd.DataFrame, metric: str, arms: Sequence[str], seeds
     for arm, of_arm in values.items():
         if not np.isfinite(of_arm).all():
             bad = [seed for seed, value in zip(seeds, of_arm, strict=True) if not math.isfinite(value)]
-            raise ConfigError(metric, "nan", f"a number in every result; it is none for arm {arm!r}, seeds {bad}")
+            raise ConfigError(metric, "nan", f"a finite number in every result; it is not for arm {arm!r}, seeds {bad}")
     return values
 
 
@@ -151,10 +151,10 @@ def compare(
     direction: str,
     margin: float | None = None,
 ) -> list[Effect]:
-    """Compare every other arm with the baseline in one metric, in the order of `arms`; `RULE` says how it is decided.
+    """Compare every other arm with the baseline in one metric by `RULE`, in the order of `arms`.
 
     `results` has one row per trial with columns arm, seed, status and the metric. `direction` is "lower" or "higher",
-    whichever is better. Empty where the baseline has no such metric.
+    whichever is better. Empty if the baseline does not have the metric.
     """
     values = paired_values(results, metric, arms, seeds)
     if baseline not in values:
@@ -170,11 +170,11 @@ def judge(
     direction: str,
     margin: float | None = None,
 ) -> list[Effect]:
-    """Do what `compare` does on arrays: arm to its (n,) values, all in one order of seeds."""
+    """Do the same as `compare` on arrays: arm -> its (n,) values, all in the same order of seeds."""
     if direction not in ("lower", "higher"):
-        raise ValueError(f"direction={direction!r}: 'lower' or 'higher'")
+        raise ValueError(f"direction={direction!r}: must be 'lower' or 'higher'")
     if baseline not in values:
-        raise ValueError(f"baseline={baseline!r}: one of {', '.join(values)}")
+        raise ValueError(f"baseline={baseline!r}: must be one of {', '.join(values)}")
     others = [arm for arm in values if arm != baseline]
     deltas = {arm: paired_differences(values[arm], values[baseline]) for arm in others}
     p = [paired_p(delta) for delta in deltas.values()]
@@ -206,20 +206,20 @@ def judge(
 
 
 def decide(effect: Effect, direction: str, margin: float | None = None, family: int = 1) -> Verdict:
-    """Return the verdict on one effect by `RULE`; `family` arms were compared."""
+    """Return the verdict on one effect by `RULE`, in a family of that many compared arms."""
     n, mean = effect.n, effect.mean
     if n < 2:
-        return Verdict("none", "", f"one seed ({mean:+.2g} there) gives no interval and no verdict")
+        return Verdict("none", "", f"one seed ({mean:+.2g}) gives no interval and no verdict")
     if mean == 0 and effect.sd == 0:
         return Verdict("identical", "", f"in all {n} seeds")
     if math.isnan(effect.p):
-        return Verdict("undecided", "", f"{mean:+.2g} in each of {n} seeds, no spread to judge it by")
+        return Verdict("undecided", "", f"{mean:+.2g} in each of {n} seeds, without any spread")
     size = difference_text(mean, effect.low, effect.high)
     numbers = f"{size}, p = {effect.p_holm:.2g} after Holm"
     significant = effect.p_holm < ALPHA
     notes = ["no seed overlaps the baseline's"] if effect.separated else []
     if margin is not None and effect.p_equivalence < ALPHA:
-        small = ["a difference, but under the margin"] if significant else []
+        small = ["significant, but below the margin"] if significant else []
         return Verdict("equivalent", size, "; ".join([f"within {margin:g}", *small]))
     if significant:
         word = "better" if (mean < 0) == (direction == "lower") else "worse"
@@ -230,17 +230,17 @@ def decide(effect: Effect, direction: str, margin: float | None = None, family: 
 
 
 def unseen(effect: Effect) -> bool:
-    """Return whether nothing at all shows in a loss: its interval holds 0 and the seeds of the two arms overlap."""
+    """Whether a loss shows no sign of an effect: its interval contains 0 and the seeds of the two arms overlap."""
     return effect.metric in ("val/loss", "val/bpb") and effect.low <= 0 <= effect.high and not effect.separated
 
 
 def _what_would_decide(effect: Effect, margin: float | None, family: int) -> str:
-    limit = f"smaller than {effect.detectable:.2g} would not have been seen with {effect.n} seeds"
+    limit = f"differences below {effect.detectable:.2g} may have been missed with {effect.n} seeds"
     needed = seeds_needed(effect.mean, effect.sd, ALPHA / family)
     more = f"about {needed} seeds would decide" if needed else f"not even {MOST_SEEDS:,} seeds would decide"
     text = f"{limit}; {more} a difference of this size"
     if margin is not None:
         same = seeds_for_equivalence(margin, effect.sd, ALPHA / family)
         enough = f"about {same}" if same else f"over {MOST_SEEDS:,}"
-        text += f", {enough} would show equivalence within {margin:g} if there is none"
+        text += f", {enough} would show equivalence within {margin:g} if the arms are equal"
     return text
