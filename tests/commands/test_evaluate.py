@@ -88,10 +88,10 @@ def test_a_table_has_room_for_what_is_not_known(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--tasks", "arithmetic"], "arithmetic: the text has no domain maths, only text"),
-        (["--tasks", ","], "--tasks: name some, as in --tasks cloze,copying"),
-        (["--tasks", "cloze", "--limit", "0"], "--limit 0: 1 or more"),
-        (["--tasks", "cloze", "--batch-size", "0"], "--batch-size 0: 1 or more"),
+        (["--tasks", "arithmetic"], "arithmetic: the text has no domain 'maths', only text"),
+        (["--tasks", ","], "--tasks: name at least one, as in --tasks cloze,copying"),
+        (["--tasks", "cloze", "--limit", "0"], "--limit 0: must be at least 1"),
+        (["--tasks", "cloze", "--batch-size", "0"], "--batch-size 0: must be at least 1"),
         (["--tasks", "cloze", "--include-path", "nowhere"], "--include-path nowhere: no such folder"),
         (["--tasks", "cloze", "--text", "data=latin"], "data='latin' is not valid: choose one of"),
         (["--tasks", "cloze", "--out", "nowhere/scores.json"], "--out nowhere/scores.json: no folder nowhere"),
@@ -112,8 +112,8 @@ def test_questions_longer_than_the_run_reads_are_refused(trained: Path, capsys: 
     config = yaml.safe_load((trained / "config.yaml").read_text())
     (trained / "config.yaml").write_text(yaml.safe_dump(config | {"benchmarks": None}))
     for task, line in (
-        ("cloze", "benchmarks.cloze_context=32 is not valid: 48 tokens per question, at most the run's 32"),
-        ("copying", "benchmarks.copying_length=24 is not valid: 48 tokens per question, at most the run's 32"),
+        ("cloze", "benchmarks.cloze_context=32 is not valid: 48 tokens per question, at most 32 as in training"),
+        ("copying", "benchmarks.copying_length=24 is not valid: 48 tokens per question, at most 32 as in training"),
     ):
         assert refusal(capsys, trained, "--tasks", task) == line
 
@@ -124,7 +124,7 @@ def test_data_without_text_have_no_questions(
     settings = [word for word in quick if not word.startswith("data")]
     fit.fit(dsv2.load([*settings, "data=synthetic", "trainer.tokens=128"]), tmp_path / "numbers")
     assert refusal(capsys, tmp_path / "numbers", "--tasks", "cloze,copying") == (
-        f"cloze, copying: ask about held-out text, and the data of {tmp_path}/numbers are no text"
+        f"cloze, copying: needs held-out text, but the data of {tmp_path}/numbers are not text"
     )
 
 
@@ -136,7 +136,7 @@ def test_without_the_package_own_benchmarks_remain(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert refusal(capsys, trained, "--tasks", "hellaswag") == (
-        "hellaswag: needs lm-evaluation-harness: pip install 'dsv2[eval]'; without: cloze, copying, arithmetic"
+        "hellaswag: needs lm-evaluation-harness: pip install 'dsv2[eval]'; available without it: cloze, copying, arithmetic"
     )
     assert main(["eval", str(trained), "--tasks", "copying"]) == 0
 

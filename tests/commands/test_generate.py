@@ -82,10 +82,10 @@ def test_the_token_that_begins_texts_is_read_and_not_printed(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--prompt", ""], "prompt='': at least one character"),
-        (["--prompt", "Ban", "--max-new-tokens", "-1"], "max_new_tokens=-1: 0 or more"),
-        (["--prompt", "Ban", "--temperature", "-0.5"], "temperature=-0.5: 0 (greedy) or more"),
-        (["--prompt", "Ban", "--temperature", "nan"], "temperature=nan: 0 (greedy) or more"),
+        (["--prompt", ""], "prompt='': must have at least one character"),
+        (["--prompt", "Ban", "--max-new-tokens", "-1"], "max_new_tokens=-1: must be 0 or more"),
+        (["--prompt", "Ban", "--temperature", "-0.5"], "temperature=-0.5: must be 0 (greedy) or more"),
+        (["--prompt", "Ban", "--temperature", "nan"], "temperature=nan: must be 0 (greedy) or more"),
         (["--prompt", "Ban", "--seed", str(2**64)], f"seed={2**64}: "),
         (["--prompt", "Ban \udcff"], "prompt='Ban \\udcff': "),  # a byte in the shell's arguments that is not UTF-8
     ],
@@ -110,7 +110,7 @@ def test_arguments_that_are_no_numbers_or_missing_are_named(capsys: pytest.Captu
 def test_a_run_without_weights_is_refused(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(trained / "checkpoints")
     assert refusal(capsys, trained, "--prompt", "Ban") == (
-        f"{trained}: has neither model.safetensors nor a sound checkpoint"
+        f"{trained}: has neither model.safetensors nor a valid checkpoint"
     )
 
 
@@ -119,12 +119,12 @@ def test_without_a_tokenizer_there_is_no_text(
 ) -> None:
     (imported / "tokenizer.json").unlink()
     assert refusal(capsys, imported, "--prompt", "Ban") == (
-        f"{imported}: an imported model without tokenizer.json; put the files of its origin there"
+        f"{imported}: an imported model without tokenizer.json; copy its tokenizer files there"
     )
     settings = [word for word in quick if not word.startswith("data")]
     fit.fit(dsv2.load([*settings, "data=synthetic", "trainer.tokens=128"]), tmp_path / "numbers")
     assert refusal(capsys, tmp_path / "numbers", "--prompt", "Ban") == (
-        f"{tmp_path}/numbers: its data are no text, so it has no tokenizer"
+        f"{tmp_path}/numbers: its data are not text, so it has no tokenizer"
     )
 
 

@@ -126,7 +126,7 @@ def test_a_run_without_text_goes_out_without_a_tokenizer_and_says_so(
     said = capsys.readouterr()
     assert said.out == f"{tmp_path}/out\n"
     assert said.err == (
-        f"warning: exported without a tokenizer. {tmp_path}/numbers: its data are no text, so it has no tokenizer\n"
+        f"warning: exported without a tokenizer. {tmp_path}/numbers: its data are not text, so it has no tokenizer\n"
     )
     assert tree(tmp_path / "out").keys() == {"config.json", "model.safetensors"}
 
@@ -162,7 +162,7 @@ def test_what_is_there_is_not_overwritten(
         taken.symlink_to(tmp_path / "nowhere")
     before = tree(tmp_path)
     assert refusal(capsys, command, source, taken) == (
-        f"{taken}: exists already and is not an empty directory; nothing was written"
+        f"{taken}: already exists and is not an empty directory; nothing was written"
     )
     assert tree(tmp_path) == before
 

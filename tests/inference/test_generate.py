@@ -50,7 +50,7 @@ def test_nothing_new_is_the_prompt(model):
     [
         ({"max_new_tokens": -1}, "max_new_tokens=-1"),
         ({"max_new_tokens": 1, "temperature": -0.5}, "temperature=-0.5"),
-        ({"max_new_tokens": 1, "seed": -1}, "seed=-1: 0 or more"),
+        ({"max_new_tokens": 1, "seed": -1}, "seed=-1: must be 0 or more"),
     ],
 )
 def test_mistakes_are_named(model, arguments, message):
