@@ -136,7 +136,8 @@ def test_without_the_package_own_benchmarks_remain(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert refusal(capsys, trained, "--tasks", "hellaswag") == (
-        "hellaswag: needs lm-evaluation-harness: pip install 'dsv2[eval]'; available without it: cloze, copying, arithmetic"
+        "hellaswag: needs lm-evaluation-harness: pip install 'dsv2[eval]'; "
+        "available without it: cloze, copying, arithmetic"
     )
     assert main(["eval", str(trained), "--tasks", "copying"]) == 0
 

@@ -18,16 +18,10 @@ from dsv2.commands.generate import generate_text
 from dsv2.commands.huggingface import export_hf, import_hf
 from dsv2.data.corpora import _survey
 from dsv2.explore.subject import NO_TEXT, open_subject
-from dsv2.training import fit, machine
+from dsv2.training import fit
 from dsv2.training.saved import SavedRun, open_run
 
 TASKS = ["cloze", "copying"]
-
-
-@pytest.fixture(autouse=True)
-def quietly():
-    machine.prepare()
-    torch.set_num_threads(1)
 
 
 @pytest.fixture
