@@ -13,13 +13,19 @@ from dsv2.config import ConfigError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; mistakes of the user end in one line on stderr and exit status 2."""
+    """Run one command; mistakes of the user end in one line on stderr and exit status 2.
+
+    What the machine refuses, as a full disk or a file without permission, ends in one line and status 1.
+    """
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
     except (ConfigError, ValueError, FileNotFoundError, FileExistsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     return 0

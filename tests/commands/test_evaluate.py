@@ -11,6 +11,7 @@ import yaml
 import dsv2
 from dsv2.__main__ import main
 from dsv2.commands.evaluate import Score, evaluate_run, show
+from dsv2.evaluation.benchmarks import TextBenchmarks
 from dsv2.training import fit
 from dsv2.training.saved import open_run
 from tests.references.likelihood import looped
@@ -59,6 +60,14 @@ def test_a_task_is_measured_once_and_the_batch_changes_nothing(trained: Path) ->
         assert [score.value for score in same] == pytest.approx([score.value for score in once], rel=FLOAT32_MODULE)
 
 
+def test_the_batch_is_as_large_as_asked_for(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    monkeypatch.setattr(TextBenchmarks, "run_cloze", lambda *_, batch_tokens: sizes.append(batch_tokens) or {})
+    for size in ([], ["--batch-size", "3"]):
+        assert main(["eval", str(trained), "--tasks", "cloze", *size]) == 0
+    assert sizes == [8 * 32, 3 * 32]  # sequences of 32 tokens
+
+
 def test_other_text_is_asked_about_where_it_is_named(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,8 +110,6 @@ def test_a_table_has_room_for_what_is_not_known(capsys: pytest.CaptureFixture[st
 def test_mistakes_are_one_line_and_cost_no_evaluation(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: Any, message: str
 ) -> None:
-    from dsv2.evaluation.benchmarks import TextBenchmarks
-
     monkeypatch.setattr(TextBenchmarks, "run_cloze", lambda *_, **__: pytest.fail("evaluated"))
     assert refusal(capsys, trained, *arguments).startswith(message)
 

@@ -12,7 +12,6 @@ import pytest
 from markdown import markdown as render
 from PIL import Image
 
-from dsv2.report import page
 from dsv2.report.page import Picture, Section, Table, markdown_table, picture, without_markup, write_page
 from tests.references.pages import Page
 
@@ -145,7 +144,7 @@ def test_a_figure_becomes_a_png_of_few_colours_and_is_closed() -> None:
     assert not plt.fignum_exists(figure.number)
     image = Image.open(io.BytesIO(made.png))
     assert image.format == "PNG"
-    assert image.size == (5 * page.DPI, 3 * page.DPI)
+    assert image.size == (5 * 150, 3 * 150)
     assert len(image.convert("RGB").getcolors(maxcolors=100_000)) <= 256
     assert made[:2] == ("noise", "All colours.")
     assert made.width == 5 * 120
