@@ -86,7 +86,7 @@ def test_a_dense_run_is_told_what_does_not_apply(
     fit.fit(dsv2.load([*quick, "model/ffn=dense"]), tmp_path)
     assert main(["analyse", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"{name} does not apply: a dense model routes nothing." for name in ANALYSES
+        f"{name} does not apply: a dense model has no routing." for name in ANALYSES
     ]
     assert not (tmp_path / "analysis").exists()
 

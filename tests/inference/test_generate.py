@@ -68,6 +68,6 @@ def test_the_command_continues_a_prompt(quick, tmp_path, capsys):
     assert main(["generate", str(tmp_path / "run"), "--prompt", "Bad", "--max-new-tokens", "5"]) == 0
     assert capsys.readouterr().out.startswith("Bad")
     assert main(["generate", str(tmp_path / "nowhere"), "--prompt", "Bad"]) == 2
-    assert "not a run directory" in capsys.readouterr().err
+    assert "a run directory, sweep/scale/arm/seed" in capsys.readouterr().err
     assert main(["generate", str(tmp_path / "run"), "--prompt", ""]) == 2
     assert "prompt=''" in capsys.readouterr().err

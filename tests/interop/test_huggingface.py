@@ -228,7 +228,8 @@ def test_nothing_is_overwritten_and_nothing_half_written(
 
 def test_commands_make_a_run_and_export_it_again(saved: Path, tmp_path: Path) -> None:
     import_hf(saved, tmp_path / "run")
-    assert sorted(file.name for file in (tmp_path / "run").iterdir()) == ["config.yaml", "model.safetensors"]
+    names = sorted(file.name for file in (tmp_path / "run").iterdir())
+    assert names == ["config.yaml", "generation_config.json", "model.safetensors"]
     export_hf(tmp_path / "run", tmp_path / "out")
     theirs, ours = load_file(saved / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     assert theirs.keys() == ours.keys()

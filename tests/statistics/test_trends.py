@@ -20,7 +20,7 @@ def test_trends_keep_turn_or_stay_open() -> None:
 
     assert word((0.97, 0.97, 0.97)) == ("keeps", "better at every rung")
     assert word((0.97, 0.97, 1.03)) == ("turns", "better at smoke, better at tiny, worse at small")
-    assert word((0.97, 0.97, 0.97), seeds=1) == ("one sign", "below the baseline at every rung; settled at none")
+    assert word((0.97, 0.97, 0.97), seeds=1) == ("one sign", "below the baseline at every rung; settled at no rung")
     assert word((0.97, 0.999, 0.99), noise=0.002)[0] in ("one sign", "keeps")
     assert word((0.97, 1.0, 1.0002), noise=0.0)[0] == "open"
     header, rows = trend_rows(trends(simulate(rungs=3), arms=ARMS, baseline="mha"))

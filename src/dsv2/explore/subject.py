@@ -53,7 +53,7 @@ def open_subject(run: SavedRun) -> Subject:
     if moe is None:
         raise ValueError(f"{run.folder}: a dense model routes nothing; explore needs a run with model/ffn=moe")
     if not run.imported and not run.steps:
-        raise ValueError(f"{run.folder}: no sound checkpoint in {run.folder / 'checkpoints'}; train it first")
+        raise ValueError(f"{run.folder}: no valid checkpoint in {run.folder / 'checkpoints'}; train it first")
     tokenizer = run.tokenizer
     try:
         text = held_out(run.source, tokenizer)
