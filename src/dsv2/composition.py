@@ -64,7 +64,7 @@ def compose(overrides: Sequence[str], name: str = "run") -> dict[str, Any]:
 
 
 def checked(overrides: Sequence[str]) -> "list[Override]":
-    """Parse overrides. Raises `ConfigError` for one that does not parse or an unknown choice of a group.
+    """Parse overrides. Raises `ConfigError` for invalid syntax and for an unknown choice of a group.
 
     Hydra itself ignores an unknown choice of an optional group.
     """

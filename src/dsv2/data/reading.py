@@ -14,8 +14,8 @@ NO_DOMAIN = "text"
 
 def find(key: str, pattern: str) -> list[Path]:
     """Return the files that match a glob, sorted by path. `key` is the setting named in errors."""
-    whole = str(Path(pattern).expanduser())
-    paths = sorted(map(Path, glob.glob(whole, recursive=True)))  # noqa: PTH207 - Path.glob takes no absolute pattern
+    expanded = str(Path(pattern).expanduser())
+    paths = sorted(map(Path, glob.glob(expanded, recursive=True)))  # noqa: PTH207 - Path.glob takes no absolute pattern
     if not paths:
         raise ConfigError(key, pattern, f"a glob that matches files; nothing does in {Path.cwd()}")
     if paths == [Path(pattern).expanduser()] and paths[0].is_dir():

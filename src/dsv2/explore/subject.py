@@ -71,8 +71,8 @@ def held_out(source: Source, tokenizer: Tokenizer) -> str:
     most, end = min(source.sequence_length, SHOWN_TOKENS), tokenizer.decode([tokenizer.end_id])
     sequences = source.validation().inputs[:SEQUENCES, : 2 * most].tolist()
     texts = [max(tokenizer.decode(ids).split(end), key=len).strip("\ufffd") for ids in sequences]
-    whole = max((_fitting(_sentences(text), tokenizer, most) for text in texts), key=len)
-    return whole or _fitting(texts[0].split()[1:-1], tokenizer, most) or texts[0][: most // 8]
+    sentences = max((_fitting(_sentences(text), tokenizer, most) for text in texts), key=len)
+    return sentences or _fitting(texts[0].split()[1:-1], tokenizer, most) or texts[0][: most // 8]
 
 
 def _sentences(text: str) -> list[str]:

@@ -37,5 +37,5 @@ class SwiGLU(nn.Module):
         self.w_down = nn.Parameter(torch.empty(dim, config.width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, d) -> (B, T, d)."""
+        """Map x (B, T, d) to (B, T, d)."""
         return self.ops.linear(swiglu(self.ops.linear(x, self.w_gate_up)), self.w_down)
