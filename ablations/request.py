@@ -24,7 +24,7 @@ class Request(ConfigBase):
         return (self.scale,) if isinstance(self.scale, str) else self.scale
 
     def __post_init__(self) -> None:
-        self.require(len(set(self.scales)) == len(self.scales) > 0, "scale", "at least one, each once")
+        self.require(len(set(self.scales)) == len(self.scales) > 0, "scale", "at least one, without duplicates")
         self.require(self.workers is None or self.workers > 0, "workers", "at least 1")
 
 

@@ -173,11 +173,11 @@ def test_yarn_is_chosen_and_its_numbers_are_overridden():
         (["model/rope=yarn", "model.rope.yarn.factr=8"], "did you mean 'factor'? valid keys are beta_fast,"),
         (
             ["model/ffn/dropping=device", "model/ffn=dense"],
-            "model/ffn/dropping='device' is not valid: not a choice that model/ffn=dense has",
+            "model/ffn/dropping='device' is not valid: model/ffn=dense has no such choice",
         ),
         (
             ["model/ffn=gshard", "model/ffn/dropping=device"],
-            "model/ffn/dropping='device' is not valid: not a choice that model/ffn=gshard has",
+            "model/ffn/dropping='device' is not valid: model/ffn=gshard has no such choice",
         ),
         (["model/atention=mha"], "unknown key; did you mean 'model/attention'? valid keys are benchmarks, data, "),
         (["recipe=null"], "recipe=None is not valid: choose one of deepseek_67b, "),
@@ -187,7 +187,7 @@ def test_yarn_is_chosen_and_its_numbers_are_overridden():
         (["model=tiny,small"], "model='tiny,small' is not valid: choose one of deepseek_67b, "),
         (
             ["model.attention=mha"],
-            "model.attention='mha' is not valid: a choice is written with slashes, model/attention=gqa|mha|mla|mqa",
+            "model.attention='mha' is not valid: groups are written with slashes, model/attention=gqa|mha|mla|mqa",
         ),
         (["~recipe", "optim.lrr=1"], "optim.lrr=1 is not valid: unknown key; did you mean 'lr'?"),
     ],

@@ -10,7 +10,7 @@ def test_a_label_is_the_name_with_its_unit() -> None:
 
 def test_a_domain_belongs_to_the_name() -> None:
     assert quantity("val/bpb_maths") == ("validation bits per byte, maths", "")
-    assert quantity("bench/cloze_code") == ("cloze, code", "share right")
+    assert quantity("bench/cloze_code") == ("cloze, code", "share correct")
     assert quantity("bench/cloze_context") is METRICS["bench/cloze_context"]  # not a domain called context
 
 

@@ -60,10 +60,10 @@ def _training(findings: Findings) -> Iterator[Picture]:
         yield picture("loss", f"Validation loss over training, {over}.", loss_over_tokens(metrics, arms=arms))
         for baseline, family in study.families().items():
             if {baseline} < (set(metrics["arm"]) & set(family)):
-                mine = metrics[metrics["arm"].isin(family)]
+                of_family = metrics[metrics["arm"].isin(family)]
                 name = "loss_difference" if baseline == study.baseline else f"loss_difference_{baseline}"
                 text = f"Validation loss minus that of {baseline} at the same seed, {over}."
-                yield picture(name, text, difference_over_tokens(mine, baseline, arms=arms))
+                yield picture(name, text, difference_over_tokens(of_family, baseline, arms=arms))
     if {"val/loss", "perf/tokens_per_s"} <= logged:
         text = f"Validation loss over tokens, training FLOPs and seconds, {over}."
         yield picture("budgets", text, loss_over_budgets(metrics, findings.accounting, arms=arms))

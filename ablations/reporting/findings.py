@@ -40,8 +40,8 @@ class Findings:
     @cached_property
     def chosen(self) -> pd.DataFrame:
         """The rows of the study's own arms and seeds."""
-        mine = self.results["arm"].isin(list(self.study.arms)) & self.results["seed"].isin(list(self.study.seeds))
-        return self.results[mine]
+        selected = self.results["arm"].isin(list(self.study.arms)) & self.results["seed"].isin(list(self.study.seeds))
+        return self.results[selected]
 
     @cached_property
     def finished(self) -> pd.DataFrame:
@@ -110,10 +110,10 @@ class Findings:
         judged = [metric for metric in self.study.metrics if metric in self.finished]
         rows = []
         for arm in self.study.arms:
-            mine = self.finished[self.finished["arm"] == arm]
-            row: dict[str, Any] = {"arm": arm, "n": len(mine)}
+            trials = self.finished[self.finished["arm"] == arm]
+            row: dict[str, Any] = {"arm": arm, "n": len(trials)}
             for metric in judged:
-                row |= {f"{metric} mean": mine[metric].mean(), f"{metric} sd": mine[metric].std(ddof=1)}
+                row |= {f"{metric} mean": trials[metric].mean(), f"{metric} sd": trials[metric].std(ddof=1)}
             rows.append(row)
         return pd.DataFrame(rows)
 

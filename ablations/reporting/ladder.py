@@ -52,7 +52,8 @@ def report_ladder(studies: Sequence[Study], console: Console) -> None:
                 headline += text
                 sections += more
     except IncompleteStudy as error:
-        headline, sections = [f"No verdict: {error}."], []
+        missing = ", ".join(error.missing)
+        headline, sections = [f"No verdict: {len(error.missing)} trials have no result: {missing}."], []
     path = write_page(folder, title, " ".join(headline), sections, {"table": runs.to_csv(index=False)})
     console.print(" ".join(headline))
     console.print(f"ladder:  {path}", soft_wrap=True)

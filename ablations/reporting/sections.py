@@ -98,14 +98,14 @@ def _probes(findings: Findings) -> Section | None:
         return None
     rows = []
     for arm in findings.study.arms:
-        mine = findings.finished[findings.finished["arm"] == arm]
+        trials = findings.finished[findings.finished["arm"] == arm]
         cells = []
         for probe in probes:
-            steps = mine[f"{probe}/steps_to_half"]
+            steps = trials[f"{probe}/steps_to_half"]
             reached = steps[steps < math.inf]
             median = f", median step {reached.median():,.0f}" if len(reached) else ""
-            accuracy = spread(mine[f"{probe}/accuracy"].mean(), math.nan)
-            cells.append(f"{len(reached)} of {len(mine)}{median}; {accuracy}")
+            accuracy = spread(trials[f"{probe}/accuracy"].mean(), math.nan)
+            cells.append(f"{len(reached)} of {len(trials)}{median}; {accuracy}")
         rows.append([arm, *cells])
     text = (
         "Every arm was also trained on each task alone. The table gives how many seeds reached an accuracy of one half "
@@ -179,7 +179,7 @@ def _equality(findings: Findings) -> Table:
         exempt = [arm for arm in study.arms if column in study.differs.get(arm, ())]
         values = budgets[column].drop(exempt) if column in study.equal else budgets[column]
         families = [values[values.index.isin(family)] for family in study.families().values()]
-        apart = max(1 - mine.min() / mine.max() for mine in families if len(mine))
+        apart = max(1 - family.min() / family.max() for family in families if len(family))
         held = f"yes, except {', '.join(exempt)}" if exempt else "yes"
         rows.append(
             [

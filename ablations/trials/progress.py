@@ -107,21 +107,21 @@ class Curves:
                 new = file.read()
         except FileNotFoundError:
             return False
-        whole = new[: new.rfind(b"\n") + 1]
+        complete = new[: new.rfind(b"\n") + 1]
         if start == 0:
             self.rows[trial.folder] = []
-        self.read[trial.folder] = (inode, start + len(whole))
-        for line in whole.splitlines():
+        self.read[trial.folder] = (inode, start + len(complete))
+        for line in complete.splitlines():
             self._keep(trial, line)
-        return bool(whole)
+        return bool(complete)
 
     def _keep(self, trial: Trial, line: bytes) -> None:
         try:
             row = json.loads(line)
-            place = {"arm": trial.arm, "seed": trial.seed, "step": row["step"], "tokens": row["tokens"]}
+            keys = {"arm": trial.arm, "seed": trial.seed, "step": row["step"], "tokens": row["tokens"]}
         except (ValueError, KeyError, TypeError):
             return  # a damaged line; only the display is affected
-        values = [place | {"metric": name, "value": row[name]} for name in self.metrics if name in row]
+        values = [keys | {"metric": name, "value": row[name]} for name in self.metrics if name in row]
         self.rows[trial.folder] += values
 
     def table(self) -> "pd.DataFrame":

@@ -56,7 +56,7 @@ class Study(Plan):
         self.asked = None if seeds is None else tuple(seeds)
         super().__init__(source, scale, overrides)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ConfigError("seeds", list(self.seeds), "at least one, each once")
+            raise ConfigError("seeds", list(self.seeds), "at least one, without duplicates")
         if not all(type(seed) is int and 0 <= seed < 2**32 for seed in self.seeds):
             raise ConfigError("seeds", list(self.seeds), "whole numbers from 0 to 2^32 - 1")
         self.folder = runs_root() / self.name / scale

@@ -1,6 +1,6 @@
 """`python -m dsv2 COMMAND`, or `dsv2 COMMAND`: account, import-hf, export-hf, generate, eval, analyse, explore.
 
-RUN is a run directory, a trial's name as in `balance_losses/tiny/paper/0` (sweep, scale, arm, seed), or the first
+RUN is a run directory, the name of a trial as in `balance_losses/tiny/paper/0` (sweep, scale, arm, seed), or the first
 digits of a fingerprint.
 """
 
@@ -13,9 +13,9 @@ from dsv2.config import ConfigError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; mistakes of the user end in one line on stderr and exit status 2.
+    """Run one command; errors are printed as one line on stderr.
 
-    What the machine refuses, as a full disk or a file without permission, ends in one line and status 1.
+    The exit status is 2 for user errors and 1 for errors of the machine, such as a full disk.
     """
     arguments = _parser().parse_args(argv)
     try:
@@ -41,17 +41,17 @@ def _parser() -> argparse.ArgumentParser:
     add_arguments(parse)
     parse.set_defaults(run=account_command)
 
-    parse = commands.add_parser("import-hf", help="a Hugging Face DeepseekV2 folder to a run directory")
+    parse = commands.add_parser("import-hf", help="convert a Hugging Face DeepseekV2 folder to a run directory")
     parse.add_argument("path", type=Path)
     parse.add_argument("out", type=Path)
     parse.set_defaults(run=_import_hf)
 
-    parse = commands.add_parser("export-hf", help="a run, tokenizer included, to a Hugging Face DeepseekV2 folder")
+    parse = commands.add_parser("export-hf", help="convert a run and its tokenizer to a Hugging Face DeepseekV2 folder")
     parse.add_argument("name", metavar="RUN")
     parse.add_argument("out", type=Path)
     parse.set_defaults(run=_export_hf)
 
-    parse = commands.add_parser("generate", help="text out of a trained or imported model")
+    parse = commands.add_parser("generate", help="generate text with a trained or imported model")
     parse.add_argument("name", metavar="RUN")
     parse.add_argument("--prompt", required=True)
     parse.add_argument("--max-new-tokens", type=int, default=64)
@@ -59,38 +59,38 @@ def _parser() -> argparse.ArgumentParser:
     parse.add_argument("--seed", type=int, default=0)
     parse.set_defaults(run=_generate)
 
-    parse = commands.add_parser("eval", help="benchmarks of a model: our own, and lm-evaluation-harness'")
+    parse = commands.add_parser("eval", help="evaluate a model on our benchmarks and those of lm-evaluation-harness")
     parse.add_argument("name", metavar="RUN")
     parse.add_argument(
-        "--tasks", required=True, metavar="A,B", help="cloze, copying, arithmetic or any of the harness'"
+        "--tasks", required=True, metavar="A,B", help="cloze, copying, arithmetic or tasks of the harness"
     )
-    parse.add_argument("--include-path", type=Path, metavar="DIR", help="a folder with task files of your own")
-    parse.add_argument("--limit", type=int, help="questions of each of the harness' tasks (default all)")
+    parse.add_argument("--include-path", type=Path, metavar="DIR", help="a folder with your own task files")
+    parse.add_argument("--limit", type=int, help="questions per task of the harness (default: all)")
     parse.add_argument("--batch-size", type=int, default=8, help="sequences per pass (default 8)")
-    parse.add_argument("--out", type=Path, metavar="FILE.json", help="write the scores there as well")
+    parse.add_argument("--out", type=Path, metavar="FILE.json", help="also write the scores as JSON")
     _add_text(parse)
     parse.set_defaults(run=_eval)
 
-    parse = commands.add_parser("analyse", help="what the experts of a model do")
+    parse = commands.add_parser("analyse", help="analyse the experts of a model")
     parse.add_argument("name", metavar="RUN")
-    parse.add_argument("--out", type=Path, metavar="DIR", help="where the report goes (default RUN/analysis)")
-    parse.add_argument("--only", default="", metavar="A,B", help="some of the analyses (default: all that apply)")
-    parse.add_argument("--against", metavar="RUN2", help="another run on the same text, to compare with")
+    parse.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (default RUN/analysis)")
+    parse.add_argument("--only", default="", metavar="A,B", help="names of analyses (default: all that apply)")
+    parse.add_argument("--against", metavar="RUN2", help="another run on the same text, for comparison")
     _add_text(parse)
     parse.set_defaults(run=_analyse)
 
-    parse = commands.add_parser("explore", help="a local page that shows how a run, or two, route a text")
+    parse = commands.add_parser("explore", help="show on a local page how one run or two route a text")
     parse.add_argument("names", nargs="+", metavar="RUN", help="one run, or two to compare")
-    parse.add_argument("--port", type=int, help="default: 5006, or the next that is free")
-    parse.add_argument("--no-browser", action="store_true", help="only print the address")
+    parse.add_argument("--port", type=int, help="default: the first free port from 5006 on")
+    parse.add_argument("--no-browser", action="store_true", help="only print the URL")
     parse.set_defaults(run=_explore)
     return parser
 
 
 def _add_text(parse: argparse.ArgumentParser) -> None:
-    own = "the run's own; data=english for an imported model"
+    default = "default: the run's own, or data=english for an imported model"
     parse.add_argument(
-        "--text", nargs="+", default=[], metavar="data=...", help=f"overrides that name other held-out text ({own})"
+        "--text", nargs="+", default=[], metavar="data=...", help=f"overrides that select held-out text ({default})"
     )
 
 

@@ -1,4 +1,4 @@
-"""Hydra: YAML and overrides become plain values, and what it refuses becomes a `ConfigError`."""
+"""Composition of YAML and overrides to plain values by Hydra, with its errors as `ConfigError`."""
 
 import pickle
 import typing
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 def register_resolvers() -> None:
-    """Give YAML and overrides `${times:KEY,FACTOR}` and `${plus:KEY,TERM}`: a value relative to another one.
+    """Register the resolvers `${times:KEY,FACTOR}` and `${plus:KEY,TERM}`, for values relative to another.
 
-    Studies say with them what they change whatever the size of the scale, as in half of `model.shape.expert_dim`.
+    With them, studies can state changes independently of the scale, such as half of `model.shape.expert_dim`.
     """
     from omegaconf import OmegaConf
 
     def number(key: str, root: Any) -> int | float:
         value = OmegaConf.select(root, key)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConfigError(key, value, "a number, since a value is worked out from it")
+            raise ConfigError(key, value, "a number, since another value is computed from it")
         return value
 
     def times(key: str, factor: float, *, _root_: Any) -> int | float:
@@ -32,7 +32,7 @@ def register_resolvers() -> None:
         if isinstance(value, float):
             return product
         if product != int(product):
-            raise ConfigError(key, value, f"a multiple of {1 / factor:g}, since {factor:g} times it is asked for")
+            raise ConfigError(key, value, f"a multiple of {1 / factor:g}, since it is multiplied by {factor:g}")
         return int(product)
 
     def plus(key: str, term: float, *, _root_: Any) -> int | float:
@@ -64,9 +64,9 @@ def compose(overrides: Sequence[str], name: str = "run") -> dict[str, Any]:
 
 
 def checked(overrides: Sequence[str]) -> "list[Override]":
-    """Parse overrides. Raises `ConfigError` for one that does not parse and for a choice that its group does not have.
+    """Parse overrides. Raises `ConfigError` for invalid syntax and for an unknown choice of a group.
 
-    Hydra itself passes over an unknown choice of an optional group.
+    Hydra itself ignores an unknown choice of an optional group.
     """
     from hydra.errors import HydraException
 
@@ -75,14 +75,14 @@ def checked(overrides: Sequence[str]) -> "list[Override]":
         try:
             parsed.append(_parse(text))
         except HydraException:
-            raise ConfigError("override", text, "write key=value, as in optim.lr=1e-3 or model=v2_lite") from None
+            raise ConfigError("override", text, "use key=value, as in optim.lr=1e-3 or model=v2_lite") from None
         _check_choice(parsed[-1])
     return parsed
 
 
 @lru_cache(maxsize=4096)
 def _parse(text: str) -> "Override":
-    """Parse one override, each once: the arms of a study share most of theirs."""
+    """Parse one override, cached, since the arms of a study share most of theirs."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     return OverridesParser.create().parse_override(text)
@@ -95,21 +95,21 @@ def _check_choice(override: "Override") -> None:
             given = override.get_value_string() if override.is_sweep_override() else value
             raise ConfigError(key, given, f"choose one of {', '.join(options)}")
     elif isinstance(value, str) and (options := _options(key)):
-        raise ConfigError(key, value, f"a choice is written with slashes, {key.replace('.', '/')}={'|'.join(options)}")
+        raise ConfigError(key, value, f"groups are written with slashes, {key.replace('.', '/')}={'|'.join(options)}")
 
 
 def _composed(overrides: "Sequence[Override]", name: str) -> "DictConfig":
-    """What Hydra composes, with the files of a choice of groups read once: the arms of a study differ in values."""
+    """Compose with Hydra, caching each choice of groups, since the arms of a study mostly differ in values."""
     from hydra.core.override_parser.types import OverrideType
     from omegaconf import OmegaConf
 
-    groups = tuple(each.input_line for each in overrides if _is_group(each))
-    values = [each for each in overrides if not _is_group(each)]
-    if any(each.type != OverrideType.CHANGE or each.is_sweep_override() for each in values):
-        groups, values = tuple(each.input_line for each in overrides), []
+    groups = tuple(override.input_line for override in overrides if _is_group(override))
+    values = [override for override in overrides if not _is_group(override)]
+    if any(override.type != OverrideType.CHANGE or override.is_sweep_override() for override in values):
+        groups, values = tuple(override.input_line for override in overrides), []
     composed: DictConfig = pickle.loads(_of_groups(name, groups, _files()))
-    for each in values:
-        OmegaConf.update(composed, each.key_or_group, each.value(), merge=True)
+    for override in values:
+        OmegaConf.update(composed, override.key_or_group, override.value(), merge=True)
     return composed
 
 
@@ -118,20 +118,20 @@ def _is_group(override: "Override") -> bool:
 
 
 def _files() -> tuple[tuple[str, int], ...]:
-    """What the folder of configs holds, so that an edited file is read again."""
+    """Return the config files with their mtimes, so that an edited file is read again."""
     return tuple(sorted((str(path), path.stat().st_mtime_ns) for path in CONFIG_DIR.rglob("*.yaml")))
 
 
 @lru_cache(maxsize=64)
 def _of_groups(name: str, overrides: tuple[str, ...], files: tuple[tuple[str, int], ...]) -> bytes:
-    """Compose under what `files` says, and pickle it: whoever unpickles has a copy, faster than by `deepcopy`."""
+    """Compose and pickle; unpickling gives a copy, faster than `deepcopy`. `files` is part of the cache key."""
     from hydra import compose as hydra_compose
 
     return pickle.dumps(hydra_compose(name, overrides=list(overrides)))
 
 
 def without_shape(composed: dict[str, Any]) -> dict[str, Any]:
-    """Drop `model.shape`: a preset's numbers for its attention and FFN files to interpolate, no part of the model."""
+    """Drop `model.shape`, the sizes of a preset that its attention and FFN files interpolate."""
     model = composed.get("model")
     if isinstance(model, dict):
         model.pop("shape", None)
@@ -139,7 +139,7 @@ def without_shape(composed: dict[str, Any]) -> dict[str, Any]:
 
 
 def _explain(error: Exception, overrides: "Sequence[Override]", name: str) -> ConfigError:
-    """Find the override that Hydra refused, and say what would have been valid there."""
+    """Find the override that Hydra refused, and return an error that says what is valid."""
     from hydra import compose as hydra_compose
     from hydra.errors import HydraException
 
@@ -161,19 +161,19 @@ def _depth(override: "Override") -> int:
 
 
 def _options(key: str) -> list[str]:
-    """Return what can be chosen for a group, written with dots or slashes; none where there is no such group."""
+    """Return the choices of a group, written with dots or slashes; empty if there is no such group."""
     return sorted(path.stem for path in (CONFIG_DIR / key.replace(".", "/")).glob("*.yaml"))
 
 
 def _locate(key: str, value: Any, composed: "DictConfig", error: Exception) -> ConfigError:
-    """Say which part of a key is not there, in the config composed without it."""
+    """Return an error that names the missing part of a key, given the config composed without it."""
     from omegaconf import OmegaConf
 
     if "/" in key:
         choices = {str(group): choice for group, choice in composed.hydra.runtime.choices.items()}
         parent = key.rpartition("/")[0]
         if _options(key) and parent in choices and key not in choices:
-            return ConfigError(key, value, f"not a choice that {parent}={choices[parent]} has")
+            return ConfigError(key, value, f"{parent}={choices[parent]} has no such choice")
         return ConfigError(key, value, one_of(key, [group for group in choices if not group.startswith("hydra")]))
     node: Any = composed
     parts = key.split(".")
@@ -190,7 +190,7 @@ def _locate(key: str, value: Any, composed: "DictConfig", error: Exception) -> C
 
 
 def _nothing_in(parts: Sequence[str]) -> str:
-    """Say that a key is null, and which group offers something to put there: its own or that of what it is in."""
+    """Explain that a key is null, and list the choices of its group or of the parent's group."""
     at = ".".join(parts)
     for length in (len(parts), len(parts) - 1):
         group = "/".join(parts[:length])

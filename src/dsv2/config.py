@@ -2,7 +2,7 @@
 
 Every component declares `Component.Config`, a frozen keyword-only dataclass that derives from `ConfigBase` and builds
 the component with `config.build(...)`. A YAML node names its dataclass in `_target_`; only such classes
-inside this package are accepted. All mistakes surface as one `ConfigError` that names the full key, the value and what
+inside this package are accepted. All errors are raised as one `ConfigError` that names the full key, the value and what
 would be valid.
 """
 
@@ -24,7 +24,7 @@ _HERE = Path(__file__).resolve().parent
 # A wheel ships the YAML inside the package; a checkout keeps it at the top level.
 CONFIG_DIR = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parents[1] / "configs"
 
-MOVED = {  # config classes by the path under which older runs stored them -> where they are now
+MOVED = {  # paths of config classes in older runs -> current paths
     "dsv2.run.Run.Config": "dsv2.training.run.Run.Config",
     "dsv2.training.loggers.Logging.Config": "dsv2.training.run.Logging.Config",
     "dsv2.training.loggers.Wandb.Config": "dsv2.training.run.Wandb.Config",
@@ -42,7 +42,7 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConfigBase:
-    """Base of every typed configuration. Subclasses check themselves in `__post_init__` with `require`."""
+    """Base of every typed configuration. Subclasses validate themselves in `__post_init__` with `require`."""
 
     def require(self, condition: bool, field: str, valid: str) -> None:
         """Raise `ConfigError` for `field` (dotted for a nested one) unless `condition` holds."""
@@ -54,12 +54,12 @@ class ConfigBase:
 
 
 def setting(default: Any) -> Any:
-    """A field that says where or how a run happens, not what it computes: left out of the fingerprint."""
+    """Declare a field that affects where or how a run happens, not its result; it is left out of the fingerprint."""
     return dataclasses.field(default=default, metadata={"fingerprint": False})
 
 
 def added(default: Any) -> Any:
-    """A field newer than stored runs: left out of the fingerprint at its default, so that they keep theirs."""
+    """Declare a field newer than stored runs; at its default it is left out of the fingerprint, so that theirs hold."""
     return dataclasses.field(default=default, metadata={"fingerprint": "unless default"})
 
 
@@ -106,12 +106,12 @@ def _target(node: Mapping[str, Any], expected: Any, key: str) -> type[ConfigBase
     inside = isinstance(name, str) and name.startswith(PACKAGE + ".") and name.endswith(".Config")
     cls = _import(MOVED.get(name, name)) if inside else None
     if not (isinstance(cls, type) and issubclass(cls, ConfigBase) and issubclass(cls, tuple(allowed))):
-        raise ConfigError(at, name, f"only configs of this package are built; here one of {_names(allowed)}")
+        raise ConfigError(at, name, f"only configs of this package are accepted; here one of {_names(allowed)}")
     return cls
 
 
 def _import(name: str) -> Any:
-    """The object at a dotted name, or None; a class may be nested in another."""
+    """Import the object at a dotted name, which may be a nested class; None if there is none."""
     parts = name.split(".")
     for split in range(len(parts) - 1, 0, -1):
         module = ".".join(parts[:split])
@@ -119,7 +119,7 @@ def _import(name: str) -> Any:
             value: Any = importlib.import_module(module)
         except ModuleNotFoundError as error:
             if error.name is None or not module.startswith(error.name):
-                raise  # a dependency that is missing is not a mistake in the name
+                raise  # a dependency is missing; the name is right
             continue
         for part in parts[split:]:
             value = getattr(value, part, None)
@@ -128,7 +128,7 @@ def _import(name: str) -> Any:
 
 
 def config_classes(annotation: Any) -> list[type[ConfigBase]]:
-    """The config classes that a field's annotation allows; none for a plain value."""
+    """Return the config classes that a field's annotation allows; empty for a plain value."""
     if isinstance(annotation, type) and issubclass(annotation, ConfigBase):
         return [annotation]
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
@@ -144,7 +144,7 @@ def _leaf(value: Any, annotation: Any, key: str) -> Any:
 
     try:
         adapter = TypeAdapter(annotation, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
-    except Exception:  # a nested dataclass annotation: pydantic takes no config of ours, and a mapping went elsewhere
+    except Exception:  # a nested dataclass annotation, for which pydantic accepts no config
         adapter = TypeAdapter(annotation)
     try:
         return adapter.validate_python(frozen(value))
@@ -166,17 +166,17 @@ def one_of(name: str, valid: typing.Iterable[str]) -> str:
 
 
 def target_name(cls: type[ConfigBase]) -> str:
-    """The `_target_` that names this class."""
+    """Return the `_target_` of a class."""
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def class_name(cls: type[ConfigBase]) -> str:
-    """Return the name that fingerprints know this class by, wherever it lives: `MLA.Config`. No two share one."""
+    """Return the name of a class in fingerprints, as in `MLA.Config`; unique, and independent of its module."""
     return cls.__qualname__
 
 
 def former_name(cls: type[ConfigBase]) -> str:
-    """Return the dotted path that fingerprints knew this class by until November 2026."""
+    """Return the dotted path of a class as used in fingerprints until November 2026."""
     now = target_name(cls)
     return next((old for old, new in MOVED.items() if new == now), now)
 
@@ -185,7 +185,7 @@ Naming = Callable[[type[ConfigBase]], str]
 
 
 def plain(config: ConfigBase, *, identity: bool = False, naming: Naming = target_name) -> dict[str, Any]:
-    """The config as JSON-ready values with its `_target_`s; `identity` keeps only what changes the result."""
+    """Convert a config to JSON-ready values with `_target_`s; `identity` keeps only what affects the result."""
 
     def value(item: Any) -> Any:
         if isinstance(item, ConfigBase):
@@ -201,6 +201,6 @@ def plain(config: ConfigBase, *, identity: bool = False, naming: Naming = target
 
 
 def digest(*parts: Any) -> str:
-    """A 16-digit name for JSON-ready values, independent of the order of keys."""
+    """Hash JSON-ready values to 16 hex digits, independently of the order of keys."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,10 +1,10 @@
-"""Every metric that runs and studies have: its name and unit, as tables and figures write them."""
+"""Names and units of all metrics, for tables and figures."""
 
 from typing import NamedTuple
 
 
 class Quantity(NamedTuple):
-    """What a metric is called; `label` is its name with its unit."""
+    """Display name of a metric; `label` is the name with its unit."""
 
     name: str
     unit: str = ""
@@ -27,32 +27,32 @@ METRICS = {
     "val/loss": Quantity("validation loss", "nats/token"),
     "val/bpb": Quantity("validation bits per byte"),
     "val/accuracy": Quantity("validation accuracy", "share of tokens"),
-    "bench/cloze": Quantity("cloze", "share right"),
+    "bench/cloze": Quantity("cloze", "share correct"),
     "bench/cloze_margin": Quantity("cloze margin", "nats/byte"),
-    "bench/cloze_context": Quantity("cloze by context", "share right"),
+    "bench/cloze_context": Quantity("cloze by context", "share correct"),
     "bench/copying": Quantity("copying", "share of tokens"),
     "bench/copying_gain": Quantity("copying gain", "nats/token"),
-    "bench/arithmetic": Quantity("arithmetic", "share right"),
+    "bench/arithmetic": Quantity("arithmetic", "share correct"),
     "val/loss_at_capacity": Quantity("validation loss with dropping", "nats/token"),
     "train/loss": Quantity("training loss", "nats/token"),
     "train/ce": Quantity("training cross-entropy", "nats/token"),
     "routing/max_violation": Quantity("expert violation", "max/mean - 1"),
     "routing/entropy": Quantity("load entropy", "share of log E"),
-    "routing/dead_experts": Quantity("dead experts", "share with no token"),
+    "routing/dead_experts": Quantity("dead experts", "share without tokens"),
     "routing/device_max_violation": Quantity("device violation", "max/mean - 1"),
     "routing/received_max_violation": Quantity("received violation", "max/mean - 1"),
     "routing/overflow": Quantity("overflow at capacity 1.0", "share"),
     "routing/drop_rate": Quantity("dropped pairs", "share"),
     "routing/devices_per_token": Quantity("devices per token"),
-    "recall/accuracy": Quantity("recall", "share right"),
-    "recall/accuracy_in_training": Quantity("recall over training", "share right"),
-    "recall/steps_to_half": Quantity("steps until half of recall is right"),
-    "copying/accuracy": Quantity("copying task", "share right"),
-    "copying/accuracy_in_training": Quantity("copying over training", "share right"),
-    "copying/steps_to_half": Quantity("steps until half of copying is right"),
-    "arithmetic/accuracy": Quantity("arithmetic task", "share of digits right"),
-    "arithmetic/accuracy_in_training": Quantity("arithmetic over training", "share of digits right"),
-    "arithmetic/steps_to_half": Quantity("steps until half of arithmetic is right"),
+    "recall/accuracy": Quantity("recall", "share correct"),
+    "recall/accuracy_in_training": Quantity("recall over training", "share correct"),
+    "recall/steps_to_half": Quantity("recall steps to 50% accuracy"),
+    "copying/accuracy": Quantity("copying task", "share correct"),
+    "copying/accuracy_in_training": Quantity("copying over training", "share correct"),
+    "copying/steps_to_half": Quantity("copying steps to 50% accuracy"),
+    "arithmetic/accuracy": Quantity("arithmetic task", "share of digits correct"),
+    "arithmetic/accuracy_in_training": Quantity("arithmetic over training", "share of digits correct"),
+    "arithmetic/steps_to_half": Quantity("arithmetic steps to 50% accuracy"),
     "perf/tokens_per_s": Quantity("tokens per second"),
 }
 
@@ -69,7 +69,7 @@ CHANCE = {
 
 
 def quantity(metric: str) -> Quantity:
-    """Return name and unit of a logged metric; its own name where none is known."""
+    """Return the name and unit of a logged metric or budget; its key as the name if it is not listed."""
     known = METRICS | BUDGETS
     if metric in known:
         return known[metric]
@@ -81,6 +81,6 @@ def quantity(metric: str) -> Quantity:
 
 
 def chance(metric: str) -> float | None:
-    """Return what a model gets that has learnt only the form of the task; None where there is no such level."""
+    """Return the score of a model that has learnt only the form of the task; None if there is no such level."""
     of_one_domain = metric.startswith("bench/cloze_") and metric not in METRICS
     return CHANCE.get("bench/cloze" if of_one_domain else metric)

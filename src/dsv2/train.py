@@ -1,10 +1,10 @@
 """`python -m dsv2.train [overrides]`: train one model. A plain Hydra application.
 
-`study=NAME arm=ARM [scale=...] [probe=...] [seed=...]` stand for all overrides of that arm, so that a W&B agent or a
-job can train one trial of a study, into the study's own folder.
+`study=NAME arm=ARM [scale=...] [probe=...] [seed=...]` expand to all overrides of that arm, so that a W&B agent or a
+job can train one trial of a study, in the study's folder.
 
-The last line on stdout is the path of the run directory, `runs/train/<fingerprint>`. Exit status: 2 for a mistake in
-the configuration, 1 for a run that failed or diverged, 130 and 143 for one that was stopped.
+The last line on stdout is the path of the run directory, `runs/train/<fingerprint>`. Exit status: 2 for an invalid
+configuration, 1 for a run that failed or diverged, 130 and 143 for one that was stopped.
 """
 
 import os
@@ -35,7 +35,7 @@ def train(composed: DictConfig) -> None:
 
 
 def _train(values: dict[str, Any]) -> Path:
-    """Train what was composed; the run directory."""
+    """Train the composed run and return its directory."""
     from dsv2.storage.rundir import runs_root
     from dsv2.training.run import folder_of, from_plain
 
@@ -43,27 +43,27 @@ def _train(values: dict[str, Any]) -> Path:
     within = f"{run.study}/{run.scale}/trials" if run.study and run.scale else run.study or "train"
     folder = folder_of(run, runs_root() / within)
 
-    from dsv2.training import machine as process
+    from dsv2.training import machine
     from dsv2.training.fit import Diverged, Interrupted, fit
 
-    process.prepare()
+    machine.prepare()
     try:
         fit(run, folder)
     except Diverged as error:
         stop(1, f"error: {error}; the last good checkpoint is in {folder / 'checkpoints'}")
     except Interrupted as error:
-        stop(143, f"{error}; the same command resumes it")
+        stop(143, f"{error}; run the same command again to resume")
     return folder
 
 
 def stop(status: int, message: str) -> None:
-    """End with one line on stderr."""
+    """Exit with one line on stderr."""
     print(message, file=sys.stderr)
     sys.exit(status)
 
 
 def expanded(words: list[str]) -> list[str]:
-    """The command line with an arm of a study replaced by its overrides; those that were given win."""
+    """Expand an arm of a study on the command line to its overrides; explicit ones take precedence."""
     given = dict(word.split("=", 1) for word in words if "=" in word)
     if not ("study" in given and "arm" in given):
         return words
@@ -76,16 +76,16 @@ def expanded(words: list[str]) -> list[str]:
     rest = [word for word in words if "=" in word and not word.startswith(("study=", "scale=", "seed="))]
     seed = given.get("seed", "0")
     if not seed.isdigit():
-        raise ConfigError("seed", seed, "one seed, 0 or more; ablations.run trains several")
+        raise ConfigError("seed", seed, "one seed, 0 or more; use ablations.run for several")
     return [*flags, *own, *rest, f"seed={int(seed) + plan.arms[given['arm']].seed_offset}"]
 
 
 def main() -> None:
-    """The application, its errors told in one line instead of Hydra's way."""
+    """Run the application, with errors printed in one line."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where Hydra would print them and exit with 1
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors itself and exits with 1
     register_resolvers()
     try:
         sys.argv[1:] = expanded(sys.argv[1:])
@@ -96,11 +96,11 @@ def main() -> None:
     except (HydraException, OmegaConfBaseException) as error:
         stop(2, f"error: {_explained(error)}")
     except KeyboardInterrupt:
-        stop(130, "stopped; the same command resumes it")
+        stop(130, "stopped; run the same command again to resume")
 
 
 def _explained(error: Exception) -> str:
-    """What `compose` says of the same overrides, which names key, value and what is valid; else Hydra's first line."""
+    """Return the error of `compose` for the same overrides, which names key and value; else Hydra's first line."""
     from hydra.errors import OverrideParseException
 
     words = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]

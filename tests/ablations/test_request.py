@@ -29,8 +29,8 @@ def test_several_scales_are_a_ladder():
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("scale=[]", r"scale=\(\) is not valid: at least one, each once"),
-        ("scale=[tiny,tiny]", "scale=.* is not valid: at least one, each once"),
+        ("scale=[]", r"scale=\(\) is not valid: at least one, without duplicates"),
+        ("scale=[tiny,tiny]", "scale=.* is not valid: at least one, without duplicates"),
         ("workers=0", "workers=0 is not valid: at least 1"),
         ("workers=two", "workers='two' is not valid"),
         ("seeds=3", "seeds=3 is not valid"),

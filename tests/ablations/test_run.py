@@ -20,7 +20,7 @@ SHORT = ["model.shape.num_experts=16", "model.shape.num_devices=8", "trainer.log
         (["sweep=balance_losses", "scale=huge"], "scale='huge' is not valid: choose one of base, paper"),
         (["sweep=balance_losses", "workers=0"], "workers=0 is not valid: at least 1"),
         (["sweep=balance_losses", "seeds=3"], "seeds=3 is not valid"),
-        (["sweep=balance_losses", "seeds=[1,1]"], "each once"),
+        (["sweep=balance_losses", "seeds=[1,1]"], "without duplicates"),
         (["sweep=balance_losses", "launcher=cloud"], "launcher='cloud' is not valid"),
         (["sweep=balance_losses", "optim.lrr=1"], "optim.lrr=1 is not valid: unknown key; did you mean 'lr'"),
     ],

@@ -137,10 +137,10 @@ def test_the_failure_names_the_closest():
         ({"total_params": 0}, {"num_layers": 1}, "targets.total_params=0 is not valid: positive"),
         ({"total_params": 1}, {"num_layer": 1}, "adjust='num_layer' is not valid"),
         ({"total_params": 1}, {"ffn.wide": 1}, "adjust='ffn.wide' is not valid"),
-        ({"total_params": 1}, {"init_std": 1}, "this one holds 0.02"),
+        ({"total_params": 1}, {"init_std": 1}, "this one has the value 0.02"),
         ({"total_params": 1}, {"attention": 1}, "adjust='attention' is not valid"),
         ({"total_params": 1}, {"num_layers": 0}, "adjust.num_layers=0 is not valid: a step of at least 1"),
-        ({"total_params": 1}, {"ffn.width": 4}, "this model has none of these keys"),
+        ({"total_params": 1}, {"ffn.width": 4}, "the model has none of these keys"),
     ],
 )
 def test_mistakes_are_named(targets, adjust, message):

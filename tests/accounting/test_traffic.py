@@ -62,5 +62,5 @@ def test_nothing_to_send():
 def test_mistakes_are_named():
     with pytest.raises(ConfigError, match="element_bytes=0"):
         all_to_all(dsv2.load(["model=v2"]).model, element_bytes=0)
-    with pytest.raises(ValueError, match="num_devices=5: a divisor"):
+    with pytest.raises(ValueError, match="num_devices=5: must be a divisor"):
         expected_devices(8, 2, 5)

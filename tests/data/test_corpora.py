@@ -43,7 +43,7 @@ def test_chinese_is_of_the_users_files(tmp_path: Path) -> None:
 
 
 def test_a_mixture_of_nothing_is_refused() -> None:
-    with pytest.raises(ConfigError, match="english_mb=0 is not valid: some text"):
+    with pytest.raises(ConfigError, match="english_mb=0 is not valid: positive unless another amount is"):
         Mixture.Config(english_mb=0, code_mb=0, maths_mb=0)
 
 
@@ -133,7 +133,7 @@ def test_hugging_face_streams_the_first_documents(hub: list) -> None:
 
 @pytest.mark.usefixtures("hub")
 def test_hugging_face_errors_name_key_and_value() -> None:
-    with pytest.raises(ConfigError, match=r"data\.text_column='body' is not valid: a column of text: text"):
+    with pytest.raises(ConfigError, match=r"data\.text_column='body' is not valid: a text column: text"):
         list(HuggingFace.Config(path="some/set", text_column="body").documents())
     with pytest.raises(ConfigError, match=r"data\.path='missing' .* FileNotFoundError: Couldn't find any data$"):
         list(HuggingFace.Config(path="missing").documents())

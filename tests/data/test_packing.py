@@ -103,7 +103,9 @@ def test_bits_per_byte_count_the_bytes_of_the_text(source: PackedText) -> None:
 
 
 def test_sequences_longer_than_the_corpus_are_refused(corpus_config: Files.Config) -> None:
-    with pytest.raises(ConfigError, match=r"trainer\.sequence_length=1000000 is not valid: at most \d+, the tokens of"):
+    with pytest.raises(
+        ConfigError, match=r"trainer\.sequence_length=1000000 is not valid: at most \d+, one less than the tokens of"
+    ):
         corpus_config.open(sequence_length=1_000_000, seed=0, validation_tokens=1_000_000)
     with pytest.raises(ConfigError, match=r"trainer\.validation_tokens=8 is not valid: at least one sequence"):
         corpus_config.open(sequence_length=16, seed=0, validation_tokens=8)

@@ -36,7 +36,7 @@ def test_a_glob_that_matches_nothing_or_a_directory_is_refused(tmp_path: Path) -
         ConfigError, match=r"data.path='.*nothing.txt' is not valid: a glob that matches files; nothing"
     ):
         documents(tmp_path / "nothing.txt")
-    with pytest.raises(ConfigError, match=r"this is a directory: write .*/\*\.txt"):
+    with pytest.raises(ConfigError, match=r"this is a directory: use .*/\*\.txt"):
         documents(tmp_path)
 
 
@@ -79,7 +79,7 @@ def test_files_are_found_in_the_order_of_their_paths(tmp_path: Path, monkeypatch
     assert find("data.path", f"{tmp_path}/*") == expected
     monkeypatch.setenv("HOME", str(tmp_path))
     assert find("data.path", "~/*.txt") == expected[:2]
-    with pytest.raises(ConfigError, match="it matches directories only"):
+    with pytest.raises(ConfigError, match="it matches only directories"):
         find("data.path", f"{tmp_path}/d*")
 
 

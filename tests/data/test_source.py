@@ -18,7 +18,7 @@ def test_repetition_is_said_beyond_four_times(corpus_config: Files.Config) -> No
     assert repetition_warning(source, 4 * source.train_tokens) is None
     warning = repetition_warning(source, 5 * source.train_tokens)
     assert warning is not None
-    assert f"see the corpus of {source.train_tokens:,} tokens 5.0 times; beyond 4 times" in warning
+    assert f"repeat the corpus of {source.train_tokens:,} tokens 5.0 times; beyond 4 times" in warning
 
 
 def test_endless_data_never_repeat() -> None:
@@ -27,7 +27,7 @@ def test_endless_data_never_repeat() -> None:
 
 
 def test_bits_per_byte_need_bytes() -> None:
-    with pytest.raises(ValueError, match="num_bytes=0: bits per byte need at least one byte"):
+    with pytest.raises(ValueError, match="num_bytes=0: must be at least one byte"):
         bits_per_byte(1.0, 0)
 
 

@@ -125,7 +125,10 @@ def test_identity_follows_the_settings() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Recall.Config(vocab_size=9, num_pairs=5), "num_pairs=5 is not valid: 1 to 4, the keys of this"),
+        (
+            lambda: Recall.Config(vocab_size=9, num_pairs=5),
+            "num_pairs=5 is not valid: 1 to 4, the number of keys in this",
+        ),
         (lambda: Recall.Config(vocab_size=4), "vocab_size=4 is not valid: at least 5"),
         (lambda: Copying.Config(length=0), "length=0 is not valid: positive"),
         (lambda: Arithmetic.Config(vocab_size=12), "vocab_size=12 is not valid: at least 13"),

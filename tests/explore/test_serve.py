@@ -73,7 +73,7 @@ def test_the_page_follows_its_widgets_and_asks_nobody_else(run, study):
 
         page.get_by_role("button", name="2", exact=True).click()
         page.get_by_role("button", name="dropped").click()
-        painted(tab, "How many of the token's pairs")
+        painted(tab, "The number of the token's pairs")
         total = sum(int(label or 0) for label in labels(tab))
         heading = page.get_by_text(re.compile(r"pairs \(")).inner_text()
         assert f"{total} of " in heading
@@ -82,11 +82,11 @@ def test_the_page_follows_its_widgets_and_asks_nobody_else(run, study):
         assert set(labels(tab)) == {""}
 
         page.get_by_label("Compare with B").select_option("one, step 8")
-        page.get_by_text("How alike A and B are").wait_for()
+        page.get_by_text("Agreement of A and B").wait_for()
         page.get_by_text("same top expert").wait_for()
         assert page.get_by_role("heading", name="B: one, step 8").is_visible()
         page.get_by_role("button", name="loss difference").click()
-        painted(tab, "B's loss less A's")
+        painted(tab, "B's loss minus A's")
         assert labels(tab, 1)[1:] != labels(tab, 0)[1:]
 
         page.get_by_label("Text").fill("bad " * 50)
@@ -95,7 +95,7 @@ def test_the_page_follows_its_widgets_and_asks_nobody_else(run, study):
         assert not page.locator(".token").first.is_visible()
         page.get_by_label("Text").fill("")
         page.get_by_role("button", name="Trace").click()
-        page.get_by_text("there is no text").wait_for()
+        page.get_by_text("the text is empty").wait_for()
 
         page.get_by_text("Studies").click()
         page.get_by_text("The one arm is better.").wait_for()
@@ -116,7 +116,7 @@ def test_two_runs_fit_the_window(run, other, width):
         tab.page.goto(url)
         tab.page.get_by_role("heading", name="B: other, step 12").wait_for()
         assert tab.page.evaluate("document.documentElement.scrollWidth") <= width
-        tab.page.get_by_text("tokens grouped alike").wait_for()
+        tab.page.get_by_text("similarity of groups").wait_for()
         assert not tab.page.get_by_text("same top expert").is_visible()  # numbers mean nothing between two runs
         assert tab.errors == tab.outside() == []
 
@@ -125,7 +125,7 @@ def test_requests_that_make_no_sense(run, capsys):
     assert main(["explore", str(run), str(run), str(run)]) == 2
     assert "one run, or two to compare" in capsys.readouterr().err
     assert main(["explore", str(run), "--port", "70000"]) == 2
-    assert "port=70000: between 1 and 65535" in capsys.readouterr().err
+    assert "port=70000: must be between 1 and 65535" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -148,7 +148,7 @@ def test_only_this_machine_is_let_in_and_ctrl_c_ends_it(run, capsys):
         assert [address for address in bound if address.endswith(f":{port:04X}")] == [f"0100007F:{port:04X}"]
 
         assert main(["explore", str(run), "--port", str(port), "--no-browser"]) == 2
-        assert f"port={port}: taken by another process" in capsys.readouterr().err
+        assert f"port={port}: in use by another process" in capsys.readouterr().err
         with served(run) as (second, _):
             assert second != url
 

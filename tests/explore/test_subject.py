@@ -41,7 +41,7 @@ def test_runs_that_cannot_be_explored_are_named_with_the_reason(
 ) -> None:
     fit.fit(dsv2.load([*quick, "model/ffn=dense"]), tmp_path / "dense")
     shutil.copytree(run, tmp_path / "bare", ignore=shutil.ignore_patterns("checkpoints"))
-    for name, reason in {"dense": "a dense model routes nothing", "bare": "no sound checkpoint"}.items():
+    for name, reason in {"dense": "a dense model has no routing", "bare": "no valid checkpoint"}.items():
         assert main(["explore", str(tmp_path / name), "--no-browser"]) == 2
         said = capsys.readouterr().err
         assert said.startswith(f"error: {tmp_path / name}: ")

@@ -74,9 +74,9 @@ def test_half_a_character_is_shown_as_such():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "there is no text"),
+        ("", "the text is empty"),
         ("x y " * 40, r"the text has \d+ tokens: the run was trained|the text has \d+ tokens; .* at most 64 tokens"),
-        ("ab\ud800", "character 3 of the text is half of a surrogate pair"),
+        ("ab\ud800", "character 3 of the text is a lone surrogate"),
     ],
 )
 def test_a_text_that_cannot_be_shown_is_refused(text, message):

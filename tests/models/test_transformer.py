@@ -223,7 +223,7 @@ def test_every_ffn_comes_from_its_yaml(name: str, kind: Any) -> None:
         ({"embedding_std": 0.0}, "embedding_std=0.0 is not valid: positive, or null"),
         ({"num_dense_layers": -1}, "num_dense_layers=-1 is not valid: between 0 and num_layers=2"),
         ({"num_dense_layers": 3}, "num_dense_layers=3 is not valid: between 0 and num_layers=2"),
-        ({"num_dense_layers": 1}, "dense=None is not valid: needed for num_dense_layers=1"),
+        ({"num_dense_layers": 1}, "dense=None is not valid: required for num_dense_layers=1"),
     ],
 )
 def test_impossible_sizes_are_refused(change: dict[str, Any], message: str) -> None:

@@ -197,7 +197,7 @@ def test_only_studies_have_more_than_their_own_keys(group):
         ({"arms": NONE | {"x": None}}, r"arms\.x=None is not valid: a mapping with about and overrides"),
         ({"arms": NONE | {"a/b": LOSS}}, "arms='a/b' is not valid: names of letters, digits"),
         ({"arms": NONE | {"x": LOSS | {"scales": {"smok": []}}}}, r"arms\.x\.scales=\['smok'\] is not valid"),
-        ({"arms": None, "grid": {"loss.expert": [0, 0]}}, "grid=.* at least one level for each key, each once"),
+        ({"arms": None, "grid": {"loss.expert": [0, 0]}}, "grid=.* at least one level for each key, all distinct"),
         ({"arms": None, "grid": {"loss.expert": [0]}}, "arms=None is not valid: at least two"),
     ],
 )

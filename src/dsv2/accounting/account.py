@@ -1,7 +1,7 @@
-"""Parameters, FLOPs and cache sizes, computed from a model's config; no weight is allocated.
+"""Parameters, FLOPs and cache sizes, computed from a model's config without allocating weights.
 
-Conventions: FLOPs are forward and backward, 3 x (2 x the matrix elements one token touches, output head included and
-input embedding not, + attention scores and values over the full square of the context, not its causal half).
+FLOPs are forward and backward: 3 x (2 x the matrix elements that one token uses, including the output head but not the
+input embedding, + attention scores and values over the full square of the context, not its causal half).
 """
 
 import math
@@ -14,18 +14,18 @@ from dsv2.models.weights import Weight
 
 @dataclass(frozen=True)
 class Item:
-    """One row of the account: all weights of a part over its layers."""
+    """One row of the account: the weights of a part, summed over layers."""
 
     part: str
     layers: int
     total_params: int
-    active_params: int  # that one token uses
+    active_params: int  # used by one token
     flops_per_token: int  # forward and backward
 
 
 @dataclass(frozen=True)
 class Account:
-    """What a model needs, part by part and in all."""
+    """Parameters, FLOPs and cache of a model, by part and in total."""
 
     items: tuple[Item, ...]
     context: int  # tokens, for the attention scores
@@ -38,7 +38,7 @@ class Account:
 
     @property
     def active_params(self) -> int:
-        """Return the weights that one token uses, input embedding included."""
+        """Parameters used by one token, including the input embedding."""
         return sum(item.active_params for item in self.items)
 
     @property
@@ -54,7 +54,7 @@ class Account:
         return self.kv_elements_per_token * self.kv_bits / 8
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything in a form that JSON takes, sums first."""
+        """Return everything as JSON-ready values, totals first."""
         sums = (
             "total_params",
             "active_params",
@@ -69,11 +69,11 @@ class Account:
 
 
 def account(model: Transformer.Config, *, context: int = 4096, kv_bits: float = 16) -> Account:
-    """Account for `model` at a `context` of so many tokens, with `kv_bits` bits per cached element."""
+    """Account for `model` at a `context` in tokens, with `kv_bits` bits per cached element."""
     if context < 1:
-        raise ValueError(f"context={context}: at least 1 token")
+        raise ValueError(f"context={context}: must be at least 1 token")
     if kv_bits <= 0:
-        raise ValueError(f"kv_bits={kv_bits}: positive")
+        raise ValueError(f"kv_bits={kv_bits}: must be positive")
     embedding = model.vocab_size * model.dim
     items = [Item("embedding", 1, embedding, embedding, 0)]
     scores = 3 * model.num_layers * model.attention.score_flops(context)

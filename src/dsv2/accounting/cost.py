@@ -1,4 +1,4 @@
-"""GPU hours and money of a training run. They follow from FLOPs only with a utilisation that someone measured."""
+"""GPU hours and price of a training run, from its FLOPs and a measured utilisation."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ H800_PEAK = 989e12  # dense bfloat16 FLOPs per second
 
 
 class Cost(NamedTuple):
-    """What a training run takes; the price is in the currency of the price per hour."""
+    """The cost of a training run; the price is in the currency of the price per hour."""
 
     flops: float
     gpu_hours: float
@@ -18,9 +18,9 @@ class Cost(NamedTuple):
 def training_cost(
     flops_per_token: float, tokens: float, mfu: float, peak_flops: float = H800_PEAK, price_per_hour: float = 0.0
 ) -> Cost:
-    """Return what `tokens` tokens take on devices that reach the share `mfu` of `peak_flops` (FLOPs per second).
+    """Return the cost of training on `tokens` at a utilisation of `mfu` of `peak_flops` (FLOPs per second).
 
-    `mfu` counts these FLOPs alone, so it depends on how they are counted; recomputation, bubbles and waiting lower it.
+    `mfu` depends on how FLOPs are counted; recomputation, pipeline bubbles and communication lower it.
     """
     for name, value in (("flops_per_token", flops_per_token), ("tokens", tokens), ("gpu_peak", peak_flops)):
         if not value > 0:
@@ -34,5 +34,5 @@ def training_cost(
 
 
 def implied_mfu(flops_per_token: float, tokens: float, gpu_hours: float, peak_flops: float = H800_PEAK) -> float:
-    """Return the utilisation at which `tokens` tokens take `gpu_hours`."""
+    """Return the utilisation at which training on `tokens` takes `gpu_hours`."""
     return training_cost(flops_per_token, tokens, 1.0, peak_flops).gpu_hours / gpu_hours

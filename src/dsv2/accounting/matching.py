@@ -1,7 +1,7 @@
-"""Making a model's budgets equal to a target: the least change of a few counts and widths that does it.
+"""Match a model's budgets to targets by the smallest change of a few counts and widths.
 
-Every budget is affine in each key while the others stay as they are (twice the width, twice what the width added). So a
-few accounts fix the budgets of all models in reach, the search is arithmetic, and its result is accounted for again.
+Every budget is affine in each key with the others fixed. So a few accounts determine the budgets of all candidates, the
+search is arithmetic, and its result is verified by its own account.
 """
 
 import math
@@ -17,17 +17,17 @@ from dsv2.config import ConfigBase, ConfigError, config_classes
 from dsv2.metrics import MODEL_BUDGETS
 from dsv2.models.transformer import Transformer
 
-REACH = 4  # a key moves between 1 / REACH and REACH times its start
-ROWS = 50_000  # the most combinations of the coarser keys that are tried; their grids are thinned to it
-SCREENED = 1_000  # a grid of at most so many values is cleared of those that the config refuses beforehand
+REACH = 4  # a key varies from 1 / REACH to REACH times its start
+ROWS = 50_000  # maximum number of combinations of the coarser keys; grids are thinned to fit
+SCREENED = 1_000  # grids up to this size are filtered by the config's validation beforehand
 
 
 class Matched(NamedTuple):
-    """A model whose budgets are the target's."""
+    """A model with matched budgets."""
 
     model: Transformer.Config
-    changes: dict[str, int]  # typed key, as in "num_layers" or "ffn.expert_dim", to its new value; only what changed
-    mismatch: dict[str, float]  # budget -> the relative difference to its target that is left, signed
+    changes: dict[str, int]  # changed keys, as in "num_layers" or "ffn.expert_dim" -> new values
+    mismatch: dict[str, float]  # budget -> remaining relative difference to its target, signed
 
 
 def match(
@@ -39,12 +39,12 @@ def match(
     within: float = 0.01,
     fixed: Sequence[str] = (),
 ) -> Matched:
-    """Change as few of the keys `adjust` as possible, and those as little as possible, until every target is met.
+    """Change as few of the keys in `adjust` as possible, by as little as possible, so that every target is met.
 
-    `targets`: budget -> value. `adjust`: typed key -> step; the key may become any multiple of it between a quarter and
-    four times its start. Keys under one of `fixed` stay as they are, and so do keys that this model lacks (an expert's
-    width in a dense model). Values that a config refuses are skipped. Less change is the smaller sum of |log(new/old)|;
-    the last key to change takes the value that fits best. Raises ConfigError if no model in reach has all budgets
+    `targets`: budget -> value. `adjust`: key -> step; the key may take any multiple of the step between a quarter and
+    four times its start. Keys under one of `fixed` are not changed, nor are keys that this model lacks (such as an
+    expert's width in a dense model). Values that a config refuses are skipped. The size of a change is the sum of
+    |log(new / old)|; the finest key takes the value that fits best. Raises ConfigError if no candidate has all budgets
     `within` that relative difference, naming the closest, and for an unknown budget, key or step.
     """
     for budget, target in targets.items():
@@ -64,7 +64,7 @@ def match(
     ]
     if not keys:
         raise ConfigError(
-            "adjust", list(adjust), f"this model has none of these keys, or all are fixed; {_describe(unchanged)}"
+            "adjust", list(adjust), f"the model has none of these keys, or all are fixed; {_describe(unchanged)}"
         )
     grids = {key: search.grid(key, adjust[key]) for key in keys}
     closest = unchanged
@@ -84,7 +84,7 @@ def match(
 
 
 class _Search:
-    """The model, its targets, and where each key starts; None for a key that this model lacks."""
+    """The model, its targets, and the start of each key; None for a key that the model lacks."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class _Search:
         self.model, self.targets, self.starts, self.context = model, targets, starts, context
 
     def matched(self, values: Mapping[str, int]) -> Matched | None:
-        """Build the model with these values and account for it; None where a config refuses them."""
+        """Build the config with these values and account for it; None if it is invalid."""
         changes = {key: value for key, value in values.items() if value != self.starts[key]}
         try:
             model = _with(self.model, changes) if changes else self.model
@@ -110,7 +110,7 @@ class _Search:
         return sum(abs(math.log(value / cast(int, self.starts[key]))) for key, value in matched.changes.items())
 
     def grid(self, key: str, step: int) -> np.ndarray:
-        """Return the values that `key` may take, ascending, its start among them."""
+        """Return the values that `key` may take, ascending, including its start."""
         start = cast(int, self.starts[key])
         first, last = math.ceil(start / REACH / step), start * REACH // step
         values = sorted({start, *range(max(first, 1) * step, last * step + 1, step)})
@@ -126,14 +126,14 @@ class _Search:
         return True
 
     def options(self, grids: Mapping[str, np.ndarray]) -> "_Options | None":
-        """Return all ways to set these keys at once; None if one of them cannot move."""
-        others = {}  # a second point of each key beside its start, near it so that the configs accept them together
+        """Return all ways to change these keys together; None if one of them cannot change."""
+        others = {}  # a second point per key, near its start so that configs accept all of them together
         for key, grid in grids.items():
             moved = grid[grid != self.starts[key]]
             if not moved.size:
                 return None
             others[key] = int(min(moved, key=lambda value: abs(value - cast(int, self.starts[key]))))
-        keys = sorted(grids, key=lambda key: len(grids[key]))  # the finest last: it is solved for, not tried
+        keys = sorted(grids, key=lambda key: len(grids[key]))  # the finest last: it is solved for, not enumerated
         corners = {}
         for corner in product((False, True), repeat=len(keys)):
             at = {key: others[key] for key, moved in zip(keys, corner, strict=True) if moved}
@@ -159,13 +159,13 @@ class _Search:
 
 
 class _Options:
-    """One row per combination of the coarser keys, the finest key at its best there, and the worst mismatch of each."""
+    """One row per combination of the coarser keys, with the best value of the finest key and the worst mismatch."""
 
     def __init__(self, search: _Search, keys: list[str], rows: np.ndarray, worst: np.ndarray) -> None:
         self.search, self.keys, self.rows, self.worst = search, keys, rows, worst
 
     def first(self, within: float) -> Matched | None:
-        """Return the row that changes least among those within bounds, by its own account."""
+        """Return the row with the smallest change among those within tolerance, verified by its own account."""
         fits = np.flatnonzero(self.worst <= within)
         starts = np.array([cast(int, self.search.starts[key]) for key in self.keys])
         change = np.abs(np.log(self.rows[fits] / starts)).sum(1)
@@ -184,10 +184,10 @@ class _Options:
 
 
 def _best_of_last(base: np.ndarray, slope: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return per row the value x of `grid` with the smallest worst |base + slope x| over the targets, and that worst.
+    """Return per row the value x of `grid` that minimises max |base + slope x| over the targets, and that maximum.
 
-    `base` and `slope` (targets, R). The best x on the line is where one target is met or where two miss by as much;
-    on the grid it is a neighbour of that.
+    `base` and `slope` are (targets, R). The continuous optimum is where one target is met exactly or two mismatches are
+    equal; the optimum on the grid is a neighbour of such a point.
     """
     best, smallest = np.full(base.shape[1], grid[0]), np.full(base.shape[1], np.inf)
     pairs = [(i, j, sign) for i in range(len(base)) for j in range(i + 1) for sign in (1, -1) if i != j or sign == 1]
@@ -195,15 +195,15 @@ def _best_of_last(base: np.ndarray, slope: np.ndarray, grid: np.ndarray) -> tupl
         rise = slope[i] + sign * slope[j]
         x = np.divide(-(base[i] + sign * base[j]), rise, out=np.full_like(rise, grid[0]), where=rise != 0)
         above = np.searchsorted(grid, x).clip(0, len(grid) - 1)
-        for place in (above, (above - 1).clip(0)):
-            worst = np.abs(base + slope * grid[place]).max(0)
+        for index in (above, (above - 1).clip(0)):
+            worst = np.abs(base + slope * grid[index]).max(0)
             better = worst < smallest
-            best, smallest = np.where(better, grid[place], best), np.where(better, worst, smallest)
+            best, smallest = np.where(better, grid[index], best), np.where(better, worst, smallest)
     return best, smallest
 
 
 def _rows(grids: Sequence[np.ndarray]) -> np.ndarray:
-    """Return every combination of the grids' values (R, n), grids thinned evenly in their logarithm if R is too big."""
+    """Return every combination of the grids' values (R, n); grids are thinned evenly in log scale if R is too large."""
     if not grids:
         return np.zeros((1, 0), dtype=int)
     most = int(ROWS ** (1 / len(grids)))
@@ -217,7 +217,7 @@ def _rows(grids: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _start(model: Transformer.Config, key: str, step: int) -> int | None:
-    """Return the value of a typed key; None where this model lacks it. Raises ConfigError for what no model has."""
+    """Return the value of a key; None if this model lacks it. Raises ConfigError for a key that no model has."""
     if isinstance(step, bool) or not isinstance(step, int) or step < 1:
         raise ConfigError(f"adjust.{key}", step, "a step of at least 1")
     classes: list[Any] = [Transformer.Config]
@@ -232,12 +232,12 @@ def _start(model: Transformer.Config, key: str, step: int) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError("adjust", key, f"the key of a count or width of the model; this one holds {value!r}")
+        raise ConfigError("adjust", key, f"the key of a count or width of the model; this one has the value {value!r}")
     return value
 
 
 def _with(config: ConfigBase, values: Mapping[str, int]) -> Any:
-    """Return the config with other values at dotted keys, all at once."""
+    """Replace the values at dotted keys of a config, all at once."""
     own: dict[str, Any] = {}
     nested: dict[str, dict[str, int]] = {}
     for key, value in values.items():
@@ -254,7 +254,7 @@ def _worst(mismatch: Mapping[str, float]) -> float:
 
 
 def _describe(matched: Matched) -> str:
-    """Say it as in "closest is num_layers=5, ffn.expert_dim=52: total_params off by +2.3%"."""
+    """Format as in "closest is num_layers=5, ffn.expert_dim=52: total_params off by +2.3%"."""
     changes = ", ".join(f"{key}={value}" for key, value in matched.changes.items()) or "no change"
     left = ", ".join(f"{budget} off by {by:+.1%}" for budget, by in matched.mismatch.items())
     return f"closest is {changes}: {left}"

@@ -1,13 +1,13 @@
-"""Bytes that training keeps: weights, gradients, optimiser state, and the activations that backward needs.
+"""Memory of training: weights, gradients, optimiser state, and the activations saved for backward.
 
 B batch, T tokens, d model width, H heads, G key-value heads, E experts, K experts per token, V vocabulary.
 
-Conventions: activations are the tensors that autograd keeps between forward and backward of one batch on one device,
-with this implementation and no recomputation, each storage once. The residual stream, norms, router and losses are
-float32 whatever the precision; "bf16" keeps a bfloat16 copy of every product's input and of every matrix it multiplies.
-Attention keeps queries, keys, values, output and one number per head and query, not the T x T scores, unless values
-are wider than keys. Left out: what lives only while an operation runs, and the few bytes that the balance losses, the
-device limit and token dropping keep. Within 0.5% of autograd's own list.
+Activations are the tensors that autograd saves between forward and backward of one batch on one device, in this
+implementation and without recomputation, each storage once. The residual stream, norms, router and losses are float32
+in any precision; "bf16" saves a bfloat16 copy of every matmul's input and weight. Attention saves queries, keys,
+values, output and one number per head and query, but not the T x T scores, unless values are wider than keys. Not
+counted: temporaries, and the few bytes of balance losses, device limit and token dropping. Within 0.5% of the tensors
+that autograd saves.
 """
 
 from typing import Any, NamedTuple
@@ -21,11 +21,11 @@ from dsv2.models.transformer import Transformer
 
 WIDE = 4  # bytes of float32
 INDEX = 8  # bytes of int64
-PRODUCT = {"fp32": 4, "bf16": 2}  # bytes of what a product reads and writes
+PRODUCT = {"fp32": 4, "bf16": 2}  # bytes per element of a matmul's input and output
 
 
 class Kept(NamedTuple):
-    """One row: what a part keeps over its layers."""
+    """One row: the bytes that a part saves, summed over layers."""
 
     part: str
     layers: int
@@ -33,13 +33,13 @@ class Kept(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Bytes of one device that holds the whole model."""
+    """Bytes on one device that holds the whole model."""
 
     weights: int  # float32
     gradients: int
     optimizer: int  # AdamW's two moments
     activations: tuple[Kept, ...]
-    tokens: int  # B T, that the activations are of
+    tokens: int  # B T
 
     @property
     def activation_bytes(self) -> int:
@@ -54,7 +54,7 @@ class Memory(NamedTuple):
         return self.weights + self.gradients + self.optimizer + self.activation_bytes
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything in a form that JSON takes."""
+        """Return everything as JSON-ready values."""
         sums = {name: getattr(self, name) for name in ("activation_bytes", "activation_bytes_per_token", "total")}
         return self._asdict() | sums | {"activations": [item._asdict() for item in self.activations]}
 
@@ -62,7 +62,7 @@ class Memory(NamedTuple):
 def training_memory(
     model: Transformer.Config, *, batch: int = 1, length: int = 4096, precision: str = "fp32"
 ) -> Memory:
-    """Return what training `model` on `batch` sequences of `length` tokens keeps."""
+    """Return the memory of training `model` on `batch` sequences of `length` tokens."""
     for name, value in (("batch", batch), ("length", length)):
         if value < 1:
             raise ConfigError(name, value, "at least 1")
@@ -88,12 +88,12 @@ def training_memory(
 
 
 def _inputs(width: int, products: int, product: int) -> int:
-    """Return the bytes per token of a float32 input of several products: one that all share, or in bf16 a copy each."""
+    """Return the bytes per token of a float32 input of several matmuls: shared, or in bf16 one copy per matmul."""
     return width * (WIDE if product == WIDE else product * products)
 
 
 def _attention(attention: AttentionConfig, dim: int, length: int, product: int) -> int:
-    """Return the bytes per token of one layer: inputs of its products, and what attention itself keeps."""
+    """Return the bytes per token of one layer: inputs of its matmuls, and what attention itself saves."""
     heads = attention.num_heads
     if isinstance(attention, GQA.Config):
         queries, keys = heads * attention.head_dim, attention.num_kv_heads * attention.head_dim
@@ -105,9 +105,9 @@ def _attention(attention: AttentionConfig, dim: int, length: int, product: int) 
         latents += 2 * product * attention.q_latent_dim + WIDE
         products = 3
     width, v_dim = attention.head_dim + attention.rope_dim, attention.v_dim
-    if v_dim > width:  # the one case without a fused kernel: the weights of all keys are kept
+    if v_dim > width:  # the only case without a fused kernel: attention weights are saved
         inner = product * (2 * width + 2 * v_dim) + WIDE * length
-    else:  # values and output padded to the width of keys; the output without its padding is a copy
+    else:  # values and output padded to the width of keys; the unpadded output is a copy
         inner = product * (4 * width + (v_dim if v_dim < width else 0)) + WIDE
     return _inputs(dim, products, product) + latents + heads * inner
 
@@ -121,7 +121,7 @@ def _ffn(ffn: MoEConfig | SwiGLU.Config, dim: int, product: int) -> int:
     if routed:
         routing += WIDE * (dim + ffn.num_experts) + INDEX * ffn.top_k  # its input, affinities and choice
     if isinstance(ffn, Switch.Config) and ffn.jitter:
-        routing += WIDE * dim  # Switch's noise on what its router sees
+        routing += WIDE * dim  # the noise on the router's input
     experts = product * ffn.top_k * (2 * dim + 3 * ffn.expert_dim)
     if not ffn.num_shared:
         return routing + experts
@@ -130,7 +130,7 @@ def _ffn(ffn: MoEConfig | SwiGLU.Config, dim: int, product: int) -> int:
 
 
 def _cast_weights(model: Transformer.Config) -> int:
-    """Count the elements of matrices that products cast; the router stays in float32, the embedding is looked up."""
+    """Count the elements of matrices cast for matmuls; the router stays in float32, the embedding is looked up."""
     blocks = [weight for layer in range(model.num_layers) for weight in model.layer_weights(layer)]
     cast = sum(weight.total for weight in blocks if weight.is_matrix and weight.name != "ffn.router.w")
     return cast + model.vocab_size * model.dim

@@ -1,4 +1,4 @@
-"""Tables of the papers as they print them; a study that repeats one names it, and its arms are the table's columns.
+"""Tables of the papers as printed; a study that mirrors one names it, and its arms are the table's columns.
 
 [V2] arXiv 2405.04434, [MoE] arXiv 2401.06066.
 """
@@ -11,7 +11,7 @@ class PaperTable(NamedTuple):
 
     source: str
     setting: str  # models and training tokens
-    columns: dict[str, str]  # arm of our study -> the table's name of the column
+    columns: dict[str, str]  # arm of our study -> name of the table's column
     rows: dict[str, dict[str, str]]  # quantity -> arm -> cell
 
     def value(self, quantity: str, arm: str) -> float:
@@ -19,14 +19,14 @@ class PaperTable(NamedTuple):
         return float(self.rows[quantity][arm].rstrip("KBT"))
 
     def text(self, quantities: tuple[str, ...] | None = None) -> str:
-        """Return some rows, or all, in one sentence: columns and cells in the same order."""
+        """Format all rows, or the given quantities, as one sentence; cells are in the order of the columns."""
         rows = {name: row for name, row in self.rows.items() if quantities is None or name in quantities}
         cells = ", ".join(f"{name} {' / '.join(row.values())}" for name, row in rows.items())
         return f"{self.source} ({self.setting}), {' / '.join(self.columns.values())}: {cells}."
 
 
 def _rows(arms: str, cells: dict[str, str]) -> dict[str, dict[str, str]]:
-    """Rows of words in the order of `arms`."""
+    """Build rows from space-separated cells in the order of `arms`."""
     return {name: dict(zip(arms.split(), row.split(), strict=True)) for name, row in cells.items()}
 
 

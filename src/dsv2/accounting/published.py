@@ -1,7 +1,7 @@
-"""The published figures that an account can be held to, each with the model that should give it.
+"""Published figures to compare the accounting with, each with its model.
 
-[V2] arXiv 2405.04434, [MoE] arXiv 2401.06066, [LLM] arXiv 2401.02954. A figure without a tolerance is not claimed: its
-note says what keeps it from being computed.
+[V2] arXiv 2405.04434, [MoE] arXiv 2401.06066, [LLM] arXiv 2401.02954. A figure without a tolerance is not claimed; its
+note says why it cannot be computed.
 """
 
 from collections.abc import Callable
@@ -30,16 +30,16 @@ MOE_145B = (
     "model.shape.ffn_dim=22528",
 )
 LARGE_SHAPE = (
-    "the large pair's shape is unpublished: the cache fixes heads x width x layers, and any width of experts could be "
-    "picked to fit the total; ours is DeepSeek-V2's own"
+    "the shape of the large pair is unpublished: the cache fixes heads x width x layers, but any expert width could be "
+    "chosen to fit the total; ours is that of DeepSeek-V2"
 )
-HOURS = "at 100% of an H800's peak, a bound: hours follow from FLOPs only with a utilisation; the published ones imply "
-UNPUBLISHED = "layers unpublished, "
-EMBEDDING = "without the input embedding, as Table 9 seems to count"
+HOURS = "at 100% of an H800's peak, a lower bound; the published hours imply a utilisation of "
+UNPUBLISHED = "number of layers unpublished, "
+EMBEDDING = "without the input embedding, as Table 9 appears to count"
 
 
 class PublishedFigure(NamedTuple):
-    """One number of a paper, and the model whose account should give it."""
+    """One number of a paper, and the model that it describes."""
 
     name: str
     overrides: tuple[str, ...]
@@ -87,7 +87,7 @@ def _flops(name: str, overrides: tuple[str, ...], value: float, context: int = 4
 
 SEVEN_B = ("model=deepseek_7b",)
 GSHARD = ("model.ffn.num_experts=16", "model.ffn.top_k=2", "model.ffn.num_shared=0", "model.ffn.expert_dim=3408")
-SAVED = "FLOPs alone, at equal utilisation; the rest went into V2's lower one, see the hours"
+SAVED = "from FLOPs, at equal utilisation; V2's was lower, see the hours"
 PUBLISHED: tuple[PublishedFigure, ...] = (
     *_params("DeepSeek-V2 [V2]", ("model=v2",), 236, 21),
     *_params("DeepSeek-V2-Lite [V2]", ("model=v2_lite",), 15.7),
@@ -122,7 +122,7 @@ PUBLISHED: tuple[PublishedFigure, ...] = (
 
 
 class Compared(NamedTuple):
-    """A published figure beside ours."""
+    """A published figure with ours."""
 
     published: PublishedFigure
     ours: float  # in the published unit
@@ -131,7 +131,7 @@ class Compared(NamedTuple):
 
     @property
     def agrees(self) -> bool | None:
-        """Return whether it lies within the tolerance; None where nothing is claimed."""
+        """Whether the difference lies within the tolerance; None if nothing is claimed."""
         tolerance = self.published.tolerance
         return None if tolerance is None else abs(self.difference) <= tolerance
 
@@ -150,7 +150,7 @@ UNITS = {"B": 1e9, "K": 1e3, "T": 1e12, "%": 0.01, "K GPU h": 1e3}
 
 
 def compare(figure: PublishedFigure) -> Compared:
-    """Account for the model of a published figure and put the two side by side."""
+    """Compute a published figure from its model and compare the two."""
     result = _account(figure.overrides, figure.context, figure.kv_bits)
     ours = WHAT[figure.what][1](result) / UNITS[figure.unit]
     why = figure.note
@@ -161,7 +161,7 @@ def compare(figure: PublishedFigure) -> Compared:
 
 
 def _dense() -> Account:
-    """Account for DeepSeek 67B, which the report's savings are against."""
+    """Account for DeepSeek 67B, the reference of the report's savings."""
     return _account(DENSE_67B, 4096, 16)
 
 

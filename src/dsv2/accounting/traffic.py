@@ -1,13 +1,13 @@
-"""What expert parallelism sends: bytes of the all-to-all of one MoE layer, computed for a random router.
+"""Communication of expert parallelism: bytes of the all-to-all of one MoE layer, for a random router.
 
 E experts in D equal groups, one per device; K experts per token, at most M devices per token.
 
-Conventions: a token travels to its experts and its result back, and both gradients the other way: four crossings of
-`dim` elements. Tokens are spread evenly over the same D devices, so 1 / D of all sends stay at home and cost nothing.
-A token is sent once per pair, to every expert that it chose, or once per device, which is what the device limit and the
-communication loss (section 2.2.3) count; in the latter case the results of a device's experts come back summed.
-A random router chooses every K of the E experts equally often; with a limit it visits the smaller of M and the devices
-that it would have visited, for the M with its best experts are the first M in the order of its affinities.
+A token is sent to its experts and its result back, and both gradients in the opposite direction: four transfers of
+`dim` elements. Tokens are spread evenly over the same D devices, so 1 / D of the sends are local and free. A token is
+sent once per pair, to every chosen expert, or once per device, which is what the device limit and the communication
+loss (section 2.2.3) count; in the latter case the results of a device's experts are summed before they are returned.
+A random router chooses each set of K of the E experts equally often. With a limit, a token reaches the smaller of M and
+the number of devices without the limit, since the M devices of its best experts come first in the order of affinities.
 """
 
 from math import comb
@@ -18,25 +18,25 @@ from dsv2.models.ffn import SwiGLU
 from dsv2.models.moe.router import check_routing
 from dsv2.models.transformer import Transformer
 
-CROSSINGS = 4  # there and back, forward and backward
+CROSSINGS = 4  # to the expert and back, in forward and backward
 
 
 class Traffic(NamedTuple):
-    """One MoE layer and token, averaged over tokens."""
+    """Traffic of one MoE layer per token, averaged over tokens."""
 
     num_devices: int  # D
     max_devices: int | None  # M
     top_k: int  # pairs per token
-    devices: float  # distinct devices that a token reaches, random router, no limit
-    devices_limited: float  # the same under the limit M
-    most_devices: int  # that any token can reach: min(K, D, M)
+    devices: float  # mean number of devices that a token reaches without a limit
+    devices_limited: float  # the same with the limit M
+    most_devices: int  # maximum that a token can reach: min(K, D, M)
     bytes_by_pair: float
-    bytes_by_device: float  # each token once per device, no limit
+    bytes_by_device: float  # each token once per device, without a limit
     bytes_by_device_limited: float
 
 
 def all_to_all(model: Transformer.Config, *, element_bytes: float = 2) -> Traffic | None:
-    """Return the traffic at the D and M of the model's own MoE layers; None for a dense model."""
+    """Return the traffic with the D and M of the model's MoE layers; None for a dense model."""
     if element_bytes <= 0:
         raise ConfigError("element_bytes", element_bytes, "positive")
     ffn = model.ffn
@@ -66,9 +66,7 @@ def expected_devices(num_experts: int, top_k: int, num_devices: int, max_devices
     group, ways = num_experts // num_devices, comb(num_experts, top_k)
     mean = 0
     for reached in range(1, num_devices + 1):
-        # choices of K experts that touch exactly `reached` given devices, by inclusion and exclusion
-        exact = sum(
-            (-1) ** (reached - some) * comb(reached, some) * comb(some * group, top_k) for some in range(reached + 1)
-        )
+        # choices of K experts that use exactly `reached` given devices, by inclusion-exclusion
+        exact = sum((-1) ** (reached - n) * comb(reached, n) * comb(n * group, top_k) for n in range(reached + 1))
         mean += min(reached, most) * comb(num_devices, reached) * exact
     return mean / ways

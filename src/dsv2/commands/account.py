@@ -164,13 +164,13 @@ def _published(as_json: bool) -> None:
     columns = ["model", "published", "ours", "difference", "agrees", "why"]
     table = open_table(columns, text=["agrees", "why"], title="Published figures and ours")
     words = {True: "yes", False: "no", None: "not claimed"}
-    what = ""
+    group = ""
     for row in sorted(rows, key=lambda row: list(WHAT).index(row.published.what)):
         figure = row.published
-        if WHAT[figure.what][0] != what:
-            what = WHAT[figure.what][0]
+        if WHAT[figure.what][0] != group:
+            group = WHAT[figure.what][0]
             table.add_section()
-            add_row(table, [what], style="bold")
+            add_row(table, [group], style="bold")
         numbers = (f"{figure.value:g}{figure.unit}", f"{row.ours:.4g}{figure.unit}", f"{row.difference:+.1%}")
         add_row(table, [figure.name, *numbers, words[row.agrees], row.why])
     open_console().print(table)

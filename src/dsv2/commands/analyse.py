@@ -56,15 +56,15 @@ def analyse(
     if not analyses:
         return None
     count, length = examined.validation.inputs.shape
-    what = f"Run {opened.folder.name}: {count} validation sequences of {length} tokens."
+    headline = f"Run {opened.folder.name}: {count} validation sequences of {length} tokens."
     if other:
-        what += f" Compared with {other.name}, {against}."
+        headline += f" Compared with {other.name}, {against}."
     sections = [_section(analysis) for analysis in analyses]
     if left_out:
         sections.append(Section("Not applicable", left_out))
     tables = {name: table.to_csv(index=False) for analysis in analyses for name, table in analysis.tables.items()}
     title = f"Experts of {examined.name}"
-    return write_page(out or opened.folder / "analysis", title, what, sections, tables)
+    return write_page(out or opened.folder / "analysis", title, headline, sections, tables)
 
 
 def on_text(run: SavedRun, against: ModelOnText | None = None) -> ModelOnText:

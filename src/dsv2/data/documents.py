@@ -8,17 +8,17 @@ MOST_DOMAINS = 127  # domain numbers are int8
 
 
 class Document(NamedTuple):
-    """One text and where it comes from; the unit of the split."""
+    """One text and its domain; the unit of the split."""
 
     text: str
     domain: str
 
 
 class Survey(NamedTuple):
-    """What one pass over a corpus finds; n documents."""
+    """Hashes and sizes from one pass over a corpus of n documents."""
 
-    content_hash: str  # sha256 over texts and domains, in order
-    digests: list[bytes]  # n sha256 of the texts
+    content_hash: str  # SHA-256 of texts and domains, in order
+    digests: list[bytes]  # n, SHA-256 of each text
     domains: list[str]  # n
     num_bytes: int  # UTF-8 bytes of all texts
 
@@ -36,29 +36,29 @@ def take_survey(documents: Iterable[Document]) -> Survey:
 
 
 def split(survey: Survey, val_ratio: float) -> set[bytes]:
-    """The digests of the validation documents: a share `val_ratio` of the documents, chosen by content alone.
+    """Return the digests of the validation documents, a share `val_ratio` chosen by content alone.
 
-    A document's digest, read as a number in [0, 1), is compared with `val_ratio`, so that it keeps its side in every
-    corpus and order, and copies of a text stay together. Only where this leaves a domain of two or more texts without
-    one side is the text nearest to that side moved.
+    A document's digest, read as a number in [0, 1), is compared with `val_ratio`, so that it is on the same side in
+    every corpus and order, and copies of a text stay together. If this leaves one side of a domain with two or more
+    texts empty, the text nearest to the threshold is moved.
     """
     texts: dict[str, set[bytes]] = {}
     for digest, domain in zip(survey.digests, survey.domains, strict=True):
         texts.setdefault(domain, set()).add(digest)
     chosen = {digest for digest in survey.digests if _fraction(digest) < val_ratio}
     for domain in sorted(texts):
-        inside = texts[domain]
-        if len(inside) < 2:
+        of_domain = texts[domain]
+        if len(of_domain) < 2:
             continue
-        if not inside & chosen:
-            chosen.add(min(inside))
-        elif inside <= chosen:
-            chosen.discard(max(inside))
+        if not of_domain & chosen:
+            chosen.add(min(of_domain))
+        elif of_domain <= chosen:
+            chosen.discard(max(of_domain))
     return chosen
 
 
 def one_sided(survey: Survey, chosen: Collection[bytes]) -> bool:
-    """Whether training or validation has no document."""
+    """Whether the training or the validation split is empty."""
     return not chosen or all(digest in chosen for digest in survey.digests)
 
 

@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator
 
 PER_DOCUMENT = 12  # exercises, about 1 kB
 
-Draw = Callable[[int, int], int]  # a whole number between two, both included
+Draw = Callable[[int, int], int]  # draws an integer between two bounds, inclusive
 
 
 def worksheets(num_bytes: int, seed: int = 0) -> Iterator[str]:
-    """Documents of PER_DOCUMENT exercises each, until `num_bytes` are reached. A pure function of the arguments."""
+    """Yield documents of PER_DOCUMENT exercises until `num_bytes` are reached. A pure function of the arguments."""
     made = number = 0
     while made < num_bytes:
-        chance = random.Random(f"{seed}/{number}")
-        text = "\n\n".join(chance.choice(EXERCISES)(chance.randint) for _ in range(PER_DOCUMENT)) + "\n"
+        rng = random.Random(f"{seed}/{number}")
+        text = "\n\n".join(rng.choice(EXERCISES)(rng.randint) for _ in range(PER_DOCUMENT)) + "\n"
         made += len(text)
         number += 1
         yield text

@@ -1,4 +1,4 @@
-"""A source as Lightning reads it: a stream indexed by the training step, with no epochs.
+"""A source as a Lightning data module: a stream indexed by the training step, without epochs.
 
 B sequences, T tokens per sequence.
 """
@@ -12,24 +12,24 @@ from dsv2.data.source import Batch, Source
 
 
 class Schedule(Protocol):
-    """How many sequences each step takes."""
+    """The number of sequences in each step."""
 
     @property
     def num_steps(self) -> int: ...
 
     def batch_size(self, step: int) -> int:
-        """B of this step, over all processes."""
+        """Return B of this step, over all processes."""
         ...
 
     def first_sequence(self, step: int) -> int:
-        """Sequences that the steps before took."""
+        """Return the number of sequences in all earlier steps."""
         ...
 
 
 class Stream(L.LightningDataModule):
-    """Batches from the trainer's global step to the last step of `schedule`; a resumed run sees exactly the rest.
+    """Batches from the trainer's global step to the last step of `schedule`, so that a resumed run sees the rest.
 
-    Each data-parallel process gets its own consecutive share of a step's sequences.
+    Each data-parallel process gets a consecutive share of a step's sequences.
     """
 
     def __init__(self, source: Source, schedule: Schedule) -> None:
@@ -41,10 +41,10 @@ class Stream(L.LightningDataModule):
 
 
 class Steps:
-    """Iterates over the steps that are left.
+    """Iterates over the remaining steps.
 
-    Not a `DataLoader`: building one's iterator takes numbers from torch's global generator, which would make a resumed
-    run differ. It has no length either, since Lightning would take that for the end of an epoch counted from step 0.
+    Not a `DataLoader`: building its iterator draws from torch's global generator, which would make a resumed run
+    differ. It has no length, since Lightning would take that for the end of an epoch counted from step 0.
     """
 
     def __init__(self, stream: Stream) -> None:
@@ -56,8 +56,8 @@ class Steps:
         assert trainer is not None
         if trainer.accumulate_grad_batches != 1:
             raise ValueError(
-                f"accumulate_grad_batches={trainer.accumulate_grad_batches}: must be 1, a batch is a whole step; "
-                "take smaller batches in the training step"
+                f"accumulate_grad_batches={trainer.accumulate_grad_batches}: must be 1, since a batch is a whole step; "
+                "split it into smaller ones in the training step"
             )
         for step in range(trainer.global_step, schedule.num_steps):
             size, processes = schedule.batch_size(step), trainer.world_size

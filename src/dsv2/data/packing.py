@@ -1,4 +1,4 @@
-"""A prepared corpus as windows of consecutive tokens, in an order that is a pure function of seed and number.
+"""A prepared corpus as windows of consecutive tokens, in an order that is a pure function of the seed.
 
 B sequences, T tokens per sequence, W windows in the training split, N tokens of a split.
 """
@@ -15,17 +15,19 @@ from dsv2.data.store import Split, Store
 
 
 class PackedText(Source):
-    """Windows of T + 1 tokens, one every T tokens, so that each token is a target once an epoch.
+    """Windows of T + 1 tokens, one every T tokens, so that each token is a target once per epoch.
 
-    Training sequence n is window `order(n // W)[n % W]`: any batch of any size can be made again from its first number
-    alone, and a resumed run needs no other state.
+    Training sequence n is window `order(n // W)[n % W]`: any batch can be reproduced from its first sequence number
+    and its size, so a resumed run needs no other state.
     """
 
     def __init__(
         self, store: Store, *, sequence_length: int, seed: int, validation_tokens: int, identity: dict[str, Any]
     ) -> None:
-        """Raises `ConfigError` where a split has no whole window. `identity` is the corpus', to which the tokenizer's
-        hash is added."""
+        """Open a store; the tokenizer's hash is added to the corpus's `identity`.
+
+        Raises `ConfigError` if a split is shorter than one window.
+        """
         self.store, self.seed, self.sequence_length = store, seed, sequence_length
         self.tokenizer, self.domains = store.tokenizer, store.domains
         self.vocab_size, self.token_bytes = store.tokenizer.vocab_size, store.tokenizer.token_bytes
@@ -35,27 +37,27 @@ class PackedText(Source):
         self.num_windows = self._windows_of("training", store.train)  # W
         in_val = self._windows_of("validation", store.val)
         self._num_validation = min(wanted, in_val)
-        self._validation_windows = np.arange(self._num_validation) * in_val // self._num_validation  # evenly spread
+        self._validation_windows = np.arange(self._num_validation) * in_val // self._num_validation  # evenly spaced
 
     def _windows_of(self, name: str, split: Split) -> int:
         most = len(split.tokens) - 1
         if most < self.sequence_length:
-            valid = f"at most {most}, the tokens of this corpus' {name} split less one"
+            valid = f"at most {most}, one less than the tokens of this corpus's {name} split"
             raise ConfigError("trainer.sequence_length", self.sequence_length, valid)
         return most // self.sequence_length
 
     def windows(self, first: int, count: int) -> np.ndarray:
-        """Which windows training sequences `first` to `first + count - 1` are: (count,) int64."""
+        """Return the windows of training sequences `first` to `first + count - 1`, (count,) int64."""
         numbers = np.arange(first, first + count)
-        epochs, places = np.divmod(numbers, self.num_windows)
+        epochs, indices = np.divmod(numbers, self.num_windows)
         chosen = np.empty_like(numbers)
         for epoch in np.unique(epochs):
-            here = epochs == epoch
-            chosen[here] = order(self.seed, int(epoch), self.num_windows)[places[here]]
+            mask = epochs == epoch
+            chosen[mask] = order(self.seed, int(epoch), self.num_windows)[indices[mask]]
         return chosen
 
     def record(self) -> dict[str, Any]:
-        """The identity of corpus, tokenizer and held-out documents, and where the prepared corpus lies."""
+        """Return the identity of corpus, tokenizer and held-out documents, and the folder of the prepared corpus."""
         held_out = {**self.store.manifest["splits"]["val"], "sha256": self.store.manifest["files"]["val.bin"]}
         return super().record() | {"validation": held_out, "prepared": str(self.store.folder.resolve())}
 
@@ -72,11 +74,11 @@ class PackedText(Source):
         return Batch(tokens[:, :-1], tokens[:, 1:], torch.from_numpy(split.domains[documents]))
 
 
-@lru_cache(maxsize=4)  # the current epoch's, and the next's where a batch spans two
+@lru_cache(maxsize=4)  # of the current epoch, and the next if a batch spans two
 def order(seed: int, epoch: int, num_windows: int) -> np.ndarray:
-    """A permutation of the windows, (W,) int64.
+    """Return a permutation of the windows, (W,) int64.
 
-    Made from the bit generator itself: numpy promises that its stream stays the same, but not `Generator.permutation`.
+    It is built from the bit generator, whose stream numpy keeps stable across versions, unlike `Generator.permutation`.
     """
     drawn = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(num_windows)
     return np.argsort(drawn, kind="stable")

@@ -1,4 +1,4 @@
-"""Documents out of the user's files: .txt, .jsonl and .parquet."""
+"""Documents from the user's files: .txt, .jsonl and .parquet."""
 
 import glob
 import json
@@ -13,29 +13,29 @@ NO_DOMAIN = "text"
 
 
 def find(key: str, pattern: str) -> list[Path]:
-    """The files that a glob matches, in the order of their paths. `key` is the setting that errors name."""
-    whole = str(Path(pattern).expanduser())
-    paths = sorted(map(Path, glob.glob(whole, recursive=True)))  # noqa: PTH207 - Path.glob takes no absolute pattern
+    """Return the files that match a glob, sorted by path. `key` is the setting named in errors."""
+    expanded = str(Path(pattern).expanduser())
+    paths = sorted(map(Path, glob.glob(expanded, recursive=True)))  # noqa: PTH207 - Path.glob takes no absolute pattern
     if not paths:
-        raise ConfigError(key, pattern, f"a glob that matches files; nothing does, seen from {Path.cwd()}")
+        raise ConfigError(key, pattern, f"a glob that matches files; nothing does in {Path.cwd()}")
     if paths == [Path(pattern).expanduser()] and paths[0].is_dir():
-        raise ConfigError(key, pattern, f"a glob of files; this is a directory: write {pattern.rstrip('/')}/*.txt")
+        raise ConfigError(key, pattern, f"a glob of files; this is a directory: use {pattern.rstrip('/')}/*.txt")
     files = [path for path in paths if path.is_file()]
     for path in files:
         if path.suffix not in READERS:
             raise ConfigError(key, pattern, f"only {', '.join(READERS)} files; it also matches {path}")
     if not files:
-        raise ConfigError(key, pattern, "a glob that matches files; it matches directories only")
+        raise ConfigError(key, pattern, "a glob that matches files; it matches only directories")
     return files
 
 
 def stamp(key: str, pattern: str) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time of every file."""
+    """Return path, size and mtime of every file."""
     return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in find(key, pattern))
 
 
 def read(key: str, pattern: str) -> Iterator[Document]:
-    """Every document that is not blank. Raises `ConfigError` naming the file that cannot be used."""
+    """Yield every document that is not blank. Raises `ConfigError`, naming a file that cannot be used."""
     for path in find(key, pattern):
         empty = True
         try:
@@ -50,11 +50,11 @@ def read(key: str, pattern: str) -> Iterator[Document]:
 
 
 class _Unreadable(Exception):
-    """What is wrong with one file."""
+    """A file cannot be read; the message says why."""
 
 
 def valid_text(text: str) -> str:
-    """JSON can spell half a surrogate pair, which no encoding can store: such halves become question marks."""
+    """Replace lone surrogates, which JSON can contain but UTF-8 cannot encode, by question marks."""
     return text.encode(errors="replace").decode()
 
 

@@ -1,4 +1,4 @@
-"""What every kind of data offers: batches that are a pure function of (seed, sequence number).
+"""The interface of all data sources: batches are a pure function of seed and sequence number.
 
 B sequences, T tokens per sequence, V vocabulary.
 """
@@ -18,14 +18,14 @@ from dsv2.kernels.cross_entropy import NOT_SCORED as NOT_SCORED
 if TYPE_CHECKING:
     from dsv2.data.tokenizer import Tokenizer
 
-MOST_REPETITIONS = 4  # passes over a corpus that are worth about as much as fresh text (Muennighoff et al. 2023)
+MOST_REPETITIONS = 4  # epochs that are worth about as much as fresh text (Muennighoff et al. 2023)
 
 
 class Batch(NamedTuple):
-    """Sequences with what follows each of their tokens."""
+    """Input tokens and their targets."""
 
     inputs: Tensor  # (B, T) int64
-    targets: Tensor  # (B, T) int64, NOT_SCORED where no prediction is asked for
+    targets: Tensor  # (B, T) int64, the next tokens; NOT_SCORED where there is no loss
     domains: Tensor | None  # (B, T) int8, index into `Source.domains` of each input's document; None: no domains
 
 
@@ -34,50 +34,52 @@ class Source(ABC):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ConfigBase, ABC):
-        vocab_size: int  # V: what the model's embedding has; a small corpus may leave rows unused
+        vocab_size: int  # V, rows of the model's embedding; a small corpus may leave some unused
 
         @abstractmethod
         def identity(self, naming: Naming = class_name) -> dict[str, str]:
-            """What the data are, for a run's fingerprint: hashes and versions. Cheap; trains no tokenizer."""
+            """Identify the data for a run's fingerprint, by hashes and versions. Cheap; trains no tokenizer."""
 
         @property
         def label(self) -> str:
-            """What a message calls these data."""
+            """Name of the data in messages."""
             return type(self).__qualname__.partition(".")[0].lower()
 
         def anchored(self) -> Self:
-            """The same data with absolute paths, so that they are found from any folder."""
+            """Make paths absolute, so that the data are found from any working directory."""
             return self
 
         @abstractmethod
         def open(self, *, sequence_length: int, seed: int, validation_tokens: int) -> "Source":
-            """Open for sequences of `sequence_length` tokens. `seed` orders training only, validation is the same
-            for every seed: `validation_tokens` of it, in whole sequences, or all there are. Raises `ConfigError`.
+            """Open for sequences of `sequence_length` tokens. Raises `ConfigError`.
+
+            `seed` orders the training data. Validation is the same for every seed: `validation_tokens` in whole
+            sequences, or all that there are.
             """
 
     vocab_size: int
     sequence_length: int  # T
-    identity: dict[str, Any]  # JSON-ready: `Config.identity()`, and the trained tokenizer's hash where there is one
+    identity: dict[str, Any]  # JSON-ready: `Config.identity()`, and the hash of the tokenizer if there is one
     train_tokens: int | None = None  # tokens in the training split; None: endless
-    token_bytes: np.ndarray | None = None  # (V,) int32: bytes of text each token stands for; None: no text
+    token_bytes: np.ndarray | None = None  # (V,) int32, bytes of text per token; None: the data are not text
     domains: tuple[str, ...] = ()
     tokenizer: "Tokenizer | None" = None
 
     def record(self) -> dict[str, Any]:
-        """What a run keeps, JSON-ready, to know its data again."""
+        """Return what a run stores to identify its data, JSON-ready."""
         return {"identity": self.identity}
 
     @abstractmethod
     def train(self, first: int, count: int) -> Batch:
-        """Training sequences `first` to `first + count - 1`, numbered over the whole training: B = count."""
+        """Return training sequences `first` to `first + count - 1`, numbered over the whole training; B = count."""
 
     @abstractmethod
     def validation(self) -> Batch:
-        """All validation sequences, always the same."""
+        """Return all validation sequences, always the same."""
 
 
 def validation_sequences(sequence_length: int, validation_tokens: int) -> int:
-    """The number of validation sequences asked for. Raises `ConfigError`."""
+    """Return the number of validation sequences. Raises `ConfigError`."""
     if sequence_length < 1:
         raise ConfigError("trainer.sequence_length", sequence_length, "positive")
     if validation_tokens < sequence_length:
@@ -87,27 +89,27 @@ def validation_sequences(sequence_length: int, validation_tokens: int) -> int:
 
 
 def count_bytes(targets: Tensor, token_bytes: np.ndarray) -> int:
-    """Bytes of text that the scored targets (any shape, int64) stand for, by `Source.token_bytes` (V,)."""
+    """Count the bytes of text of the scored targets (int64, any shape), given `Source.token_bytes` (V,)."""
     scored = targets[targets != NOT_SCORED].cpu()
     return int(torch.from_numpy(token_bytes).long()[scored].sum())
 
 
 def bits_per_byte(nats: float, num_bytes: int) -> float:
-    """Total nats over the targets that stand for `num_bytes` bytes, as bits per byte: independent of the tokenizer.
+    """Convert the total nats over `num_bytes` bytes of text to bits per byte, which do not depend on the tokenizer.
 
     Raises ValueError if `num_bytes` is not positive.
     """
     if num_bytes <= 0:
-        raise ValueError(f"num_bytes={num_bytes}: bits per byte need at least one byte of text")
+        raise ValueError(f"num_bytes={num_bytes}: must be at least one byte of text")
     return nats / (math.log(2) * num_bytes)
 
 
 def repetition_warning(source: Source, total_tokens: int) -> str | None:
-    """A sentence for a run of `total_tokens` that sees its corpus more than four times, else None."""
+    """Return a warning if `total_tokens` of training repeat the corpus more than four times, else None."""
     if source.train_tokens is None or total_tokens <= MOST_REPETITIONS * source.train_tokens:
         return None
     return (
-        f"{total_tokens:,} training tokens see the corpus of {source.train_tokens:,} tokens "
+        f"{total_tokens:,} training tokens repeat the corpus of {source.train_tokens:,} tokens "
         f"{total_tokens / source.train_tokens:.1f} times; beyond {MOST_REPETITIONS} times, repeated text "
-        "teaches clearly less than fresh text: train on fewer tokens or take a larger corpus"
+        "is worth clearly less than fresh text: train on fewer tokens or use a larger corpus"
     )

@@ -1,13 +1,13 @@
-"""Prepared corpora on disk: `<runs>/.data/<key>/`, made once, shared by all runs and processes.
+"""Prepared corpora on disk: `<runs>/.data/<key>/`, written once, shared by all runs and processes.
 
     tokenizer.json  trained on the training split
-    train.bin       token ids, uint16 (uint32 from 65,537 ids on); each document is followed by <|endoftext|>
+    train.bin       token ids, uint16 (uint32 above 65,536 ids); each document is followed by <|endoftext|>
     val.bin
     documents.npz   per split, `<split>_starts` int64 (first token of each document) and `<split>_domains` int8
-    manifest.json   written last: identity, counts, sha256 of the other files
+    manifest.json   written last: identity, counts, SHA-256 of the other files
 
-A folder is made under another name and renamed when it is complete, with a lock held; so whatever bears the name of a
-key is whole, and a preparation that was killed is done again.
+A folder is written under another name and renamed when complete, under a lock, so a folder named by its key is always
+complete, and a killed preparation is repeated.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ _CHUNK = 1 << 20  # characters tokenized at a time
 
 
 class Split(NamedTuple):
-    """One side of a prepared corpus: N tokens in n documents."""
+    """One split of a prepared corpus: N tokens in n documents."""
 
     tokens: np.ndarray  # (N,) uint16 or uint32, memory-mapped
     starts: np.ndarray  # (n,) int64, first token of each document
@@ -42,7 +42,7 @@ class Split(NamedTuple):
 
 
 class Store(NamedTuple):
-    """A prepared corpus, opened."""
+    """An open prepared corpus."""
 
     train: Split
     val: Split
@@ -61,10 +61,10 @@ def open_store(
     identity: dict[str, str],
     tokenizer: Tokenizer | None = None,
 ) -> Store:
-    """Open the prepared corpus that `identity` names, and prepare it first if it is not there or damaged.
+    """Open the prepared corpus with this `identity`; prepare it first if it is missing or damaged.
 
-    `documents` is iterated twice, and must give what the survey `found`; `chosen` are the digests of the validation
-    documents. A `tokenizer` that is given is not trained. Raises RuntimeError if the documents change in between.
+    `documents` is iterated twice and must match `survey`; `chosen` holds the digests of the validation documents.
+    Without a `tokenizer`, one is trained. Raises RuntimeError if the documents change in between.
     """
     folder = runs_root() / ".data" / digest(identity)
     if not _complete(folder):
@@ -77,7 +77,7 @@ def open_store(
 
 
 def find_store(identity: dict[str, str], places: Iterable[Path], vocab_size: int) -> Store | None:
-    """Open the prepared corpus that `identity` names from the first of `places` that has it whole, or return None."""
+    """Open the prepared corpus with this `identity` in the first of `places` that has it intact, or return None."""
     folders = (place / ".data" / digest(identity) for place in places)
     return next((_open(folder, vocab_size) for folder in folders if folder.is_dir() and _complete(folder)), None)
 
@@ -95,7 +95,7 @@ def _open(folder: Path, vocab_size: int, tokenizer: Tokenizer | None = None) -> 
 
 
 def _complete(folder: Path) -> bool:
-    """Whether every file is there with the content that the manifest says; reads all of them, about 1 s a GB."""
+    """Whether every file exists with the checksum in the manifest; reads all files, about 1 s per GB."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
     except FileNotFoundError:
@@ -115,7 +115,7 @@ def _sha256(path: Path) -> str:
 
 
 def _locked(path: Path) -> filelock.AcquireReturnProxy:
-    """Hold the lock, saying so where that means waiting. The system frees it when its holder dies."""
+    """Acquire the lock, with a message if that means waiting. The system frees it when its holder dies."""
     lock = filelock.FileLock(path)
     try:
         return lock.acquire(blocking=False)
@@ -138,7 +138,7 @@ def _prepare(
 
     def training_texts() -> Iterator[str]:
         for document, held_out in zip(documents, in_val, strict=False):
-            progress.step("learning the tokenizer", document)
+            progress.step("training the tokenizer", document)
             if not held_out:
                 yield document.text
 
@@ -155,7 +155,7 @@ def _prepare(
             writers["val" if held_out else "train"].add(document.text, names.index(document.domain))
             yield document
 
-    # A change between the survey and here would put documents on the wrong side and give the folder a wrong name.
+    # A change since the survey would put documents in the wrong split and give the folder a wrong name.
     if take_survey(written()).content_hash != survey.content_hash:
         raise RuntimeError("the corpus changed while it was being prepared; start again")
     splits = {name: writer.close() for name, writer in writers.items()}
@@ -181,35 +181,35 @@ class _Writer:
         self.file, self.tokenizer, self.dtype = path.open("wb"), tokenizer, dtype
         self.starts, self.domains = list[int](), list[int]()
         self.tokens, self.bytes = 0, 0
-        self._waiting, self._size = list[str](), 0
+        self._buffer, self._size = list[str](), 0
 
     def add(self, text: str, domain: int) -> None:
-        self._waiting.append(text)
+        self._buffer.append(text)
         self._size += len(text)
         self.domains.append(domain)
         if self._size >= _CHUNK:
             self._flush()
 
     def _flush(self) -> None:
-        for text, ids in zip(self._waiting, self.tokenizer.encode_batch(self._waiting), strict=True):
+        for text, ids in zip(self._buffer, self.tokenizer.encode_batch(self._buffer), strict=True):
             self.starts.append(self.tokens)
             self.file.write(np.array([*ids, self.tokenizer.end_id], dtype=self.dtype).data)
             self.tokens += len(ids) + 1
             self.bytes += len(text.encode())
-        self._waiting, self._size = [], 0
+        self._buffer, self._size = [], 0
 
     def close(self) -> dict[str, int]:
-        """Counts for the manifest."""
+        """Flush, and return the counts for the manifest."""
         self._flush()
         self.file.close()
         return {"tokens": self.tokens, "documents": len(self.starts), "bytes": self.bytes}
 
 
 class _Progress:
-    """Says on stderr how far a preparation is, every 2 seconds, so that a short one says nothing."""
+    """Prints the progress of a preparation on stderr every 2 seconds; a short one prints nothing."""
 
     def __init__(self, survey: Survey) -> None:
-        self.total, self.said = survey.num_bytes, False
+        self.total, self.printed = survey.num_bytes, False
         self.restart()
 
     def restart(self) -> None:
@@ -218,10 +218,12 @@ class _Progress:
     def step(self, what: str, document: Document) -> None:
         self.done += len(document.text)
         if time.monotonic() - self.last >= 2:
-            share = min(self.done / max(self.total, 1), 1)  # characters of bytes: behind for other alphabets
+            share = min(
+                self.done / max(self.total, 1), 1
+            )  # characters over bytes: an underestimate for non-Latin scripts
             print(f"data: {what}, {share:.0%} of {self.total / 1e6:.1f} MB", file=sys.stderr, flush=True)
-            self.last, self.said = time.monotonic(), True
+            self.last, self.printed = time.monotonic(), True
 
     def end(self) -> None:
-        if self.said:
-            print("data: prepared; later runs find it at once", file=sys.stderr, flush=True)
+        if self.printed:
+            print("data: prepared; later runs reuse it", file=sys.stderr, flush=True)

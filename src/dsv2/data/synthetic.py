@@ -12,14 +12,14 @@ import torch
 from dsv2.config import ConfigError, Naming, class_name, digest, plain
 from dsv2.data.source import NOT_SCORED, Batch, Source, validation_sequences
 
-FORMAT = 3  # raise it when the same settings make other sequences
+FORMAT = 3  # increment when the same settings produce other sequences
 
 
 class Task(Source):
     """An endless stream of sequences; sequence n is a pure function of (seed, n).
 
-    Only answers are scored. Validation comes from a stream of its own, the same for every seed; a task with few
-    different sequences (addition of two digits) repeats itself, so there it holds out nothing.
+    Only answers are scored. Validation is a separate stream, the same for every seed. A task with few distinct
+    sequences (such as two-digit addition) repeats them, so its validation sequences are not truly held out.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -33,18 +33,18 @@ class Task(Source):
         @property
         @abstractmethod
         def least_length(self) -> int:
-            """Tokens of the shortest sequence (T + 1) that asks for an answer."""
+            """Tokens of the shortest sequence (T + 1) that contains an answer."""
 
         @abstractmethod
         def draws(self, length: int) -> int:
-            """Random numbers that a sequence of `length` tokens takes: R."""
+            """Return R, the random numbers needed for a sequence of `length` tokens."""
 
         @abstractmethod
         def make(self, drawn: np.ndarray, length: int, *, training: bool) -> tuple[np.ndarray, np.ndarray]:
-            """Sequences from drawn (B, R) uint64: tokens (B, length) int64 and which are answers (length,) bool."""
+            """Build tokens (B, length) int64 and a mask of answers (length,) bool from drawn (B, R) uint64."""
 
     def __init__(self, config: Config, *, sequence_length: int, seed: int, validation_tokens: int) -> None:
-        """Raises `ConfigError` for sequences too short to ask anything."""
+        """Open the stream. Raises `ConfigError` if sequences are too short to contain an answer."""
         self._num_validation = validation_sequences(sequence_length, validation_tokens)
         if sequence_length + 1 < config.least_length:
             valid = f"at least {config.least_length - 1} for this task"
@@ -61,7 +61,7 @@ class Task(Source):
 
     def _batch(self, stream: list[int], first: int, count: int, *, training: bool) -> Batch:
         length = self.sequence_length + 1
-        blocks = -(-self.config.draws(length) // 4)  # Philox makes 4 numbers at a time, and can jump to any
+        blocks = -(-self.config.draws(length) // 4)  # Philox generates blocks of 4 numbers and can skip ahead
         generator = np.random.Philox(np.random.SeedSequence(stream)).advance(first * blocks)
         drawn = generator.random_raw(count * blocks * 4).reshape(count, -1)
         tokens, answers = self.config.make(drawn, length, training=training)
@@ -71,12 +71,12 @@ class Task(Source):
 
 
 class Recall(Task):
-    """Associative recall: `k v k v ...`, then queries `k v`, where each v is asked for.
+    """Associative recall: pairs `k v k v ...`, then queries `k v`, in which each v is scored.
 
-    Keys are distinct, values need not be. Every query is for a pair drawn anew, until the sequence is full: were each
-    pair asked for once, ruling out the values already given would answer a third of the queries without any recall.
-    A training sequence has 1 to P pairs, shown again and again in P places, and validation always P: few pairs are
-    learned first and lead to many, where P alone may not be learned at all. Id 0 pads an odd end; the lower half of the
+    Keys are distinct, values need not be. Every query draws a pair anew until the sequence is full: if each pair were
+    queried once, excluding the values already given would answer a third of the queries without any recall. A training
+    sequence has 1 to P pairs, repeated to fill P slots, and validation always P: sequences with few pairs are learned
+    first and lead to those with many; P alone may not be learned at all. Id 0 pads an odd end; the lower half of the
     other ids are keys, the upper half values.
     """
 
@@ -87,11 +87,13 @@ class Recall(Task):
 
         def __post_init__(self) -> None:
             self.require(self.vocab_size >= 5, "vocab_size", "at least 5: padding, 2 keys, 2 values")
-            self.require(0 < self.num_pairs <= self.half, "num_pairs", f"1 to {self.half}, the keys of this vocabulary")
+            self.require(
+                0 < self.num_pairs <= self.half, "num_pairs", f"1 to {self.half}, the number of keys in this vocabulary"
+            )
 
         @property
         def half(self) -> int:
-            """Ids that are keys, and as many that are values."""
+            """Number of ids that are keys, and of those that are values."""
             return (self.vocab_size - 1) // 2
 
         @property
@@ -99,7 +101,7 @@ class Recall(Task):
             return 2 * self.num_pairs + 2
 
         def draws(self, length: int) -> int:
-            return self.half + 1 + length // 2  # the keys, how many pairs, P values and Q queries
+            return self.half + 1 + length // 2  # keys, number of pairs, P values and Q queries
 
         def make(self, drawn: np.ndarray, length: int, *, training: bool) -> tuple[np.ndarray, np.ndarray]:
             pairs = self.num_pairs
@@ -114,20 +116,20 @@ class Recall(Task):
             both = [np.take_along_axis(part, shown, axis=1) for part in (keys, values)]
             tokens = np.zeros((len(drawn), length), dtype=np.int64)
             tokens[:, : 2 * shown.shape[1]] = np.stack(both, axis=-1).reshape(len(drawn), -1)
-            place = np.arange(length)
-            return tokens, (place >= 2 * pairs) & (place < 2 * shown.shape[1]) & (place % 2 == 1)
+            index = np.arange(length)
+            return tokens, (index >= 2 * pairs) & (index < 2 * shown.shape[1]) & (index % 2 == 1)
 
 
 class Copying(Task):
     """Copying: a random string, id 0, the string again, id 0, then another string, until the sequence is full.
 
-    The second time it is asked for.
+    The second copy is scored.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Task.Config):
         vocab_size: int = 64
-        length: int = 24  # tokens of a string
+        length: int = 24  # tokens per string
 
         def __post_init__(self) -> None:
             self.require(self.vocab_size >= 3, "vocab_size", "at least 3: the separator and 2 symbols")
@@ -143,16 +145,16 @@ class Copying(Task):
         def make(self, drawn: np.ndarray, length: int, *, training: bool) -> tuple[np.ndarray, np.ndarray]:
             strings = 1 + _below(drawn[:, : self.draws(length)], self.vocab_size - 1)
             half = np.pad(strings.reshape(len(drawn), -1, self.length), ((0, 0), (0, 0), (0, 1)))  # (B, n, length + 1)
-            place = np.arange(length) % (2 * self.length + 2)
+            index = np.arange(length) % (2 * self.length + 2)
             tokens = np.concatenate([half, half], axis=-1).reshape(len(drawn), -1)[:, :length]
-            return tokens, (place > self.length) & (place < 2 * self.length + 1)
+            return tokens, (index > self.length) & (index < 2 * self.length + 1)
 
 
 class Arithmetic(Task):
-    """Additions `a+b=c;` of D-digit numbers with leading zeros, until the sequence is full; the digits of c are asked.
+    """Additions `a+b=c;` of D-digit numbers with leading zeros, until the sequence is full; the digits of c are scored.
 
-    c has D + 1 digits, the lowest first, so that each one follows from what is already written. Ids 0 to 9 are digits,
-    10 is +, 11 is =, 12 is ;.
+    c has D + 1 digits, the lowest first, so that each follows from the digits before it. Ids 0 to 9 are digits, 10 is
+    +, 11 is =, 12 is ;.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -183,16 +185,16 @@ class Arithmetic(Task):
             answer = terms.sum(-1)[..., None] // 10 ** np.arange(digits + 1) % 10  # (B, n, D + 1)
             sign = np.ones((*terms.shape[:2], 1), dtype=np.int64)
             parts = [written[:, :, 0], 10 * sign, written[:, :, 1], 11 * sign, answer, 12 * sign]
-            place = np.arange(length) % self._period
+            index = np.arange(length) % self._period
             tokens = np.concatenate(parts, axis=-1).reshape(len(drawn), -1)[:, :length]
-            return tokens, (place >= 2 * digits + 2) & (place < self._period - 1)
+            return tokens, (index >= 2 * digits + 2) & (index < self._period - 1)
 
 
 def _below(drawn: np.ndarray, limit: int | np.ndarray) -> np.ndarray:
-    """Whole numbers 0 to limit - 1, int64, from uint64."""
+    """Map uint64 to integers from 0 to limit - 1, int64."""
     return (drawn % np.asarray(limit, np.uint64)).astype(np.int64)
 
 
 def _permutations(drawn: np.ndarray) -> np.ndarray:
-    """A permutation of the last dimension for each row, int64."""
+    """Return a permutation of the last dimension for each row, int64."""
     return np.argsort(drawn, axis=-1, kind="stable")

@@ -1,4 +1,4 @@
-"""Text to token ids and back: byte-level BPE trained on a corpus' training split, and tokenizers of imported models.
+"""Tokenizers: byte-level BPE trained on a corpus's training split, and those of imported models.
 
 V vocabulary.
 """
@@ -24,29 +24,29 @@ END_ID = 0
 SMALLEST_VOCAB = 257  # 256 bytes and <|endoftext|>
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"  # files, as Hugging Face names them
 _SINGLE_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
-# GPT-2's pattern always starts a new word at a space that follows a visible character, so texts are cut there and
-# each piece is encoded once: English takes 3 s instead of 8 s, with the same tokens.
+# GPT-2's pattern always starts a new word at a space after a visible character, so texts are cut there and each
+# distinct piece is encoded once: the English corpus takes 3 s instead of 8 s, with the same tokens.
 _CUT = re.compile(r"(?<=[!-~])(?= )")
-_MOST_REMEMBERED = 500_000  # pieces, some 100 MB
+_MOST_REMEMBERED = 500_000  # pieces, about 100 MB
 
 
 class Tokenizer:
-    """Text to token ids and back, exactly. Id 0 is <|endoftext|>, which `encode` never makes, whatever the text."""
+    """Lossless byte-level BPE. Id 0 is <|endoftext|>, which `encode` never returns, whatever the text."""
 
     end_id = END_ID  # ends a text
-    start_id = END_ID  # stands before a text where something has to
-    prefix: tuple[int, ...] = ()  # what every prompt begins with
+    start_id = END_ID  # precedes a text that has no context
+    prefix: tuple[int, ...] = ()  # ids at the start of every prompt
 
     def __init__(self, backend: tokenizers.Tokenizer, vocab_size: int | None = None) -> None:
-        """`vocab_size` is the model's V; a corpus too small for that many merges leaves the last ids unused."""
-        backend.encode_special_tokens = True  # "<|endoftext|>" in a document is text like any other
+        """Wrap a backend; `vocab_size` is the model's V, of which a small corpus may leave the last ids unused."""
+        backend.encode_special_tokens = True  # "<|endoftext|>" in a document is ordinary text
         self._backend = backend
         self.vocab_size = backend.get_vocab_size() if vocab_size is None else vocab_size
         self._remembered: dict[str, list[int]] = {}
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
-        """Learn the merges. The same texts give the same tokenizer. Raises `ConfigError` below 257 tokens."""
+        """Train on texts; the same texts give the same tokenizer. Raises `ConfigError` below 257 tokens."""
         if vocab_size < SMALLEST_VOCAB:
             raise ConfigError("vocab_size", vocab_size, f"at least {SMALLEST_VOCAB}: every byte and {END_OF_TEXT}")
         backend = tokenizers.Tokenizer(models.BPE())
@@ -64,28 +64,28 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path, vocab_size: int | None = None) -> "Tokenizer":
-        """Read what `save` wrote; `vocab_size` as for the constructor. Raises ValueError for a damaged file."""
+        """Read a tokenizer written by `save`; `vocab_size` as for the constructor. Raises ValueError if damaged."""
         return cls(_read_backend(path), vocab_size)
 
     def save(self, path: Path) -> None:
-        """Write a `tokenizer.json`, which transformers can read as well."""
+        """Write a `tokenizer.json`, which transformers can read too."""
         path.write_text(self.to_json(), encoding="utf-8")
 
     def to_json(self) -> str:
-        """The content of its `tokenizer.json`."""
+        """Return the content of `tokenizer.json`."""
         return self._backend.to_str()
 
     @property
     def hash(self) -> str:
-        """sha256 of the saved form."""
+        """SHA-256 of `tokenizer.json`."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of one text."""
+        """Return the token ids of one text."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text."""
+        """Return the token ids of each text."""
         if len(self._remembered) > _MOST_REMEMBERED:
             self._remembered.clear()
         known = self._remembered
@@ -97,11 +97,11 @@ class Tokenizer:
         return [list(chain.from_iterable(map(known.__getitem__, pieces))) for pieces in cut]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of token ids; bytes that are not UTF-8 become U+FFFD, unused ids nothing."""
+        """Return the text of token ids; invalid UTF-8 becomes U+FFFD, unused ids are empty."""
         return b"".join(self._bytes[index] for index in ids).decode(errors="replace")
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
-        """Text of each token, which joins to their `decode`: a character made of several tokens is the last one's."""
+        """Return the text of each token; joined, they equal `decode`. A character split over tokens is in the last."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         pieces = [decoder.decode(self._bytes[index]) for index in ids]
         if pieces:
@@ -110,65 +110,65 @@ class Tokenizer:
 
     @cached_property
     def token_bytes(self) -> np.ndarray:
-        """(V,) int32: bytes of text each token stands for; 0 for <|endoftext|> and unused ids."""
+        """Bytes of text per token, (V,) int32; 0 for <|endoftext|> and unused ids."""
         lengths = np.array([len(data) for data in self._bytes], dtype=np.int32)
         lengths[END_ID] = 0
         return lengths
 
     @cached_property
     def _bytes(self) -> list[bytes]:
-        """What each of the V ids is written as."""
-        of_letter = _byte_of_letter()
+        """Bytes of each of the V ids."""
+        byte_of = _byte_of_letter()
         table = [b""] * self.vocab_size
         for token, index in self._backend.get_vocab().items():
-            table[index] = bytes(of_letter[letter] for letter in token) if index != END_ID else END_OF_TEXT.encode()
+            table[index] = bytes(byte_of[letter] for letter in token) if index != END_ID else END_OF_TEXT.encode()
         return table
 
 
 class ImportedTokenizer(Tokenizer):
-    """The `tokenizer.json` of another model, with the special tokens that its `tokenizer_config.json` names."""
+    """The `tokenizer.json` of another model, with the special tokens of its `tokenizer_config.json`."""
 
     def __init__(
         self, backend: tokenizers.Tokenizer, settings: Mapping[str, Any], vocab_size: int | None = None
     ) -> None:
-        """Raises ValueError where `settings` name neither a bos_token nor an eos_token that the tokenizer knows."""
+        """Wrap a backend. Raises ValueError unless `settings` has a bos_token or eos_token in the vocabulary."""
         most = max(backend.get_vocab_size(), vocab_size or 0)
         super().__init__(backend, most)
-        backend.encode_special_tokens = False  # as transformers has it: a special token's text is that token
+        backend.encode_special_tokens = False  # as in transformers: the text of a special token becomes that token
         bos, eos = (_special(backend, settings.get(name)) for name in ("bos_token", "eos_token"))
         ids = [token for token in (bos, eos) if token is not None]
         if not ids:
-            raise ValueError(f"{SETTINGS} names neither a bos_token nor an eos_token that {TOKENIZER} knows")
+            raise ValueError(f"{SETTINGS} names no bos_token or eos_token in the vocabulary of {TOKENIZER}")
         self.start_id, self.end_id = ids[0], ids[-1]
-        adds = settings.get("add_bos_token")  # without it the tokenizer's own post-processor decides
+        adds = settings.get("add_bos_token")  # without it, the tokenizer's post-processor decides
         added = backend.encode("", add_special_tokens=True).ids[:1] if adds is None else [bos] * bool(adds)
         self.prefix = tuple(token for token in added if token is not None and token == bos)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without special tokens around it."""
+        """Return the token ids of each text, without adding special tokens."""
         return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of token ids, special tokens included."""
+        """Return the text of token ids, including special tokens."""
         return self._backend.decode(list(ids), skip_special_tokens=False)
 
     @cached_property
     def token_bytes(self) -> np.ndarray:
-        """(V,) int32: bytes of text each token stands for; 0 for special tokens and unused ids."""
+        """Bytes of text per token, (V,) int32; 0 for special tokens and unused ids."""
         lengths = np.array([len(data) for data in self._bytes], dtype=np.int32)
         lengths[[index for index, token in self._backend.get_added_tokens_decoder().items() if token.special]] = 0
         return lengths
 
     @cached_property
     def _bytes(self) -> list[bytes]:
-        of_letter, added = _byte_of_letter(), self._backend.get_added_tokens_decoder()
+        byte_of, added = _byte_of_letter(), self._backend.get_added_tokens_decoder()
         byte_level = '"ByteLevel"' in json.dumps(json.loads(self.to_json())["decoder"])
         table = [b""] * self.vocab_size
         for token, index in self._backend.get_vocab().items():
             if index in added:
                 table[index] = token.encode()
             elif byte_level:
-                table[index] = bytes(of_letter[letter] for letter in token)
+                table[index] = bytes(byte_of[letter] for letter in token)
             elif single := _SINGLE_BYTE.fullmatch(token):
                 table[index] = bytes([int(single[1], 16)])
             else:
@@ -177,9 +177,9 @@ class ImportedTokenizer(Tokenizer):
 
 
 def load_tokenizer(folder: Path, vocab_size: int | None = None) -> Tokenizer | None:
-    """Return the tokenizer whose files lie in `folder`, or None. `vocab_size` is the model's V.
+    """Return the tokenizer stored in `folder`, or None. `vocab_size` is the model's V.
 
-    Raises ValueError for files that cannot be used.
+    Raises ValueError for invalid files.
     """
     path, settings = folder / TOKENIZER, folder / SETTINGS
     if not path.is_file():
@@ -201,13 +201,13 @@ def _read_backend(path: Path) -> tokenizers.Tokenizer:
 
 
 def _special(backend: tokenizers.Tokenizer, token: Any) -> int | None:
-    """The id of a special token, which tokenizer_config.json may spell as a string or as an object."""
+    """Return the id of a special token, which tokenizer_config.json gives as a string or as an object."""
     content = token.get("content") if isinstance(token, dict) else token
     return backend.token_to_id(content) if isinstance(content, str) else None
 
 
 def _byte_of_letter() -> dict[str, int]:
-    """Byte-level BPE writes each byte as a visible letter: itself where it is one, else the next from U+0100 on."""
+    """Map the letters of byte-level BPE to bytes: visible ones to themselves, from U+0100 on the others in order."""
     visible = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     hidden = [byte for byte in range(256) if byte not in visible]
     return {chr(byte): byte for byte in visible} | {chr(256 + n): byte for n, byte in enumerate(hidden)}

@@ -1,6 +1,6 @@
-"""What a trained run does with a text: `python -m dsv2 explore RUN [RUN2]`, and `page.view` in a notebook.
+"""Interactive view of a run's routing of a text: `python -m dsv2 explore RUN [RUN2]`, or `page.view` in a notebook.
 
-The page is Panel's, because its figures are the matplotlib functions that reports and notebooks use, its widgets work
-in a notebook as well, its server is tornado, which Jupyter brings anyway, and it serves every script and font from the
-installed package: no request leaves this machine, and there is no telemetry (`tests/explore/test_page.py` watches it).
+The page uses Panel: it shows the matplotlib figures of reports and notebooks, its widgets work in notebooks too, its
+server is tornado, which Jupyter needs anyway, and it serves all scripts and fonts from the installed package. No
+request leaves the machine, and there is no telemetry (`tests/explore/test_page.py` checks this).
 """

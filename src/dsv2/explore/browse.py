@@ -1,4 +1,4 @@
-"""The tab of the studies: which reports there are under the root of the runs, and what they say."""
+"""The studies tab: lists the reports under the runs root and shows them."""
 
 import html
 import re
@@ -15,22 +15,22 @@ from dsv2.storage.rundir import runs_root
 
 
 class Browser:
-    """A list of reports and the one that is chosen. One for every visitor of the page."""
+    """The list of reports and the selected one. Each visitor of the page has an own instance."""
 
     def __init__(self) -> None:
         self.found: dict[str, Report] = {}
         self.which = pn.widgets.Select(name="Study", width=360)
-        again = pn.widgets.Button(name="Look again", width=100, align="end")
-        again.on_click(self.refresh)
+        refresh = pn.widgets.Button(name="Refresh", width=100, align="end")
+        refresh.on_click(self.refresh)
         self.which.param.watch(self._show, "value")
         self.verdict, self.results, self.frame = html_pane(), html_pane(), html_pane()
         self.column = pn.Column(
-            pn.Row(self.which, again), self.verdict, self.results, self.frame, sizing_mode="stretch_width"
+            pn.Row(self.which, refresh), self.verdict, self.results, self.frame, sizing_mode="stretch_width"
         )
         self.refresh()
 
     def refresh(self, *_: Any) -> None:
-        """Look for reports; the chosen one stays chosen."""
+        """Look for reports, and keep the selection."""
         self.found = {report.name: report for report in reports(runs_root())}
         kept = self.which.value if self.which.value in self.found else next(iter(self.found), None)
         self.which.param.update(options=list(self.found), value=kept)
@@ -40,7 +40,7 @@ class Browser:
         report = self.found.get(self.which.value)
         if report is None:
             root = html.escape(str(runs_root().resolve()))
-            how = "<code>python -m ablations.run sweep=balance_losses</code> makes one"
+            how = "run <code>python -m ablations.run sweep=balance_losses</code> to create one"
             parts = [f"<p>No report in {root} yet; {how}.</p>", "", ""]
         else:
             where = html.escape(str(report.folder.resolve() / "report.html"))
@@ -48,7 +48,7 @@ class Browser:
                 parts = [
                     f'<p class="verdict">{html.escape(headline(report))}</p>',
                     f'<p class="note">Mean ± standard deviation over seeds.</p>{results(report)}',
-                    f'<h2>The whole report</h2><p class="note">{where}</p>{frame(report)}',
+                    f'<h2>Full report</h2><p class="note">{where}</p>{frame(report)}',
                 ]
             except (ValueError, OSError) as error:
                 parts = [f'<p class="message">{html.escape(str(error))}</p>', "", ""]
@@ -59,7 +59,7 @@ class Browser:
 
 
 class Report(NamedTuple):
-    """Where one study's report lies."""
+    """The location of a study's report."""
 
     folder: Path
 
@@ -69,21 +69,21 @@ class Report(NamedTuple):
 
 
 def reports(root: Path) -> list[Report]:
-    """Every complete report under the root of the runs, by name of study and scale; report.html is written last."""
+    """List every complete report under the runs root, by study and scale; report.html is written last."""
     return [Report(path.parent) for path in sorted(root.glob("*/*/report/report.html"))]
 
 
 def headline(report: Report) -> str:
-    """The verdict: the bold line that report.md opens with. ValueError where there is none."""
+    """Return the verdict, the bold line at the top of report.md. Raises ValueError if there is none."""
     path = report.folder / "report.md"
     headline = re.search(r"^\*\*(.+)\*\*$", path.read_text(), flags=re.MULTILINE) if path.is_file() else None
     if headline is None:
-        raise ValueError(f"{path}: no verdict in it; rebuild it with python -m ablations.report")
+        raise ValueError(f"{path}: contains no verdict; rebuild it with python -m ablations.report")
     return headline[1]
 
 
 def results(report: Report) -> str:
-    """Return `table.csv` as an HTML table: a row per arm, mean ± standard deviation over seeds.
+    """Return `table.csv` as an HTML table: one row per arm, mean ± standard deviation over seeds.
 
     Raises ValueError if it is damaged.
     """
@@ -102,7 +102,7 @@ def results(report: Report) -> str:
 
 
 def frame(report: Report) -> str:
-    """The whole report in a frame of its own, in which no script runs and from which nothing can be asked."""
+    """Return the full report in a sandboxed frame, without scripts and network access."""
     page = html.escape((report.folder / "report.html").read_text(), quote=True)
     return f'<iframe sandbox title="{html.escape(report.name)}" srcdoc="{page}"></iframe>'
 

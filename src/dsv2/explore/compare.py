@@ -1,7 +1,7 @@
-"""How alike two models treat one text, also where their experts have nothing to do with each other.
+"""Agreement of two models' routing of one text, even if their experts are unrelated.
 
-T tokens, E experts, K experts per token. Experts of runs that started apart carry arbitrary numbers, so equal numbers
-mean nothing there; what can be compared is how uneven the loads are and which tokens are kept together.
+T tokens, E experts, K experts per token. Expert indices of different runs are unrelated, so that only the unevenness of
+the loads and the grouping of tokens can be compared.
 """
 
 from typing import NamedTuple
@@ -16,17 +16,17 @@ DRAWS = 20  # pairs of random routers for the chance level
 
 
 class Agreement(NamedTuple):
-    """Two traces of one text, at a layer of each; None where the two cannot be compared so."""
+    """Agreement of two traces of one text at one layer; None for what cannot be compared."""
 
-    profile: float | None  # 1 less the total variation between the load shares, each sorted from busiest to idlest
-    profile_by_chance: float | None  # the same between two routers that choose at random
-    grouping: float | None  # adjusted Rand index of the tokens grouped by top expert: 1 the same groups, 0 by chance
+    profile: float | None  # 1 - total variation distance of the load shares, each sorted in descending order
+    profile_by_chance: float | None  # the same for two random routers
+    grouping: float | None  # adjusted Rand index of the tokens grouped by top expert: 1 if equal, 0 by chance
     same_top: float | None  # share of tokens with the same top expert; only for two steps of one run
     overlap: float | None  # mean share of a token's K experts that both chose; only for two steps of one run
 
 
 def agree(first: Trace, second: Trace, layer: int, *, same_run: bool) -> Agreement:
-    """`same_run`: the two are steps of one run, so that the numbers of their experts mean the same."""
+    """Compare two traces; `same_run` says that they are steps of one run, whose expert indices correspond."""
     mine, theirs = (traced.routings[layer].experts[0] for traced in (first, second))
     num_experts, others = (traced.routings[layer].affinities.shape[-1] for traced in (first, second))
     comparable = num_experts == others and mine.shape == theirs.shape
@@ -43,12 +43,12 @@ def agree(first: Trace, second: Trace, layer: int, *, same_run: bool) -> Agreeme
 
 
 def similarity(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """1 less the total variation between two load profiles (E,), each summing to 1."""
+    """Return 1 - total variation distance of two load profiles (E,), each summing to 1."""
     return 1 - float(np.abs(first - second).sum()) / 2
 
 
 def similarity_by_chance(num_tokens: int, num_experts: int, top_k: int) -> float:
-    """Mean profile similarity of two routers that choose K of E uniformly: sorting alone makes short texts alike."""
+    """Return the mean profile similarity of two random routers, which is high for short texts due to sorting."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.rand(2 * DRAWS, num_tokens, num_experts, generator=generator).topk(top_k).indices
     profiles = [_profile(experts, num_experts) for experts in drawn.numpy()]
@@ -56,8 +56,9 @@ def similarity_by_chance(num_tokens: int, num_experts: int, top_k: int) -> float
 
 
 def rand_index(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
-    """Adjusted Rand index of two groupings of T items (Hubert and Arabie 1985): 1 for the same groups whatever their
-    names, 0 on average by chance. 1 where both groupings are trivial in the same way.
+    """Return the adjusted Rand index of two groupings of T items (Hubert and Arabie 1985).
+
+    It is 1 for equal groups, whatever their labels, and 0 on average by chance; 1 if both are trivial in the same way.
     """
     table = np.zeros((first.max() + 1, second.max() + 1), dtype=np.int64)
     np.add.at(table, (first, second), 1)

@@ -1,6 +1,6 @@
-"""What a trace shows, as HTML: coloured tokens, tables and headings.
+"""A trace as HTML: coloured tokens, tables and headings.
 
-Every colour is also printed as a number under its token, so nothing hangs on colour alone.
+Every colour is also printed as a number under its token, so that no information relies on colour alone.
 
 T tokens, K experts per token.
 """
@@ -19,21 +19,21 @@ from dsv2.explore.trace import Trace, pairs
 from dsv2.plots.text import device_colour
 
 MODES = {
-    "top expert": "The expert of highest affinity; a colour is a device, its shades are the experts on it.",
+    "top expert": "The expert of highest affinity; colours are devices, shades the experts on a device.",
     "device": "The device of the expert of highest affinity.",
-    "gate": "The highest affinity of the token: darker is surer of its expert.",
-    "dropped": "How many of the token's pairs are over their device's budget; darker is more.",
-    "loss": "Nats that the model needed for the token, given those before it: darker is more surprising.",
+    "gate": "The highest affinity of the token; darker is higher.",
+    "dropped": "The number of the token's pairs above their device's budget; darker is more.",
+    "loss": "The loss of the token in nats, given those before it; darker is higher.",
 }
-DIFFERENCE = {"loss difference": "B's loss less A's: blue where B predicts the token better, red where A does."}
-LONG = 60  # characters of a cell that may be broken over lines
+DIFFERENCE = {"loss difference": "B's loss minus A's: blue where B predicts the token better, red where A does."}
+LONG = 60  # characters from which a cell is wrapped
 Colour = tuple[float, ...]
 
 
 def painted(traced: Trace, layer: int, capacity_factor: float, mode: str, *, reference: Trace | None = None) -> str:
-    """The text with each token painted by `mode`; hovering tells its loss, experts, devices, gates and drops.
+    """Return the text with each token coloured by `mode`; tooltips show loss, experts, devices, gates and drops.
 
-    `reference` is what the losses are compared with in the mode of that name, a trace of the same tokens.
+    `reference` is a trace of the same tokens, with which the mode "loss difference" compares.
     """
     chosen = _by_token(traced, layer, capacity_factor)
     paint = _paint(traced, layer, chosen, mode, reference)
@@ -50,9 +50,9 @@ def painted(traced: Trace, layer: int, capacity_factor: float, mode: str, *, ref
 
 
 def token_table(traced: Trace, layer: int, capacity_factor: float) -> str:
-    """Return one row per token: loss, and its experts with device and gate, highest affinity first.
+    """Return a table with one row per token: loss, and experts with device and gate, highest affinity first.
 
-    Dropped experts are struck out.
+    Dropped experts are struck through.
     """
     chosen = _by_token(traced, layer, capacity_factor)
     rows = []
@@ -65,15 +65,15 @@ def token_table(traced: Trace, layer: int, capacity_factor: float) -> str:
 
 
 def _by_token(traced: Trace, layer: int, capacity_factor: float) -> list[list[Any]]:
-    """The rows of `pairs`, as named tuples, of each token."""
+    """Group the rows of `pairs`, as named tuples, by token."""
     rows = list(pairs(traced, layer, capacity_factor).itertuples(index=False))
     top_k = len(rows) // len(traced.pieces)
     return [rows[first : first + top_k] for first in range(0, len(rows), top_k)]
 
 
 def table(header: list[str], rows: Iterable[Iterable[str]], *, numbers: Iterable[int] = ()) -> str:
-    """An HTML table of cells that are HTML; the columns `numbers` are aligned right, long cells wrap."""
-    kinds = ["n" if place in set(numbers) else "" for place in range(len(header))]
+    """Return an HTML table of cells that are HTML; the columns `numbers` are right-aligned, long cells wrap."""
+    kinds = ["n" if index in set(numbers) else "" for index in range(len(header))]
 
     def line(tag: str, cells: Iterable[str]) -> str:
         inner = (
@@ -87,19 +87,19 @@ def table(header: list[str], rows: Iterable[Iterable[str]], *, numbers: Iterable
 
 
 def heading(name: str, traced: Trace, load: pd.DataFrame, room: int) -> str:
-    """Which model it is, how well it predicts the text, and what is over a budget of `room` pairs per device."""
+    """Return the model's name, its loss on the text, and the pairs above a budget of `room` pairs per device."""
     over, total = int(load["dropped"].sum()), int(load["load"].sum())
     loss = ""
     if len(traced.pieces) > 1:
         loss = f"{traced.loss:.3f} nats per token, {traced.bits_per_byte:.3f} bits per byte; "
     return (
         f"<h2>{html.escape(name)}</h2><p>{len(traced.pieces)} tokens; {loss}"
-        f"{over} of {total} pairs ({over / total:.1%}) over the budget of {room} a device.</p>"
+        f"{over} of {total} pairs ({over / total:.1%}) above the budget of {room} per device.</p>"
     )
 
 
 def agreement(first: Trace, second: Trace, likeness: Agreement) -> str:
-    """A table of how alike two traces of one text are, each number with what to hold it against."""
+    """Return a table of the agreement of two traces of one text, with reference values."""
 
     def share(value: float | None) -> str:
         return "-" if value is None else f"{value:.0%}"
@@ -112,34 +112,34 @@ def agreement(first: Trace, second: Trace, likeness: Agreement) -> str:
     chance = f"two random routers: {share(likeness.profile_by_chance)}"
     rows = [
         [
-            "bits per byte, B less A",
+            "bits per byte, B minus A",
             "-" if math.isnan(apart) else f"{apart:+.3f}",
             "negative: B predicts the text better",
         ],
-        ["tokens that B predicts better", better, "half of them if neither is better"],
-        ["loads equally uneven", share(likeness.profile), f"overlap of loads, each from busiest to idlest; {chance}"],
+        ["tokens that B predicts better", better, "half if neither is better"],
+        ["similarity of loads", share(likeness.profile), f"overlap of the loads, each sorted; {chance}"],
         [
-            "tokens grouped alike",
+            "similarity of groups",
             grouped,
-            "adjusted Rand index of the tokens of one top expert: 1 the same, 0 by chance",
+            "adjusted Rand index of tokens grouped by top expert: 1 if equal, 0 by chance",
         ],
     ]
     if likeness.same_top is not None:
         rows += [
-            ["same top expert", share(likeness.same_top), "two steps of one run, whose experts keep their numbers"],
-            ["experts in common", share(likeness.overlap), "of the experts that a token chose, mean over tokens"],
+            ["same top expert", share(likeness.same_top), "share of tokens"],
+            ["experts in common", share(likeness.overlap), "share of a token's experts, mean over tokens"],
         ]
-    return f"<h2>How alike A and B are</h2>{table(['', '', 'how to read it'], rows, numbers={1})}"
+    return f"<h2>Agreement of A and B</h2>{table(['', '', 'reference'], rows, numbers={1})}"
 
 
 def visible(piece: str) -> str:
-    """A piece whose ends can be seen: line breaks and tabs as signs, and a part of a character as an ellipsis."""
+    """Make a piece visible: line breaks and tabs as signs, a part of a character as an ellipsis."""
     return piece.replace("\n", "↵").replace("\t", "→") or "…"
 
 
 def _hint(token: int, piece: str, loss: float, mine: list[Any]) -> str:
-    surprise = "first token, predicted by nothing" if math.isnan(loss) else f"loss {loss:.2f} nats"
-    lines = [f"token {token}, {piece!r}: {surprise}"]
+    loss_text = "first token, not predicted" if math.isnan(loss) else f"loss {loss:.2f} nats"
+    lines = [f"token {token}, {piece!r}: {loss_text}"]
     for pair in mine:
         end = ", over capacity" if pair.dropped else ""
         lines.append(f"expert {pair.expert} on device {pair.device}, gate {pair.gate:.3f}{end}")
@@ -149,7 +149,7 @@ def _hint(token: int, piece: str, loss: float, mine: list[Any]) -> str:
 def _paint(
     traced: Trace, layer: int, chosen: list[list[Any]], mode: str, reference: Trace | None
 ) -> Callable[[int], tuple[Colour, str]]:
-    """Token to its colour and the label under it."""
+    """Return a function from token index to its colour and label."""
     top = [mine[0] for mine in chosen]
     losses = traced.losses.tolist()
     if mode == "top expert":
@@ -185,26 +185,26 @@ def _unless_first(value: float, paint: Callable[[float], tuple[Colour, str]]) ->
 
 
 def _shades(num_experts: int, num_devices: int) -> dict[int, Colour]:
-    """Of each expert: its device's colour, paler from the first expert of the device to the last.
+    """Return a shade of the device's colour for each expert, paler from the first expert of a device to the last.
 
-    Where there is one device, the experts take the colours of devices in turn.
+    With a single device, experts take the colours of devices in turn.
     """
-    each = num_experts // num_devices
+    per_device = num_experts // num_devices
     if num_devices == 1:
         return {expert: tint(device_colour(expert), 0.5) for expert in range(num_experts)}
     return {
-        expert: tint(device_colour(expert // each), 0.25 + 0.5 * (expert % each) / max(each - 1, 1))
+        expert: tint(device_colour(expert // per_device), 0.25 + 0.5 * (expert % per_device) / max(per_device - 1, 1))
         for expert in range(num_experts)
     }
 
 
 def tint(colour: str, white: float) -> Colour:
-    """The colour mixed with so much white, 0 to 1."""
+    """Mix a colour with a share `white` of white, 0 to 1."""
     return tuple(part + (1 - part) * white for part in to_rgb(colour))
 
 
 def _ramp(name: str, value: float) -> Colour:
-    """0 is white, 1 dark."""
+    """Return the colour of a value on a colour map: 0 is white, 1 dark."""
     return (1.0, 1.0, 1.0) if value == 0 else colormaps[name](0.05 + 0.75 * float(value))[:3]
 
 

@@ -1,4 +1,4 @@
-"""The page's style sheet and the panes that wear it."""
+"""The page's style sheet and the panes that use it."""
 
 import matplotlib.pyplot as plt
 import panel as pn
@@ -30,22 +30,22 @@ s { color: #8a3a00; }
 
 
 def html_pane(content: str = "") -> pn.pane.HTML:
-    """As wide as its place. What goes in is HTML: escape what is not."""
+    """Create a full-width HTML pane. Content must be escaped by the caller."""
     return pn.pane.HTML(content, stylesheets=[CSS], sizing_mode="stretch_width", margin=(2, 10))
 
 
 def picture(width: int = 760) -> pn.pane.Matplotlib:
-    """An empty place for a figure, scaled to its width, `width` pixels at most."""
+    """Create an empty figure pane, scaled to the available width, at most `width` pixels."""
     return pn.pane.Matplotlib(format="svg", tight=True, sizing_mode="stretch_width", max_width=width, margin=(8, 10))
 
 
 def drawn(figure: Figure) -> Figure:
-    """The figure, which pyplot no longer keeps."""
+    """Release a figure from pyplot and return it."""
     plt.close(figure)
     return figure
 
 
 def labelled(name: str, widget: pn.widgets.Widget) -> pn.Column:
-    """Button groups show no name of their own."""
+    """Add a label to a widget, for button groups, which do not show their name."""
     name_pane = pn.pane.HTML(name, stylesheets=[CSS], margin=(2, 10, 0, 10))
     return pn.Column(name_pane, widget, margin=0)

@@ -1,6 +1,6 @@
-"""The page itself: a text painted by what one model, or two, did with it, and the studies that were run.
+"""The page: the routing of a text by one model or two, and the reports of studies.
 
-`view(RUN)` shows it in a notebook; `serve` gives it an address of its own.
+`view(RUN)` shows it in a notebook; `serve` starts a local server.
 """
 
 import html
@@ -21,40 +21,40 @@ from dsv2.plots.style import PAGE
 from dsv2.plots.text import busiest, load_profiles, text_load
 from dsv2.training.saved import open_run
 
-WIDTH, HALF = 1120, 5.4  # pixels of the page at most, and inches of a figure beside another
+WIDTH, HALF = 1120, 5.4  # maximum width of the page in pixels, and width of side-by-side figures in inches
 NOTHING = "nothing"
 STRETCH = {"sizing_mode": "stretch_width"}
 
 
 class Weights(NamedTuple):
-    """Weights of a run that can be looked at."""
+    """A run with the step whose weights are shown."""
 
     subject: Subject
     step: int | None
 
 
 class Side:
-    """What is shown of one model."""
+    """The panes of one model."""
 
     def __init__(self) -> None:
         self.heading, self.text, self.figure, self.tokens = html_pane(), html_pane(), picture(), html_pane()
         parts = (self.heading, self.text, self.figure, self.tokens)
         self.column = pn.Column(*parts, min_width=480, margin=0, styles={"flex": "1 1 480px"}, **STRETCH)
-        self.drawn: tuple[Any, ...] = ()  # what the figure shows
+        self.drawn: tuple[Any, ...] = ()  # data of the current figure
 
     def draw(self, load: pd.DataFrame, room: int, width: float, *most: float) -> None:
-        """A new figure where anything in it has changed, which takes longer than all the rest."""
-        wanted = (load.to_numpy().tobytes(), room, width, most)
-        if wanted != self.drawn:
-            self.figure.object, self.drawn = drawn(text_load(load, room, width=width, busiest=most)), wanted
+        """Redraw the figure if its data have changed; drawing is the slowest part of a refresh."""
+        data = (load.to_numpy().tobytes(), room, width, most)
+        if data != self.drawn:
+            self.figure.object, self.drawn = drawn(text_load(load, room, width=width, busiest=most)), data
 
 
 class Explorer:
-    """The tab of the text: its widgets and what follows from them. One for every visitor of the page."""
+    """The text tab: its widgets and results. Each visitor of the page has an own instance."""
 
     def __init__(self, subjects: Sequence[Subject]) -> None:
         self.refreshing = False
-        self.traces: dict[tuple[str, str], Trace] = {}  # (name of the choice, text), of the text that is shown
+        self.traces: dict[tuple[str, str], Trace] = {}  # (name of the choice, text), for the current text only
         self.choices = _choices(subjects)
         names = list(self.choices)
         newest = [_name(subject, subject.steps[-1], subjects) for subject in subjects]
@@ -88,19 +88,19 @@ class Explorer:
             self.text,
             self.trace,
             pn.FlexBox(self.a, self.b, self.capacity, gap="12px", **STRETCH),
-            pn.FlexBox(labelled("Layer", self.layer), labelled("Paint tokens by", self.paint), gap="24px", **STRETCH),
+            pn.FlexBox(labelled("Layer", self.layer), labelled("Colour tokens by", self.paint), gap="24px", **STRETCH),
             self.message,
             self.shown,
             **STRETCH,
         )
 
     def refresh(self, *_: Any) -> None:
-        """Show what the widgets ask for; a text or a model that cannot be shown becomes a message."""
+        """Update the page from the widgets; errors of the text or model are shown as a message."""
         if self.refreshing:
-            return  # the widgets that this very refresh has given other options
+            return  # triggered by this refresh changing the options of a widget
         self.refreshing, message = True, ""
         try:
-            with pn.io.hold():  # the browser gets all changes at once, not a page that is half of the last request
+            with pn.io.hold():  # sends all changes to the browser at once
                 self._show()
         except (ValueError, OSError) as error:
             message = f'<p class="message">{html.escape(str(error))}</p>'
@@ -117,8 +117,8 @@ class Explorer:
         traces = [self._traced(name) for name in names]
         loaded = [loads(traced, layer, capacity) for traced in traces]
         scale = (HALF if len(names) > 1 else PAGE, *busiest(*loaded))
-        legend = (MODES | DIFFERENCE)[mode] + (" A is painted by its loss." if mode in DIFFERENCE else "")
-        self.legend.object = f'<p class="note">{legend} Hover over a token for all of its experts.</p>'
+        legend = (MODES | DIFFERENCE)[mode] + (" A is coloured by its loss." if mode in DIFFERENCE else "")
+        self.legend.object = f'<p class="note">{legend} Hover over a token to see all its experts.</p>'
         for letter, name, side, traced, load in zip("AB", names, self.sides, traces, loaded, strict=False):
             own = "loss" if mode in DIFFERENCE and letter == "A" else mode
             room = budget(traced, layer, capacity)
@@ -135,10 +135,10 @@ class Explorer:
             self.profiles.object = drawn(load_profiles(dict(zip("AB", loaded, strict=True))))
 
     def _offer(self, first: Subject, second: Subject, two: bool) -> None:
-        """Only layers that both have, and the difference of losses only where two have the same tokens."""
+        """Offer the layers that both models have, and the loss difference only if both have the same tokenizer."""
         common = [layer for layer in first.moe_layers if layer in second.moe_layers]
         if not common:
-            raise ValueError("A and B have no MoE layer of the same number, so there is nothing to set side by side")
+            raise ValueError("A and B have no MoE layer of the same index, so they cannot be compared")
         modes = [*MODES, *(DIFFERENCE if two and first.run.tokenizer.hash == second.run.tokenizer.hash else ())]
         for widget, options in ((self.layer, common), (self.paint, modes)):
             if widget.options != options:
@@ -161,28 +161,28 @@ class Explorer:
 
 
 def build(subjects: Sequence[Subject]) -> pn.Column:
-    """The whole page, for one visitor."""
+    """Build the page for one visitor."""
     tabs = pn.Tabs(("Text", Explorer(subjects).view()), ("Studies", Browser().column), dynamic=True, **STRETCH)
     title = html_pane("<h1>Where the tokens go</h1>")
     return pn.Column(title, tabs, max_width=WIDTH, styles={"margin": "0 auto", "padding": "0 16px"}, **STRETCH)
 
 
 def view(*runs: str | Path) -> pn.Column:
-    """The page in a notebook cell, for one run or two. ValueError where a run cannot be explored."""
+    """Show the page in a notebook cell, for one run or two. Raises ValueError for a run that cannot be explored."""
     pn.extension()
     return build([open_subject(open_run(run)) for run in runs])
 
 
 def _choices(subjects: Sequence[Subject]) -> dict[str, Weights]:
-    """Every step of every subject by its name, the newest first."""
+    """Return every step of every subject by name, newest first."""
     pairs = [(subject, step) for subject in subjects for step in reversed(subject.steps)]
     return {_name(subject, step, subjects): Weights(subject, step) for subject, step in pairs}
 
 
 def _name(subject: Subject, step: int | None, subjects: Sequence[Subject]) -> str:
-    """Of a run at a step, which tells the subjects apart."""
-    alone = sum(other.name == subject.name for other in subjects) == 1
-    run = subject.name if alone else str(subject.run.folder)
+    """Return a name of a run at a step that is unique among the subjects."""
+    unique = sum(other.name == subject.name for other in subjects) == 1
+    run = subject.name if unique else str(subject.run.folder)
     if step is None:
         return f"{run}, imported weights"
     return f"{run}, step {step:,}" if step else f"{run}, initial weights"

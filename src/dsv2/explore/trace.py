@@ -1,8 +1,8 @@
-"""A text through a model: what every MoE layer did with every token, and how surprising each token was.
+"""Traces of a text through a model: the routing of every token in every MoE layer, and the loss per token.
 
 T tokens, E experts, K experts per token, D devices. The text is one sequence, routed as in evaluation: nothing is
-dropped, and `dropped` says which pairs a device of a given capacity would have had no room for by DeepSeek-V2's rule,
-also for GShard and Switch, which drop by expert where they train.
+dropped. `dropped` returns the pairs that a given capacity would drop by DeepSeek-V2's rule, also for GShard and Switch,
+which drop by expert in training.
 """
 
 import math
@@ -21,43 +21,43 @@ from dsv2.models.transformer import Transformer
 
 
 class Trace(NamedTuple):
-    """One text and what a model made of it."""
+    """Losses and routings of one text."""
 
-    pieces: tuple[str, ...]  # T, which join to the text; a character of several tokens stands at its last
+    pieces: tuple[str, ...]  # T, joined they are the text; a character split over tokens is in the last
     num_bytes: int  # of the text after its first token
-    losses: Tensor  # (T,) float32, nats; NaN for the first token, which nothing predicts
+    losses: Tensor  # (T,) float32, nats; NaN for the first token, which is not predicted
     routings: dict[int, Routing]  # layer -> (1, T, .), MoE layers only
     num_devices: int  # D
 
     @property
     def loss(self) -> float:
-        """Nats a token, over the tokens that are predicted; NaN for a text of one token."""
+        """Mean loss in nats per predicted token; NaN for a text of one token."""
         return float(self.losses[1:].mean())
 
     @property
     def bits_per_byte(self) -> float:
-        """Independent of the tokenizer; NaN for a text of one token."""
+        """Loss in bits per byte, independent of the tokenizer; NaN for a text of one token."""
         return bits_per_byte(float(self.losses[1:].sum()), self.num_bytes) if self.num_bytes else math.nan
 
 
 @torch.no_grad()
 def trace(model: Transformer, tokenizer: Tokenizer, text: str, *, most_tokens: int, num_devices: int) -> Trace:
-    """The text as one sequence through a model in evaluation mode.
+    """Run a text as one sequence through a model in evaluation mode.
 
-    Raises ValueError for a text without tokens, with more than `most_tokens`, or that is no Unicode text.
+    Raises ValueError for an empty text, more than `most_tokens` tokens, or invalid Unicode.
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"character {error.start + 1} of the text is half of a surrogate pair") from None
+        raise ValueError(f"character {error.start + 1} of the text is a lone surrogate") from None
     ids = tokenizer.encode(text)
     if not ids:
-        raise ValueError("there is no text: type or paste at least one character")
+        raise ValueError("the text is empty: type or paste at least one character")
     if len(ids) > most_tokens:
         fits = len(tokenizer.decode(ids[:most_tokens]))
         raise ValueError(
-            f"the text has {len(ids):,} tokens; the run was trained on sequences of {most_tokens:,}, and later "
-            f"positions mean nothing to it: take at most {most_tokens:,} tokens, about {fits:,} characters"
+            f"the text has {len(ids):,} tokens, but the run was trained on sequences of {most_tokens:,}: "
+            f"use at most {most_tokens:,} tokens, about {fits:,} characters"
         )
     tokens = torch.tensor([ids], device=model.embedding.device)
     logits, routings = model(tokens)
@@ -67,7 +67,7 @@ def trace(model: Transformer, tokenizer: Tokenizer, text: str, *, most_tokens: i
         pieces=tuple(tokenizer.pieces(ids)),
         num_bytes=int(tokenizer.token_bytes[ids[1:]].sum()),
         losses=torch.cat((torch.full((1,), math.nan), losses)),
-        routings={first + place: _cpu(routing) for place, routing in enumerate(routings)},
+        routings={first + index: _cpu(routing) for index, routing in enumerate(routings)},
         num_devices=num_devices,
     )
 
@@ -77,17 +77,20 @@ def _cpu(routing: Routing) -> Routing:
 
 
 def dropped(traced: Trace, layer: int, capacity_factor: float) -> Tensor:
-    """(T, K) bool: the pairs over their device's budget of `capacity_factor` times the mean load, in this text."""
+    """Return (T, K) bool, the pairs above their device's budget of `capacity_factor` times the mean load."""
     return drop(traced.routings[layer], num_devices=traced.num_devices, capacity_factor=capacity_factor)[0]
 
 
 def budget(traced: Trace, layer: int, capacity_factor: float) -> int:
-    """Pairs that each device has room for."""
+    """Return the budget of each device in pairs."""
     return math.floor(capacity_factor * traced.routings[layer].experts.numel() / traced.num_devices)
 
 
 def pairs(traced: Trace, layer: int, capacity_factor: float) -> pd.DataFrame:
-    """Return one row per token and chosen expert, by falling affinity: token, slot, expert, device, gate, dropped."""
+    """Return one row per token and chosen expert, highest affinity first.
+
+    Columns: token, slot, expert, device, gate, dropped.
+    """
     routing = traced.routings[layer]
     num_tokens, top_k = routing.experts.shape[1:]
     expert = routing.experts.flatten()
@@ -104,7 +107,7 @@ def pairs(traced: Trace, layer: int, capacity_factor: float) -> pd.DataFrame:
 
 
 def loads(traced: Trace, layer: int, capacity_factor: float) -> pd.DataFrame:
-    """One row per expert: expert, device, load (pairs, dropped ones included), dropped."""
+    """Return one row per expert: expert, device, load (pairs, including dropped ones), dropped."""
     experts = traced.routings[layer].experts[0]
     num_experts = traced.routings[layer].affinities.shape[-1]
     over = experts[dropped(traced, layer, capacity_factor)]

@@ -134,7 +134,7 @@ def _transformer(
 def _rope(config: Mapping[str, Any]) -> Rope.Config:
     scaling, parameters = config.get("rope_scaling"), config.get("rope_parameters")
     if scaling and parameters and scaling != parameters:
-        raise ConfigError("rope_scaling", scaling, f"absent beside rope_parameters={parameters!r}")
+        raise ConfigError("rope_scaling", scaling, f"absent, since rope_parameters={parameters!r} is given")
     rope = scaling or parameters or {}
     if not isinstance(rope, Mapping):
         raise ConfigError("rope_scaling" if scaling else "rope_parameters", rope, "an object")

@@ -11,13 +11,13 @@ from torch import Tensor
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float, start: int = 0, visible: Tensor | None = None
 ) -> Tensor:
-    """Attention of q (B, T, H, Q) over k (B, S, G, Q), v (B, S, G, V): (B, T, H, V). Softmax in float32 or wider.
+    """Attend from q (B, T, H, Q) to k (B, S, G, Q) and v (B, S, G, V): (B, T, H, V). Softmax in at least float32.
 
-    `visible` (B, T, S) bool says which keys each query sees, at least one. Without it attention is causal: query t
-    stands at position start + t and key s at position s; S = start + T.
+    `visible` (B, T, S) bool marks the keys that each query may attend to, at least one. Without it attention is causal:
+    query t is at position start + t, key s at position s; S = start + T.
     """
     length, v_dim = q.shape[1], v.shape[-1]
-    if v_dim < q.shape[-1]:  # without equal widths SDPA takes its unfused path, 1.1 to 2.5 times slower than padded
+    if v_dim < q.shape[-1]:  # with unequal widths SDPA is unfused, 1.1 to 2.5 times slower than with padding
         v = F.pad(v, (0, q.shape[-1] - v_dim))
     mask = None if visible is None else visible.unsqueeze(1)
     if visible is None and start > 0 and length > 1:
@@ -35,6 +35,6 @@ def attention(
 
 
 def causal_mask(length: int, start: int, device: torch.device) -> Tensor:
-    """(T, S) bool: True where query start + t may see key s."""
+    """Return (T, S) bool, True where the query at position start + t may attend to key s."""
     keys = torch.arange(start + length, device=device)
     return keys <= keys[start:, None]

@@ -1,4 +1,4 @@
-"""Bringing tokens to experts and back where all experts are on this device: one sort.
+"""Dispatch of tokens to experts that are all on this device, by one sort.
 
 B batch, T tokens, d model width, E experts, K experts per token, N = B T K token-expert pairs.
 """
@@ -12,15 +12,15 @@ from dsv2.kernels.permute import gather_rows, weighted_sum
 
 
 class LocalTicket(NamedTuple):
-    """What `combine` needs to bring rows back to their tokens."""
+    """What `combine` needs to return rows to their tokens."""
 
-    order: Tensor  # (N,) which pair stands at each place of the expert order
-    inverse: Tensor  # (N,) the place of each pair
+    order: Tensor  # (N,) pairs sorted by expert
+    inverse: Tensor  # (N,) index of each pair in that order
     gates: Tensor  # (B, T, K) float32, 0 for dropped pairs
 
 
 class LocalDispatch:
-    """The dispatcher of one device; `models.moe.dispatch.Dispatcher` says what its two methods promise."""
+    """The dispatcher for a single device; `models.moe.dispatch.Dispatcher` documents its methods."""
 
     def dispatch(self, x: Tensor, routing: Any) -> tuple[Tensor, Tensor, LocalTicket]:
         top_k, num_experts = routing.experts.shape[-1], routing.affinities.shape[-1]

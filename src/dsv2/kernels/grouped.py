@@ -1,4 +1,4 @@
-"""Products of rows that are sorted by expert with each expert's own matrix. Specification: `reference.grouped`.
+"""Grouped matmul of rows sorted by expert with each expert's matrix. Specification: `reference.grouped`.
 
 N rows, E experts, I input width, O output width.
 """
@@ -13,7 +13,7 @@ from dsv2.kernels import reference
 
 
 class _Grouped(torch.autograd.Function):
-    """`F.grouped_mm` with both gradients as grouped products too, so nothing is padded, masked or filled with zeros."""
+    """`F.grouped_mm` whose gradients are grouped matmuls too, without padding, masks or zero filling."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, offsets: Tensor, w: Tensor) -> Tensor:
@@ -30,10 +30,10 @@ class _Grouped(torch.autograd.Function):
 
 
 def grouped(rows: Tensor, counts: Tensor, w: Tensor) -> Tensor:
-    """rows (N, I) in blocks of counts (E,) by w (E, I, O): (N, O). Any floating dtype.
+    """Multiply rows (N, I), in blocks of counts (E,), by w (E, I, O): (N, O). Any floating dtype.
 
-    torch's grouped product wants rows of a multiple of 16 bytes and no float64, and refuses the gradient of no rows at
-    all where that is expanded from a scalar; such inputs take the reference.
+    `F.grouped_mm` needs rows of a multiple of 16 bytes, does not support float64, and fails on the gradient of zero
+    rows if it is expanded from a scalar; for such inputs the reference is used.
     """
     aligned = all(width * w.element_size() % 16 == 0 for width in w.shape[1:])
     if not aligned or not len(rows) or w.dtype == torch.float64:

@@ -1,4 +1,4 @@
-"""RMSNorm as one autograd node. Specification: `reference.rms_norm`."""
+"""RMSNorm as one autograd function. Specification: `reference.rms_norm`."""
 
 from typing import Any
 
@@ -13,11 +13,11 @@ class _RMSNorm(torch.autograd.Function):
         norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         scale = (norm.square() / x.shape[-1] + eps).rsqrt()  # 1 / rms
         ctx.save_for_backward(x, w, scale)
-        return (wide * scale).to(x.dtype).mul_(w)  # in place, so that a wider weight does not widen the result
+        return (wide * scale).to(x.dtype).mul_(w)  # in place, so that a wider weight does not promote the result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """torch's fused gradient of LayerNorm, told that the mean is 0, and the term of the mean taken back out."""
+        """Use torch's fused backward of LayerNorm with mean 0, and undo its term for the mean."""
         x, w, scale = ctx.saved_tensors
         grad, wide, weight = (part.to(scale.dtype) for part in (grads[0], x, w))
         width = [x.shape[-1]]
@@ -29,5 +29,5 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def rms_norm(x: Tensor, w: Tensor, eps: float) -> Tensor:
-    """x (..., d) times w (d) over its root mean square; statistics in float32 or wider, dtype of x kept."""
+    """Return x (..., d) / rms(x) * w (d) in the dtype of x, with statistics in at least float32."""
     return _RMSNorm.apply(x, w, eps)

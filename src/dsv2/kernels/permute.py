@@ -1,8 +1,8 @@
-"""Moving token rows to experts and back. Specifications: `reference.gather_rows` and `reference.weighted_sum`.
+"""Permutation of token rows to experts and back. Specifications: `reference.gather_rows`, `reference.weighted_sum`.
 
-`order` (N,) sorts the N = tokens x K token-expert pairs by expert: place n holds pair order[n], of token order[n] // K.
-Both directions are gathers, in backward too: a scatter-add would be slower and its order undefined on a GPU.
-`F.embedding` is the fastest row gather there is on CPU.
+`order` (N,) sorts the N = tokens x K token-expert pairs by expert: row n is of pair order[n], of token order[n] // K.
+Both directions are gathers, in backward too: a scatter-add would be slower and nondeterministic on GPUs. `F.embedding`
+is the fastest row gather on CPU.
 """
 
 from typing import Any
@@ -42,10 +42,10 @@ class _WeightedSum(torch.autograd.Function):
 
 
 def gather_rows(x: Tensor, order: Tensor, inverse: Tensor, top_k: int) -> Tensor:
-    """Rows of x (tokens, d) in expert order: (N, d)."""
+    """Gather the rows of x (tokens, d) in expert order: (N, d)."""
     return _Gather.apply(x, order, inverse, top_k)
 
 
 def weighted_sum(rows: Tensor, gates: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    """Experts' rows (N, d) times gates (tokens, K), summed per token: (tokens, d). Gates have the dtype of rows."""
+    """Sum rows (N, d) times gates (tokens, K) per token: (tokens, d). Gates must have the dtype of rows."""
     return _WeightedSum.apply(rows, gates, order, inverse)

@@ -1,4 +1,4 @@
-"""The specification of every op in this package, in plain differentiable torch. Slow and obvious on purpose.
+"""The specification of every op in this package, in plain differentiable torch; slow but simple.
 
 N rows, E experts, I input width, O output width, W hidden width, V vocabulary.
 """
@@ -11,14 +11,14 @@ from dsv2.kernels.cross_entropy import NOT_SCORED
 
 
 def rms_norm(x: Tensor, w: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * w over the last axis, computed in float32 or wider; same shape and dtype as x."""
+    """Return x / sqrt(mean(x^2) + eps) * w over the last dim, computed in at least float32, in the dtype of x."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return (w * normed.to(x.dtype)).to(x.dtype)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up, for gate and up side by side on the last axis: (..., 2W) -> (..., W)."""
+    """Return silu(gate) * up, for gate and up concatenated along the last dim: (..., 2W) -> (..., W)."""
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
 
@@ -30,27 +30,27 @@ def grouped(rows: Tensor, counts: Tensor, w: Tensor) -> Tensor:
 
 
 def gather_rows(x: Tensor, order: Tensor, top_k: int) -> Tensor:
-    """Row `order[n] // top_k` of x (tokens, I) for every n: (N, I)."""
+    """Gather row `order[n] // top_k` of x (tokens, I) for every n: (N, I)."""
     return x[order // top_k]
 
 
 def weighted_sum(rows: Tensor, gates: Tensor, order: Tensor) -> Tensor:
-    """Sum rows (N, O) back per token, each times its gate; rows[n] belongs to pair order[n] of gates (tokens, K)."""
+    """Sum rows (N, O) times their gates per token; rows[n] belongs to pair order[n] of gates (tokens, K)."""
     pairs = torch.zeros_like(rows).index_copy(0, order, rows)
     return (pairs.view(*gates.shape, -1) * gates[..., None]).sum(1)
 
 
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:
-    """Turn the pairs (x0, x1), (x2, x3), ... of x (B, T, H, R) by complex rotations (T, R / 2) or (B, T, R / 2)."""
+    """Rotate the pairs (x0, x1), (x2, x3), ... of x (B, T, H, R) by complex rotations (T, R / 2) or (B, T, R / 2)."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     first, second = wide[..., 0::2], wide[..., 1::2]
     cos, sin = rotations.real.unsqueeze(-2), rotations.imag.unsqueeze(-2)
-    turned = torch.stack((first * cos - second * sin, first * sin + second * cos), dim=-1)
-    return turned.flatten(-2).to(x.dtype)
+    rotated = torch.stack((first * cos - second * sin, first * sin + second * cos), dim=-1)
+    return rotated.flatten(-2).to(x.dtype)
 
 
 def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
-    """log(sum(exp(logits))) - logits[target] over the last axis (..., V), in float32; 0 for targets NOT_SCORED."""
+    """Return logsumexp(logits) - logits[target] over the last dim (..., V), in float32; 0 for targets NOT_SCORED."""
     wide, scored = logits.float(), targets != NOT_SCORED
     of_target = wide.gather(-1, targets.where(scored, 0)[..., None])[..., 0]
     return (wide.logsumexp(-1) - of_target).where(scored, 0)

@@ -1,4 +1,4 @@
-"""Turning pairs of channels by given angles, as one autograd node. Specification: `reference.rotate`."""
+"""Rotation of channel pairs as one autograd function. Specification: `reference.rotate`."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class _Rotate(torch.autograd.Function):
-    """The gradient of a rotation is the rotation back, so only the rotations are kept."""
+    """The gradient of a rotation is the inverse rotation, so only the rotations are saved."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rotations: Tensor) -> Tensor:
@@ -23,11 +23,13 @@ class _Rotate(torch.autograd.Function):
 def _turn(x: Tensor, rotations: Tensor) -> Tensor:
     pairs = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))
     if pairs.storage_offset() % 2 or any(stride % 2 for stride in pairs.stride()[:-1]):
-        pairs = pairs.clone(memory_format=torch.contiguous_format)  # a slice that starts within a pair
+        pairs = pairs.clone(memory_format=torch.contiguous_format)  # a slice that starts inside a pair
     return torch.view_as_real(torch.view_as_complex(pairs) * rotations.unsqueeze(-2)).flatten(-2).to(x.dtype)
 
 
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:
-    """Turn the pairs (x0, x1), (x2, x3), ... of x (B, T, H, R) by rotations (T, R / 2), the same for every row, or
-    (B, T, R / 2); float32 or wider inside."""
+    """Rotate the pairs (x0, x1), (x2, x3), ... of x (B, T, H, R) by complex rotations (T, R / 2) or (B, T, R / 2).
+
+    Computed in at least float32.
+    """
     return _Rotate.apply(x, rotations)

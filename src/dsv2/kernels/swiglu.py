@@ -1,4 +1,4 @@
-"""SwiGLU's elementwise part as one autograd node that keeps only its input. Specification: `reference.swiglu`."""
+"""SwiGLU's elementwise part as one autograd function that saves only its input. Specification: `reference.swiglu`."""
 
 from typing import Any
 
@@ -26,5 +26,5 @@ class _SwiGLU(torch.autograd.Function):
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """(..., 2W), gate first, to (..., W): silu(gate) * up."""
+    """Return silu(gate) * up, (..., W), from gate and up concatenated, (..., 2W)."""
     return _SwiGLU.apply(gate_up)

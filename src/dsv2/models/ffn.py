@@ -1,4 +1,4 @@
-"""The dense feed-forward network, SwiGLU; also what DeepSeekMoE's shared experts are.
+"""SwiGLU, the dense feed-forward network and the shared experts of DeepSeekMoE.
 
 B batch, T tokens, d model width, W hidden width.
 """
@@ -15,7 +15,7 @@ from dsv2.models.weights import Weight
 
 
 class SwiGLU(nn.Module):
-    """w_down (silu(w_gate x) * w_up x), the gate and up matrices stacked in one."""
+    """w_down (silu(w_gate x) * w_up x), with the gate and up matrices stacked in one."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ConfigBase):
@@ -37,5 +37,5 @@ class SwiGLU(nn.Module):
         self.w_down = nn.Parameter(torch.empty(dim, config.width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, d) -> (B, T, d)."""
+        """Map x (B, T, d) to (B, T, d)."""
         return self.ops.linear(swiglu(self.ops.linear(x, self.w_gate_up)), self.w_down)

@@ -1,4 +1,4 @@
-"""What is handed to every module from outside: the two functions in which weights meet activations, and the dispatcher.
+"""Operations passed to every module: the two functions that multiply activations by weights, and the dispatcher.
 
 N rows, I input width, O output width, E experts.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Ops(NamedTuple):
     linear: Callable[[Tensor, Tensor], Tensor] = F.linear  # x (..., I), w (O, I) -> (..., O)
     grouped: Callable[[Tensor, Tensor, Tensor], Tensor] = grouped  # rows (N, I), counts (E,), w (E, I, O) -> (N, O)
-    dispatcher: "Dispatcher" = LOCAL  # brings tokens to the routed experts and back
+    dispatcher: "Dispatcher" = LOCAL  # sends tokens to the routed experts and back
 
 
 PLAIN = Ops()

@@ -1,6 +1,6 @@
 """Rotary position embedding on interleaved pairs, and YaRN (section 3.1.4).
 
-T tokens, R rotated width (even). `rotate` applies what `Rope.rotations` gives.
+T tokens, R rotated width (even). `rotate` applies the output of `Rope.rotations`.
 """
 
 import math
@@ -14,14 +14,14 @@ from dsv2.kernels.rope import rotate as rotate
 
 
 class Yarn:
-    """YaRN's constants: how far the context is stretched, and which frequencies are kept."""
+    """Parameters of YaRN: the extension of the context, and which frequencies are interpolated."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ConfigBase):
         factor: float = 40.0  # s: new length / original length
         original_length: int = 4096  # tokens
-        beta_fast: float = 32.0  # pairs that turn more often than this over the original length are kept as they are
-        beta_slow: float = 1.0  # pairs that turn less often are slowed by `factor`
+        beta_fast: float = 32.0  # pairs with more turns than this over the original length are unchanged
+        beta_slow: float = 1.0  # pairs with fewer turns than this are interpolated by `factor`
         mscale: float = 0.707
         mscale_all_dim: float = 0.707
 
@@ -31,12 +31,12 @@ class Yarn:
             self.require(self.beta_fast > self.beta_slow, "beta_fast", f"more than beta_slow={self.beta_slow}")
 
         def length_scale(self, mscale: float) -> float:
-            """sqrt(t) = 0.1 mscale ln(s) + 1."""
+            """Return sqrt(t) = 0.1 mscale ln(s) + 1."""
             return 0.1 * mscale * math.log(self.factor) + 1.0
 
 
 class Rope:
-    """Angles of every position; holds no tensors."""
+    """Computes the rotations of positions; holds no tensors."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ConfigBase):
@@ -54,11 +54,11 @@ class Rope:
 
     @property
     def softmax_factor(self) -> float:
-        """What YaRN multiplies the softmax scale by; 1 without it."""
+        """YaRN's factor on the softmax scale; 1 without YaRN."""
         return self.yarn.length_scale(self.yarn.mscale_all_dim) ** 2 if self.yarn else 1.0
 
     def frequencies(self, dim: int, device: torch.device | None = None) -> Tensor:
-        """Radians a position, (R / 2) float32."""
+        """Return the radians per position of each pair, (R / 2) float32."""
         pairs = torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim
         frequencies = 1.0 / self.base**pairs
         if self.yarn is None:
@@ -67,16 +67,16 @@ class Rope:
         high = math.ceil(self._turns_at(self.yarn.beta_slow, dim))
         low, high = max(low, 0), min(high, dim - 1)
         pair = torch.arange(dim // 2, dtype=torch.float32, device=device)
-        slowed = ((pair - low) / (high - low or 0.001)).clamp(0, 1)  # 0: kept, 1: interpolated
-        return frequencies / self.yarn.factor * slowed + frequencies * (1 - slowed)
+        ramp = ((pair - low) / (high - low or 0.001)).clamp(0, 1)  # 0: unchanged, 1: interpolated
+        return frequencies / self.yarn.factor * ramp + frequencies * (1 - ramp)
 
     def _turns_at(self, turns: float, dim: int) -> float:
-        """The (fractional) pair that makes `turns` full turns over the original length."""
+        """Return the (fractional) index of the pair with `turns` full turns over the original length."""
         assert self.yarn is not None
         return dim * math.log(self.yarn.original_length / (turns * 2 * math.pi)) / (2 * math.log(self.base))
 
     def rotations(self, positions: Tensor, dim: int) -> Tensor:
-        """Unit rotations (..., R / 2) complex64 of integer positions (...), times YaRN's factor on cos and sin."""
+        """Return rotations (..., R / 2) complex64 of integer positions (...), times YaRN's factor on cos and sin."""
         angles = positions.float().unsqueeze(-1) * self.frequencies(dim, positions.device)
         factor = 1.0
         if self.yarn is not None:

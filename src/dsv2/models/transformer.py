@@ -1,4 +1,4 @@
-"""The whole model: embedding, pre-norm blocks, final norm, output head.
+"""The model: embedding, pre-norm blocks, final norm, output head.
 
 B batch, T tokens, d model width, V vocabulary.
 """
@@ -41,14 +41,14 @@ class Transformer(nn.Module):
         dim: int
         num_layers: int
         attention: AttentionConfig
-        ffn: MoEConfig | SwiGLU.Config  # of every layer past the first `num_dense_layers`
+        ffn: MoEConfig | SwiGLU.Config  # of every layer after the first `num_dense_layers`
         num_dense_layers: int = 0
-        dense: SwiGLU.Config | None = None  # the first layers' FFN
+        dense: SwiGLU.Config | None = None  # FFN of the first `num_dense_layers`
         rope: Rope.Config = field(default_factory=Rope.Config)
         norm_eps: float = 1e-6
         tie_embeddings: bool = False
         init_std: float = 0.006
-        embedding_std: float | None = added(None)  # of the token embedding at the start; None: init_std
+        embedding_std: float | None = added(None)  # initial std of the token embedding; None: init_std
 
         def __post_init__(self) -> None:
             for name in ("vocab_size", "dim", "num_layers", "norm_eps", "init_std"):
@@ -57,10 +57,10 @@ class Transformer(nn.Module):
             fits = 0 <= self.num_dense_layers <= self.num_layers
             self.require(fits, "num_dense_layers", f"between 0 and num_layers={self.num_layers}")
             given = self.dense is not None or self.num_dense_layers == 0
-            self.require(given, "dense", f"needed for num_dense_layers={self.num_dense_layers}")
+            self.require(given, "dense", f"required for num_dense_layers={self.num_dense_layers}")
 
         def ffns(self) -> list[MoEConfig | SwiGLU.Config]:
-            """The feed-forward network of each layer."""
+            """Return the feed-forward network of each layer."""
             return [
                 self.dense if self.dense is not None and layer < self.num_dense_layers else self.ffn
                 for layer in range(self.num_layers)
@@ -68,16 +68,16 @@ class Transformer(nn.Module):
 
         @property
         def moe(self) -> MoE.Config | None:
-            """The config of the layers that route, or None where no layer does."""
+            """Config of the MoE layers, or None if there are none."""
             return self.ffn if isinstance(self.ffn, MoE.Config) and self.num_dense_layers < self.num_layers else None
 
         @property
         def moe_layers(self) -> range:
-            """The numbers of the layers that route, counted from 0 at the input."""
+            """Indices of the MoE layers, counted from 0 at the input."""
             return range(self.num_layers if self.moe is None else self.num_dense_layers, self.num_layers)
 
         def layer_weights(self, layer: int) -> list[Weight]:
-            """The weights of one block, named as in the module."""
+            """Return the weights of one block, named as in the module."""
             parts = {"attention": self.attention, "ffn": self.ffns()[layer]}
             inner = [
                 weight._replace(name=f"{part}.{weight.name}")
@@ -87,7 +87,7 @@ class Transformer(nn.Module):
             return [Weight("attention_norm.w", (self.dim,)), Weight("ffn_norm.w", (self.dim,)), *inner]
 
         def build(self, *, seed: int = 0, ops: Ops = PLAIN) -> "Transformer":
-            """The module on the default device, weights drawn from `seed` (none are drawn on the meta device)."""
+            """Build the model on the default device, with weights initialised from `seed` (except on meta)."""
             model = Transformer(self, ops)
             initialise(model, std=self.init_std, embedding_std=self.embedding_std or self.init_std, seed=seed)
             return model
@@ -110,18 +110,21 @@ class Transformer(nn.Module):
         routings: Sequence[Routing] | None = None,
         seed: int | None = None,
     ) -> Output:
-        """Logits of the next token for tokens (B, T) int64.
+        """Return the next-token logits of tokens (B, T) int64, and the routings of the MoE layers.
 
-        `positions` (B, T) int64 are for rows of different lengths: those of a row count up by one, and -1 stands for
-        padding, on the left or on the right, which nobody sees. Without them every row's tokens follow what the caches
-        hold. `caches`, one per layer, hold earlier tokens and are extended. `exempt` (B,) bool: sequences that token
-        dropping spares. `routings`, one per MoE layer, replays recorded choices of experts with gates from the live
-        affinities. `seed`, another one every step, decides what a router draws in training; without it torch's
-        generator does.
+        Args:
+            tokens: (B, T) int64.
+            positions: (B, T) int64, for rows of different lengths. They are consecutive within a row; -1 marks padding
+                on either side, which is masked. By default, tokens follow those in the caches.
+            caches: One per layer, with the earlier tokens; they are extended.
+            exempt: (B,) bool, sequences exempt from token dropping.
+            routings: One per MoE layer; their experts are replayed, with gates from the live affinities.
+            seed: Determines the random draws of routers in training and should differ in every step. By default, they
+                use torch's generator.
         """
         positions, ragged = self._places(tokens, positions, caches[0] if caches else None)
         rotations = self.rope.rotations(positions, self.config.attention.rotary_dim)
-        if ragged is not None:  # so that the id of padding decides nothing, not even how experts' rows are grouped
+        if ragged is not None:  # so that padding ids have no effect, not even on the grouping of experts' rows
             tokens = tokens.masked_fill(ragged.positions < 0, 0)
         recorded = iter(routings or ())
         x, chosen = F.embedding(tokens, self.embedding), []
@@ -135,7 +138,7 @@ class Transformer(nn.Module):
         return Output(logits, tuple(chosen))
 
     def _places(self, tokens: Tensor, positions: Tensor | None, cache: Cache | None) -> tuple[Tensor, Ragged | None]:
-        """Positions (T,) where all rows are alike, else (B, T) and what follows from them. Raises ValueError."""
+        """Return positions (T,) if all rows have the same, else (B, T) and the ragged batch. Raises ValueError."""
         if positions is None:
             following = torch.arange(tokens.shape[1], device=tokens.device)
             if cache is None or not cache.ragged:
@@ -143,13 +146,13 @@ class Transformer(nn.Module):
             positions = cache.lengths[:, None] + following
         if positions.shape != tokens.shape or positions.is_floating_point():
             shape = f"{tuple(positions.shape)} {positions.dtype}"
-            raise ValueError(f"positions has shape {shape}: one whole number per token, {tuple(tokens.shape)}")
+            raise ValueError(f"positions has shape {shape}: must be one integer per token, {tuple(tokens.shape)}")
         return positions.clamp(min=0), ragged_batch(positions, cache)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode inside, and back in the mode it was in afterwards."""
+    """Put a model in evaluation mode within the context, and restore its mode afterwards."""
     was_training = model.training
     model.eval()
     try:
@@ -159,7 +162,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then + ffn(norm(.))."""
+    """A pre-norm block: x + attention(norm(x)), then x + ffn(norm(x))."""
 
     def __init__(self, config: Transformer.Config, ffn: MoEConfig | SwiGLU.Config, rope: Rope, ops: Ops) -> None:
         super().__init__()

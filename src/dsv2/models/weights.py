@@ -1,11 +1,11 @@
-"""What a component's config says of its weights, for accounting without allocating them."""
+"""Weights as described by a component's config, for accounting without allocating them."""
 
 import math
 from typing import NamedTuple
 
 
 class Weight(NamedTuple):
-    """One parameter tensor: its shape, and the share of it that one token uses (K / E for routed experts)."""
+    """One parameter tensor: its shape, and the share used by one token (K / E for routed experts)."""
 
     name: str
     shape: tuple[int, ...]
@@ -21,5 +21,5 @@ class Weight(NamedTuple):
 
     @property
     def is_matrix(self) -> bool:
-        """True where it is multiplied with activations: 2 FLOPs an active element and token. Norms are vectors."""
+        """Whether it multiplies activations in a matmul, at 2 FLOPs per active element and token; norms do not."""
         return len(self.shape) > 1

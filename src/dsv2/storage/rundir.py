@@ -103,5 +103,5 @@ def _trials(study: Path) -> list[list[Any]]:
 def _instead(root: Path, text: str) -> str:
     """List the arms and seeds of the study, if `text` names one."""
     trials = _trials(root / Path(*text.split("/")[:2])) if text.count("/") > 1 else []
-    arms, seeds = (dict.fromkeys(str(trial[place]) for trial in trials) for place in (0, 1))
+    arms, seeds = (dict.fromkeys(str(trial[index]) for trial in trials) for index in (0, 1))
     return f"; arms there are {', '.join(arms)}, seeds {', '.join(seeds)}" if trials else ""

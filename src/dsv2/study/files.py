@@ -67,8 +67,8 @@ class StudyFile(ConfigBase):
         self.require(self.seeds <= 1000, "seeds", "at most 1000")
         self.require((self.arms is None) != (self.grid is None), "arms", "either arms or a grid")
         for levels in (self.grid or {}).values():
-            once = levels and len(set(map(str, levels))) == len(levels)
-            self.require(bool(once), "grid", "at least one level for each key, each once")
+            distinct = levels and len(set(map(str, levels))) == len(levels)
+            self.require(bool(distinct), "grid", "at least one level for each key, all distinct")
         self.require(len(self.arms or self.levels()) >= 2, "arms", "at least two")
         self.require(self.metric in self.judged, "metric", f"one of the judged metrics, {', '.join(self.judged)}")
         unknown = [metric for metric in self.judged if metric not in METRICS and not metric.startswith("val/bpb_")]
@@ -84,7 +84,7 @@ class StudyFile(ConfigBase):
         _require_scales("scales", self.scales)
         known = self.paper_table is None or self.paper_table in PAPER_TABLES
         self.require(known, "paper_table", f"one of {', '.join(PAPER_TABLES)}")
-        self.require(self.paper_table is None or self.published is None, "published", "null beside paper_table")
+        self.require(self.paper_table is None or self.published is None, "published", "null if paper_table is given")
 
     @property
     def published_text(self) -> str | None:
@@ -230,7 +230,7 @@ def _with_shared(node: dict[str, Any], where: str) -> dict[str, Any]:
         raise ConfigError("defaults", named, f"a list of some of {', '.join(shared)}, in {where}")
     for name in named:
         if (name not in shared and name != "_self_") or named.count(name) > 1:
-            raise ConfigError("defaults", name, f"some of {', '.join(shared)}, each once, in {where}")
+            raise ConfigError("defaults", name, f"some of {', '.join(shared)}, without duplicates, in {where}")
     own = {key: value for key, value in node.items() if key != "defaults"}
     merged: dict[str, Any] = {}
     for name in named if "_self_" in named else [*named, "_self_"]:

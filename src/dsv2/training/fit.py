@@ -75,7 +75,7 @@ def fit(run: Run.Config, folder: Path, *, module: type[Module] = Module) -> dict
 
 
 def _silent(run: Run.Config) -> Run.Config:
-    """The same run without progress bar and W&B, for a process whose output is discarded."""
+    """Disable progress bar and W&B, for a process whose output is discarded."""
     wandb = replace(run.logger.wandb, mode="disabled")
     return replace(run, trainer=replace(run.trainer, progress=False), logger=replace(run.logger, wandb=wandb))
 

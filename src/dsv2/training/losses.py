@@ -46,14 +46,14 @@ class BalanceLoss:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of logits (B, T, V) over the scored targets (B, T), in nats, as float32."""
+    """Return the mean cross-entropy of logits (B, T, V) over the scored targets (B, T): float32, in nats."""
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=NOT_SCORED)
 
 
 def training_loss(
     logits: Tensor, targets: Tensor, routings: Sequence[Routing], moe: MoE.Config | None, alphas: BalanceLoss.Config
 ) -> Losses:
-    """Cross-entropy plus alpha-weighted balance losses: mean over sequences, sum over layers."""
+    """Compute cross-entropy plus alpha-weighted balance losses: mean over sequences, sum over layers."""
     ce = cross_entropy(logits, targets)
     balance = torch.zeros(3, device=ce.device)
     if moe is not None and any((alphas.expert, alphas.device, alphas.communication)):

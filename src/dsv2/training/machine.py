@@ -52,7 +52,7 @@ def keep_freed_memory() -> None:
 
 @cache
 def peak_flops(device: torch.device, precision: str) -> float:
-    """FLOPs per second of a large square matmul, the best of six; measured once per process, in about 0.2 s."""
+    """Measure the FLOPs per second of a large square matmul (best of six), once per process, in about 0.2 s."""
     on_gpu = device.type == "cuda"
     size, dtype = (8192 if on_gpu else 768), (torch.bfloat16 if precision == "bf16" else torch.float32)
     a = torch.ones(size, size, device=device, dtype=dtype)

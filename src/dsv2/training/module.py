@@ -41,10 +41,10 @@ class Module(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         losses, routings = self.objective(batch)
-        whole = Losses(*mean(torch.stack(losses).detach()).unbind())
-        if not torch.isfinite(whole.total):  # the same in all processes, so that none waits for one that stopped
-            raise Diverged(f"the loss became {whole.total.item()} in step {self.global_step + 1}")
-        return {"loss": losses.total, "step": Step(whole, detached(routings))}
+        averaged = Losses(*mean(torch.stack(losses).detach()).unbind())
+        if not torch.isfinite(averaged.total):  # the same in all processes, so that none waits for one that stopped
+            raise Diverged(f"the loss became {averaged.total.item()} in step {self.global_step + 1}")
+        return {"loss": losses.total, "step": Step(averaged, detached(routings))}
 
     def objective(self, batch: Batch) -> tuple[Losses, tuple[Routing, ...]]:
         """Return the losses of a step and the routing of its tokens: the method to override for another objective.

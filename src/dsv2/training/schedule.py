@@ -54,7 +54,7 @@ class BatchRamp:
         return (int(ends[-1]) if len(ends) else 0) + (step - len(ends)) * self.config.size
 
     def batch_size(self, step: int) -> int:
-        """Number of sequences in this step."""
+        """Return the number of sequences in this step."""
         return self.first_sequence(step + 1) - self.first_sequence(step)
 
     @property

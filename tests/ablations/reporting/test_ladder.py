@@ -37,9 +37,7 @@ def test_a_ladder_with_a_hole_has_no_verdict(fill, capsys):
     fill("kv_rank", "smoke")
     fill("kv_rank", "tiny", leave_out=1)
     assert main(["sweep=kv_rank", "scale=[smoke,tiny]"]) == 0
-    assert "No verdict: no verdict: 1 trials have no result: double seed 2 at tiny" in capsys.readouterr().out.replace(
-        "\n", " "
-    )
+    assert "No verdict: 1 trials have no result: double seed 2 at tiny" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_a_ladder_of_two_rungs_holds_none_out(fill, console, runs):

@@ -153,7 +153,7 @@ def test_a_study_with_a_failed_trial_is_not_finished(pair, here, console):
 def test_a_corpus_seen_too_often_is_warned_of_once(pair, here, console, monkeypatch):
     monkeypatch.setattr(runner, "_run_all", lambda *_: None)
     assert runner.run_trials(pair("trainer.tokens=1280000"), workers=1, launcher="local", console=console) is False
-    assert console.file.getvalue().count("warning: 1,280,000 training tokens see the corpus of") == 1
+    assert console.file.getvalue().count("warning: 1,280,000 training tokens repeat the corpus of") == 1
 
 
 # ---- progress --------------------------------------------------------------------------------------------------------

@@ -51,7 +51,9 @@ def test_a_study_of_ones_own_is_a_path(tmp_path, suffix):
 
 @pytest.mark.parametrize("seeds", [[], [1, 1], [-1], [2**32], [0.0], [True]])
 def test_bad_seeds_are_refused(small, seeds):
-    with pytest.raises(ConfigError, match=r"seeds=.* is not valid: (at least one, each once|whole numbers from 0)"):
+    with pytest.raises(
+        ConfigError, match=r"seeds=.* is not valid: (at least one, without duplicates|whole numbers from 0)"
+    ):
         Study(small.source, seeds=seeds, overrides=small.overrides)
 
 

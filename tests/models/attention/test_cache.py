@@ -131,7 +131,7 @@ def test_a_row_goes_on_from_its_cache():
     tokens = torch.zeros(2, 2, dtype=torch.int64)
     model(tokens, positions=torch.tensor([[0, 1], [0, -1]]), caches=caches)
     with pytest.raises(
-        ValueError, match=r"positions\[1\]=\[2, 3\]: must count up from 1, what its cache holds, by one"
+        ValueError, match=r"positions\[1\]=\[2, 3\]: must count up from 1, the length of its cache, by one"
     ):
         model(tokens, positions=torch.tensor([[2, 3], [2, 3]]), caches=caches)
     with pytest.raises(ValueError, match="5 tokens do not fit in a cache of 4"):

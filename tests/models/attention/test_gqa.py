@@ -151,7 +151,7 @@ def test_the_whole_head_turns_unless_a_part_is_named(rope_dim: int | None, expec
         ({"num_kv_heads": 0}, "num_kv_heads=0 is not valid: a divisor of num_heads=4"),
         ({"num_kv_heads": 8}, "num_kv_heads=8 is not valid: a divisor of num_heads=4"),
         ({"head_dim": 0}, "head_dim=0 is not valid: positive"),
-        ({"head_dim": 5}, "head_dim=5 is not valid: even, since RoPE turns pairs"),
+        ({"head_dim": 5}, "head_dim=5 is not valid: even, since RoPE rotates pairs"),
         ({"rope_dim": 3}, "rope_dim=3 is not valid: even and between 2 and head_dim=6"),
         ({"rope_dim": 0}, "rope_dim=0 is not valid: even and between 2 and head_dim=6"),
         ({"rope_dim": 8}, "rope_dim=8 is not valid: even and between 2 and head_dim=6"),

@@ -161,7 +161,7 @@ def test_dropped_pairs_still_count() -> None:
 
 @pytest.mark.parametrize("num_devices", [0, 4, 7])
 def test_devices_that_do_not_divide_the_experts_are_refused(num_devices: int) -> None:
-    with pytest.raises(ValueError, match=f"^num_devices={num_devices}: a divisor of the number of experts, 6"):
+    with pytest.raises(ValueError, match=f"^num_devices={num_devices}: must be a divisor of the number of experts, 6"):
         balance_losses(counted([[[0, 1]]], 6), num_devices=num_devices)
 
 

@@ -142,12 +142,12 @@ def test_a_huge_capacity_is_no_dropping() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_devices": 1, "capacity_factor": 0.0}, "capacity_factor=0.0: positive"),
-        ({"num_devices": 3, "capacity_factor": 1.0}, "num_devices=3: a divisor of the number of experts, 4"),
-        ({"num_devices": 0, "capacity_factor": 1.0}, "num_devices=0: a divisor of the number of experts, 4"),
+        ({"num_devices": 1, "capacity_factor": 0.0}, "capacity_factor=0.0: must be positive"),
+        ({"num_devices": 3, "capacity_factor": 1.0}, "num_devices=3: must be a divisor of the number of experts, 4"),
+        ({"num_devices": 0, "capacity_factor": 1.0}, "num_devices=0: must be a divisor of the number of experts, 4"),
         (
             {"num_devices": 1, "capacity_factor": 1.0, "exempt": torch.tensor([True])},
-            r"exempt has shape \(1,\): one entry per sequence, \(2,\)",
+            r"exempt has shape \(1,\): must be one entry per sequence, \(2,\)",
         ),
     ],
 )

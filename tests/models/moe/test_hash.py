@@ -69,7 +69,7 @@ def test_integers_wrap_around_at_64_bits(seed: int) -> None:
 
 
 def test_a_layer_without_tokens_says_so() -> None:
-    with pytest.raises(ValueError, match=r"^tokens=None: a hash layer routes by the ids"):
+    with pytest.raises(ValueError, match=r"^tokens=None: a hash layer routes by token ids"):
         Hash.Config(**SIZES).build(5)(torch.zeros(SHAPE))
 
 
@@ -91,14 +91,14 @@ def test_a_call_leaves_nothing_behind(training: bool) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("top_k=3", "top_k=3 is not valid: 1, a hash names one expert"),
+        ("top_k=3", "top_k=3 is not valid: 1, since a hash selects one expert"),
         ("hash_seed=-1", "hash_seed=-1 is not valid: 0 or more"),
         ("max_devices=1", "max_devices=1 is not valid: null, a hash layer has no device limit"),
-        ("routed_scaling_factor=2.0", "routed_scaling_factor=2.0 is not valid: 1, a hash layer scales no output"),
+        ("routed_scaling_factor=2.0", "routed_scaling_factor=2.0 is not valid: 1, since a hash layer has no scaling"),
         ("num_devices=2", "num_devices=2 is not valid: a divisor of num_experts=9"),
         (
             "dropping={capacity_factor: 1.0}",
-            r"dropping=.* is not valid: null, a hash layer drops nothing by device",
+            r"dropping=.* is not valid: null, since a hash layer has no device-level dropping",
         ),
     ],
 )

@@ -155,7 +155,7 @@ def test_shared_experts_run_between_dispatch_and_combine() -> None:
     ("change", "message"),
     [
         ({"num_experts": 0}, "num_experts=0 is not valid: at least 1"),
-        ({"top_k": 5}, "top_k=5 is not valid: between 1 and 4, the experts of 1 devices"),
+        ({"top_k": 5}, "top_k=5 is not valid: between 1 and 4, the experts on 1 devices"),
         ({"num_devices": 3}, "num_devices=3 is not valid: a divisor of num_experts=4"),
         ({"num_devices": 2, "max_devices": 3}, "max_devices=3 is not valid: between 1 and num_devices=2, or null"),
         ({"expert_dim": 0}, "expert_dim=0 is not valid: positive"),

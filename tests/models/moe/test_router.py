@@ -131,13 +131,22 @@ def test_affinities_are_float32_in_a_bfloat16_layer() -> None:
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"top_k": 0}, "top_k=0: between 1 and 6, the experts of 1 devices"),
-        ({"top_k": 7}, "top_k=7: between 1 and 6, the experts of 1 devices"),
-        ({"top_k": 2, "num_devices": 4}, "num_devices=4: a divisor of num_experts=6"),
-        ({"top_k": 2, "num_devices": 0}, "num_devices=0: a divisor of num_experts=6"),
-        ({"top_k": 2, "num_devices": 3, "max_devices": 0}, "max_devices=0: between 1 and num_devices=3, or null"),
-        ({"top_k": 2, "num_devices": 3, "max_devices": 4}, "max_devices=4: between 1 and num_devices=3, or null"),
-        ({"top_k": 3, "num_devices": 3, "max_devices": 1}, "top_k=3: between 1 and 2, the experts of 1 devices"),
+        ({"top_k": 0}, "top_k=0: must be between 1 and 6, the experts on 1 devices"),
+        ({"top_k": 7}, "top_k=7: must be between 1 and 6, the experts on 1 devices"),
+        ({"top_k": 2, "num_devices": 4}, "num_devices=4: must be a divisor of num_experts=6"),
+        ({"top_k": 2, "num_devices": 0}, "num_devices=0: must be a divisor of num_experts=6"),
+        (
+            {"top_k": 2, "num_devices": 3, "max_devices": 0},
+            "max_devices=0: must be between 1 and num_devices=3, or null",
+        ),
+        (
+            {"top_k": 2, "num_devices": 3, "max_devices": 4},
+            "max_devices=4: must be between 1 and num_devices=3, or null",
+        ),
+        (
+            {"top_k": 3, "num_devices": 3, "max_devices": 1},
+            "top_k=3: must be between 1 and 2, the experts on 1 devices",
+        ),
     ],
 )
 def test_what_cannot_be_had_is_refused(limits: dict[str, int], message: str) -> None:

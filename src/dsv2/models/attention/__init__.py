@@ -1,4 +1,4 @@
-"""Attention variants: every config here can stand under `model.attention`."""
+"""Attention variants; their configs can be used as `model.attention`."""
 
 from dsv2.models.attention.gqa import GQA
 from dsv2.models.attention.mla import MLA

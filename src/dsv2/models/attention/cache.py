@@ -1,4 +1,4 @@
-"""What attention asks of a cache, and where the tokens of a ragged batch stand; caches live in `dsv2.inference.cache`.
+"""The cache interface of attention, and positions of ragged batches; caches are in `dsv2.inference.cache`.
 
 B batch, T tokens, S keys.
 """
@@ -14,45 +14,45 @@ class Cache(Protocol):
 
     @property
     def length(self) -> int:
-        """Tokens that the longest row holds, S."""
+        """Tokens in the longest row, S."""
 
     @property
     def lengths(self) -> Tensor:
-        """Tokens that each row holds, (B,) int64."""
+        """Tokens in each row, (B,) int64."""
 
     @property
     def ragged(self) -> bool:
         """Whether rows may hold different numbers of tokens."""
 
     def append(self, *new: Tensor, ragged: "Ragged | None" = None) -> tuple[Tensor, ...]:
-        """Add (B, T, ...) after what every row holds, or at the places that `ragged` gives; return all, (B, S, ...)."""
+        """Append (B, T, ...) to every row, or write at the positions in `ragged`; return all tokens, (B, S, ...)."""
 
 
 class Ragged(NamedTuple):
-    """Rows of different lengths in one batch: where each token stands, and what it sees. The same for all layers."""
+    """Positions and attention mask of a batch with rows of different lengths; the same for all layers."""
 
-    positions: Tensor  # (B, T) int64; -1: padding, which nobody sees and whose own output means nothing
-    visible: Tensor  # (B, T, S) bool: the keys that each query sees, at least one
-    end: int  # S where keys are cached: one more than the highest position
+    positions: Tensor  # (B, T) int64; -1: padding, which is masked and whose output is meaningless
+    visible: Tensor  # (B, T, S) bool: the keys visible to each query, at least one
+    end: int  # S if keys are cached: one more than the highest position
 
 
 def ragged_batch(positions: Tensor, cache: Cache | None) -> Ragged:
-    """Work out what the queries at positions (B, T) see, of what `cache` holds and of one another.
+    """Compute which keys, of `cache` and of the batch itself, are visible to queries at positions (B, T).
 
-    Raises ValueError unless the positions of each row count up by one, with a cache from the row's length on.
+    Raises ValueError unless the positions of each row are consecutive and, with a cache, start at the row's length.
     """
     valid = positions >= 0
-    starts = positions - valid.cumsum(1) + 1  # of a row, by each of its tokens: all alike
+    starts = positions - valid.cumsum(1) + 1  # the row's first position, as implied by each token
     first = starts.masked_fill(~valid, torch.iinfo(torch.int64).max).amin(1) if cache is None else cache.lengths
     wrong = (valid & (starts != first[:, None])).any(1) | (valid.any(1) & (first < 0))
     if wrong.any():
         row = int(wrong.nonzero()[0])
-        begin = "" if cache is None else f" from {int(cache.lengths[row])}, what its cache holds,"
+        begin = "" if cache is None else f" from {int(cache.lengths[row])}, the length of its cache,"
         raise ValueError(f"positions[{row}]={positions[row].tolist()}: must count up{begin} by one, -1 for padding")
-    seen_from = positions.clamp(min=0).unsqueeze(-1)  # padding sees what the first token sees, so that it is finite
+    queries = positions.clamp(min=0).unsqueeze(-1)  # padding attends like the first token, so that it is finite
     if cache is not None:
         end = max(int(positions.max()) + 1, cache.length, 1)
-        return Ragged(positions, torch.arange(end, device=positions.device) <= seen_from, end)
+        return Ragged(positions, torch.arange(end, device=positions.device) <= queries, end)
     keys = positions.unsqueeze(1)
     own = torch.eye(positions.shape[1], dtype=torch.bool, device=positions.device)
-    return Ragged(positions, ((keys >= 0) & (keys <= seen_from)) | own, positions.shape[1])
+    return Ragged(positions, ((keys >= 0) & (keys <= queries)) | own, positions.shape[1])

@@ -1,6 +1,6 @@
-"""Grouped-query attention: MHA with as many key-value heads as heads, MQA with one (section 2.1.1).
+"""Grouped-query attention; MHA has as many key-value heads as heads, MQA has one (section 2.1.1).
 
-B batch, T tokens, S keys, d model width, H heads, G key-value heads, D width of a head.
+B batch, T tokens, S keys, d model width, H heads, G key-value heads, D head width.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from dsv2.models.ops import PLAIN, Ops
 from dsv2.models.rope import Rope, rotate
 from dsv2.models.weights import Weight
 
-KEY_NORM_EPS = 1e-6  # whatever the rest of the model uses; as MLA's latent norms
+KEY_NORM_EPS = 1e-6  # independent of the model's norm_eps, like MLA's latent norms
 
 
 class GQA(nn.Module):
@@ -36,7 +36,7 @@ class GQA(nn.Module):
             self.require(divides, "num_kv_heads", f"a divisor of num_heads={self.num_heads}")
             self.require(self.head_dim > 0, "head_dim", "positive")
             if self.rope_dim is None:
-                self.require(self.head_dim % 2 == 0, "head_dim", "even, since RoPE turns pairs")
+                self.require(self.head_dim % 2 == 0, "head_dim", "even, since RoPE rotates pairs")
             else:
                 fits = 0 < self.rope_dim <= self.head_dim and self.rope_dim % 2 == 0
                 self.require(fits, "rope_dim", f"even and between 2 and head_dim={self.head_dim}")
@@ -52,11 +52,11 @@ class GQA(nn.Module):
             return [*(Weight(name, shape) for name, shape in shapes.items()), *norm]
 
         def score_flops(self, context: int) -> int:
-            """FLOPs per token to score `context` keys and sum their values, forward."""
+            """Return the forward FLOPs per token of scores and weighted values over `context` keys."""
             return 2 * self.num_heads * (self.head_dim + self.head_dim) * context
 
         def cache_shapes(self) -> tuple[tuple[int, ...], ...]:
-            """What one token leaves in the cache: keys (G, D) and values (G, D)."""
+            """Return the shapes cached per token: keys (G, D) and values (G, D)."""
             return ((self.num_kv_heads, self.head_dim), (self.num_kv_heads, self.head_dim))
 
         def build(self, dim: int, rope: Rope, ops: Ops = PLAIN) -> "GQA":
@@ -74,14 +74,14 @@ class GQA(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, KEY_NORM_EPS) if config.key_norm else None
 
     def forward(self, h: Tensor, rotations: Tensor, cache: Cache | None = None, ragged: Ragged | None = None) -> Tensor:
-        """h (B, T, d) with rotations of its positions (T, R / 2), after what `cache` holds: (B, T, d).
+        """Attend from h (B, T, d), with rotations (T, R / 2) of its positions, to itself and `cache`: (B, T, d).
 
-        With `ragged` rows have positions of their own, and rotations are (B, T, R / 2).
+        With `ragged`, rows have positions of their own, and rotations are (B, T, R / 2).
         """
         return self.ops.linear(self.attend(h, rotations, cache, ragged).flatten(-2), self.w_o)
 
     def attend(self, h: Tensor, rotations: Tensor, cache: Cache | None = None, ragged: Ragged | None = None) -> Tensor:
-        """What every head has read, before the output matrix: (B, T, H, D)."""
+        """Return the output of every head before the output projection, (B, T, H, D)."""
         linear, head_dim = self.ops.linear, self.config.head_dim
         q = self._rotate(linear(h, self.w_q).unflatten(-1, (-1, head_dim)), rotations)  # (B, T, H, D)
         k = linear(h, self.w_k).unflatten(-1, (-1, head_dim))  # (B, T, G, D)
@@ -98,5 +98,5 @@ class GQA(nn.Module):
         rope_dim = self.config.rotary_dim
         if rope_dim == self.config.head_dim:
             return rotate(x, rotations)
-        still, turning = x.split([self.config.head_dim - rope_dim, rope_dim], dim=-1)
-        return torch.cat((still, rotate(turning, rotations)), dim=-1)
+        nope, rope = x.split([self.config.head_dim - rope_dim, rope_dim], dim=-1)
+        return torch.cat((nope, rotate(rope, rotations)), dim=-1)

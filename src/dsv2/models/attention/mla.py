@@ -1,6 +1,6 @@
 """Multi-head latent attention (section 2.1, appendix C).
 
-B batch, T tokens, S keys, d model width, H heads, D width of a head without position (d_h), R decoupled RoPE width
+B batch, T tokens, S keys, d model width, H heads, D head width without RoPE (d_h), R decoupled RoPE width
 (d_h^R), V value width, C key-value latent width (d_c), Q query latent width (d_c').
 """
 
@@ -17,29 +17,33 @@ from dsv2.models.ops import PLAIN, Ops
 from dsv2.models.rope import Rope, rotate
 from dsv2.models.weights import Weight
 
-LATENT_NORM_EPS = 1e-6  # whatever the rest of the model uses; as in the released checkpoints
+LATENT_NORM_EPS = 1e-6  # independent of the model's norm_eps, as in the released checkpoints
 
 
 class MLA(nn.Module):
-    """Keys and values expanded from one latent a token; only that latent and one RoPE key are cached.
+    """Attention with keys and values expanded from one latent per token; only it and one RoPE key are cached.
 
-    Two computations of the same function: `_expanded` multiplies the latents out (training, prefill), `_absorbed` works
-    on the cached latents by moving w_uk to the query side and w_uv to the output side (decoding).
+    There are two computations of the same function: `_expanded` expands the latents (training, prefill), `_absorbed`
+    attends to the cached latents, with w_uk absorbed into the query and w_uv into the output (decoding).
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ConfigBase):
         num_heads: int
-        head_dim: int  # D, queries and keys without position
-        rope_dim: int  # R, the part that carries position
+        head_dim: int  # D, queries and keys without RoPE
+        rope_dim: int  # R, the part with RoPE
         v_dim: int  # V
         kv_latent_dim: int  # C
-        q_latent_dim: int | None = None  # Q; None: queries straight from h, as in V2-Lite
+        q_latent_dim: int | None = None  # Q; None: queries directly from h, as in V2-Lite
 
         def __post_init__(self) -> None:
             for field in ("num_heads", "head_dim", "v_dim", "kv_latent_dim"):
                 self.require(getattr(self, field) > 0, field, "positive")
-            self.require(self.rope_dim > 0 and self.rope_dim % 2 == 0, "rope_dim", "even and at least 2 (RoPE's pairs)")
+            self.require(
+                self.rope_dim > 0 and self.rope_dim % 2 == 0,
+                "rope_dim",
+                "even and at least 2, since RoPE rotates pairs",
+            )
             self.require(
                 self.q_latent_dim is None or self.q_latent_dim > 0, "q_latent_dim", "positive, or null for none"
             )
@@ -66,11 +70,11 @@ class MLA(nn.Module):
             ]
 
         def score_flops(self, context: int) -> int:
-            """FLOPs per token to score `context` keys and sum their values, forward, expanded."""
+            """Return the forward FLOPs per token of scores and weighted values over `context` keys, expanded."""
             return 2 * self.num_heads * (self.head_dim + self.rope_dim + self.v_dim) * context
 
         def cache_shapes(self) -> tuple[tuple[int, ...], ...]:
-            """What one token leaves in the cache: the normalised latent (C,) and the rotated shared key (R,)."""
+            """Return the shapes cached per token: the normalised latent (C,) and the rotated shared key (R,)."""
             return ((self.kv_latent_dim,), (self.rope_dim,))
 
         def build(self, dim: int, rope: Rope, ops: Ops = PLAIN) -> "MLA":
@@ -95,9 +99,9 @@ class MLA(nn.Module):
         self.w_o = nn.Parameter(torch.empty(dim, config.num_heads * config.v_dim))
 
     def forward(self, h: Tensor, rotations: Tensor, cache: Cache | None = None, ragged: Ragged | None = None) -> Tensor:
-        """h (B, T, d) with rotations of its positions (T, R / 2), after what `cache` holds: (B, T, d).
+        """Attend from h (B, T, d), with rotations (T, R / 2) of its positions, to itself and `cache`: (B, T, d).
 
-        With `ragged` rows have positions of their own, and rotations are (B, T, R / 2).
+        With `ragged`, rows have positions of their own, and rotations are (B, T, R / 2).
         """
         linear, heads = self.ops.linear, self.config.num_heads
         c_q = h if self.config.q_latent_dim is None else self.q_norm(linear(h, self.w_dq))  # (37)
@@ -116,7 +120,7 @@ class MLA(nn.Module):
     def _expanded(
         self, q_nope: Tensor, q_rope: Tensor, c_kv: Tensor, k_rope: Tensor, visible: Tensor | None = None
     ) -> Tensor:
-        """Multiply the latents out to keys and values of every head: (B, T, H, V)."""
+        """Attend with the latents expanded to keys and values of every head: (B, T, H, V)."""
         linear, heads = self.ops.linear, self.config.num_heads
         k_nope = linear(c_kv, self.w_uk).unflatten(-1, (heads, -1))  # (42), (B, T, H, D)
         v = linear(c_kv, self.w_uv).unflatten(-1, (heads, -1))  # (45), (B, T, H, V)
@@ -127,7 +131,7 @@ class MLA(nn.Module):
     def _absorbed(
         self, q_nope: Tensor, q_rope: Tensor, c_kv: Tensor, k_rope: Tensor, visible: Tensor | None = None
     ) -> Tensor:
-        """Attend in the latent space, without expanding the S cached tokens: (B, T, H, V)."""
+        """Attend in latent space, without expanding the S cached tokens: (B, T, H, V)."""
         heads, (length, total) = self.config.num_heads, (q_nope.shape[1], c_kv.shape[1])
         w_uk, w_uv = (w.unflatten(0, (heads, -1)) for w in (self.w_uk, self.w_uv))  # (H, D, C), (H, V, C)
         q_latent = torch.einsum("bthd,hdc->bthc", q_nope, w_uk)
@@ -136,7 +140,7 @@ class MLA(nn.Module):
         if visible is None and length > 1:
             visible = causal_mask(length, total - length, scores.device)
         if visible is not None:
-            scores = scores.masked_fill(~visible.unsqueeze(-3), float("-inf"))  # over the heads
+            scores = scores.masked_fill(~visible.unsqueeze(-3), float("-inf"))  # broadcast over heads
         weights = (scores * self.scale).softmax(-1).to(c_kv.dtype)
         out = torch.einsum("bhts,bsc->bthc", weights, c_kv)
         return torch.einsum("bthc,hvc->bthv", out, w_uv)

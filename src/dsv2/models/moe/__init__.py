@@ -1,4 +1,4 @@
-"""Mixture-of-experts layers: DeepSeekMoE, and the baselines it is compared with; all can stand under `model.ffn`.
+"""Mixture-of-experts layers: DeepSeekMoE and its baselines; their configs can be used as `model.ffn`.
 
 Router, balance losses, dropping, experts and dispatch have one file each.
 """

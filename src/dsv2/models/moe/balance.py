@@ -1,4 +1,4 @@
-"""The three balance losses (section 2.2.3) and that of GShard and Switch, pure functions of a `Routing`.
+"""The three balance losses (section 2.2.3) and the one of GShard and Switch, as pure functions of a `Routing`.
 
 B sequences, T tokens, E experts, K experts per token, D devices, M most devices per token.
 """
@@ -12,7 +12,7 @@ from dsv2.models.moe.router import Routing, token_devices
 
 
 class BalanceLosses(NamedTuple):
-    """Before their coefficients alpha_1, alpha_2, alpha_3; scalars, or (B,) where they are still per sequence."""
+    """Balance losses before their coefficients alpha_1, alpha_2, alpha_3; scalars, or (B,) if per sequence."""
 
     expert: Tensor
     device: Tensor
@@ -22,14 +22,14 @@ class BalanceLosses(NamedTuple):
 def balance_losses_per_sequence(
     routing: Routing, *, num_devices: int = 1, max_devices: int | None = None
 ) -> BalanceLosses:
-    """Each loss for each sequence, (B,) float32. Gradients reach the affinities through P only.
+    """Return each loss per sequence, (B,) float32. Gradients reach the affinities through P only.
 
-    Without a device limit a token can reach min(D, K) devices, which then stands for M in the communication loss.
+    Without a device limit a token can reach min(D, K) devices, which replaces M in the communication loss.
     """
     affinities, experts = routing.affinities.float(), routing.experts
     (_, length, num_experts), top_k = affinities.shape, experts.shape[-1]
     if num_devices < 1 or num_experts % num_devices:
-        raise ValueError(f"num_devices={num_devices}: a divisor of the number of experts, {num_experts}")
+        raise ValueError(f"num_devices={num_devices}: must be a divisor of the number of experts, {num_experts}")
     most = min(num_devices, top_k) if max_devices is None else max_devices
 
     counts = load_per_sequence(experts, num_experts)  # c, (B, E)
@@ -49,16 +49,16 @@ def balance_losses_per_sequence(
 
 
 def balance_losses(routing: Routing, *, num_devices: int = 1, max_devices: int | None = None) -> BalanceLosses:
-    """The losses averaged over the batch's sequences: float32 scalars. Perfect balance gives expert = device = 1."""
+    """Return the losses averaged over sequences, float32 scalars. Perfect balance gives expert = device = 1."""
     losses = balance_losses_per_sequence(routing, num_devices=num_devices, max_devices=max_devices)
     return BalanceLosses(*(loss.mean() for loss in losses))
 
 
 def first_choice_losses(routing: Routing) -> BalanceLosses:
-    """E sum_e f_e P_e as `expert`, the one auxiliary loss of GShard and Switch, and zeros for the others; (B,) each.
+    """Return E sum_e f_e P_e as `expert`, the auxiliary loss of GShard and Switch, and zeros for the others; (B,) each.
 
-    f is the share of the batch's tokens whose first choice is e, whether or not it had room, and P the mean affinity:
-    of each sequence, so that the mean over sequences is the loss over the whole batch. Gradients reach P only.
+    f_e is the share of the batch's tokens whose first choice is e, dropped or not, and P_e the mean affinity of a
+    sequence, so that the mean over sequences is the loss of the whole batch. Gradients reach P only.
     """
     affinities, first = routing.affinities.float(), routing.experts[..., 0]
     num_experts = affinities.shape[-1]
@@ -68,7 +68,7 @@ def first_choice_losses(routing: Routing) -> BalanceLosses:
 
 
 def load_per_sequence(experts: Tensor, num_experts: int) -> Tensor:
-    """How many of the tokens of experts (B, T, K) chose each expert: (B, E) float32, without gradient."""
+    """Count the tokens that chose each expert, (B, E) float32 without gradient, from experts (B, T, K)."""
     chosen = experts.flatten(1)
     counts = torch.zeros(experts.shape[0], num_experts, device=experts.device)
     return counts.scatter_add_(1, chosen, torch.ones_like(chosen, dtype=torch.float32))

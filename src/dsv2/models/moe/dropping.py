@@ -14,7 +14,7 @@ from dsv2.models.moe.router import Routing
 
 
 class Dropping:
-    """The budget of a device and who is exempt from it."""
+    """The budget of a device, and the share of exempt sequences."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ConfigBase):
@@ -27,16 +27,16 @@ class Dropping:
 
 
 def drop(routing: Routing, *, num_devices: int, capacity_factor: float, exempt: Tensor | None = None) -> Tensor:
-    """(B, T, K) bool: True for the token-expert pairs that are over their device's budget.
+    """Return (B, T, K) bool, True for the token-expert pairs above their device's budget.
 
     The budget is floor(capacity_factor * B T K / D) pairs. Pairs of `exempt` sequences ((B,) bool) use it first and are
-    never dropped; of the others those with the lowest affinity go, among equals the later ones.
+    never dropped; of the others, those with the lowest affinity are dropped, later ones first among equals.
     """
     if capacity_factor <= 0:
-        raise ValueError(f"capacity_factor={capacity_factor}: positive")
+        raise ValueError(f"capacity_factor={capacity_factor}: must be positive")
     experts, num_experts = routing.experts, routing.affinities.shape[-1]
     if num_devices < 1 or num_experts % num_devices:
-        raise ValueError(f"num_devices={num_devices}: a divisor of the number of experts, {num_experts}")
+        raise ValueError(f"num_devices={num_devices}: must be a divisor of the number of experts, {num_experts}")
     pairs = experts.numel()
     budget = math.floor(capacity_factor * pairs / num_devices)
     devices = (experts // (num_experts // num_devices)).flatten()  # (B T K,)
@@ -44,15 +44,15 @@ def drop(routing: Routing, *, num_devices: int, capacity_factor: float, exempt: 
     if exempt is not None:
         if exempt.shape != experts.shape[:1]:
             raise ValueError(
-                f"exempt has shape {tuple(exempt.shape)}: one entry per sequence, {tuple(experts.shape[:1])}"
+                f"exempt has shape {tuple(exempt.shape)}: must be one entry per sequence, {tuple(experts.shape[:1])}"
             )
         kept = exempt[:, None, None].expand_as(experts).flatten()
         rank_by = torch.where(kept, float("inf"), rank_by)
     by_affinity = rank_by.argsort(descending=True, stable=True)
-    order = by_affinity[devices[by_affinity].argsort(stable=True)]  # by device, then by falling affinity
+    order = by_affinity[devices[by_affinity].argsort(stable=True)]  # by device, then by descending affinity
     counts = torch.bincount(devices, minlength=num_devices)
     first = counts.cumsum(0) - counts
-    rank = torch.arange(pairs, device=experts.device) - first[devices[order]]  # place within the device
+    rank = torch.arange(pairs, device=experts.device) - first[devices[order]]  # within the device
     dropped = torch.empty_like(devices, dtype=torch.bool)
     dropped[order] = rank >= budget
     if exempt is not None:

@@ -1,4 +1,4 @@
-"""The routed experts: one small SwiGLU each, computed as grouped products over rows sorted by expert.
+"""The routed experts: a small SwiGLU each, computed as grouped matmuls over rows sorted by expert.
 
 N rows, E experts, d model width, W expert width.
 """
@@ -11,7 +11,7 @@ from dsv2.models.ops import Ops
 
 
 class Experts(nn.Module):
-    """w_down[e] (silu(w_gate[e] x) * w_up[e] x) for the rows x of expert e; weights are applied as x @ w."""
+    """w_down[e] (silu(w_gate[e] x) * w_up[e] x) for rows x of expert e; weights are applied as x @ w."""
 
     def __init__(self, num_experts: int, dim: int, width: int, ops: Ops) -> None:
         super().__init__()
@@ -20,5 +20,5 @@ class Experts(nn.Module):
         self.w_down = nn.Parameter(torch.empty(num_experts, width, dim))
 
     def forward(self, rows: Tensor, counts: Tensor) -> Tensor:
-        """rows (N, d), the first counts[0] for expert 0 and so on: (N, d)."""
+        """Apply the experts to rows (N, d), of which the first counts[0] are for expert 0, and so on: (N, d)."""
         return self.ops.grouped(swiglu(self.ops.grouped(rows, counts, self.w_gate_up)), counts, self.w_down)

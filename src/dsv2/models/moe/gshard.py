@@ -1,4 +1,4 @@
-"""GShard's layer (arXiv 2006.16668, Algorithm 1), its group the batch: two experts per token, the second at random.
+"""GShard's layer (arXiv 2006.16668, Algorithm 1), with the batch as group: two experts per token, the second random.
 
 B batch, T tokens, d model width, E routed experts.
 """
@@ -16,12 +16,12 @@ from dsv2.models.ops import PLAIN, Ops
 
 
 class GShard(MoE):
-    """The two best experts, their gates renormalised over the two (lines 6 and 16).
+    """The two best experts, with gates renormalised over the two (lines 6 and 16).
 
-    In training the second is used with probability 2 g_2 (line 19), and an expert has room for `capacity_factor`
-    times its share of the batch's 2 B T choices, first choices first; a second choice that is not used fills a place
-    all the same (line 22). What is left out, for either reason, is `dropped`: the residual stream carries that token.
-    Evaluation uses both experts and drops nothing, so that a result does not depend on what shares a batch.
+    In training the second is used with probability 2 g_2 (line 19), and an expert has a capacity of `capacity_factor`
+    times its share of the batch's 2 B T choices, first choices first; unused second choices count towards it too
+    (line 22). Choices left out for either reason are `dropped`. Evaluation uses both experts and drops nothing, so
+    results do not depend on the other sequences of a batch.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -31,16 +31,16 @@ class GShard(MoE):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            self.require(self.top_k == 2, "top_k", "2, GShard chooses two experts")
+            self.require(self.top_k == 2, "top_k", "2, since GShard chooses two experts")
             self.require(self.capacity_factor > 0, "capacity_factor", "positive")
             self.refuse_what_is_deepseeks("GShard")
 
         @property
         def couples_sequences(self) -> bool:
-            return True  # the capacity of an expert is one of the batch
+            return True  # expert capacity is per batch
 
         def balance_losses(self, routing: Routing) -> BalanceLosses:
-            """The paper's l_aux times E^2 as `expert` (line 13), as in its code: 1 is perfect balance. No others."""
+            """Return l_aux times E^2 as `expert` (line 13), so that 1 is perfect balance, and zeros for the others."""
             return first_choice_losses(routing)
 
         def build(self, dim: int, ops: Ops = PLAIN) -> "GShard":

@@ -1,4 +1,4 @@
-"""The hash layer (arXiv 2106.04426, section 3): a token's id alone says which expert it goes to.
+"""The hash layer (arXiv 2106.04426, section 3): the token id alone determines the expert.
 
 B batch, T tokens, d model width, E routed experts.
 """
@@ -18,19 +18,19 @@ from dsv2.models.weights import Weight
 
 
 class Hash(MoE):
-    """One expert a token by a random hash, gate 1: nothing is learned, balanced or dropped, so training is evaluation.
+    """One expert per token by a random hash, with gate 1; routing is not learned, balanced or subject to dropping.
 
-    The same hash in every layer. Affinities are 1 for the expert and 0 for the others.
+    All layers use the same hash. Affinities are 1 for the chosen expert and 0 for the others.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MoE.Config):
         top_k: int = 1
-        hash_seed: int = 0  # which of the random hashes; the run's seed does not change it
+        hash_seed: int = 0  # selects the hash, independently of the run's seed
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            self.require(self.top_k == 1, "top_k", "1, a hash names one expert")
+            self.require(self.top_k == 1, "top_k", "1, since a hash selects one expert")
             self.require(self.hash_seed >= 0, "hash_seed", "0 or more")
             self.refuse_what_is_deepseeks("a hash layer")
 
@@ -38,7 +38,7 @@ class Hash(MoE):
             return [weight for weight in super().weights(dim) if weight.name != "router.w"]
 
         def balance_losses(self, routing: Routing) -> BalanceLosses:
-            """None: zeros."""
+            """Return zeros: there are no balance losses."""
             zeros = routing.affinities.new_zeros(len(routing.experts))
             return BalanceLosses(zeros, zeros, zeros)
 
@@ -54,20 +54,20 @@ class Hash(MoE):
         elif hints.tokens is not None:
             experts = self.router(hints.tokens)[..., None]
         else:
-            raise ValueError("tokens=None: a hash layer routes by the ids of the tokens, hand them on in Hints")
+            raise ValueError("tokens=None: a hash layer routes by token ids, which must be passed in Hints")
         affinities = F.one_hot(experts[..., 0], self.config.num_experts).float()
         return Routing(affinities, experts, torch.ones_like(experts, dtype=torch.float32))
 
 
 class RandomHash(nn.Module):
-    """What a table of random draws would be, without the table: the id-th number of splitmix64, modulo the experts."""
+    """A random table computed on the fly: the id-th number of splitmix64, modulo the number of experts."""
 
     def __init__(self, num_experts: int, seed: int) -> None:
         super().__init__()
         self.num_experts, self.seed = num_experts, seed
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """The expert (B, T) int64 of each of tokens (B, T) int64; integers wrap around at 64 bits."""
+        """Return the expert of each token, (B, T) int64, from tokens (B, T) int64; arithmetic wraps at 64 bits."""
         x = self.seed + (tokens + 1) * _signed(0x9E3779B97F4A7C15)
         x = (x ^ _shifted(x, 30)) * _signed(0xBF58476D1CE4E5B9)
         x = (x ^ _shifted(x, 27)) * _signed(0x94D049BB133111EB)
@@ -75,7 +75,7 @@ class RandomHash(nn.Module):
 
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
-    """x >> bits with zeros from the left."""
+    """Return x >> bits, filled with zeros from the left."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 

@@ -19,7 +19,7 @@ from dsv2.models.weights import Weight
 
 
 class MoE(nn.Module):
-    """Shared experts that every token passes, plus the gated sum of the routed experts it chose (20)."""
+    """Shared experts for every token, plus the gated sum of the token's routed experts (20)."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ConfigBase):
@@ -34,8 +34,8 @@ class MoE(nn.Module):
 
         def __post_init__(self) -> None:
             rules = routing_rules(self.num_experts, self.top_k, self.num_devices, self.max_devices)
-            for field, _, valid, good in rules:
-                self.require(good, field, valid)
+            for field, _, valid, holds in rules:
+                self.require(holds, field, valid)
             self.require(self.expert_dim > 0, "expert_dim", "positive")
             self.require(self.num_shared >= 0, "num_shared", "0 or more")
 
@@ -50,22 +50,22 @@ class MoE(nn.Module):
             ]
 
         def balance_losses(self, routing: Routing) -> BalanceLosses:
-            """What this type of layer asks of its routing, per sequence: (B,) each, before the alphas.
+            """Return the balance losses of this type of layer per sequence, (B,) each, before the alphas.
 
-            A loss that a type does not have is zero, whatever its alpha.
+            Losses that the type does not have are zero.
             """
             return balance_losses_per_sequence(routing, num_devices=self.num_devices, max_devices=self.max_devices)
 
         @property
         def couples_sequences(self) -> bool:
-            """Whether what becomes of a sequence in training depends on the others of its batch."""
+            """Whether the output for a sequence in training depends on the other sequences of its batch."""
             return self.dropping is not None
 
         def refuse_what_is_deepseeks(self, kind: str) -> None:
-            """For the types that share these fields but not what some of them mean."""
-            self.require(self.max_devices is None, "max_devices", f"null, {kind} has no device limit")
-            self.require(self.routed_scaling_factor == 1, "routed_scaling_factor", f"1, {kind} scales no output")
-            self.require(self.dropping is None, "dropping", f"null, {kind} drops nothing by device")
+            """Raise ConfigError for fields that only DeepSeekMoE supports."""
+            self.require(self.max_devices is None, "max_devices", f"null, since {kind} has no device limit")
+            self.require(self.routed_scaling_factor == 1, "routed_scaling_factor", f"1, since {kind} has no scaling")
+            self.require(self.dropping is None, "dropping", f"null, since {kind} has no device-level dropping")
 
         def build_router(self, dim: int) -> nn.Module:
             return Router(self.num_experts, dim)
@@ -83,17 +83,17 @@ class MoE(nn.Module):
         )
 
     def forward(self, u: Tensor, hints: Hints = NONE) -> tuple[Tensor, Routing]:
-        """u (B, T, d) to (B, T, d) and the routing that made it."""
+        """Map u (B, T, d) to (B, T, d), and return the routing."""
         routing = self.route(u, hints)
         rows, counts, ticket = self.dispatcher.dispatch(u, routing)
-        shared = None if self.shared is None else self.shared(u)  # between, so that communication can hide behind it
+        shared = None if self.shared is None else self.shared(u)  # here, so that communication can overlap with it
         routed = self.dispatcher.combine(self.experts(rows, counts), ticket)
         if self.config.routed_scaling_factor != 1.0:
             routed = routed * self.config.routed_scaling_factor
         return routed if shared is None else shared + routed, routing
 
     def route(self, u: Tensor, hints: Hints = NONE) -> Routing:
-        """Choose experts for u (B, T, d); in training mode also which pairs a device has no room for."""
+        """Choose experts for u (B, T, d); in training mode, also drop pairs above the devices' budgets."""
         config = self.config
         affinities = self.router(u)
         if hints.replay is None:

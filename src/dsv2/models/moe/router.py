@@ -10,33 +10,33 @@ from torch import Tensor, nn
 
 
 class Routing(NamedTuple):
-    """What one MoE layer decided for every token."""
+    """The routing of every token by one MoE layer."""
 
     affinities: Tensor  # (B, T, E) float32, softmax over the experts
     experts: Tensor  # (B, T, K) int64, chosen experts, highest affinity first
-    gates: Tensor  # (B, T, K) float32, their affinities, not renormalised (GShard: over the two chosen)
-    dropped: Tensor | None = None  # (B, T, K) bool, pairs left out in training; None where nothing may be dropped
+    gates: Tensor  # (B, T, K) float32, their affinities, not renormalised (GShard: renormalised over the two)
+    dropped: Tensor | None = None  # (B, T, K) bool, pairs dropped in training; None without dropping
 
 
 class Router(nn.Module):
-    """Affinities of tokens to expert centroids, in float32 whatever the model's precision."""
+    """Affinities of tokens to expert centroids, in float32 at any precision of the model."""
 
     def __init__(self, num_experts: int, dim: int) -> None:
         super().__init__()
         self.w = nn.Parameter(torch.empty(num_experts, dim))
 
     def forward(self, u: Tensor) -> Tensor:
-        """u (B, T, d) to softmax affinities (B, T, E)."""
+        """Return the softmax affinities (B, T, E) of u (B, T, d)."""
         return torch.nn.functional.linear(u.float(), self.w.float()).softmax(-1)  # (22)
 
 
 def route(
     affinities: Tensor, *, top_k: int, num_devices: int = 1, max_devices: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The K experts of highest affinity, on at most M devices: experts (B, T, K) int64 and gates (B, T, K).
+    """Choose the K experts of highest affinity on at most M devices: experts (B, T, K) int64 and gates (B, T, K).
 
-    With `max_devices` a token's devices are those whose best expert has the highest affinity (section 2.2.2). Experts
-    lie on devices in equal consecutive groups. Raises ValueError where K experts of M devices cannot be had.
+    With `max_devices`, a token's devices are those whose best expert has the highest affinity (section 2.2.2). Devices
+    hold equal consecutive groups of experts. Raises ValueError if M devices do not have K experts.
     """
     num_experts = affinities.shape[-1]
     check_routing(num_experts, top_k, num_devices, max_devices)
@@ -52,15 +52,15 @@ def route(
 
 def check_routing(num_experts: int, top_k: int, num_devices: int, max_devices: int | None) -> None:
     """Raise ValueError, naming the field, unless K of E experts can be chosen on M of D devices."""
-    for field, value, valid, good in routing_rules(num_experts, top_k, num_devices, max_devices):
-        if not good:
-            raise ValueError(f"{field}={value}: {valid}")
+    for field, value, valid, holds in routing_rules(num_experts, top_k, num_devices, max_devices):
+        if not holds:
+            raise ValueError(f"{field}={value}: must be {valid}")
 
 
 def routing_rules(
     num_experts: int, top_k: int, num_devices: int, max_devices: int | None
 ) -> list[tuple[str, int | None, str, bool]]:
-    """(field, value, what is valid, whether it holds) of everything that routing requires."""
+    """Return the constraints of routing as (field, value, what is valid, whether it holds)."""
     divides = num_devices > 0 and num_experts % num_devices == 0
     most = num_devices if max_devices is None else max_devices
     reachable = most * (num_experts // max(num_devices, 1))
@@ -68,12 +68,12 @@ def routing_rules(
         ("num_experts", num_experts, "at least 1", num_experts > 0),
         ("num_devices", num_devices, f"a divisor of num_experts={num_experts}", divides),
         ("max_devices", max_devices, f"between 1 and num_devices={num_devices}, or null", 1 <= most <= num_devices),
-        ("top_k", top_k, f"between 1 and {reachable}, the experts of {most} devices", 1 <= top_k <= reachable),
+        ("top_k", top_k, f"between 1 and {reachable}, the experts on {most} devices", 1 <= top_k <= reachable),
     ]
 
 
 def token_devices(experts: Tensor, num_experts: int, num_devices: int) -> Tensor:
-    """(B, T, D) bool: the devices that each token is sent to, from experts (B, T, K)."""
+    """Return (B, T, D) bool, the devices that each token is sent to, from experts (B, T, K)."""
     devices = experts // (num_experts // num_devices)
     sent = torch.zeros(*experts.shape[:-1], num_devices, dtype=torch.bool, device=experts.device)
     return sent.scatter_(-1, devices, True)

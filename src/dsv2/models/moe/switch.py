@@ -1,4 +1,4 @@
-"""The Switch layer (arXiv 2101.03961, section 2): one expert a token.
+"""The Switch layer (arXiv 2101.03961, section 2): one expert per token.
 
 B batch, T tokens, d model width, E routed experts.
 """
@@ -18,10 +18,10 @@ from dsv2.models.ops import PLAIN, Ops
 class Switch(MoE):
     """The best expert, weighted by its affinity p_i (2), not renormalised.
 
-    In training an expert has room for `capacity_factor` B T / E tokens of the batch (3); later ones are `dropped` and
-    carried by the residual stream. Each number that the router sees, not the experts, is multiplied there by its own
-    draw from 1 - jitter to 1 + jitter (appendix C). Evaluation drops nothing and draws nothing, so that a result does
-    not depend on what shares a batch.
+    In training an expert has a capacity of `capacity_factor` B T / E tokens of the batch (3); later tokens are
+    `dropped`, and only the residual stream carries them. In training, each element of the router's input (not the
+    experts') is multiplied by a random number between 1 - jitter and 1 + jitter (appendix C). Evaluation has neither
+    dropping nor noise, so results do not depend on the other sequences of a batch.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -32,17 +32,17 @@ class Switch(MoE):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            self.require(self.top_k == 1, "top_k", "1, Switch chooses one expert")
+            self.require(self.top_k == 1, "top_k", "1, since Switch chooses one expert")
             self.require(self.capacity_factor > 0, "capacity_factor", "positive")
             self.require(0 <= self.jitter < 1, "jitter", "from 0 to below 1")
             self.refuse_what_is_deepseeks("Switch")
 
         @property
         def couples_sequences(self) -> bool:
-            return True  # the capacity of an expert is one of the batch
+            return True  # expert capacity is per batch
 
         def balance_losses(self, routing: Routing) -> BalanceLosses:
-            """N sum_i f_i P_i over the batch as `expert` (4-6), before its alpha; no others."""
+            """Return N sum_i f_i P_i over the batch as `expert` (4-6), before its alpha, and zeros for the others."""
             return first_choice_losses(routing)
 
         def build(self, dim: int, ops: Ops = PLAIN) -> "Switch":
@@ -52,10 +52,10 @@ class Switch(MoE):
 
     def route(self, u: Tensor, hints: Hints = NONE) -> Routing:
         config = self.config
-        seen = u.float()
+        inputs = u.float()
         if self.training and config.jitter:
-            seen = seen * (1 + config.jitter * (2 * hints.uniform(*u.shape, device=u.device) - 1))
-        affinities = self.router(seen)  # (1)
+            inputs = inputs * (1 + config.jitter * (2 * hints.uniform(*u.shape, device=u.device) - 1))
+        affinities = self.router(inputs)  # (1)
         experts = route(affinities, top_k=1)[0] if hints.replay is None else hints.replay.experts
         routing = Routing(affinities, experts, affinities.gather(-1, experts))
         if not self.training:

@@ -86,7 +86,7 @@ class Recorder(L.Callback):
                 logger.summarise(self.final(), pd.concat(self.routing) if self.routing else None)
 
     def final(self) -> dict[str, float]:
-        """Latest value of every metric; `routing/*` is of the validation set, except for the drop rate."""
+        """Return the latest value of every metric; `routing/*`, except the drop rate, is of the validation set."""
         dropped = {name: value for name, value in self.last.items() if name == "routing/drop_rate"}
         validated = {name: value for name, value in self.last.items() if name.startswith("val/routing/")}
         others = {name: value for name, value in self.last.items() if name not in validated}
