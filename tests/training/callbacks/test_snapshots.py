@@ -9,17 +9,11 @@ import torch
 
 import dsv2
 from dsv2.data.source import Batch
+from dsv2.models.moe.router import Routing
 from dsv2.storage import checkpoints
 from dsv2.training import fit
-from dsv2.training import machine as process
-from dsv2.training.callbacks.snapshots import SNAPSHOTS, probe, snapped
+from dsv2.training.callbacks.snapshots import SNAPSHOTS, probe, snapped, snapshot_rows
 from dsv2.training.saved import open_run
-
-
-@pytest.fixture(autouse=True)
-def quietly() -> None:
-    process.prepare()
-    torch.set_num_threads(1)
 
 
 def experts(rows: pd.DataFrame, step: int) -> np.ndarray:
@@ -42,6 +36,18 @@ def test_snapshots_are_the_routing_of_the_probe(quick: list[str], tmp_path: Path
             (routing,) = model.eval()(tokens).routings
         np.testing.assert_array_equal(experts(rows, step), routing.experts.flatten(0, 1))
     assert (experts(rows, 0) != experts(rows, 12)).any()
+
+
+def test_a_row_is_a_token_of_the_flattened_probe_and_a_slot() -> None:
+    """B = 2, T = 2, K = 3: by hand."""
+    chosen = torch.tensor([[[5, 1, 0], [2, 5, 4]], [[0, 1, 2], [7, 6, 5]]])
+    nothing = torch.zeros(2, 2, 0)
+    rows = snapshot_rows(40_000, 3, Routing(nothing, chosen, nothing, None))
+    assert set(rows["step"]) == {40_000}
+    assert set(rows["layer"]) == {3}
+    assert rows["token"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert rows["slot"].tolist() == [0, 1, 2] * 4
+    assert rows["expert"].tolist() == [5, 1, 0, 2, 5, 4, 0, 1, 2, 7, 6, 5]
 
 
 def test_training_is_not_touched(quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,141 @@
+"""The config of a run: what it refuses by name, the budget it pays for, and the folder it keeps its name in."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dsv2
+from dsv2.config import ConfigError, former_name
+from dsv2.training.run import Run, folder_of, from_plain, stored_name
+
+
+def refused(quick: list[str], *overrides: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        dsv2.load([*quick, *overrides])
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.sequence_length=0", "trainer.sequence_length=0 is not valid: positive"),
+        ("trainer.validate_every=0", "trainer.validate_every=0 is not valid: positive"),
+        ("trainer.log_every=-2", "trainer.log_every=-2 is not valid: positive"),
+        ("trainer.checkpoint_every=0", "trainer.checkpoint_every=0 is not valid: positive"),
+        ("trainer.tokens=127", "trainer.tokens=127 is not valid: at least one step, 128 tokens"),
+        (
+            "trainer.validation_tokens=31",
+            "trainer.validation_tokens=31 is not valid: at least one sequence, 32",
+        ),
+        ("trainer.validate_every=3", "trainer.validate_every=3 is not valid: a multiple of trainer.log_every=2"),
+        ("trainer.checkpoint_every=5", "trainer.checkpoint_every=5 is not valid: a multiple of trainer.log_every=2"),
+        ("seed=-1", "seed=-1 is not valid: 0 or more"),
+        ("model.vocab_size=299", "model.vocab_size=299 is not valid: at least data.vocab_size=300"),
+        ("trainer.precision=fp16", "trainer.precision='fp16' is not valid: Input should be 'fp32' or 'bf16'"),
+        ("trainer.accelerator=tpu", "trainer.accelerator='tpu' is not valid: Input should be 'auto', 'cpu' or 'gpu'"),
+        ("logger.wandb.mode=on", "logger.wandb.mode='on' is not valid: Input should be"),
+    ],
+)
+def test_a_value_that_cannot_be_is_named_with_what_can(quick: list[str], override: str, message: str) -> None:
+    assert refused(quick, override).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "trainer.tokens=128",
+        "trainer.validation_tokens=32",
+        "trainer.validate_every=2",
+        "seed=0",
+        "model.vocab_size=300",
+    ],
+)
+def test_the_least_that_is_valid_is_taken(quick: list[str], override: str) -> None:
+    dsv2.load([*quick, override])
+
+
+def test_under_a_ramp_the_first_step_is_what_tokens_must_pay_for(quick: list[str]) -> None:
+    ramp = "trainer.batch={start: 2, ramp_tokens: 512}"
+    assert dsv2.load([*quick, ramp, "trainer.tokens=64"]).trainer.batches().num_steps == 1
+    message = refused(quick, ramp, "trainer.tokens=63")
+    assert message == "trainer.tokens=63 is not valid: at least one step, 64 tokens"
+
+
+def test_the_budget_is_filled_as_far_as_whole_steps_go(quick: list[str]) -> None:
+    batches = dsv2.load([*quick, "trainer.tokens=1663"]).trainer.batches()
+    assert (batches.num_steps, batches.total_tokens) == (12, 1536)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("benchmarks.cloze_context=33", r"benchmarks\.cloze_context=33 is not valid: \d+ tokens per question, at most"),
+        ("benchmarks.copying_length=33", r"benchmarks\.copying_length=33 is not valid: \d+ tokens per question"),
+    ],
+)
+def test_questions_longer_than_a_sequence_are_refused(quick: list[str], override: str, message: str) -> None:
+    short = ["benchmarks=text", "benchmarks.cloze_context=8", "benchmarks.cloze_continuation=4"]
+    short.append("benchmarks.copying_length=8")
+    assert dsv2.load([*quick, *short]).benchmarks is not None
+    with pytest.raises(ConfigError, match=message):
+        dsv2.load([*quick, *short, override])
+
+
+def test_benchmarks_of_text_need_text(quick: list[str]) -> None:
+    others = [word for word in quick if not word.startswith("data")]
+    message = refused(others, "data=synthetic", "benchmarks=text")
+    assert message == "benchmarks='text' is not valid: none for data without text, as these synthetic sequences"
+    dsv2.load([*others, "data=synthetic"])
+
+
+@pytest.mark.parametrize("values", [None, [1], "run", 3])
+def test_a_config_is_a_mapping(values: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^config=.* is not valid: a mapping$"):
+        from_plain(values)
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(quick: list[str]) -> Run.Config:
+    return dsv2.load(quick)
+
+
+def test_the_fingerprint_names_the_computation_and_nothing_else(run: Run.Config) -> None:
+    wandb = replace(run.logger, wandb=replace(run.logger.wandb, mode="online", project="other"))
+    elsewhere = replace(run.trainer, accelerator="gpu", devices=2, strategy="ddp", checkpoint_every=2, progress=True)
+    same = replace(run, study="s", scale="small", arm="a", probe="p", logger=wandb, trainer=elsewhere)
+    assert same.fingerprint() == run.fingerprint()
+    assert len(run.fingerprint()) == 16
+    others = [replace(run, seed=1)]
+    changes: dict[str, Any] = {"tokens": 3072, "log_every": 4, "validate_every": 8, "precision": "bf16"}
+    others += [replace(run, trainer=replace(run.trainer, **{name: value})) for name, value in changes.items()]
+    assert len({run.fingerprint(), *(other.fingerprint() for other in others)}) == 6
+
+
+def test_other_text_at_the_same_path_is_another_run(run: Run.Config, tmp_path: Path) -> None:
+    names = []
+    for text in ("one text. " * 50, "two texts. " * 50):
+        for number in range(3):
+            (tmp_path / f"{number}.txt").write_text(text + str(number))
+        data: Any = replace(run.data, path=str(tmp_path / "*.txt"))  # type: ignore[call-arg]
+        names.append(replace(run, data=data).fingerprint())
+    assert names[0] != names[1]
+
+
+def test_a_run_stays_in_the_folder_it_has(run: Run.Config, tmp_path: Path) -> None:
+    """Under the name that it was given, also before classes moved; where both are there, the one of now."""
+    now, former = tmp_path / run.fingerprint(), tmp_path / run.fingerprint(former_name)
+    assert now != former
+    assert folder_of(run, tmp_path) == now
+    former.mkdir()
+    assert folder_of(run, tmp_path) == former
+    assert stored_name(run, former) == former.name
+    now.mkdir()
+    assert folder_of(run, tmp_path) == now
+    assert stored_name(run, now) == stored_name(run, tmp_path / "a folder of one's own") == now.name
