@@ -74,7 +74,7 @@ def test_digits_that_several_runs_begin_with_are_refused(
     (other / "config.yaml").write_text("model: {}\n")
     assert main(["generate", trained.name[:8], "--prompt", "Ban"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: RUN='{trained.name[:8]}': means 2 runs; name one, ")
+    assert error.startswith(f"error: RUN='{trained.name[:8]}': matches 2 runs; choose one of ")
     assert str(trained) in error
     assert str(other) in error
     assert main(["generate", trained.name, "--prompt", "Ban", "--max-new-tokens", "0"]) == 0

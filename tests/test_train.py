@@ -113,7 +113,7 @@ def test_other_processes_of_torchrun_print_nothing(
         (["trainer.sequence_length=0"], "trainer.sequence_length=0 is not valid: positive"),
         (["trainer.validate_every=3"], "trainer.validate_every=3 is not valid: a multiple of trainer.log_every=2"),
         (["data.path=nowhere/*.txt"], "data.path='nowhere/*.txt' is not valid: a glob that matches files"),
-        (["seed"], "override='seed' is not valid: write key=value"),
+        (["seed"], "override='seed' is not valid: use key=value"),
         (["study=nope", "arm=a"], "sweep='nope' is not valid: choose one of"),
         (["study=aa", "arm=z"], "arm='z' is not valid: one of a, b, c, d"),
     ],
@@ -138,8 +138,8 @@ def test_impossible_overrides_are_one_line(
             "error: the loss became nan in step 10; the last good checkpoint",
         ),
         (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device"),
-        (fit.Interrupted("stopped by SIGTERM"), 143, "stopped by SIGTERM; the same command resumes it"),
-        (KeyboardInterrupt(), 130, "stopped; the same command resumes it"),
+        (fit.Interrupted("stopped by SIGTERM"), 143, "stopped by SIGTERM; run the same command again to resume"),
+        (KeyboardInterrupt(), 130, "stopped; run the same command again to resume"),
         (ConfigError("trainer.devices", 2, "1"), 2, "error: trainer.devices=2 is not valid: 1"),
     ],
 )
@@ -171,7 +171,7 @@ def test_ctrl_c_leaves_a_run_that_the_same_command_resumes(quick: list[str], tmp
     os.killpg(running.pid, signal.SIGINT)
     out, err = running.communicate(timeout=60)
     assert (running.returncode, out) == (130, "")
-    assert err.splitlines()[-1] == "stopped; the same command resumes it"
+    assert err.splitlines()[-1] == "stopped; run the same command again to resume"
     assert "Traceback" not in err
     (folder,) = (runs / "train").iterdir()
     assert not (folder / "result.json").exists()

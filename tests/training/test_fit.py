@@ -208,7 +208,7 @@ def test_a_run_that_starts_again_is_resumed_from_its_own_checkpoints(quick, tmp_
     halve(folder / "routing.parquet")
     with crashing(7):
         fit.fit(run, folder)
-    assert "damaged; training starts again from step 0" in capsys.readouterr().err
+    assert "damaged; training restarts from step 0" in capsys.readouterr().err
     assert checkpoints.steps(folder / "checkpoints") == [4]
     fit.fit(run, folder)
     assert "damaged" not in capsys.readouterr().err
