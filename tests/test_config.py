@@ -67,7 +67,7 @@ def test_a_mistake_names_key_value_and_what_is_valid(override, key, valid):
 
 
 def test_impossible_combinations_are_refused():
-    with pytest.raises(ConfigError, match=r"model\.ffn\.top_k=13 .*between 1 and 12, the experts of 3 devices"):
+    with pytest.raises(ConfigError, match=r"model\.ffn\.top_k=13 .*between 1 and 12, the experts on 3 devices"):
         dsv2.load(["model.ffn.max_devices=3", "model.ffn.top_k=13"])
     with pytest.raises(ConfigError, match=r"model\.attention\.num_kv_heads=3 .*divisor of num_heads=4"):
         dsv2.load(["model/attention=gqa", "model.attention.num_kv_heads=3"])

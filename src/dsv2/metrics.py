@@ -33,7 +33,7 @@ METRICS = {
     "train/ce": Quantity("train ce", "training cross-entropy", "nats/token"),
     "routing/max_violation": Quantity("expert violation", "expert violation", "max/mean - 1"),
     "routing/entropy": Quantity("entropy", "entropy of the load", "over log E"),
-    "routing/dead_experts": Quantity("dead experts", "dead experts", "share without tokens"),
+    "routing/dead_experts": Quantity("dead experts", "dead experts", "share of experts"),
     "routing/device_max_violation": Quantity("device violation", "device violation", "max/mean - 1"),
     "routing/received_max_violation": Quantity("received violation", "received violation", "max/mean - 1"),
     "routing/overflow": Quantity("overflow", "overflow at capacity 1.0", "share"),
