@@ -21,14 +21,14 @@ if TYPE_CHECKING:  # every worker imports this module again, before its signal h
 
 def show(study: "Study", console: "Console") -> None:
     """Print the question, the arms and their accounting."""
-    from dsv2.metrics import BUDGETS
+    from dsv2.metrics import BUDGETS, quantity
     from dsv2.report.terminal import add_row, open_table
 
     console.rule(f"{study.name} at scale {study.scale}")
     console.print(study.file.question)
     console.print(f"Prediction: {study.file.prediction}")
-    console.print(f"Held equal: {', '.join(study.file.equal) or 'nothing'}")
-    table = open_table(["arm", "params", "active", "FLOPs/tok", "KV/tok", "tokens", "steps", "seeds", "mismatch"])
+    console.print(f"Held equal: {', '.join(quantity(budget).name for budget in study.file.equal) or 'nothing'}")
+    table = open_table(["arm", *(quantity(budget).name for budget in BUDGETS), "steps", "seeds", "mismatch"])
     for row in study.budgets():
         mark = " (baseline)" if row["arm"] == study.baseline_of(row["arm"]) else ""
         amounts = [amount(row[name]) for name in (*BUDGETS, "steps", "seeds")]

@@ -62,9 +62,9 @@ def studies_page() -> str:
     lines = [
         "# Studies",
         "",
-        f"Each is one file in `configs/sweep`, from which this page is made. Any of them runs at {scales}.",
+        f"Each study is one file in `configs/sweep`; this page is generated from them. Any study runs at {scales}.",
         "",
-        "| study | question | judged by | arms | seeds, at least |",
+        "| study | question | metric | arms | minimum seeds |",
         "|---|---|---|---|---|",
     ]
     for name, study in studies.items():
@@ -93,7 +93,7 @@ def _section(name: str, study: StudyFile) -> list[str]:
     if study.differs:
         held += f" May differ: {', '.join(study.differs)}."
     if study.adjust:
-        held += f" The solver may change, to hold that: {', '.join(f'`{key}`' for key in study.adjust)}."
+        held += f" To keep them equal, the solver may change {', '.join(f'`{key}`' for key in study.adjust)}."
     if study.probes:
         held += f" Every arm is also trained on {', '.join(study.probes)}."
     command = f"python -m ablations.run sweep={name}"
@@ -106,8 +106,8 @@ def _section(name: str, study: StudyFile) -> list[str]:
         "",
         *([f"Published: {study.published_text}", ""] if study.published_text else []),
         *([f"Where the effect is expected to show: {study.shows_at}", ""] if study.shows_at else []),
-        *([f"All arms: {_code([*study.data, *study.base])}.", ""] if study.data or study.base else []),
-        f"Judged, and which direction is better: {judged}. Baseline: `{study.baseline}`.",
+        *([f"Overrides of all arms: {_code([*study.data, *study.base])}.", ""] if study.data or study.base else []),
+        f"Judged metrics and their better direction: {judged}. Baseline: `{study.baseline}`.",
         "",
         held,
         "",

@@ -32,9 +32,9 @@ MOST_BYTES = 150_000  # of an image; larger ones are cut to 256 colours
 
 HEAD = """# Gallery
 
-Every kind of figure there is, drawn from studies that were run on two CPU cores. Above each stand the commands that
-make it: the study, run once and stored under `$DSV2_RUNS` (default `runs/`), then the figure.
-`python docs/make_gallery.py` draws all of them.
+Every kind of figure, drawn from studies that were run on two CPU cores. The commands above a figure make it: the first
+runs the study, which is stored under `$DSV2_RUNS` (default `runs/`), the second draws the figure.
+`python docs/make_gallery.py` without arguments draws all figures.
 """
 
 
@@ -67,7 +67,7 @@ GALLERY: dict[str, list[Entry]] = {
         entry(plots.losses_and_control, "What each balance loss controls", BALANCE, runs.losses_and_control),
         entry(plots.collapse_over_training, "Routing collapse over training", BALANCE,
             runs.collapse_over_training),
-        entry(plots.imbalance_over_training, "Every imbalance over training", BALANCE, of_report(
+        entry(plots.imbalance_over_training, "All measures of imbalance over training", BALANCE, of_report(
             "balance_losses", "imbalance", "routing/overflow", LOSSES, ".1%")),
         entry(plots.load_heatmap, "The load of every expert over training", BALANCE, of_report(
             "balance_losses", "expert_load", "routing/max_violation", LOSSES, ".2f")),
@@ -77,22 +77,22 @@ GALLERY: dict[str, list[Entry]] = {
         entry(plots.device_load, "The load of the devices", BALANCE, of_report(
             "balance_losses", "device_load", "routing/device_max_violation", LOSSES, ".2f")),
         entry(plots.drops_over_training, "Dropped pairs over training", DROPPING, runs.drops_over_training),
-        entry(plots.drops_over_affinity, "Which pairs dropping takes", DROPPING, runs.drops_over_affinity),
-        entry(plots.text_load, "What one text asks of experts and devices", BALANCE, runs.text_load),
-        entry(plots.load_profiles, "How uneven runs are on one text", BALANCE, runs.load_profiles),
+        entry(plots.drops_over_affinity, "Which pairs are dropped", DROPPING, runs.drops_over_affinity),
+        entry(plots.text_load, "The load that one text puts on the devices", BALANCE, runs.text_load),
+        entry(plots.load_profiles, "The imbalance of different runs on one text", BALANCE, runs.load_profiles),
         entry(plots.paint_tokens, "Where each token goes", BALANCE, runs.paint_tokens),
     ],
     "Attention and cache": [
         entry(plots.loss_over_tokens, "Loss over training", ATTENTION, of_report(
             "attention_moe", "loss", LOSS, SIZES)),
-        entry(plots.difference_over_tokens, "Difference of loss, paired by seed, over training", ATTENTION, of_report(
+        entry(plots.difference_over_tokens, "Loss difference over training, paired by seed", ATTENTION, of_report(
             "attention_moe", "loss_difference", studies.against_mha)),
         entry(plots.loss_over_budgets, "Loss at equal tokens, FLOPs and seconds", ATTENTION, of_report(
             "attention_moe", "budgets", studies.per_budget)),
         entry(plots.cache_over_context, "The cache of the published models", "", runs.cache_over_context),
     ],
     "Experts": [
-        expert(plots.loss_changes, "What the shared experts are worth", "shared", "shared",
+        expert(plots.loss_changes, "How much the shared experts contribute", "shared", "shared",
             "What switching them off adds to the validation loss, with 95% intervals over sequences."),
         expert(plots.loss_over_masked, "How redundant the routed experts are", "redundancy", "redundancy",
             "The experts of highest affinity cannot be chosen, the next best are; band: 95% over sequences."),
@@ -100,13 +100,13 @@ GALLERY: dict[str, list[Entry]] = {
             "Validation loss with fewer routed experts per token than in training; gates are not rescaled."),
         expert(plots.domain_heatmap, "Which experts favour a domain", "domains", "domain_shares",
             "An expert's share of a domain over its share of all text; experts stand by the domain they favour."),
-        expert(plots.information_bars, "How much an expert tells of the domain", "domains", "domains",
+        expert(plots.information_bars, "How much an expert reveals about the domain", "domains", "domains",
             "Mutual information of domain and expert; by chance: whole sequences given the domains of others."),
-        expert(plots.token_concentration, "How few tokens an expert lives on", "tokens", "expert_tokens",
+        expert(plots.token_concentration, "How concentrated an expert is on few tokens", "tokens", "expert_tokens",
             "Share of an expert's token-expert pairs that its ten most common tokens make up."),
         expert(plots.coactivation_heatmap, "Which experts are chosen together", "coactivation", "coactivation",
             "Over experts of the same loads that are independent; experts chosen together stand together."),
-        expert(plots.certainty_over_layers, "How sure the router is", "router", "router",
+        expert(plots.certainty_over_layers, "How certain the router is", "router", "router",
             "Low entropy of a token and high entropy of the mean token: sure choices, spread over all experts."),
         expert(plots.overlap_over_training, "When routing settles", "saturation", "saturation",
             "Overlap of a token's experts with those after the last step, on a fixed probe of validation tokens."),
@@ -122,15 +122,15 @@ GALLERY: dict[str, list[Entry]] = {
     ],
     "Ladders": [
         entry(plots.loss_over_compute, "Loss over training compute", LADDER, studies.loss_over_compute),
-        entry(plots.difference_over_compute, "Does a difference hold as scale grows", LADDER,
+        entry(plots.difference_over_compute, "How a difference changes with scale", LADDER,
             studies.difference_over_compute),
     ],
     "Statistics": [
-        entry(plots.false_positive_rates, "False verdicts on real trials that are alike", AA, of_report(
+        entry(plots.false_positive_rates, "False verdicts on real trials of identical arms", AA, of_report(
             "aa", "false_verdicts", studies.told_apart), "false_verdicts"),
         entry(plots.false_positive_rates, "False verdicts on simulated studies", SIMULATED,
             studies.false_positive_rates),
-        entry(plots.power_by_effect, "Power, stated and found", SIMULATED, studies.power_by_effect),
+        entry(plots.power_by_effect, "Power, stated and measured", SIMULATED, studies.power_by_effect),
     ],
 }
 # fmt: on

@@ -1,6 +1,8 @@
 """Fixtures shared by all tests: own run root, a small corpus, and a run that trains in about a second."""
 
+import json
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,7 +30,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"{folder}/*.txt"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def quick(corpus: str) -> list[str]:
     """Overrides of a run of 12 steps on `corpus`, logged every 2, validated and saved every 4."""
     return [
@@ -53,3 +55,48 @@ def quick(corpus: str) -> list[str]:
         "trainer.accelerator=cpu",
         "logger.wandb.mode=disabled",
     ]
+
+
+@pytest.fixture(scope="session")
+def trained_once(quick: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run root that holds the trial `toy/smoke/moe/0`; tests take a copy of it, `trained`."""
+    import dsv2
+    from dsv2.training import fit, machine
+
+    root = tmp_path_factory.mktemp("trained") / "runs"
+    sizes = ["benchmarks.cloze_questions=8", "benchmarks.cloze_context=8", "benchmarks.cloze_continuation=4"]
+    sizes += ["benchmarks=text", "benchmarks.copying_strings=4", "benchmarks.copying_length=8"]
+    run = dsv2.load([*quick, *sizes, "model.vocab_size=320", "study=toy", "scale=smoke", "arm=moe"])
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("DSV2_RUNS", str(root))
+        machine.prepare()
+        fit.fit(run, root / "toy" / "smoke" / "trials" / run.fingerprint())
+    trials = {"trials": [["moe", 0, None, run.fingerprint()]]}
+    (root / "toy" / "smoke" / "study.json").write_text(json.dumps(trials))
+    return root
+
+
+@pytest.fixture
+def trained(trained_once: Path, runs: Path) -> Path:
+    """A trained run with benchmarks, the trial `toy/smoke/moe/0` under `runs`, to be changed at will."""
+    shutil.copytree(trained_once, runs)
+    (trial,) = (runs / "toy" / "smoke" / "trials").iterdir()
+    return trial
+
+
+@pytest.fixture
+def imported(trained: Path, tmp_path: Path) -> Path:
+    """The same model exported and imported again; its tokenizer now begins texts with a token of its own."""
+    import tokenizers
+
+    from dsv2.commands.huggingface import export_hf, import_hf
+
+    export_hf(trained, tmp_path / "hf")
+    backend = tokenizers.Tokenizer.from_file(str(tmp_path / "hf" / "tokenizer.json"))
+    backend.add_special_tokens(["<begin>"])
+    backend.save(str(tmp_path / "hf" / "tokenizer.json"))
+    settings = json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())
+    settings |= {"bos_token": "<begin>", "add_bos_token": True}
+    (tmp_path / "hf" / "tokenizer_config.json").write_text(json.dumps(settings))
+    import_hf(tmp_path / "hf", tmp_path / "imported")
+    return tmp_path / "imported"

@@ -1,13 +1,9 @@
 """Composition: what Hydra makes of files and choices, read once per choice, and what it refuses, in one line."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
@@ -213,36 +209,3 @@ def test_nothing_that_people_read_spells_a_class_in_an_override():
     for path in (*studies, *pages, *notebooks):
         lines = path.read_text().splitlines()
         assert not [line for line in lines if "_target_" in line and not line.startswith("_target_: dsv2.")], path
-
-
-# ---- as a Hydra application ------------------------------------------------------------------------------------------
-
-
-def train(*words: str) -> str:
-    paths = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-m", "dsv2.train", *words], env=paths, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
-@pytest.mark.slow
-def test_help_lists_the_groups():
-    shown = train("--help")
-    for group in ("model", "model/attention", "model/ffn", "model/ffn/dropping", "model/rope"):
-        assert f"\n{group}: {', '.join(options(group))}\n" in shown
-
-
-@pytest.mark.slow
-def test_the_composed_job_is_printed():
-    job = yaml.safe_load(train("--cfg", "job", "model/ffn/dropping=device", "model/rope=yarn"))
-    assert job["model"]["ffn"]["dropping"]["exempt_ratio"] == 0.1
-    assert job["model"]["rope"]["yarn"]["factor"] == 40.0
-
-
-@pytest.mark.slow
-def test_a_multirun_takes_every_choice(quick):
-    printed = train("-m", "model/ffn/dropping=none,device", "model/rope=yarn", *quick)
-    folders = [Path(line) for line in printed.splitlines() if Path(line).is_absolute()]
-    stored = [yaml.safe_load((folder / "config.yaml").read_text())["model"] for folder in folders]
-    assert [model["ffn"]["dropping"] and model["ffn"]["dropping"]["exempt_ratio"] for model in stored] == [None, 0.1]
-    assert [model["rope"]["yarn"]["factor"] for model in stored] == [40.0, 40.0]

@@ -1,28 +1,16 @@
 """Every command and code block of the README runs as written."""
 
-import os
 import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.references.markdown import blocks, commands
+from tests.references.processes import run_line
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = blocks(README)
 COMMANDS = [line for line in commands(README) if line.startswith("python -m")]
-
-
-def run(command: str, tmp_path: Path) -> str:
-    words = [sys.executable if word == "python" else word for word in shlex.split(command)]
-    done = subprocess.run(
-        words, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
-    return done.stdout
 
 
 def test_the_readme_has_commands():
@@ -32,7 +20,7 @@ def test_the_readme_has_commands():
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if "dry_run" in line or "account" in line])
 def test_plans_and_accounts_print(command, tmp_path):
-    assert run(command, tmp_path).strip()
+    assert run_line(command, tmp_path).strip()
 
 
 def test_the_python_block_runs(tmp_path, capsys):
@@ -51,7 +39,7 @@ def test_every_command_runs_in_order(tmp_path):
             places["OUT"] = "imported"
         for name, place in places.items():
             command = re.sub(rf"\b{name}\b", place, command)
-        printed = run(command, tmp_path)
+        printed = run_line(command, tmp_path)
         if "dsv2.train" in command:
             places["RUN"] = printed.splitlines()[-1]
     assert (tmp_path / "exported" / "model.safetensors").is_file()

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from ablations.reporting.findings import Findings
+from dsv2.metrics import quantity
 from dsv2.plots.calibration import false_positive_rates
 from dsv2.plots.cost import loss_over_budgets
 from dsv2.plots.factorial import factorial_forest
@@ -44,7 +45,7 @@ def _values(findings: Findings) -> Iterator[Picture]:
     results, arms = findings.finished, list(findings.study.arms)
     for metric in dict.fromkeys([findings.study.metric, "val/loss"]):
         if metric in results and results[metric].notna().any():
-            text = f"Final {metric} of every seed; bar: mean; grey lines connect the arms of one seed."
+            text = f"Final {quantity(metric).name} of every seed; bar: mean; grey lines connect the arms of one seed."
             axes = metric_by_arm(results, metric, floor=findings.final_floor.get(metric), arms=arms)
             yield picture(f"{metric.replace('/', '_')}_by_arm", text, axes)
 

@@ -19,22 +19,17 @@ from dsv2.metrics import quantity
 from dsv2.report.page import Table, markdown_table, without_markup
 from dsv2.storage.files import write_text
 
-BUDGETS = {
-    "active_params": "active parameters",
-    "total_params": "parameters",
-    "kv_elements_per_token": "KV cache per token (elements)",
-    "tokens": "training tokens",
-}
+BUDGETS = ("active_params", "total_params", "kv_elements_per_token", "tokens")
 
 
 def paper_table(study: Study, findings: Findings) -> tuple[pd.DataFrame, str]:
     """Return the table, with rows indexed by origin (ours, published) and quantity, and the line below it."""
     arms, done, budgets = list(study.arms), findings.finished, findings.accounting.set_index("arm")
-    rows = {("ours", label): [f"{budgets[name][arm]:,}" for arm in arms] for name, label in BUDGETS.items()}
+    rows = {("ours", quantity(name).label): [f"{budgets[name][arm]:,}" for arm in arms] for name in BUDGETS}
     for metric, better in study.file.judged.items():
         if metric in done:
             values = [done[done["arm"] == arm][metric] for arm in arms]
-            label = f"{quantity(metric).short} ({better} is better)"
+            label = f"{quantity(metric).name} ({better} is better)"
             rows["ours", label] = [spread(column.mean(), column.std(ddof=1)) for column in values]
     text = f"{study.name} at scale {study.scale}: mean ± standard deviation over {len(study.seeds)} seeds."
     if unfinished := len(findings.chosen) - len(done):

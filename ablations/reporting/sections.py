@@ -58,7 +58,7 @@ def _results(findings: Findings) -> Section:
         rows.append(["random router", "", *(number(floor.get(metric)) for metric in judged)])
     if any(chance(metric) is not None for metric in judged):
         rows.append(["chance", "", *(number(chance(metric)) for metric in judged)])
-    header = ["arm", "n", *(quantity(metric).short for metric in judged)]
+    header = ["arm", "n", *(quantity(metric).name for metric in judged)]
     return Section("Results by arm", [text], [Table(header, rows)])
 
 
@@ -72,7 +72,7 @@ def _calibration(rates: Sequence[TrialsRate]) -> Section:
     )
     rows = [
         [
-            quantity(rate.metric).short,
+            quantity(rate.metric).name,
             f"{rate.rate:.1%}",
             f"{rate.low:.1%} to {rate.high:.1%}",
             f"{rate.effective:,.0f}",
@@ -142,7 +142,7 @@ def _cells(table: pd.DataFrame) -> list[list[str]]:
 def _effect_table(effects: Sequence[Effect]) -> Table:
     rows = [
         [
-            quantity(effect.metric).short,
+            quantity(effect.metric).name,
             effect.arm,
             difference_text(effect.mean, effect.low, effect.high),
             two_digits(effect.p_holm),
@@ -159,11 +159,12 @@ def _detectable(findings: Findings) -> Section:
     for metric in dict.fromkeys(effect.metric for effect in findings.effects):
         smallest = [effect.detectable for effect in findings.effects if effect.metric == metric]
         margin = number(study.margin.get(metric))
-        rows.append([quantity(metric).short, number(min(smallest)), number(max(smallest)), margin])
+        rows.append([quantity(metric).name, number(min(smallest)), number(max(smallest)), margin])
     family = max(len(study.arms) - 1, 1)
+    arms = f"{family} arm{'s' if family > 1 else ''}"
     in_sd = detectable_in_sd(len(study.seeds), ALPHA / family)
     text = (
-        f"With {len(study.seeds)} seeds and {family} arms compared, a true difference of {in_sd:.2g} standard "
+        f"With {len(study.seeds)} seeds and {arms} compared, a true difference of {in_sd:.2g} standard "
         "deviations of the paired differences is detected with a power of 80%; smaller ones are often missed. "
         "For the spread observed here, from the least to the most noisy arm:"
     )
@@ -182,7 +183,7 @@ def _equality(findings: Findings) -> Table:
         held = f"yes, except {', '.join(exempt)}" if exempt else "yes"
         rows.append(
             [
-                column,
+                quantity(column).label,
                 held if column in study.equal else "",
                 number(values.min()),
                 number(values.max()),

@@ -49,7 +49,7 @@ def _alike(effects_of: Mapping[str, Sequence[Effect]]) -> list[str]:
     for metric, effects in effects_of.items():
         words = {_word_of(effect) for effect in effects}
         if len(words) == 1:
-            metrics.setdefault(words.pop(), []).append(quantity(metric).short)
+            metrics.setdefault(words.pop(), []).append(quantity(metric).name)
     return [f"Every arm {word} in {', '.join(metrics[word])}." for word in sorted(metrics, key=ORDER.index)]
 
 
@@ -64,7 +64,7 @@ def _sentence(study: StudyText, metric: str, effects: Sequence[Effect]) -> str:
         limit = max(effect.detectable for effect in groups[word])
         missed = f"; differences below {limit:.2g} may have been missed" if word in (UNSEEN, "undecided") else ""
         parts.append(f"{word}{within}: {names}{missed}")
-    return f"{metric} - {'; '.join(parts)}."
+    return f"{quantity(metric).name} - {'; '.join(parts)}."
 
 
 def _word_of(effect: Effect) -> str:
@@ -87,7 +87,7 @@ def print_verdict(findings: Findings, console: "Console") -> None:
     effects = {(effect.arm, effect.metric): effect for effect in findings.effects}
     main = "val/loss" if "val/loss" in study.metrics else study.metric
     minus = "minus baseline [95%]" if len(study.families()) > 1 else f"minus {study.baseline} [95%]"
-    columns = ("arm", "n", main, minus, "verdict")
+    columns = ("arm", "n", quantity(main).name, minus, "verdict")
     table = open_table(columns, text=["verdict"], title=f"{study.name} ({study.scale})", ruled=True)
     for row in means.to_dict("records"):
         effect = effects.get((row["arm"], main))
@@ -102,7 +102,7 @@ def print_verdict(findings: Findings, console: "Console") -> None:
     blocks = -(-len(others) // per_row)
     for block in range(blocks):
         shown = others[block * len(others) // blocks : (block + 1) * len(others) // blocks]
-        table = open_table(["arm", *(quantity(metric).short for metric in shown)], ruled=True)
+        table = open_table(["arm", *(quantity(metric).name for metric in shown)], ruled=True)
         for row in means.to_dict("records"):
             cells = [spread(row[f"{metric} mean"], row[f"{metric} sd"]) for metric in shown]
             words = [effect.word if (effect := effects.get((row["arm"], metric))) else "" for metric in shown]

@@ -13,13 +13,19 @@ from dsv2.config import ConfigError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; user errors are printed as one line on stderr, with exit status 2."""
+    """Run one command; errors are printed as one line on stderr.
+
+    The exit status is 2 for user errors and 1 for errors of the machine, such as a full disk.
+    """
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
     except (ConfigError, ValueError, FileNotFoundError, FileExistsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     return 0
@@ -117,8 +123,10 @@ def _generate(arguments: argparse.Namespace) -> None:
 
 
 def _eval(arguments: argparse.Namespace) -> None:
-    from dsv2.commands.evaluate import evaluate_run, show, write
+    from dsv2.commands.evaluate import evaluate_run, require_writable, show, write
 
+    if arguments.out is not None:
+        require_writable(arguments.out)  # before the evaluation, which may take hours
     scores = evaluate_run(
         arguments.name,
         arguments.tasks.split(","),

@@ -101,8 +101,11 @@ def main() -> None:
 
 def _explained(error: Exception) -> str:
     """Return the error of `compose` for the same overrides, which names key and value; else Hydra's first line."""
+    from hydra.errors import OverrideParseException
+
+    words = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
     try:
-        compose([word for word in sys.argv[1:] if "=" in word and not word.startswith("-")], "train")
+        compose([error.override] if isinstance(error, OverrideParseException) else words, "train")
     except ConfigError as better:
         return str(better)
     return str(error).splitlines()[0]

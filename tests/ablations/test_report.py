@@ -35,7 +35,7 @@ def test_a_grid_is_reported_by_its_factors(fill, runs):
 def test_a_study_from_a_dictionary_is_reported_by_its_name(mine, fill, runs, capsys):
     fill(mine)
     assert main(["sweep=mine"]) == 0
-    assert "val/loss - better: expert" in capsys.readouterr().out
+    assert "validation loss - better: expert" in capsys.readouterr().out
     assert mine["question"] in (runs / "mine" / "smoke" / "report" / "report.md").read_text()
 
 

@@ -218,5 +218,5 @@ def test_a_verdict_is_one_of_stored_results(mine, fill):
     assert study(mine).verdict().startswith("No verdict: 6 of 6 trials have no result: none seed 0 (unfinished)")
     lines = fill(mine, seeds=(0, 1, 2)).verdict().splitlines()
     assert lines[0] == "Against none, 3 paired seeds, p < 0.05 after Holm's correction:"
-    assert lines[1].startswith("val/loss - better: expert (-0.")
+    assert lines[1].startswith("validation loss - better: expert (-0.")
     assert max(map(len, lines)) <= 100

@@ -8,7 +8,6 @@ import yaml
 from ablations import study
 from ablations.wandb_sweeps import path_of, studies, sweep_file
 from dsv2.composition import compose
-from dsv2.config import ConfigError
 from dsv2.train import expanded
 from dsv2.training.run import from_plain
 
@@ -46,27 +45,3 @@ def test_an_agent_trains_exactly_the_studys_trials(name):
         made.add(from_plain(compose(words)).fingerprint())
     assert made <= wanted
     assert len(made) == len(list(itertools.product(*few)))
-
-
-def test_the_command_line_of_an_arm():
-    words = expanded(["--cfg", "job", "study=balance_losses", "arm=paper", "seed=3", "optim.lr=1e-4"])
-    assert words[:2] == ["--cfg", "job"]
-    assert "loss.device=0.05" in words
-    assert words[-2:] == ["optim.lr=1e-4", "seed=3"]
-    assert expanded(["arm=mine", "optim.lr=1e-4"]) == ["arm=mine", "optim.lr=1e-4"]
-    assert expanded(["study=aa", "arm=b", "seed=3"])[-1] == "seed=1003"
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["study=nope", "arm=a"], "sweep='nope' is not valid: choose one of"),
-        (["study=aa", "arm=z"], "arm='z' is not valid: one of a, b, c, d"),
-        (["study=aa", "arm=a", "scale=huge"], "scale='huge' is not valid"),
-        (["study=aa", "arm=a", "seed=1,2"], "seed='1,2' is not valid: one seed"),
-        (["study=aa", "arm=a", "probe=recall"], "probe='recall' is not valid: one of this study's, which has none"),
-    ],
-)
-def test_bad_names_are_refused(words, message):
-    with pytest.raises(ConfigError, match=message):
-        expanded(words)

@@ -13,9 +13,11 @@ from ablations.request import parse
 from ablations.studies import study
 from dsv2.__main__ import main
 from dsv2.config import ConfigError
+from dsv2.metrics import METRICS
+from dsv2.training.fit import fit
 from dsv2.training.run import load
 from tests.references.markdown import Block, blocks, commands
-from tests.test_readme import run
+from tests.references.processes import run_line
 
 ROOT = Path(__file__).parents[2]
 OWN = "extending.md"  # run to the letter by its own test
@@ -50,7 +52,18 @@ class References(HTMLParser):
 
 def test_every_page_is_built_and_asks_no_other_host(site: Path) -> None:
     built = {path.stem for path in site.glob("*.html")}
-    assert {"index", "tutorial", "studies", "report", "equations", "gallery", "extending", "cluster", "wandb"} <= built
+    assert {
+        "index",
+        "tutorial",
+        "studies",
+        "report",
+        "equations",
+        "gallery",
+        "extending",
+        "cluster",
+        "wandb",
+        "runs",
+    } <= built
     for page in site.glob("*.html"):
         loads = References(page.read_text()).loads
         assert loads
@@ -83,6 +96,11 @@ def check(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
             pass
         case ["pip", "install", *_]:
             pass
+        case ["torchrun", number, *rest] if re.fullmatch(r"--nproc-per-node=\d+", number):
+            assert f"trainer.devices={number.partition('=')[2]}" in rest, command
+            check(shlex.join(["python", *rest]), monkeypatch, capsys)
+        case ["dsv2", *rest]:
+            check(shlex.join(["python", "-m", "dsv2", *rest]), monkeypatch, capsys)
         case ["python", "-m", "ablations.run" | "ablations.report", *rest]:
             request, overrides = parse(rest)
             for scale in request.scales:
@@ -123,6 +141,8 @@ def test_every_command_line_is_one_that_exists(
         "python -m dsv2 sing",
         "python -m benchmarks.nothing",
         "sudo make demo",
+        "torchrun --nproc-per-node=2 -m dsv2.train model=tiny",
+        "dsv2 sing",
     ],
 )
 def test_a_wrong_command_line_is_seen(
@@ -132,14 +152,39 @@ def test_a_wrong_command_line_is_seen(
         check(command, monkeypatch, capsys)
 
 
+@pytest.fixture(scope="module")
+def trained(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run for blocks that open one."""
+    folder = tmp_path_factory.mktemp("trained")
+    words = [
+        "data=files",
+        f"data.path={corpus}",
+        "data.vocab_size=300",
+        "trainer.tokens=2048",
+        "trainer.progress=false",
+    ]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("DSV2_RUNS", str(folder))
+        fit(load([*words, "trainer.validation_tokens=1024", "logger.wandb.mode=disabled"]), folder / "run")
+    return folder / "run"
+
+
 @pytest.mark.parametrize(("page", "block"), PYTHON)
-def test_every_python_block_runs(page: str, block: Block) -> None:
-    exec(compile(block.text, page, "exec"), {})
+def test_every_python_block_runs(page: str, block: Block, request: pytest.FixtureRequest) -> None:
+    names = {"RUN": request.getfixturevalue("trained")} if re.search(r"\bRUN\b", block.text) else {}
+    exec(compile(block.text, page, "exec"), names)
 
 
 def test_pages_have_commands_and_python() -> None:
     assert len({page for page, _ in COMMANDS}) >= 6
     assert len({page for page, _ in PYTHON}) >= 4
+
+
+def test_metrics_have_the_same_name_and_unit_in_the_pages_as_in_figures() -> None:
+    rows = [line.strip("|").split("|") for line in PAGES["report.md"].splitlines() if re.match(r"\| `\w+/", line)]
+    assert len(rows) == 10
+    for logged, name, unit, _ in rows:
+        assert METRICS[logged.strip(" `")][1:] == (name.strip(), unit.strip()), logged
 
 
 @pytest.mark.slow
@@ -151,7 +196,7 @@ def test_the_tutorial_runs_from_top_to_bottom(tmp_path: Path) -> None:
         if "ablations.run" in command and "dry_run" not in command:
             command += " trainer.tokens=10240 trainer.checkpoint_every=10"  # minutes otherwise
             command = command if "seeds" in command else f"{command} 'seeds=[0,1]'"
-        printed = run(re.sub(r"\bRUN\b", trained, command), tmp_path)
+        printed = run_line(re.sub(r"\bRUN\b", trained, command), tmp_path)
         if "dsv2.train" in command:
             trained = printed.splitlines()[-1]
     assert (made / "balance_losses" / "smoke" / "report" / "report.html").is_file()

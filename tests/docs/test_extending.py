@@ -13,6 +13,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "extending.md").read_text()
 FILES = dict(re.findall(r"`([\w/]+\.(?:py|yaml))`:\n\n```\w+\n(.*?)```", TEXT, flags=re.S))
+PYTHON = [
+    block
+    for where, block in re.findall(r"([^\n]*)\n\n```python\n(.*?)```", TEXT, flags=re.S)
+    if not re.fullmatch(r"`[\w/.]+`:", where)  # what is no file, but can be run as it stands
+]
 COMMANDS = [
     line
     for language, block in re.findall(r"^```(\w*)\n(.*?)^```", TEXT, flags=re.S | re.M)
@@ -44,6 +49,12 @@ def test_the_page_has_a_study_and_two_variants():
     assert {Path(name).parts[:2] for name in FILES} == {("configs", "sweep"), ("configs", "model"), ("src", "dsv2")}
     assert len(FILES) == 5
     assert len(COMMANDS) == 6
+    assert len(PYTHON) == 3
+
+
+@pytest.mark.parametrize("code", PYTHON)
+def test_every_python_block_runs(code):
+    exec(compile(code, "extending.md", "exec"), {})
 
 
 @pytest.mark.slow
@@ -61,9 +72,10 @@ def test_the_new_study_is_planned_at_equal_budgets(copy):
 
 
 @pytest.mark.parametrize("variant", ["model/attention=gated", "model/ffn=relu2"])
-def test_the_accounting_of_a_new_variant_is_its_modules_own(variant, copy):
+def test_the_accounting_of_a_new_variant_is_its_modules_own_and_it_runs(variant, copy):
     code = (
-        f"import dsv2; model = dsv2.load(['model=tiny', '{variant}']).model; built = model.build()\n"
+        f"import dsv2, torch; model = dsv2.load(['model=tiny', '{variant}']).model; built = model.build()\n"
+        "built(torch.zeros(2, 4, dtype=torch.int64), positions=torch.tensor([[0, 1, 2, 3], [-1, -1, 0, 1]]))\n"
         "print(dsv2.account(model).total_params - sum(weight.numel() for weight in built.parameters()))"
     )
     assert run(["-c", code], copy).strip() == "0"

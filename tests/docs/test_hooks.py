@@ -81,7 +81,7 @@ def test_there_are_studies_and_scales() -> None:
 def test_every_scale_and_every_study_is_listed(page: Sections) -> None:
     assert re.findall(r"scale=(\w+)", page.text["studies"]) == SCALES
     header, *rows = page.rows["studies"]
-    assert header == ["study", "question", "judged by", "arms", "seeds, at least"]
+    assert header == ["study", "question", "metric", "arms", "minimum seeds"]
     assert [row[0] for row in rows] == STUDIES
     assert set(page.text) == {"studies", *STUDIES}
 

@@ -66,8 +66,8 @@ def test_one_domain_without_maths_has_fewer(source: PackedText) -> None:
 def test_every_metric_has_a_name_and_tasks_a_chance() -> None:
     for name in ("cloze", "cloze_margin", "cloze_context", "copying", "copying_gain", "arithmetic"):
         assert f"bench/{name}" in METRICS
-    assert quantity("bench/cloze_code").label == "cloze questions, code (share correct)"
-    assert quantity("val/bpb_maths").label == "validation loss, maths (bits/byte)"
+    assert quantity("bench/cloze_code").label == "cloze, code (share correct)"
+    assert quantity("val/bpb_maths").label == "validation bits per byte, maths"
     assert (
         chance("bench/cloze")
         == chance("bench/cloze_code")

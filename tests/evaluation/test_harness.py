@@ -1,4 +1,4 @@
-"""The harness' three kinds of requests, against plain loops over our model; and a task of its own from the command."""
+"""The harness' three kinds of requests, against plain loops over our model."""
 
 import json
 from pathlib import Path
@@ -7,18 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 import dsv2
-from dsv2.__main__ import main
 from dsv2.data.packing import PackedText
 from dsv2.data.source import NOT_SCORED, Batch
 from dsv2.data.tokenizer import END_ID
 from dsv2.evaluation.harness import Harness
 from dsv2.evaluation.validation import evaluate
 from dsv2.inference.reader import Reader
-from dsv2.training import fit
-from dsv2.training.saved import open_run
+from tests.references.likelihood import looped
 from tests.references.stubs import knowing
 from tests.references.tolerances import FLOAT32_MODULE
 
@@ -42,18 +39,6 @@ def requests(*arguments: tuple[Any, ...]) -> list[Any]:
     return [SimpleNamespace(args=given) for given in arguments]
 
 
-@torch.no_grad()
-def looped(harness: Harness, context: list[int], continuation: list[int]) -> tuple[float, bool]:
-    """Token by token, each from at most LENGTH tokens before the last of the continuation."""
-    read, nats, greedy = list(context), 0.0, True
-    for token in continuation:
-        logits = harness.reader.model.eval()(torch.tensor([read])).logits[0, -1].double()
-        nats += (logits[token] - logits.exp().sum().log()).item()
-        greedy &= int(logits.argmax()) == token
-        read.append(token)
-    return nats, greedy
-
-
 def test_loglikelihood_is_that_of_a_loop(harness: Harness, capsys: pytest.CaptureFixture[str]) -> None:
     encode = harness.reader.tokenizer.encode
     pairs = [("Ban ben", " bin bon"), ("Fun", " gar"), ("", "Lor kar"), ("Dist dust den", " mor")]
@@ -62,7 +47,7 @@ def test_loglikelihood_is_that_of_a_loop(harness: Harness, capsys: pytest.Captur
     for (context, continuation), (nats, greedy) in zip([*pairs, long], results, strict=True):
         ids = encode(continuation)
         kept = (encode(context) or [END_ID])[-(LENGTH + 1 - len(ids)) :]
-        expected = looped(harness, kept, ids)
+        expected = looped(harness.reader.model, kept, ids)
         assert nats == pytest.approx(expected[0], rel=FLOAT32_MODULE)
         assert greedy == expected[1]
     assert "truncated on the left to the 32 tokens of training" in capsys.readouterr().err
@@ -95,16 +80,16 @@ def test_rolling_is_the_validation_loss_of_the_same_text(harness: Harness, sourc
     short = source.store.tokenizer.decode(ids[:5])
     results = harness.loglikelihood_rolling(requests((text,), (short,)))
     assert results[0] == pytest.approx(-loss * len(ids), rel=FLOAT32_MODULE)
-    assert results[1] == pytest.approx(looped(harness, [END_ID], ids[:5])[0], rel=FLOAT32_MODULE)
+    assert results[1] == pytest.approx(looped(harness.reader.model, [END_ID], ids[:5])[0], rel=FLOAT32_MODULE)
 
 
 def test_a_continuation_longer_than_training_is_scored_in_windows(harness: Harness) -> None:
     ids = harness.reader.tokenizer.encode(" ban ben" * 20)
     assert len(ids) > LENGTH
     ((nats, _),) = harness._loglikelihood_tokens([(("", ""), [5, 7], ids)])
-    expected = looped(harness, [7], ids[:LENGTH])[0]
+    expected = looped(harness.reader.model, [7], ids[:LENGTH])[0]
     for start in range(LENGTH, len(ids), LENGTH):
-        expected += looped(harness, [ids[start - 1]], ids[start : start + LENGTH])[0]
+        expected += looped(harness.reader.model, [ids[start - 1]], ids[start : start + LENGTH])[0]
     assert nats == pytest.approx(expected, rel=FLOAT32_MODULE)
 
 
@@ -148,91 +133,6 @@ def test_generation_stops_at_the_end_of_the_text(source: PackedText) -> None:
     assert harness.generate_until(requests((tokenizer.decode(ids[:2]), {"max_gen_toks": 20}))) == [
         tokenizer.decode(ids[2:])
     ]
-
-
-# ---- the command ----
-
-
-@pytest.fixture
-def run_dir(quick: list[str], tmp_path: Path) -> Path:
-    settings = ["benchmarks=text", "benchmarks.cloze_questions=8", "benchmarks.cloze_context=12"]
-    settings += ["benchmarks.copying_strings=4", "benchmarks.copying_length=16"]
-    fit.fit(dsv2.load([*quick, *settings]), tmp_path / "run")
-    return tmp_path / "run"
-
-
-def write_task(folder: Path) -> list[dict[str, Any]]:
-    """A local multiple-choice task of 4 questions."""
-    folder.mkdir()
-    rows = [{"q": f"Ban{n * ' ben'}", "choices": [" bin bon", " bun", " dor"], "gold": n % 3} for n in range(4)]
-    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    task = {
-        "task": "words",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": f"{folder}/rows.jsonl"}},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{q}}",
-        "doc_to_choice": "choices",
-        "doc_to_target": "gold",
-        "target_delimiter": "",
-        "metric_list": [{"metric": "acc"}],
-    }
-    (folder / "words.yaml").write_text(yaml.safe_dump(task))
-    return rows
-
-
-@pytest.mark.slow
-def test_a_local_task_from_the_command(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows, out = write_task(tmp_path / "tasks"), tmp_path / "scores.json"
-    arguments = ["eval", str(run_dir), "--include-path", str(tmp_path / "tasks"), "--out", str(out)]
-    assert main([*arguments, "--tasks", "words,cloze,copying"]) == 0
-    shown = capsys.readouterr().out
-    scores = {(row["task"], row["metric"]): row for row in json.loads(out.read_text())["scores"]}
-
-    harness = Harness(open_run(run_dir).reader, batch_size=1)
-    encode, right = harness.reader.tokenizer.encode, 0
-    for row in rows:
-        nats = [looped(harness, encode(row["q"]), encode(choice))[0] for choice in row["choices"]]
-        right += nats.index(max(nats)) == row["gold"]
-    assert scores["words", "acc"]["value"] == right / len(rows)
-    assert scores["words", "acc"]["stderr"] is not None
-    metrics = json.loads((run_dir / "result.json").read_text())["metrics"]
-    for name in ("cloze", "copying"):
-        assert scores[name, f"bench/{name}"]["value"] == pytest.approx(metrics[f"bench/{name}"], rel=FLOAT32_MODULE)
-        assert f"bench/{name}" in shown
-
-    assert main([*arguments, "--tasks", "words", "--limit", "1"]) == 0
-    first = json.loads(out.read_text())["scores"][0]["value"]
-    assert first in (0.0, 1.0)
-
-    assert main([*arguments, "--tasks", "wrods"]) == 2
-    assert "error: wrods: no such task; did you mean words" in capsys.readouterr().err
-    (tmp_path / "tasks" / "rows.jsonl").unlink()
-    assert main([*arguments, "--tasks", "words"]) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: words: cannot be loaded; FileNotFoundError")
-
-
-def test_mistakes_are_told_in_a_line(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, message in (
-        (["--tasks", "arithmetic"], "arithmetic: the text has no domain 'maths', only text"),
-        (["--tasks", ","], "--tasks: name at least one"),
-        (["--tasks", "cloze", "--limit", "0"], "--limit 0: must be at least 1"),
-        (["--tasks", "cloze", "--batch-size", "0"], "--batch-size 0: must be at least 1"),
-        (["--tasks", "cloze", "--include-path", str(tmp_path / "none")], "none: no such folder"),
-    ):
-        assert main(["eval", str(run_dir), *arguments]) == 2
-        assert message in capsys.readouterr().err
-
-
-def test_without_the_package_own_benchmarks_remain(
-    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert main(["eval", str(run_dir), "--tasks", "hellaswag"]) == 2
-    assert "hellaswag: needs lm-evaluation-harness: pip install 'dsv2[eval]'" in capsys.readouterr().err
-    assert main(["eval", str(run_dir), "--tasks", "copying"]) == 0
 
 
 @pytest.mark.slow

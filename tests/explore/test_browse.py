@@ -24,7 +24,7 @@ def test_a_report_is_found_and_read(runs, report):
     assert report.name == "toy (smoke)"
     assert browse.headline(report) == "Against none: worse & <b>."
     table = browse.results(report)
-    for cell in ("5.123 ± 0.020", "1.000", "a&lt;b", "val loss"):
+    for cell in ("5.123 ± 0.020", "1.000", "a&lt;b", "validation loss"):
         assert f">{cell}</t" in table
     frame = browse.frame(report)
     assert frame.startswith("<iframe sandbox title")

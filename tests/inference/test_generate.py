@@ -4,9 +4,7 @@ import pytest
 import torch
 
 import dsv2
-from dsv2.__main__ import main
 from dsv2.models.transformer import Output
-from dsv2.training import fit
 
 
 @pytest.fixture
@@ -52,6 +50,7 @@ def test_nothing_new_is_the_prompt(model):
     [
         ({"max_new_tokens": -1}, "max_new_tokens=-1"),
         ({"max_new_tokens": 1, "temperature": -0.5}, "temperature=-0.5"),
+        ({"max_new_tokens": 1, "seed": -1}, "seed=-1: must be 0 or more"),
     ],
 )
 def test_mistakes_are_named(model, arguments, message):
@@ -61,13 +60,3 @@ def test_mistakes_are_named(model, arguments, message):
         dsv2.generate(model, torch.zeros(1, 0, dtype=torch.long), max_new_tokens=1)
     with pytest.raises(ValueError, match=r"tokens has shape \(3,\)"):
         dsv2.generate(model, torch.tensor([5, 9, 2]), max_new_tokens=1)
-
-
-def test_the_command_continues_a_prompt(quick, tmp_path, capsys):
-    fit.fit(dsv2.load(quick), tmp_path / "run")
-    assert main(["generate", str(tmp_path / "run"), "--prompt", "Bad", "--max-new-tokens", "5"]) == 0
-    assert capsys.readouterr().out.startswith("Bad")
-    assert main(["generate", str(tmp_path / "nowhere"), "--prompt", "Bad"]) == 2
-    assert "a run directory, sweep/scale/arm/seed" in capsys.readouterr().err
-    assert main(["generate", str(tmp_path / "run"), "--prompt", ""]) == 2
-    assert "prompt=''" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Checkpoints in and out: what is refused, by name, that nothing half done is left behind, and the two commands."""
+"""Checkpoints in and out: what is refused, by name, and that nothing half done is left behind."""
 
 import dataclasses
 import json
@@ -12,13 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import dsv2.interop.huggingface as huggingface
-from dsv2.commands.huggingface import export_hf, import_hf
 from dsv2.interop.hf_config import config_from_hf
 from dsv2.interop.huggingface import from_hf, to_hf
 from dsv2.models.moe import GShard, Hash, Switch
 from dsv2.models.transformer import Transformer
 from tests import references
-from tests.references.twins import LIMITED, tokens, twin
+from tests.references.twins import LIMITED, twin
 
 CONFIG = config_from_hf(twin(q_lora_rank=20, **LIMITED).config.to_dict())
 
@@ -165,7 +164,7 @@ def test_an_index_must_match_its_shards(sharded: Path, tmp_path: Path) -> None:
     refused({}, "no weight_map")
 
 
-# ---- out, and the commands -------------------------------------------------------------------------------------------
+# ---- out -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -212,9 +211,8 @@ def test_nothing_is_overwritten_and_nothing_half_written(
     taken.mkdir()
     to_hf(model, taken)  # an empty directory is free
     before = {file.name: file.read_bytes() for file in taken.iterdir()}
-    for call in (lambda: to_hf(model, taken), lambda: import_hf(saved, taken), lambda: export_hf(saved, taken)):
-        with pytest.raises(ValueError, match="taken: already exists"):
-            call()
+    with pytest.raises(ValueError, match="taken: already exists"):
+        to_hf(model, taken)
     assert before == {file.name: file.read_bytes() for file in taken.iterdir()}
 
     def full(*_: Any, **__: Any) -> None:
@@ -224,16 +222,3 @@ def test_nothing_is_overwritten_and_nothing_half_written(
     with pytest.raises(OSError, match="No space left"):
         to_hf(model, tmp_path / "full")
     assert [file.name for file in tmp_path.iterdir()] == ["taken"]
-
-
-def test_commands_make_a_run_and_export_it_again(saved: Path, tmp_path: Path) -> None:
-    import_hf(saved, tmp_path / "run")
-    names = sorted(file.name for file in (tmp_path / "run").iterdir())
-    assert names == ["config.yaml", "generation_config.json", "model.safetensors"]
-    export_hf(tmp_path / "run", tmp_path / "out")
-    theirs, ours = load_file(saved / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
-    assert theirs.keys() == ours.keys()
-    assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
-    assert torch.equal(from_hf(tmp_path / "out")(tokens()).logits, from_hf(saved)(tokens()).logits)
-    with pytest.raises(ValueError, match=r"not a run directory, it has no config\.yaml"):
-        export_hf(saved, tmp_path / "other")

@@ -36,7 +36,7 @@ def test_rates_of_real_trials_are_named_by_metric() -> None:
     trials = [from_trials(aa(), metric, 3, 2, 50) for metric in ("val/loss", "routing/max_violation")]
     ax = false_positive_rates(trials)
     labels = [label.get_text() for label in ax.get_yticklabels()]
-    assert labels == ["val loss, 3 seeds, 2 arms", "expert violation, 3 seeds, 2 arms"]
+    assert labels == ["validation loss, 3 seeds, 2 arms", "expert violation, 3 seeds, 2 arms"]
 
 
 def test_a_broken_promise_is_filled() -> None:

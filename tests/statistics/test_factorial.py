@@ -119,13 +119,13 @@ def test_holes_are_named() -> None:
 def test_one_seed_has_no_verdict() -> None:
     terms = list(judged(simulate(seeds=1)).values())
     assert {term.word for term in terms} == {"none"}
-    assert factorial_text(terms) == ["val/loss - no verdict: one seed gives no interval."]
+    assert factorial_text(terms) == ["validation loss - no verdict: one seed gives no interval."]
 
 
 def test_the_report_names_what_was_decided_and_what_was_not() -> None:
     terms = list(judged(simulate()).values())
     (text,) = factorial_text(terms)
-    assert text.startswith("val/loss - main effects: expert=0.003 better (-0.1")
+    assert text.startswith("validation loss - main effects: expert=0.003 better (-0.1")
     assert "interactions: expert=0.003 x device=0.05 worse (+0.1" in text
     assert "may have been missed" in text
     header, rows = factorial_rows(terms)

@@ -17,24 +17,10 @@ import dsv2
 from dsv2.config import ConfigError
 from dsv2.storage import checkpoints
 from dsv2.training import fit
-from dsv2.training import machine as process
-from dsv2.training.callbacks.recorder import Recorder
 from dsv2.training.module import Diverged, Module
 from dsv2.training.saved import open_run
-
-CLOCK = ("perf/tokens_per_s", "perf/mfu")  # what depends on the machine, not on the run
-
-
-@pytest.fixture(autouse=True)
-def quietly():
-    process.prepare()
-    torch.set_num_threads(1)
-
-
-def rows(folder: Path) -> list[dict]:
-    """metrics.jsonl without what the clock decides."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key not in CLOCK} for line in lines]
+from tests.references.faults import flip, halve
+from tests.references.runs import rows, timeless
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -53,12 +39,10 @@ def assert_same_run(one: Path, other: Path) -> None:
     for index, moment in moments[0].items():
         assert all(torch.equal(moment[key], moments[1][index][key]) for key in moment)
     results = [json.loads((folder / "result.json").read_text()) for folder in (one, other)]
-    for result in results:
-        for key in CLOCK:
-            result["metrics"].pop(key)
-    assert results[0]["metrics"] == results[1]["metrics"]
+    assert timeless(results[0]["metrics"]) == timeless(results[1]["metrics"])
 
 
+SPARSE = ["model.shape.num_experts=16", "model.shape.num_devices=8", "trainer.log_every=4"]
 BENCHMARKS = [
     "benchmarks=text",
     "benchmarks.cloze_questions=8",
@@ -110,24 +94,15 @@ def test_a_finished_run_is_not_trained_again(quick, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("crash_at", [1, 4, 7, 12])
-def test_a_crashed_run_ends_as_if_it_had_not(quick, tmp_path, monkeypatch, crash_at):
+def test_a_crashed_run_ends_as_if_it_had_not(quick, tmp_path, crashing, crash_at):
     dropping = ["model/ffn/dropping=device", "model.ffn.dropping.exempt_ratio=0.5"]
     run = dsv2.load([*quick, *BENCHMARKS, *dropping])
     fit.fit(run, tmp_path / "whole")
-    inner = Recorder.on_train_batch_end
-
-    def crash(self, trainer, *arguments):
-        inner(self, trainer, *arguments)
-        if trainer.global_step == crash_at:
-            raise OSError("the machine went away")
-
-    monkeypatch.setattr(Recorder, "on_train_batch_end", crash)
-    with pytest.raises(OSError, match="went away"):
+    with crashing(crash_at):
         fit.fit(run, tmp_path / "killed")
     failed = json.loads((tmp_path / "killed" / "result.json").read_text())
     assert failed["status"] == "failed"
     assert "the machine went away" in failed["traceback"]
-    monkeypatch.setattr(Recorder, "on_train_batch_end", inner)
     torch.rand(1)  # whatever else drew random numbers meanwhile
     fit.fit(run, tmp_path / "killed")
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
@@ -141,7 +116,7 @@ def test_a_corpus_too_small_for_its_benchmarks_costs_no_training(quick, tmp_path
 
 
 @pytest.mark.parametrize(("kind", "crash_at"), [("gshard", 6), ("switch", 3), ("hash", 6)])
-def test_a_crashed_run_of_a_baseline_ends_as_if_it_had_not(quick, tmp_path, monkeypatch, kind, crash_at):
+def test_a_crashed_run_of_a_baseline_ends_as_if_it_had_not(quick, tmp_path, crashing, kind, crash_at):
     """What GShard and Switch draw belongs to the step: a resumed run draws it again, whatever drew meanwhile."""
     run = dsv2.load([*quick, f"model/ffn={kind}", "model.ffn.num_experts=4", "loss.expert=0.01"])
     whole = fit.fit(run, tmp_path / "whole")
@@ -149,17 +124,8 @@ def test_a_crashed_run_of_a_baseline_ends_as_if_it_had_not(quick, tmp_path, monk
     assert (0 < dropped < 1) if kind != "hash" else dropped == 0
     assert (whole["metrics"]["train/balance_expert"] > 0) == (kind != "hash")
     assert whole["metrics"]["train/balance_device"] == whole["metrics"]["train/balance_comm"] == 0
-    inner = Recorder.on_train_batch_end
-
-    def crash(self, trainer, *arguments):
-        inner(self, trainer, *arguments)
-        if trainer.global_step == crash_at:
-            raise OSError("the machine went away")
-
-    monkeypatch.setattr(Recorder, "on_train_batch_end", crash)
-    with pytest.raises(OSError, match="went away"):
+    with crashing(crash_at):
         fit.fit(run, tmp_path / "killed")
-    monkeypatch.setattr(Recorder, "on_train_batch_end", inner)
     torch.manual_seed(99)
     fit.fit(run, tmp_path / "killed")
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
@@ -192,9 +158,7 @@ def test_a_damaged_checkpoint_costs_steps_not_the_run(quick, tmp_path, capsys):
     fit.fit(run, tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints"
     newest = folder / "step-000000012.ckpt"
-    content = bytearray(newest.read_bytes())
-    content[len(content) // 2] ^= 1
-    newest.write_bytes(content)
+    flip(newest)
     scratch = folder / ".step-000000012.ckpt.1.tmp"
     scratch.touch()  # a run may be writing it, so readers leave it alone
     assert checkpoints.latest(folder).name == "step-000000008.ckpt"
@@ -207,41 +171,57 @@ def test_a_damaged_checkpoint_costs_steps_not_the_run(quick, tmp_path, capsys):
     assert not scratch.exists()
 
 
-def test_a_failed_save_is_fatal_and_the_old_checkpoint_stays(quick, tmp_path, monkeypatch):
-    run = dsv2.load(quick)
-    inner, saves = torch.save, []
+def test_a_run_with_damaged_files_ends_with_the_same_rows(quick, tmp_path, capsys):
+    run, folder = dsv2.load([*quick, *SPARSE]), tmp_path / "run"
+    fit.fit(run, folder)
+    expected, weights = rows(folder), open_run(folder).model.state_dict()
 
-    def full(checkpoint, path):
-        saves.append(path)
-        if len(saves) == 2:
-            Path(path).write_bytes(b"half")
-            raise OSError(28, "No space left on device")
-        inner(checkpoint, path)
+    def cut_last(path):
+        path.write_bytes(path.read_bytes()[:-20])
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
-        fit.fit(run, tmp_path / "run")
-    folder = tmp_path / "run" / "checkpoints"
-    assert checkpoints.latest(folder).name == "step-000000004.ckpt"
-    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "step-000000004.ckpt"]
+    def junk(path):
+        path.write_bytes(path.read_bytes() + b"\0\0\0\n")
+
+    damages = {"routing.parquet": halve, "metrics.jsonl": cut_last, "checkpoints/manifest.json": halve}
+    damages["routing_snapshots.parquet"] = halve
+    removed = [(name, Path.unlink) for name in ("routing.parquet", "routing_snapshots.parquet")]
+    for name, damage in [*damages.items(), ("metrics.jsonl", junk), *removed]:
+        (folder / "result.json").unlink()
+        damage(folder / name)
+        fit.fit(run, folder)
+        assert rows(folder) == expected
+        assert len(pd.read_parquet(folder / "routing.parquet")) == 3 * 16
+        assert len(pd.read_parquet(folder / "routing_snapshots.parquet")) == 4 * 512 * 2
+        assert all(torch.equal(weight, weights[key]) for key, weight in open_run(folder).model.state_dict().items())
+        # Only a damage that training cannot mend by cutting the logs back makes it start again.
+        assert ("damaged" in capsys.readouterr().err) == (damage is not junk)
+    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert names == ["manifest.json", "step-000000008.ckpt", "step-000000012.ckpt"]
 
 
-def test_a_moe_model_whose_layers_are_all_dense_trains_stops_and_resumes(quick, tmp_path, monkeypatch):
+def test_a_run_that_starts_again_is_resumed_from_its_own_checkpoints(quick, tmp_path, crashing, capsys):
+    """The checkpoints of the attempt whose logs were lost are further on, and cannot be resumed."""
+    run, folder = dsv2.load(quick), tmp_path / "run"
+    fit.fit(run, folder)
+    expected = rows(folder)
+    (folder / "result.json").unlink()
+    halve(folder / "routing.parquet")
+    with crashing(7):
+        fit.fit(run, folder)
+    assert "damaged; training starts again from step 0" in capsys.readouterr().err
+    assert checkpoints.steps(folder / "checkpoints") == [4]
+    fit.fit(run, folder)
+    assert "damaged" not in capsys.readouterr().err
+    assert rows(folder) == expected
+
+
+def test_a_moe_model_whose_layers_are_all_dense_trains_stops_and_resumes(quick, tmp_path, crashing):
     run = dsv2.load([*quick, "model.num_dense_layers=2"])  # of 2, under model/ffn=moe
     assert run.model.moe is None
     whole = fit.fit(run, tmp_path / "whole")
     assert not any(name.startswith("routing/") for name in whole["metrics"])
-    inner = Recorder.on_train_batch_end
-
-    def crash(self, trainer, *arguments):
-        inner(self, trainer, *arguments)
-        if trainer.global_step == 7:
-            raise OSError("the machine went away")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(Recorder, "on_train_batch_end", crash)
-        with pytest.raises(OSError, match="went away"):
-            fit.fit(run, tmp_path / "stopped")
+    with crashing(7):
+        fit.fit(run, tmp_path / "stopped")
     fit.fit(run, tmp_path / "stopped")
     assert rows(tmp_path / "stopped") == rows(tmp_path / "whole")
     assert not list((tmp_path / "whole").glob("routing*"))

@@ -9,7 +9,6 @@ import pytest
 import tokenizers
 import tokenizers.processors
 import torch
-import yaml
 
 import dsv2
 from dsv2.__main__ import main
@@ -19,17 +18,10 @@ from dsv2.commands.generate import generate_text
 from dsv2.commands.huggingface import export_hf, import_hf
 from dsv2.data.corpora import _survey
 from dsv2.explore.subject import NO_TEXT, open_subject
-from dsv2.storage.rundir import find_run
-from dsv2.training import fit, machine
+from dsv2.training import fit
 from dsv2.training.saved import SavedRun, open_run
 
 TASKS = ["cloze", "copying"]
-
-
-@pytest.fixture(autouse=True)
-def quietly():
-    machine.prepare()
-    torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -288,25 +280,3 @@ def test_transformers_reads_what_is_exported(run, imported, tmp_path):
         ids = torch.tensor([reader.prompt("Ban")])
         theirs = model.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0)
         assert torch.equal(theirs, dsv2.generate(reader.model, ids, max_new_tokens=6))
-
-
-# ---- names -----------------------------------------------------------------------------------------------------------
-
-
-def test_runs_have_names(runs, monkeypatch, tmp_path):
-    trials = [["paper", 0, None, "aaaa111122223333"], ["paper", 0, "recall", "aaaa444455556666"]]
-    for *_, name in trials:
-        (runs / "mine" / "tiny" / "trials" / name).mkdir(parents=True)
-        (runs / "mine" / "tiny" / "trials" / name / "config.yaml").write_text(yaml.safe_dump({"model": {}}))
-    (runs / "mine" / "tiny" / "study.json").write_text(json.dumps({"trials": trials}))
-    first = runs / "mine" / "tiny" / "trials" / "aaaa111122223333"
-    for name in ("mine/tiny/paper/0", "aaaa1", "aaaa111122223333", first, str(first)):
-        assert find_run(name) == first
-    assert find_run("mine/tiny/paper/0/recall").name == "aaaa444455556666"
-    with pytest.raises(ValueError, match=r"RUN='aaaa': matches 2 runs; choose one of .*aaaa1111.*, .*aaaa4444"):
-        find_run("aaaa")
-    with pytest.raises(ValueError, match=r"RUN='mine/tiny/paper/7': .*arms there are paper, seeds 0"):
-        find_run("mine/tiny/paper/7")
-    for nowhere in ("bbbb", "mine/huge/paper/0", "no/such/folder", "", "mine/tiny/paper/0/copying"):
-        with pytest.raises(ValueError, match=r"RUN=.*: a run directory, sweep/scale/arm/seed, or the first digits of"):
-            find_run(nowhere)

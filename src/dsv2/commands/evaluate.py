@@ -68,7 +68,7 @@ def _own(run: SavedRun, tasks: list[str], batch_size: int) -> dict[str, list[Sco
     if "arithmetic" in tasks and not benchmarks.exercises:
         raise ValueError(f"arithmetic: the text has no domain 'maths', only {', '.join(source.domains)}")
     measures = dict(zip(TASKS, (benchmarks.run_cloze, benchmarks.run_copying, benchmarks.run_arithmetic), strict=True))
-    scores = {task: measures[task](run.model, batch_tokens=batch_size * length) for task in tasks}
+    scores = {task: measures[task](run.model, batch_tokens=length) for task in tasks}
     return {
         task: [Score(task, name, value, None, chance(name)) for name, value in values.items()]
         for task, values in scores.items()
@@ -121,6 +121,14 @@ def show(scores: list[Score]) -> None:
     for task, metric, *numbers in scores:
         add_row(table, [task, metric, *("" if number is None else f"{number:.4f}" for number in numbers)])
     open_console().print(table)
+
+
+def require_writable(path: Path) -> None:
+    """Raise ValueError unless a file can be written to `path`."""
+    if path.is_dir():
+        raise ValueError(f"--out {path}: a folder, not a file")
+    if not path.parent.is_dir():
+        raise ValueError(f"--out {path}: no folder {path.parent}")
 
 
 def write(path: Path, run: str, scores: list[Score]) -> None:

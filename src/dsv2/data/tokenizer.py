@@ -64,8 +64,8 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path, vocab_size: int | None = None) -> "Tokenizer":
-        """Read a tokenizer written by `save`; `vocab_size` as for the constructor."""
-        return cls(tokenizers.Tokenizer.from_file(str(path)), vocab_size)
+        """Read a tokenizer written by `save`; `vocab_size` as for the constructor. Raises ValueError if damaged."""
+        return cls(_read_backend(path), vocab_size)
 
     def save(self, path: Path) -> None:
         """Write a `tokenizer.json`, which transformers can read too."""
@@ -186,12 +186,18 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> Tokenizer | N
         return None
     if not settings.is_file():
         return Tokenizer.load(path, vocab_size)
+    backend = _read_backend(path)
     try:
-        return ImportedTokenizer(
-            tokenizers.Tokenizer.from_file(str(path)), json.loads(settings.read_text(encoding="utf-8")), vocab_size
-        )
+        return ImportedTokenizer(backend, json.loads(settings.read_text(encoding="utf-8")), vocab_size)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
+
+
+def _read_backend(path: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the package raises nothing more specific
+        raise ValueError(f"{path}: not a tokenizer, {error}") from None
 
 
 def _special(backend: tokenizers.Tokenizer, token: Any) -> int | None:

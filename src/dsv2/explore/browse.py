@@ -97,7 +97,7 @@ def results(report: Report) -> str:
         ]
     except (OSError, KeyError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ValueError(f"{path}: {error}; rebuild it with python -m ablations.report") from None
-    header = ["arm", "seeds", *(html.escape(quantity(metric).short) for metric in metrics)]
+    header = ["arm", "seeds", *(html.escape(quantity(metric).name) for metric in metrics)]
     return table(header, rows, numbers=range(1, len(header)))
 
 

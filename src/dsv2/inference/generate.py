@@ -59,6 +59,8 @@ def stream_tokens(
     """Yield the next token of every prompt (T_i,) as (B,) int64, `most` times."""
     if not temperature >= 0:
         raise ValueError(f"temperature={temperature}: must be 0 (greedy) or more")
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed={seed}: must be 0 or more and less than 2**64")
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     tokens = torch.nn.utils.rnn.pad_sequence(list(prompts), batch_first=True)  # (B, T)
     device, length = tokens.device, tokens.shape[1]

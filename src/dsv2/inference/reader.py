@@ -14,7 +14,14 @@ class Reader(NamedTuple):
     longest: int  # sequence length that the model was trained on
 
     def prompt(self, text: str) -> list[int]:
-        """Encode a prompt, with the tokenizer's prefix. Raises ValueError if it is empty."""
+        """Encode a prompt, with the tokenizer's prefix.
+
+        Raises ValueError if it is empty or not Unicode text, as arguments of a shell may be.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"prompt={text!r}: must be text in UTF-8") from None
         ids = [*self.tokenizer.prefix, *self.tokenizer.encode(text)]
         if not ids:
             raise ValueError("prompt='': must have at least one character")

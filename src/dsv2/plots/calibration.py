@@ -67,5 +67,5 @@ def power_by_effect(rates: Sequence[tuple[float, Rate]], *, title: str | None = 
 
 
 def _row(rate: Rate | TrialsRate) -> str:
-    name = quantity(rate.metric).short if isinstance(rate, TrialsRate) else rate.noise
+    name = quantity(rate.metric).name if isinstance(rate, TrialsRate) else rate.noise
     return f"{name}, {rate.seeds} seeds, {rate.arms} arms"

@@ -47,7 +47,7 @@ def factorial_forest(
             if term.metric == metric:
                 decided = term.word in ("better", "worse")
                 interval(ax, names.index(term.term), term.low, term.effect, term.high, filled=decided)
-        name, unit = quantity(metric)[1:]
+        name, unit = quantity(metric)
         ax.set_title(f"effect on {name}" + (f"\n({unit})" if unit else ""), fontsize=7)
         ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.grid(False, axis="y")

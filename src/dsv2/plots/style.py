@@ -194,7 +194,7 @@ def large_numbers(ax: Axes, label: str, ticks: int = 4) -> None:
 
 def difference_label(metric: str, baseline: str) -> str:
     """Return the axis label for the difference in a metric between an arm and the baseline."""
-    name, unit = quantity(metric)[1:]
+    name, unit = quantity(metric)
     return f"{name},\narm - {baseline}" + (f" ({unit})" if unit else "")
 
 

@@ -169,7 +169,7 @@ def factorial_text(terms: Sequence[Term]) -> list[str]:
     for metric in dict.fromkeys(term.metric for term in terms):
         of_metric = [term for term in terms if term.metric == metric]
         if of_metric[0].n < 2:
-            sentences.append(f"{metric} - no verdict: one seed gives no interval.")
+            sentences.append(f"{quantity(metric).name} - no verdict: one seed gives no interval.")
             continue
         parts = []
         for name, kind in (
@@ -182,7 +182,7 @@ def factorial_text(terms: Sequence[Term]) -> list[str]:
                 parts.append(f"{name}: {named or 'none detected'}")
         undetected = [term.detectable for term in of_metric if term.word == "undecided"]
         limit = f"; undecided terms below {max(undetected):.2g} may have been missed" if undetected else ""
-        sentences.append(f"{metric} - {'; '.join(parts)}{limit}.")
+        sentences.append(f"{quantity(metric).name} - {'; '.join(parts)}{limit}.")
     return sentences
 
 
@@ -190,7 +190,7 @@ def factorial_rows(terms: Sequence[Term]) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of the report's table."""
     rows = [
         [
-            quantity(term.metric).short,
+            quantity(term.metric).name,
             term.term,
             difference_text(term.effect, term.low, term.high),
             *map(two_digits, (term.p, term.p_holm, term.detectable)),

@@ -1,7 +1,8 @@
 """Checkpoints that survive a kill while they are written, and whose corruption is detected.
 
-A checkpoint is valid only if `manifest.json`, which is written last, lists it with its checksum. The newest `KEEP`
-are kept, so that a damaged file costs a few steps, not the run.
+A checkpoint is valid only if `manifest.json`, which is written last, lists it with its checksum. The newest `KEEP` are
+kept, so that a damaged file costs a few steps, not the run. A run saves steps in rising order: checkpoints of later
+steps belong to an attempt that could not be resumed, and are deleted once the new attempt saves.
 """
 
 import hashlib
@@ -24,8 +25,9 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
     with replacing(path) as scratch:
         torch.save(checkpoint, scratch)
         checksum = _checksum(scratch)
-    listed = {name: entry for name, entry in _manifest(path.parent).items() if name != path.name}
-    listed[path.name] = {"step": int(checkpoint["global_step"]), "sha256": checksum}
+    step = int(checkpoint["global_step"])
+    listed = {name: entry for name, entry in _manifest(path.parent).items() if entry["step"] < step}
+    listed[path.name] = {"step": step, "sha256": checksum}
     newest = sorted(listed, key=lambda name: listed[name]["step"])[-KEEP:]
     write_json(path.parent / MANIFEST, {name: listed[name] for name in newest})
     for other in path.parent.glob("step-*.ckpt"):  # including files that a kill left unlisted
@@ -78,10 +80,14 @@ def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
         return {}
     except ValueError:
         listed = None
-    if not isinstance(listed, dict):
+    if not isinstance(listed, dict) or not all(map(_is_entry, listed.values())):
         print(f"warning: {path} is damaged, so no checkpoint beside it can be trusted", file=sys.stderr)
         return {}
     return listed
+
+
+def _is_entry(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("step"), int) and isinstance(value.get("sha256"), str)
 
 
 def _checksum(path: Path) -> str:

@@ -94,7 +94,8 @@ def _named(root: Path, sweep: str, scale: str, arm: str, seed: str, probe: str |
 def _trials(study: Path) -> list[list[Any]]:
     """Read [arm, seed, probe, folder] of each trial from a study's `study.json`; empty if it is missing or damaged."""
     try:
-        return list(json.loads((study / "study.json").read_text())["trials"])
+        trials = json.loads((study / "study.json").read_text())["trials"]
+        return [[arm, seed, probe, folder] for arm, seed, probe, folder in trials]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 

@@ -43,7 +43,7 @@ from dsv2.training.callbacks.checkpoint import AtomicCheckpointIO, Checkpointer
 from dsv2.training.callbacks.progress import ProgressBar
 from dsv2.training.callbacks.recorder import Recorder
 from dsv2.training.callbacks.snapshots import Snapshots, snapped
-from dsv2.training.machine import provenance
+from dsv2.training.machine import provenance, require_accelerator
 from dsv2.training.module import Diverged, Module
 from dsv2.training.processes import Group, joined
 from dsv2.training.run import Run, stored_name
@@ -65,6 +65,7 @@ def fit(run: Run.Config, folder: Path, *, module: type[Module] = Module) -> dict
     with joined(run.trainer) as group:
         if (done := group.agree(finished(folder) if group.first else None)) is not None:
             return cast(dict[str, Any], done)
+        require_accelerator(run.trainer.accelerator)
         if group.first:
             _fit(run, folder, module, group, folder)
         else:

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from dsv2.config import ConfigError
+
 PACKAGES = ("dsv2", "torch", "lightning", "numpy", "tokenizers")
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of glibc's malloc.h
 
@@ -26,6 +28,12 @@ def prepare() -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     keep_freed_memory()
+
+
+def require_accelerator(accelerator: str) -> None:
+    """Raise ConfigError where `trainer.accelerator` asks for a GPU and torch finds none."""
+    if accelerator == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        raise ConfigError("trainer.accelerator", accelerator, "auto or cpu, since torch finds no GPU on this machine")
 
 
 def keep_freed_memory() -> None:
@@ -73,7 +81,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Return the commit and whether the checkout has uncommitted changes; None outside a checkout."""
+    """Return the commit and whether the checkout has uncommitted changes; None unless this file belongs to it."""
 
     def git(*arguments: str) -> str | None:
         try:
@@ -84,8 +92,8 @@ def git_state() -> dict[str, Any] | None:
             return None  # no git, or an installed package
         return done.stdout.strip()
 
-    commit = git("rev-parse", "HEAD")
-    return None if commit is None else {"commit": commit, "dirty": bool(git("status", "--porcelain"))}
+    tracked, commit = git("ls-files", "--error-unmatch", Path(__file__).name), git("rev-parse", "HEAD")
+    return None if None in (tracked, commit) else {"commit": commit, "dirty": bool(git("status", "--porcelain"))}
 
 
 def _cpu() -> str:

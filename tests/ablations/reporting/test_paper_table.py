@@ -53,7 +53,7 @@ def test_the_paper_table_has_ours_and_the_published_rows(table_9, fill, capsys, 
         "large_mha": "57.5",
         "large_mla": "59.0",
     }
-    losses = table.loc[("ours", "val loss (lower is better)")]
+    losses = table.loc[("ours", "validation loss (lower is better)")]
     values = [float(losses[arm].split()[0]) for arm in ("small_mha", "small_mla")]
     assert values[0] - values[1] == pytest.approx(0.1, abs=0.01)
     assert "DeepSeek-V2, Table 9 (MoE models; small 1.33T tokens, large 420B)" in text
@@ -111,7 +111,9 @@ def test_any_study_has_a_table_of_its_own_rows(fill, runs):
     table, text = paper_table(planned, collect(planned))
     assert set(table.index.get_level_values(0)) == {"ours"}
     assert "Published" not in text
-    assert table.loc[("ours", "val loss (lower is better)"), "rank1"].count("±") == 0  # one seed has no deviation
+    assert (
+        table.loc[("ours", "validation loss (lower is better)"), "rank1"].count("±") == 0
+    )  # one seed has no deviation
     assert write_tables(planned) == (runs / "kv_rank" / "smoke" / "report" / "paper_table.md").read_text()
 
 
@@ -122,12 +124,12 @@ def test_names_are_escaped_in_every_format(mine, fill):
     mine["arms"] = {"none": mine["arms"]["none"], "a_b+c": mine["arms"]["expert"]}
     planned = fill(mine)
     table, text = paper_table(planned, collect(planned))
-    label = "bpb 50% <i>$x (lower is better)"
+    label = "validation bits per byte, 50%_<i>$x (lower is better)"
     assert ("ours", label) in table.index
     tex = latex(table, text)
-    assert r"bpb 50\% <i>\$x (lower is better)" in tex
+    assert r"validation bits per byte, 50\%\_<i>\$x (lower is better)" in tex
     assert r"a\_b+c" in tex
-    (row,) = [row for row in Cells(html_table(table, text)).rows if any("bpb" in cell for cell in row)]
+    (row,) = [row for row in Cells(html_table(table, text)).rows if any("bits per byte" in cell for cell in row)]
     assert row[0] == label
     assert "<i>" not in html_table(table, text) + markdown(table, text)
     assert "a_b+c" in markdown(table, text)

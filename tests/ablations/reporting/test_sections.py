@@ -52,11 +52,11 @@ def test_budgets_are_compared_among_the_arms_that_hold_them(study_text, findings
     tables.accounting["total_params"] = [1000, 995, 2000]
     study = study_text(tables, seeds=2, differs={"wide": ("total_params",)})
     held = table(findings_of(tables, study), "Held equal")
-    assert "| total_params | yes, except wide | 995 | 1,000 | 0.50% apart |" in held
+    assert "| parameters | yes, except wide | 995 | 1,000 | 0.50% apart |" in held
     held = table(findings_of(tables, replace(study, baselines={"wide": "wide"}, differs={})), "Held equal")
-    assert "| total_params | yes | 995 | 2,000 | 0.50% apart |" in held  # another size is no side of a comparison
-    assert "| tokens | yes | 40,960 | 40,960 | equal |" in held
-    assert "| flops_per_token |  | 2,654,208 | 2,654,208 | equal |" in held
+    assert "| parameters | yes | 995 | 2,000 | 0.50% apart |" in held  # another size is no side of a comparison
+    assert "| training tokens | yes | 40,960 | 40,960 | equal |" in held
+    assert "| FLOPs per token |  | 2,654,208 | 2,654,208 | equal |" in held
 
 
 def test_results_stand_beside_chance(six_arms, study_text, findings_of) -> None:
@@ -88,14 +88,16 @@ def test_a_grid_has_main_effects_and_identical_arms_have_false_verdicts(study_te
     assert "lr=high x expert=on" in table(findings_of(tables, study), "Main effects and interactions")
     text = table(findings_of(tables, replace(study, identical=True, levels={})), "False verdicts")
     assert re.search(
-        r"\| val loss \| \d+\.\d% \| \d+\.\d% to \d+\.\d% \| [\d,]+ \| (above|compatible with) 5% \|", text
+        r"\| validation loss \| \d+\.\d% \| \d+\.\d% to \d+\.\d% \| [\d,]+ \| (above|compatible with) 5% \|", text
     )
 
 
 def test_what_could_have_been_detected_stands_beside_the_margin(six_arms, study_text, findings_of) -> None:
     study = study_text(six_arms, {"val/loss": "lower"}, margin={"val/loss": 0.5})
     findings = findings_of(six_arms, study)
-    assert re.search(r"\| val loss \| 0\.\d+ \| 0\.\d+ \| 0\.500 \|", table(findings, "What could have been detected"))
+    assert re.search(
+        r"\| validation loss \| 0\.\d+ \| 0\.\d+ \| 0\.500 \|", table(findings, "What could have been detected")
+    )
     assert "With 3 seeds and 5 arms compared" in section(findings, "What could have been detected").paragraphs[0]
 
 

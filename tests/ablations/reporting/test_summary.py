@@ -24,12 +24,12 @@ def narrow() -> Console:
 
 def test_an_unseen_cost_is_not_called_absent(six_arms, findings_of) -> None:
     headline, sentences = summary(findings_of(six_arms))
-    loss = next(text for text in sentences if text.startswith("val/loss"))
+    loss = next(text for text in sentences if text.startswith("validation loss"))
     assert "no visible cost or gain" in loss
     assert re.search(r"differences below 0\.\d+ may have been missed", loss)
     assert "equivalent" not in loss  # no margin was stated
     assert loss in headline
-    assert sentences[0].startswith("routing/entropy")  # the study's own metric first
+    assert sentences[0].startswith("load entropy")  # the study's own metric first
 
 
 def test_nothing_is_unseen_where_no_seed_overlaps(study_text) -> None:
@@ -43,13 +43,13 @@ def test_nothing_is_unseen_where_no_seed_overlaps(study_text) -> None:
     assert (effect.word, effect.separated) == ("undecided", "above")
     assert UNSEEN not in effect.note
     (sentence,) = summary(findings)[1]
-    assert sentence.startswith("val/loss - undecided: arm (+0.095, no seed overlaps); differences below 0.")
+    assert sentence.startswith("validation loss - undecided: arm (+0.095, no seed overlaps); differences below 0.")
 
 
 def test_an_equivalent_arm_is_so_within_the_stated_margin(six_arms, study_text, findings_of) -> None:
     study = study_text(six_arms, {"val/loss": "lower"}, margin={"val/loss": 1.0})
     _, (sentence,) = summary(findings_of(six_arms, study))
-    assert sentence.startswith("val/loss - equivalent within 1: expert (")
+    assert sentence.startswith("validation loss - equivalent within 1: expert (")
     assert UNSEEN not in sentence
 
 
@@ -61,9 +61,10 @@ def test_words_that_all_arms_share_are_one_sentence(study_text, findings_of) -> 
     metrics = {"val/loss": "lower", "val/bpb": "lower", "val/accuracy": "higher", "routing/entropy": "higher"}
     headline, sentences = summary(findings_of(tables, study_text(tables, metrics, metric="val/loss")))
     assert len(sentences) == 4
-    assert headline.startswith("Against none, 3 paired seeds, p < 0.05 after Holm's correction: val/loss - ")
+    assert headline.startswith("Against none, 3 paired seeds, p < 0.05 after Holm's correction: validation loss - ")
     assert headline.endswith(
-        "Every arm better in val accuracy. Every arm worse in val bpb. Every arm identical in entropy."
+        "Every arm better in validation accuracy. Every arm worse in validation bits per byte. "
+        "Every arm identical in load entropy."
     )
 
 

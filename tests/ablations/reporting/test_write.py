@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +11,7 @@ from markdown import markdown as render
 
 from ablations.reporting.findings import Findings
 from ablations.reporting.write import report_study, write_report
+from tests.references.pages import Page
 from tests.references.tables import SIX, fake
 
 
@@ -28,29 +28,6 @@ def written(six_arms, findings_of, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("report")
     report(findings_of(six_arms), folder)
     return folder
-
-
-class Page(HTMLParser):
-    """Checks that tags nest, and collects what a browser would load and what it would show."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.loaded: list[str] = []
-        self.text = ""
-        self.feed(html)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in ("img", "meta"):
-            self.open.append(tag)
-        self.loaded += [value or "" for name, value in attrs if name in ("src", "href")]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def test_the_report_is_complete_and_self_contained(written: Path) -> None:

@@ -61,9 +61,7 @@ def test_trials_that_are_one_run_are_refused(mine):
     """Arms alike but for their seeds may not share one."""
     mine["arms"] = {"none": {"about": "", "overrides": []}, "same": {"about": "", "overrides": [], "seed_offset": 1}}
     assert len(Study(mine, seeds=[0, 2]).trials) == 4
-    with pytest.raises(
-        ConfigError, match=r"arms\.same\.seed_offset=1 is not valid: .*none-s1 and same-s0 are the same run"
-    ):
+    with pytest.raises(ConfigError, match=r"arms\.same\.seed_offset=1 is not valid: .* and same-s0 are the same run"):
         Study(mine, seeds=[0, 1])
 
 

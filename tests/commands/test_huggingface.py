@@ -1,0 +1,235 @@
+"""`import-hf` and `export-hf`: models go in and out with their tokenizer, whole or not at all."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import dsv2
+from dsv2.__main__ import main
+from dsv2.commands.huggingface import export_hf, import_hf
+from dsv2.interop.huggingface import from_hf
+from dsv2.training import fit
+from dsv2.training.saved import open_run
+from tests.references.twins import tokens, twin
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that transformers saved; without a tokenizer."""
+    folder = tmp_path_factory.mktemp("hf") / "saved"
+    twin().save_pretrained(folder)
+    return folder
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line with which a command refuses; nothing is on stdout."""
+    capsys.readouterr()
+    assert main([*map(str, arguments)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    return said.err.removeprefix("error: ").strip()
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file under a folder, hidden ones too."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def values(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+# ---- in and out ------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_becomes_a_run_and_comes_out_again(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert main(["import-hf", str(saved), str(run)]) == 0
+    assert capsys.readouterr().out == f"{run}\n"
+    assert tree(run).keys() - {"generation_config.json"} == {"config.yaml", "model.safetensors"}
+    kept = yaml.safe_load((run / "config.yaml").read_text())
+    assert kept["checkpoint"]["max_position_embeddings"] == 4096
+    assert open_run(run).imported
+    assert open_run(run).longest == 4096
+
+    assert main(["export-hf", str(run), str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    theirs, ours = load_file(saved / "model.safetensors"), load_file(out / "model.safetensors")
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
+    assert torch.equal(from_hf(out)(tokens()).logits, from_hf(saved)(tokens()).logits)
+
+
+def test_what_was_imported_is_exported_unchanged(imported: Path, tmp_path: Path) -> None:
+    """Tokenizer, settings and what config.json says beside the shape of the model."""
+    (imported / "generation_config.json").write_text('{"temperature": 0.3}')
+    config = yaml.safe_load((imported / "config.yaml").read_text())
+    config["checkpoint"] |= {"max_position_embeddings": 77, "bos_token_id": 300}
+    (imported / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    export_hf(imported, tmp_path / "again")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert values(tmp_path / "again" / name) == values(tmp_path / "hf" / name), name
+    assert values(tmp_path / "again" / "generation_config.json") == {"temperature": 0.3}
+    own = {"max_position_embeddings": 77, "bos_token_id": 300}
+    assert values(tmp_path / "again" / "config.json") == values(tmp_path / "hf" / "config.json") | own
+    import_hf(tmp_path / "again", tmp_path / "third")
+    third, first = tree(tmp_path / "third"), tree(imported)
+    assert yaml.safe_load(third.pop("config.yaml")) == yaml.safe_load(first.pop("config.yaml"))
+    assert third == first
+
+
+def test_a_trained_run_goes_out_with_its_tokenizer(trained: Path, tmp_path: Path) -> None:
+    export_hf(trained, tmp_path / "out")
+    assert tree(tmp_path / "out").keys() == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == (trained / "tokenizer.json").read_text()
+    settings, config = values(tmp_path / "out" / "tokenizer_config.json"), values(tmp_path / "out" / "config.json")
+    assert (settings["eos_token"], settings["add_bos_token"]) == ("<|endoftext|>", False)
+    assert settings["model_max_length"] == config["max_position_embeddings"] == 32  # tokens, as it was trained
+    assert config["eos_token_id"] == 0
+    assert config["vocab_size"] == 320
+    weights = from_hf(tmp_path / "out").state_dict()
+    assert all(torch.equal(weights[name], weight) for name, weight in open_run(trained).model.state_dict().items())
+
+
+def test_a_trained_run_comes_back_as_it_was(trained: Path, tmp_path: Path) -> None:
+    export_hf(trained, tmp_path / "out")
+    import_hf(tmp_path / "out", tmp_path / "back")
+    before, back = open_run(trained), open_run(tmp_path / "back")
+    assert back.model_config == before.model_config
+    assert back.longest == before.longest
+    assert back.tokenizer.encode("Ban naïve 学习") == before.tokenizer.encode("Ban naïve 学习")
+    assert back.reader.prompt("Ban") == before.reader.prompt("Ban")
+
+
+def test_a_run_without_text_goes_out_without_a_tokenizer_and_says_so(
+    quick: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [word for word in quick if not word.startswith("data")]
+    fit.fit(dsv2.load([*settings, "data=synthetic", "trainer.tokens=128"]), tmp_path / "numbers")
+    capsys.readouterr()
+    assert main(["export-hf", str(tmp_path / "numbers"), str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{tmp_path}/out\n"
+    assert said.err == (
+        f"warning: exported without a tokenizer. {tmp_path}/numbers: its data are not text, so it has no tokenizer\n"
+    )
+    assert tree(tmp_path / "out").keys() == {"config.json", "model.safetensors"}
+
+
+@pytest.mark.slow
+def test_transformers_reads_what_is_exported(trained: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="the extra hf is not installed")
+    export_hf(trained, tmp_path / "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    reader = open_run(trained).reader
+    assert tokenizer("Ban gand.")["input_ids"] == reader.prompt("Ban gand.")
+    ids = torch.tensor([reader.prompt("Ban")])
+    theirs = model.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert torch.equal(theirs, dsv2.generate(reader.model, ids, max_new_tokens=6))
+
+
+# ---- mistakes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["import-hf", "export-hf"])
+@pytest.mark.parametrize("what", ["folder", "file", "dangling link"])
+def test_what_is_there_is_not_overwritten(
+    command: str, what: str, saved: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, taken = (saved if command == "import-hf" else trained), tmp_path / "taken"
+    if what == "folder":
+        taken.mkdir()
+        (taken / "notes.txt").write_text("mine")
+    elif what == "file":
+        taken.write_text("mine")
+    else:
+        taken.symlink_to(tmp_path / "nowhere")
+    before = tree(tmp_path)
+    assert refusal(capsys, command, source, taken) == (
+        f"{taken}: already exists and is not an empty directory; nothing was written"
+    )
+    assert tree(tmp_path) == before
+
+
+def test_an_empty_folder_is_free(saved: Path, trained: Path, tmp_path: Path) -> None:
+    for name, command, source in (("in", import_hf, saved), ("out", export_hf, trained)):
+        (tmp_path / name).mkdir()
+        command(source, tmp_path / name)
+        assert (tmp_path / name / "model.safetensors").is_file()
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def with_config(**changed: Any) -> Callable[[Path], None]:
+    path = "config.json"
+    return lambda folder: (folder / path).write_text(json.dumps(values(folder / path) | changed)) and None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("config.json"), "{0}/config.json: No such file"),
+        (without("model.safetensors"), "{0}: neither model.safetensors nor model.safetensors.index.json"),
+        (with_config(model_type="llama"), "model_type='llama' is not valid: 'deepseek_v2' for weights"),
+        (with_config(num_hidden_layers=3), "{0}: model.layers.2."),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_read_is_one_line(
+    change: Callable[[Path], None], message: str, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    for name, content in tree(saved).items():
+        (folder / name).write_bytes(content)
+    change(folder)
+    assert refusal(capsys, "import-hf", folder, tmp_path / "out").startswith(message.format(folder))
+    assert [path.name for path in tmp_path.iterdir()] == ["bad"]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nowhere", "RUN='{0}': a run directory, sweep/scale/arm/seed, or the first digits of a fingerprint"),
+        (".", "{0}: not a run directory, it has no config.yaml"),
+    ],
+)
+def test_what_is_no_run_is_not_exported(
+    source: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refusal(capsys, "export-hf", tmp_path / source, tmp_path / "out").startswith(
+        message.format(tmp_path / source)
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("failing", ["save_file", "shutil.copyfile"])
+def test_a_full_disk_leaves_nothing_half_written(
+    imported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = tree(tmp_path).keys()
+    monkeypatch.setattr(f"dsv2.commands.huggingface.{failing}", full)
+    with pytest.raises(OSError, match="No space left"):
+        import_hf(tmp_path / "hf", tmp_path / "full")
+    assert tree(tmp_path).keys() == before
+    assert not list(tmp_path.glob(".full*"))

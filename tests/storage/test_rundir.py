@@ -1,0 +1,152 @@
+"""What a run directory says of itself, also where it is damaged, and the names by which runs are found."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsv2.storage import rundir
+from dsv2.storage.files import write_json
+from dsv2.storage.rundir import find_run, finished, read_result, runs_root
+from tests.references.faults import halve
+
+WHOLE = {"status": "finished", "metrics": {"val/loss": 2.5, "routing/dead_experts": 0}, "steps": 12}
+
+
+def test_files_keep_the_names_that_others_read_them_by() -> None:
+    names = (rundir.CONFIG, rundir.METRICS, rundir.ROUTING, rundir.CHECKPOINTS, rundir.RESULT)
+    assert names == ("config.yaml", "metrics.jsonl", "routing.parquet", "checkpoints", "result.json")
+
+
+def test_the_root_is_here_unless_the_environment_names_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DSV2_RUNS", str(tmp_path / "elsewhere"))
+    assert runs_root() == tmp_path / "elsewhere"
+    monkeypatch.delenv("DSV2_RUNS")
+    assert runs_root() == Path("runs")
+
+
+# ---- how a run ended -------------------------------------------------------------------------------------------------
+
+
+def test_only_a_finished_run_is_finished(tmp_path: Path) -> None:
+    write_json(tmp_path / "result.json", WHOLE)
+    assert finished(tmp_path) == read_result(tmp_path) == WHOLE
+    for status in ("failed", "diverged", None):
+        write_json(tmp_path / "result.json", WHOLE | {"status": status})
+        assert finished(tmp_path) is None
+        assert read_result(tmp_path)["status"] == status
+
+
+def test_without_a_result_a_run_is_unfinished_and_nothing_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / ".result.json.1.tmp").write_text(json.dumps(WHOLE))  # of a run that was killed while it wrote
+    assert finished(tmp_path) is None
+    assert read_result(tmp_path) == {}
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0" * 64,
+        b"\xff\xfe",
+        b"[]",
+        b'"finished"',
+        json.dumps(WHOLE | {"metrics": None}).encode(),
+        json.dumps(WHOLE | {"metrics": [1.0]}).encode(),
+        json.dumps(WHOLE | {"metrics": {"val/loss": "2.5"}}).encode(),
+        json.dumps(WHOLE | {"metrics": {"val/loss": None}}).encode(),
+    ],
+)
+def test_a_damaged_result_counts_as_none_and_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    path = tmp_path / "result.json"
+    path.write_bytes(content)
+    assert finished(tmp_path) is None
+    assert capsys.readouterr().err == f"warning: {path} is damaged; the run counts as unfinished\n"
+    assert path.read_bytes() == content  # for whoever wants to look
+
+
+def test_half_a_result_counts_as_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_json(tmp_path / "result.json", WHOLE)
+    halve(tmp_path / "result.json")
+    assert read_result(tmp_path) == {}
+    assert "result.json is damaged" in capsys.readouterr().err
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+def made(folder: Path) -> Path:
+    """A folder that holds what a search looks for."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("model: {}\n")
+    return folder
+
+
+def made_study(study: Path, trials: Sequence[Sequence[Any]]) -> list[Path]:
+    """A study with trials of [arm, seed, probe, folder]."""
+    study.mkdir(parents=True)
+    write_json(study / "study.json", {"trials": trials})
+    return [made(study / "trials" / folder) for *_, folder in trials]
+
+
+def test_runs_have_names(runs: Path) -> None:
+    trials = [["paper", 0, None, "aaaa111122223333"], ["paper", 0, "recall", "aaaa444455556666"]]
+    first, probed = made_study(runs / "mine" / "tiny", trials)
+    alone = made(runs / "train" / "cccc111122223333")
+    for name in ("mine/tiny/paper/0", "aaaa1", "aaaa111122223333", first, str(first)):
+        assert find_run(name) == first
+    assert find_run("mine/tiny/paper/0/recall") == probed
+    assert find_run("cccc") == alone
+    with pytest.raises(ValueError, match=r"RUN='aaaa': matches 2 runs; choose one of .*aaaa1111.*, .*aaaa4444"):
+        find_run("aaaa")
+    with pytest.raises(ValueError, match=r"RUN='mine/tiny/paper/7': .*arms there are paper, seeds 0"):
+        find_run("mine/tiny/paper/7")
+    for nowhere in ("bbbb", "mine/huge/paper/0", "no/such/folder", "", "mine/tiny/paper/0/copying"):
+        with pytest.raises(ValueError, match=r"RUN=.*: a run directory, sweep/scale/arm/seed, or the first digits of"):
+            find_run(nowhere)
+
+
+@pytest.mark.parametrize("name", ["aaa", "AAAA", "aaaa*", "aaaa111122223333f", "../runs/*/aaaa"])
+def test_only_the_digits_of_a_fingerprint_are_searched_for(runs: Path, name: str) -> None:
+    made(runs / "train" / "aaaa111122223333f")
+    with pytest.raises(ValueError, match=r"the first digits of a fingerprint under .*runs$"):
+        find_run(name)
+
+
+def test_a_folder_without_a_config_is_not_found_by_its_fingerprint(runs: Path) -> None:
+    (runs / "train" / "aaaa111122223333").mkdir(parents=True)
+    with pytest.raises(ValueError, match="RUN='aaaa': a run directory"):
+        find_run("aaaa")
+
+
+def test_many_runs_of_one_beginning_are_named_by_the_first_four(runs: Path) -> None:
+    for digit in range(6):
+        made(runs / "train" / f"aaaa{digit}")
+    with pytest.raises(ValueError, match=r"matches 6 runs; choose one of .*aaaa0, .*aaaa1, .*aaaa2, .*aaaa3$"):
+        find_run("aaaa")
+
+
+def test_a_trial_whose_folder_is_gone_is_not_found(runs: Path) -> None:
+    (folder,) = made_study(runs / "mine" / "tiny", [["paper", 0, None, "aaaa111122223333"]])
+    (folder / "config.yaml").unlink()
+    folder.rmdir()
+    with pytest.raises(ValueError, match=r"RUN='mine/tiny/paper/0': .*arms there are paper, seeds 0"):
+        find_run("mine/tiny/paper/0")
+
+
+@pytest.mark.parametrize(
+    "content", ['{"tri', "[]", "{}", '{"trials": 3}', '{"trials": [3]}', '{"trials": [["paper", 0]]}', "\udcff"]
+)
+def test_a_damaged_record_of_a_study_names_no_runs(runs: Path, content: str) -> None:
+    made_study(runs / "mine" / "tiny", [["paper", 0, None, "aaaa111122223333"]])
+    (runs / "mine" / "tiny" / "study.json").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=r"RUN='mine/tiny/paper/0': a run directory, .* under .*runs$"):
+        find_run("mine/tiny/paper/0")
+    assert find_run("aaaa").name == "aaaa111122223333"
