@@ -38,7 +38,7 @@ METRICS = {
     "train/ce": Quantity("training cross-entropy", "nats/token"),
     "routing/max_violation": Quantity("expert violation", "max/mean - 1"),
     "routing/entropy": Quantity("load entropy", "share of log E"),
-    "routing/dead_experts": Quantity("dead experts", "share without tokens"),
+    "routing/dead_experts": Quantity("dead experts", "share of experts"),
     "routing/device_max_violation": Quantity("device violation", "max/mean - 1"),
     "routing/received_max_violation": Quantity("received violation", "max/mean - 1"),
     "routing/overflow": Quantity("overflow at capacity 1.0", "share"),

@@ -43,4 +43,6 @@ def test_hours_need_a_utilisation():
     assert compare(saved).ours > saved.value + 10
     implied = [compare(f).ours / f.value for f in (v2, dense)]
     assert 0.1 < implied[0] < implied[1] < 0.6
-    assert [f"imply {share:.1%}" in compare(f).why for f, share in zip((v2, dense), implied, strict=True)] == [True] * 2
+    assert [
+        f"a utilisation of {share:.1%}" in compare(f).why for f, share in zip((v2, dense), implied, strict=True)
+    ] == [True] * 2

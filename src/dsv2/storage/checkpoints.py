@@ -1,7 +1,7 @@
 """Checkpoints that survive a kill while they are written, and whose corruption is detected.
 
 A checkpoint is valid only if `manifest.json`, which is written last, lists it with its checksum. The newest `KEEP` are
-kept, so that a damaged file costs a few steps, not the run. A run saves steps in rising order: checkpoints of later
+kept, so that a damaged file costs a few steps, not the run. A run saves steps in ascending order: checkpoints of later
 steps belong to an attempt that could not be resumed, and are deleted once the new attempt saves.
 """
 

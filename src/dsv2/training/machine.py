@@ -31,7 +31,7 @@ def prepare() -> None:
 
 
 def require_accelerator(accelerator: str) -> None:
-    """Raise ConfigError where `trainer.accelerator` asks for a GPU and torch finds none."""
+    """Raise ConfigError if `trainer.accelerator` asks for a GPU and torch finds none."""
     if accelerator == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise ConfigError("trainer.accelerator", accelerator, "auto or cpu, since torch finds no GPU on this machine")
 

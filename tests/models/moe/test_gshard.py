@@ -106,7 +106,7 @@ def test_gates_of_the_two_chosen_sum_to_one() -> None:
     [
         ("top_k=3", "top_k=3 is not valid: 2, since GShard chooses two experts"),
         ("capacity_factor=0.0", "capacity_factor=0.0 is not valid: positive"),
-        ("max_devices=1", "max_devices=1 is not valid: null, GShard has no device limit"),
+        ("max_devices=1", "max_devices=1 is not valid: null, since GShard has no device limit"),
         ("routed_scaling_factor=2.0", "routed_scaling_factor=2.0 is not valid: 1, since GShard has no scaling"),
         ("num_devices=2", "num_devices=2 is not valid: a divisor of num_experts=9"),
         (

@@ -93,7 +93,7 @@ def test_a_call_leaves_nothing_behind(training: bool) -> None:
     [
         ("top_k=3", "top_k=3 is not valid: 1, since a hash selects one expert"),
         ("hash_seed=-1", "hash_seed=-1 is not valid: 0 or more"),
-        ("max_devices=1", "max_devices=1 is not valid: null, a hash layer has no device limit"),
+        ("max_devices=1", "max_devices=1 is not valid: null, since a hash layer has no device limit"),
         ("routed_scaling_factor=2.0", "routed_scaling_factor=2.0 is not valid: 1, since a hash layer has no scaling"),
         ("num_devices=2", "num_devices=2 is not valid: a divisor of num_experts=9"),
         (

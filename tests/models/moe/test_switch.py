@@ -88,7 +88,7 @@ def test_a_call_leaves_nothing_behind(training: bool) -> None:
         ("capacity_factor=0.0", "capacity_factor=0.0 is not valid: positive"),
         ("jitter=1.0", "jitter=1.0 is not valid: from 0 to below 1"),
         ("jitter=-0.1", "jitter=-0.1 is not valid: from 0 to below 1"),
-        ("max_devices=1", "max_devices=1 is not valid: null, Switch has no device limit"),
+        ("max_devices=1", "max_devices=1 is not valid: null, since Switch has no device limit"),
         ("routed_scaling_factor=2.0", "routed_scaling_factor=2.0 is not valid: 1, since Switch has no scaling"),
         ("num_devices=2", "num_devices=2 is not valid: a divisor of num_experts=9"),
         (
