@@ -27,7 +27,12 @@ def experts(rows: pd.DataFrame, step: int, layer: int) -> np.ndarray:
 
 def test_snapshots_are_the_routing_of_the_probe(quick: list[str], tmp_path: Path) -> None:
     """As in evaluation: with what the first MoE layer drops in training, the second would route other vectors."""
-    deeper = ["model.num_layers=3", "model/ffn/dropping=device", "model.ffn.dropping.exempt_ratio=0"]
+    deeper = [
+        "model.num_layers=3",
+        "model.init_std=0.3",
+        "model/ffn/dropping=device",
+        "model.ffn.dropping.exempt_ratio=0",
+    ]
     run = dsv2.load([*quick, *deeper, "trainer.validate_every=6", "trainer.validation_tokens=1024"])
     fit.fit(run, tmp_path)
     rows = pd.read_parquet(tmp_path / SNAPSHOTS)
