@@ -16,26 +16,38 @@ from dsv2.training.callbacks.snapshots import SNAPSHOTS, probe, snapped, snapsho
 from dsv2.training.saved import open_run
 
 
-def experts(rows: pd.DataFrame, step: int) -> np.ndarray:
-    """(tokens, slots) of the one MoE layer."""
-    return rows[rows["step"] == step].pivot(index="token", columns="slot", values="expert").to_numpy()
+def experts(rows: pd.DataFrame, step: int, layer: int) -> np.ndarray:
+    """(tokens, slots) of a snapshot and an MoE layer."""
+    return (
+        rows[(rows["step"] == step) & (rows["layer"] == layer)]
+        .pivot(index="token", columns="slot", values="expert")
+        .to_numpy()
+    )
 
 
 def test_snapshots_are_the_routing_of_the_probe(quick: list[str], tmp_path: Path) -> None:
-    run = dsv2.load([*quick, "trainer.validate_every=6", "trainer.validation_tokens=1024"])
+    """As in evaluation: with what the first MoE layer drops in training, the second would route other vectors."""
+    deeper = [
+        "model.num_layers=3",
+        "model.init_std=0.3",
+        "model/ffn/dropping=device",
+        "model.ffn.dropping.exempt_ratio=0",
+    ]
+    run = dsv2.load([*quick, *deeper, "trainer.validate_every=6", "trainer.validation_tokens=1024"])
     fit.fit(run, tmp_path)
     rows = pd.read_parquet(tmp_path / SNAPSHOTS)
     assert rows["step"].unique().tolist() == [0, 6, 12]
-    assert set(rows["layer"]) == {1}
+    assert set(rows["layer"]) == {1, 2}
     assert [dtype.itemsize for dtype in rows.dtypes] == [4, 2, 2, 2, 2]
     source = run.data.open(sequence_length=32, seed=0, validation_tokens=1024)
     tokens = probe(source.validation())
     assert tokens.shape == (16, 32)
     for step, model in ((0, run.model.build(seed=run.seed)), (12, open_run(tmp_path).model)):
         with torch.no_grad():
-            (routing,) = model.eval()(tokens).routings
-        np.testing.assert_array_equal(experts(rows, step), routing.experts.flatten(0, 1))
-    assert (experts(rows, 0) != experts(rows, 12)).any()
+            routings = model.eval()(tokens).routings
+        for layer, routing in zip((1, 2), routings, strict=True):
+            np.testing.assert_array_equal(experts(rows, step, layer), routing.experts.flatten(0, 1))
+    assert (experts(rows, 0, 1) != experts(rows, 12, 1)).any()
 
 
 def test_a_row_is_a_token_of_the_flattened_probe_and_a_slot() -> None:
