@@ -68,7 +68,7 @@ def _own(run: SavedRun, tasks: list[str], batch_size: int) -> dict[str, list[Sco
     if "arithmetic" in tasks and not benchmarks.exercises:
         raise ValueError(f"arithmetic: the text has no domain 'maths', only {', '.join(source.domains)}")
     measures = dict(zip(TASKS, (benchmarks.run_cloze, benchmarks.run_copying, benchmarks.run_arithmetic), strict=True))
-    scores = {task: measures[task](run.model, batch_tokens=length) for task in tasks}
+    scores = {task: measures[task](run.model, batch_tokens=batch_size * length) for task in tasks}
     return {
         task: [Score(task, name, value, None, chance(name)) for name, value in values.items()]
         for task, values in scores.items()
