@@ -88,7 +88,7 @@ def test_questions_longer_than_a_sequence_are_refused(quick: list[str], override
 def test_benchmarks_of_text_need_text(quick: list[str]) -> None:
     others = [word for word in quick if not word.startswith("data")]
     message = refused(others, "data=synthetic", "benchmarks=text")
-    assert message == "benchmarks='text' is not valid: none for data without text, as these synthetic sequences"
+    assert message == "benchmarks='text' is not valid: none for data without text, such as synthetic sequences"
     dsv2.load([*others, "data=synthetic"])
 
 
