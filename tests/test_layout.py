@@ -1,6 +1,6 @@
 """The order of the code: which package imports from which, and which test belongs to which module.
 
-README, "Where things lie", says the same in words.
+README, "Code layout", says the same in words.
 """
 
 import ast

@@ -59,10 +59,12 @@ def test_a_run_is_analysed(trained: Path, tmp_path: Path, capsys: pytest.Capture
 def test_another_run_is_compared_with(trained: Path, quick: list[str], tmp_path: Path) -> None:
     coarse = ["model.shape.num_experts=4", "model.shape.top_k=1", "model.shape.expert_dim=16", "arm=coarse"]
     second = fit.fit(dsv2.load([*quick, *coarse]), tmp_path / "coarse")
-    analyse(trained, only=["redundancy", "fewer"], against=tmp_path / "coarse")
-    table = pd.read_csv(trained / "analysis" / "redundancy.csv")
+    page = analyse(trained, only=["redundancy", "fewer"], against=tmp_path / "coarse")
+    assert page is not None
+    assert page.parent == trained / "analysis-redundancy-fewer-against=coarse"
+    table = pd.read_csv(page.parent / "redundancy.csv")
     assert table[table["run"] == "coarse-s0"]["masked"].tolist() == [0, 1]
-    text = (trained / "analysis" / "report.md").read_text()
+    text = page.with_suffix(".md").read_text()
     assert f"coarse-s0 has {second['metrics']['val/loss']:.3f} at an active width of 32" in text
     fit.fit(dsv2.load([*quick, "trainer.validation_tokens=256"]), tmp_path / "short")
     with pytest.raises(ValueError, match="against"):
@@ -74,8 +76,12 @@ def test_domains_are_told_apart(quick: list[str], tmp_path: Path) -> None:
     rows = [{"text": f"{word} {n} " * 200, "domain": word} for word in ("alpha", "beta") for n in range(12)]
     pd.DataFrame(rows).to_json(tmp_path / "two.jsonl", orient="records", lines=True)
     fit.fit(dsv2.load([*quick, f"data.path={tmp_path}/two.jsonl"]), tmp_path / "run")
-    analyse(tmp_path / "run", only=["domains"])
-    shares = pd.read_csv(tmp_path / "run" / "analysis" / "domain_shares.csv")
+    path = f"data.path={tmp_path}/two.jsonl"
+    page = analyse(tmp_path / "run", only=["domains"], text=["data=files", path])
+    assert page is not None
+    assert page.parent.parent == tmp_path / "run"
+    assert page.parent.name.startswith("analysis-domains-data=files-data.path=_")
+    shares = pd.read_csv(page.parent / "domain_shares.csv")
     assert shares.groupby("domain")["share"].sum().to_dict() == pytest.approx({"alpha": 1, "beta": 1})
 
 

@@ -61,8 +61,8 @@ def account_command(arguments: argparse.Namespace) -> None:
     console = open_console()
     console.print(_items(result, model))
     console.print(
-        f"{result.total_params / 1e9:.2f}B parameters, {result.active_params / 1e9:.2f}B active per token "
-        f"({result.active_params_without_embedding / 1e9:.2f}B without the input embedding)\n"
+        f"{_amount(result.total_params)} parameters, {_amount(result.active_params)} active per token "
+        f"({_amount(result.active_params_without_embedding)} without the input embedding)\n"
         f"KV cache: {result.kv_elements_per_token:,} elements per token, "
         f"{result.kv_bytes_per_token:,.0f} bytes at {result.kv_bits:g} bits",
     )
@@ -70,6 +70,12 @@ def account_command(arguments: argparse.Namespace) -> None:
     console.print(_memory(memory, f"Training memory, {arguments.batch} x {arguments.context} tokens in {precision}"))
     _print_traffic(console, traffic)
     _print_cost(console, cost, arguments)
+
+
+def _amount(parameters: int) -> str:
+    """Format a number of parameters in billions or millions, with two decimals."""
+    unit, size = ("B", 1e9) if parameters >= 1e9 else ("M", 1e6)
+    return f"{parameters / size:.2f}{unit}"
 
 
 def _model(arguments: argparse.Namespace) -> "tuple[Transformer.Config, str]":

@@ -4,6 +4,7 @@ Losses are over the run's own validation text. Their 95% intervals are over its 
 text, not of seeds.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def analyse(
 ) -> Path | None:
     """Run all analyses that apply, or those named in `only`; print tables, write the page, return its path.
 
+    `out` is by default `analysis` in the run directory, followed by what `only`, `text` and `against` chose.
     `against` is another run on the same validation text, for comparison; `text` selects other text than the run's own
     (see `open_run`). Returns None if nothing applies, as for a dense run. Raises ValueError for an unknown name, a
     folder without config or weights, and runs on different text.
@@ -39,8 +41,9 @@ def analyse(
     if unknown := [name for name in only if name not in ANALYSES]:
         raise ConfigError("only", ",".join(unknown), f"one or more of {', '.join(ANALYSES)}")
     opened = open_run(run, text=text)
-    examined = on_text(opened, None if against is None else on_text(open_run(against, text=text)))
-    other = examined.against
+    second = None if against is None else open_run(against, text=text)
+    other = None if second is None else on_text(second)
+    examined = on_text(opened, other)
     if other and not torch.equal(examined.validation.targets, other.validation.targets):
         raise ConfigError("against", str(against), f"a run on the validation text of {opened.folder}")
     analyses, left_out = list[Analysis](), []
@@ -64,7 +67,13 @@ def analyse(
         sections.append(Section("Not applicable", left_out))
     tables = {name: table.to_csv(index=False) for analysis in analyses for name, table in analysis.tables.items()}
     title = f"Experts of {examined.name}"
-    return write_page(out or opened.folder / "analysis", title, headline, sections, tables)
+    return write_page(out or opened.folder / _folder_name(only, text, second), title, headline, sections, tables)
+
+
+def _folder_name(only: Sequence[str], text: Sequence[str], second: SavedRun | None) -> str:
+    """Name the folder of a report by what was chosen, so that a part does not overwrite the whole."""
+    chosen = [*only, *text, *([] if second is None else [f"against={second.folder.resolve().name}"])]
+    return "-".join(["analysis", *(re.sub(r"[^\w.=,-]+", "_", word) for word in chosen)])
 
 
 def on_text(run: SavedRun, against: ModelOnText | None = None) -> ModelOnText:

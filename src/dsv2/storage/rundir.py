@@ -7,7 +7,7 @@ metrics.jsonl               one object per logged step
 routing.parquet             one row per logged step, MoE layer and expert
 routing_snapshots.parquet   the experts chosen for a fixed probe over training
 checkpoints/                the newest checkpoints and their manifest
-result.json                 written last: how the run ended
+result.json                 written last, by `training/fit.py`: status, metrics, seconds, data and provenance
 model.safetensors           weights of an imported model, in place of checkpoints
 """
 
