@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-LOCK, LOG = "lock", "log.txt"  # in a trial's folder; the log is its stderr
+LOG = "log.txt"  # in a trial's folder: its stderr
 
 
 class Outcome(NamedTuple):
@@ -69,6 +69,8 @@ def run_job(threads: int, fn: Callable[..., Any], *args: Any) -> Any:
 
 def locked(folder: Path) -> bool:
     """Whether some process is running this trial now."""
+    from dsv2.storage.rundir import LOCK
+
     if not (folder / LOCK).exists():
         return False
     try:
@@ -83,13 +85,13 @@ def run_trial(values: dict[str, Any], folder: Path, since: float) -> Outcome:
 
     It is not retried either if it failed under another runner after `since`, the start of this one (as a file's mtime).
     """
-    from dsv2.storage.rundir import RESULT, read_result
+    from dsv2.storage.rundir import LOCK, RESULT, read_result
     from dsv2.training.fit import Diverged, fit
     from dsv2.training.run import from_plain
 
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / LOCK, timeout=0):
+        with FileLock(folder / LOCK, timeout=0, is_singleton=True):
             result = read_result(folder)
             if result.get("status") in ("failed", "diverged") and (folder / RESULT).stat().st_mtime > since:
                 return Outcome(result["status"], result["error"])

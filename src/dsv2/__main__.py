@@ -73,7 +73,12 @@ def _parser() -> argparse.ArgumentParser:
 
     parse = commands.add_parser("analyse", help="analyse the experts of a model")
     parse.add_argument("name", metavar="RUN")
-    parse.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (default RUN/analysis, with the choices below in its name)")
+    parse.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of the report (default RUN/analysis, with the choices below in its name)",
+    )
     parse.add_argument("--only", default="", metavar="A,B", help="names of analyses (default: all that apply)")
     parse.add_argument("--against", metavar="RUN2", help="another run on the same text, for comparison")
     _add_text(parse)

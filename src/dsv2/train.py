@@ -44,11 +44,13 @@ def _train(values: dict[str, Any]) -> Path:
     folder = folder_of(run, runs_root() / within)
 
     from dsv2.training import machine
-    from dsv2.training.fit import Diverged, Interrupted, fit
+    from dsv2.training.fit import Busy, Diverged, Interrupted, fit
 
     machine.prepare()
     try:
         fit(run, folder)
+    except Busy as error:
+        stop(1, f"error: {error}")
     except Diverged as error:
         stop(1, f"error: {error}; the last good checkpoint is in {folder / 'checkpoints'}")
     except Interrupted as error:

@@ -99,6 +99,17 @@ def test_logits_and_gradients_are_those_of_loops(kind: str, tied: bool, dropping
 # ---- caches ----------------------------------------------------------------------------------------------------------
 
 
+def test_caches_of_another_batch_or_model_are_refused() -> None:
+    model = build("model/attention=mla").eval()
+    caches = allocate_model(model, batch_size=3, max_length=9)
+    with pytest.raises(ValueError, match="tokens has 1 rows: must have as many as the caches, 3"):
+        model(tokens()[:1], caches=caches)
+    for wrong in ([], caches[:-1]):
+        with pytest.raises(ValueError, match=rf"caches has length {len(wrong)}: must have one per layer, 3"):
+            model(tokens(), caches=wrong)
+    assert all(cache.length == 0 for cache in caches)
+
+
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("chunks", [[9], [1] * 9, [4, 1, 1, 3]])
 def test_cached_logits_are_the_uncached_ones(attention: str, chunks: list[int]) -> None:

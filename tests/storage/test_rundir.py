@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from dsv2.storage import rundir
 from dsv2.storage.files import write_json
@@ -111,6 +112,22 @@ def test_runs_have_names(runs: Path) -> None:
     for nowhere in ("bbbb", "mine/huge/paper/0", "no/such/folder", "", "mine/tiny/paper/0/copying"):
         with pytest.raises(ValueError, match=r"RUN=.*: a run directory, sweep/scale/arm/seed, or the first digits of"):
             find_run(nowhere)
+
+
+def test_trials_of_a_study_that_does_not_list_them_have_names(runs: Path) -> None:
+    """As before names were stored: their configs say which they are."""
+    study = runs / "mine" / "tiny"
+    for arm, seed, probe in (("paper", 0, None), ("paper", 1, None), ("paper", 1, "recall")):
+        folder = made(study / "trials" / f"aaaa{len(list(study.glob('trials/*')))}")
+        (folder / "config.yaml").write_text(yaml.safe_dump({"arm": arm, "seed": seed, "probe": probe}))
+    write_json(study / "study.json", {"source": "mine", "seeds": None, "overrides": []})
+    assert find_run("mine/tiny/paper/1").name == "aaaa1"
+    assert find_run("mine/tiny/paper/1/recall").name == "aaaa2"
+    with pytest.raises(ValueError, match=r"arms there are paper, seeds 0, 1$"):
+        find_run("mine/tiny/paper/2")
+    (study / "trials" / "aaaa0" / "config.yaml").write_text("[]")
+    with pytest.raises(ValueError, match="RUN='mine/tiny/paper/1': a run directory"):
+        find_run("mine/tiny/paper/1")
 
 
 @pytest.mark.parametrize("name", ["aaa", "AAAA", "aaaa*", "aaaa111122223333f", "../runs/*/aaaa"])

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 
 import dsv2
 from dsv2.config import ConfigError
@@ -84,6 +85,26 @@ def test_a_run_leaves_what_it_promises(quick, tmp_path):
     assert len(routing) == 6 * 1 * 8  # logged steps x MoE layers x experts
     assert (routing.groupby("step")["load"].sum() == 2 * 4 * 32 * 2).all()  # steps since the last x B x T x K
     assert set(routing["layer"]) == {1}
+
+
+def test_a_run_that_another_process_trains_is_busy(quick, tmp_path):
+    run = dsv2.load(quick)
+    with FileLock(tmp_path / "lock"), pytest.raises(fit.Busy, match=f"{tmp_path}: another process is training"):
+        fit.fit(run, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] in (["lock"], [])
+
+
+@pytest.mark.slow
+def test_two_processes_that_start_one_run_write_it_once(quick, tmp_path, runs):
+    command = [sys.executable, "-m", "dsv2.train", *quick]
+    both = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate()[1] for process in both]
+    (folder,) = (runs / "train").iterdir()
+    assert [row["step"] for row in rows(folder)] == [2, 4, 6, 8, 10, 12]
+    for process, text in zip(both, said, strict=True):
+        refused = "another process is training this run" in text
+        assert process.returncode == (1 if refused else 0), text
+    assert 0 in [process.returncode for process in both]
 
 
 def test_a_finished_run_is_not_trained_again(quick, tmp_path, monkeypatch):

@@ -16,7 +16,9 @@ from dsv2.commands.analyse import analyse
 from dsv2.commands.evaluate import evaluate_run
 from dsv2.commands.generate import generate_text
 from dsv2.commands.huggingface import export_hf, import_hf
+from dsv2.config import ConfigError
 from dsv2.data.corpora import _survey
+from dsv2.data.tokenizer import Tokenizer
 from dsv2.explore.subject import NO_TEXT, open_subject
 from dsv2.training import fit
 from dsv2.training.saved import SavedRun, open_run
@@ -187,6 +189,27 @@ def test_what_is_no_run(tmp_path, content, reason):
         (tmp_path / "config.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=reason):
         SavedRun(tmp_path)
+
+
+def test_a_config_without_data_is_no_imported_model(run):
+    path = run / "config.yaml"
+    whole = path.read_text()
+    path.write_text(whole[: whole.index("\ndata:") + 1])
+    with pytest.raises(ValueError, match=rf"{path}: has no data, which every trained run has"):
+        open_run(run)
+
+
+def test_another_tokenizer_is_refused(run):
+    path = run / "tokenizer.json"
+    Tokenizer.train(["Ben bin bon " * 9], 300).save(path)
+    for part in ("tokenizer", "reader"):
+        with pytest.raises(ValueError, match=rf"{path}: not the tokenizer that the run was trained with"):
+            getattr(open_run(run), part)
+
+
+def test_text_names_other_data(run):
+    with pytest.raises(ConfigError, match=r"text='trainer\.tokens=3' is not valid: overrides that select other data"):
+        open_run(run, text=["trainer.tokens=3"]).source  # noqa: B018
 
 
 def test_damaged_records_are_named(run):

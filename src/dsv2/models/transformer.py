@@ -122,6 +122,8 @@ class Transformer(nn.Module):
             seed: Determines the random draws of routers in training and should differ in every step. By default, they
                 use torch's generator.
         """
+        if caches is not None:
+            self._require_fitting(caches, tokens)
         positions, ragged = self._places(tokens, positions, caches[0] if caches else None)
         rotations = self.rope.rotations(positions, self.config.attention.rotary_dim)
         if ragged is not None:  # so that padding ids have no effect, not even on the grouping of experts' rows
@@ -136,6 +138,13 @@ class Transformer(nn.Module):
                 chosen.append(routing)
         logits = self.ops.linear(self.norm(x), self.embedding if self.head is None else self.head)
         return Output(logits, tuple(chosen))
+
+    def _require_fitting(self, caches: Sequence[Cache], tokens: Tensor) -> None:
+        """Raise ValueError unless there is one cache per layer with as many rows as tokens (B, T)."""
+        if len(caches) != len(self.layers):
+            raise ValueError(f"caches has length {len(caches)}: must have one per layer, {len(self.layers)}")
+        if (rows := len(caches[0].lengths)) != len(tokens):
+            raise ValueError(f"tokens has {len(tokens)} rows: must have as many as the caches, {rows}")
 
     def _places(self, tokens: Tensor, positions: Tensor | None, cache: Cache | None) -> tuple[Tensor, Ragged | None]:
         """Return positions (T,) if all rows have the same, else (B, T) and the ragged batch. Raises ValueError."""

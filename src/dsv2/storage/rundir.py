@@ -7,6 +7,7 @@ metrics.jsonl               one object per logged step
 routing.parquet             one row per logged step, MoE layer and expert
 routing_snapshots.parquet   the experts chosen for a fixed probe over training
 checkpoints/                the newest checkpoints and their manifest
+lock                        held while the run is trained
 result.json                 written last, by `training/fit.py`: status, metrics, seconds, data and provenance
 model.safetensors           weights of an imported model, in place of checkpoints
 """
@@ -18,6 +19,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 CONFIG = "config.yaml"
 DATA = "data.json"
 METRICS = "metrics.jsonl"
@@ -25,6 +28,7 @@ ROUTING = "routing.parquet"
 SNAPSHOTS = "routing_snapshots.parquet"
 CHECKPOINTS = "checkpoints"
 RESULT = "result.json"
+LOCK = "lock"  # held by the process that trains here
 WEIGHTS = "model.safetensors"
 FINGERPRINT = re.compile(r"[0-9a-f]{4,16}")  # whole or abbreviated
 
@@ -92,12 +96,23 @@ def _named(root: Path, sweep: str, scale: str, arm: str, seed: str, probe: str |
 
 
 def _trials(study: Path) -> list[list[Any]]:
-    """Read [arm, seed, probe, folder] of each trial from a study's `study.json`; empty if it is missing or damaged."""
+    """Read [arm, seed, probe, folder] of each trial from a study's `study.json`; empty if it is missing or damaged.
+
+    Older studies do not list their trials there, so that the configs of the trials are read.
+    """
     try:
-        trials = json.loads((study / "study.json").read_text())["trials"]
-        return [[arm, seed, probe, folder] for arm, seed, probe, folder in trials]
-    except (OSError, ValueError, KeyError, TypeError):
+        record = json.loads((study / "study.json").read_text())
+        if "trials" not in record:
+            return [_labels(path) for path in sorted(study.glob(f"trials/*/{CONFIG}"))]
+        return [[arm, seed, probe, folder] for arm, seed, probe, folder in record["trials"]]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return []
+
+
+def _labels(config: Path) -> list[Any]:
+    """Return [arm, seed, probe, folder] of a trial from its config."""
+    values = yaml.safe_load(config.read_text())
+    return [values["arm"], values["seed"], values.get("probe"), config.parent.name]
 
 
 def _instead(root: Path, text: str) -> str:

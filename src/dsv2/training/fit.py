@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any, cast
 import lightning as L
 import pandas as pd
 import yaml
+from filelock import FileLock, Timeout
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dsv2.config import plain
@@ -31,6 +33,7 @@ from dsv2.storage.rundir import (
     CHECKPOINTS,
     CONFIG,
     DATA,
+    LOCK,
     METRICS,
     RESULT,
     ROUTING,
@@ -49,6 +52,10 @@ from dsv2.training.processes import Group, joined
 from dsv2.training.run import Run, stored_name
 
 
+class Busy(RuntimeError):
+    """Another process is training the same run."""
+
+
 class Interrupted(RuntimeError):
     """Training was stopped by SIGTERM before its last step; it resumes from the last checkpoint."""
 
@@ -58,20 +65,43 @@ def fit(run: Run.Config, folder: Path, *, module: type[Module] = Module) -> dict
 
     `module` replaces `Module` to train with another objective. It is not part of the fingerprint, so such runs need
     folders of their own. With `trainer.devices` above 1, every process started by torchrun calls this and the first
-    one writes. Raises ConfigError for missing devices, Diverged for a non-finite loss, Interrupted or
+    one writes. Raises ConfigError for missing devices, Busy if another process trains the run, Diverged for a non-finite loss, Interrupted or
     KeyboardInterrupt when asked to stop, and passes on any other error. Except after a ConfigError or a stop, the
     failure is recorded in `result.json`; the last good checkpoint is always kept.
     """
     with joined(run.trainer) as group:
-        if (done := group.agree(finished(folder) if group.first else None)) is not None:
-            return cast(dict[str, Any], done)
+
+        def done() -> dict[str, Any] | None:
+            return cast("dict[str, Any] | None", group.agree(finished(folder) if group.first else None))
+
+        if (before := done()) is not None:
+            return before
         require_accelerator(run.trainer.accelerator)
-        if group.first:
-            _fit(run, folder, module, group, folder)
-        else:
-            with tempfile.TemporaryDirectory() as scratch:
-                _fit(_silent(run), Path(scratch), module, group, folder)
+        with _held(folder, group):
+            if (meanwhile := done()) is not None:  # another process trained it and has just let go
+                return meanwhile
+            if group.first:
+                _fit(run, folder, module, group, folder)
+            else:
+                with tempfile.TemporaryDirectory() as scratch:
+                    _fit(_silent(run), Path(scratch), module, group, folder)
         return cast(dict[str, Any], group.agree(read_result(folder) if group.first else None))
+
+
+@contextlib.contextmanager
+def _held(folder: Path, group: Group) -> Iterator[None]:
+    """Hold the lock of a run directory. Raises Busy, in all processes of the run, if another one holds it."""
+    with contextlib.ExitStack() as stack:
+        free = True
+        if group.first:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(FileLock(folder / LOCK, timeout=0, is_singleton=True))
+            except Timeout:
+                free = False
+        if not group.agree(free):
+            raise Busy(f"{folder}: another process is training this run")
+        yield
 
 
 def _silent(run: Run.Config) -> Run.Config:

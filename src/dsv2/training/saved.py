@@ -1,5 +1,6 @@
 """`open_run(RUN)` opens a run directory, of a trained run or of an imported model."""
 
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -59,7 +60,9 @@ class SavedRun:
     ) -> None:
         self.folder, self.step, self.device, self.text = folder, step, torch.device(device or "cpu"), tuple(text)
         self.values = _read_config(folder)
-        self.imported = "data" not in self.values
+        self.imported = (folder / WEIGHTS).is_file() and not (folder / CHECKPOINTS).is_dir()
+        if "data" not in self.values and not self.imported:
+            raise ValueError(f"{folder / CONFIG}: has no data, which every trained run has; restore the file")
 
     @cached_property
     def config(self) -> Run.Config:
@@ -144,7 +147,8 @@ class SavedRun:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The run's own tokenizer, read from the run directory."""
+        """The run's own tokenizer, read from the run directory. Raises ValueError if it is another one."""
+        self._require_own_tokenizer()
         tokenizer = load_tokenizer(self.folder, self.model_config.vocab_size)
         if tokenizer is None and self.imported:
             raise ValueError(f"{self.folder}: an imported model without {TOKENIZER}; copy its tokenizer files there")
@@ -164,6 +168,8 @@ class SavedRun:
         """The evaluation data: the run's own held-out documents unless `text` selects other data."""
         if not self.imported and not self.text:
             return self._own_source
+        if self.text and not any(word.startswith("data=") for word in self.text):
+            raise ConfigError("text", " ".join(self.text), "overrides that select other data, such as data=mixture")
         config = structure(compose([*self.text] or ["data=english"])["data"], Source.Config, "data")
         if not isinstance(config, Text.Config):
             raise ConfigError("data", config.label, "text, such as data=english")
@@ -209,6 +215,14 @@ class SavedRun:
             return record | {"identity": dict(record["identity"])}
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: damaged, {type(error).__name__}: {error}") from None
+
+    def _require_own_tokenizer(self) -> None:
+        path = self.folder / TOKENIZER
+        if self.imported or not path.is_file():
+            return
+        then = self._record().get("identity", {}).get("trained_tokenizer")
+        if then not in (None, hashlib.sha256(path.read_bytes()).hexdigest()):
+            raise ValueError(f"{path}: not the tokenizer that the run was trained with; restore the file")
 
     def _require(self, now: dict[str, str], then: dict[str, str], keys: tuple[str, ...]) -> None:
         for key in keys:

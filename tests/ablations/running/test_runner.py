@@ -12,8 +12,8 @@ from filelock import FileLock
 from ablations.running import runner
 from ablations.running.pool import WorkerDied
 from ablations.running.runner import _run_all, _Watch
-from ablations.running.worker import LOCK, Outcome
-from dsv2.storage.rundir import finished
+from ablations.running.worker import Outcome
+from dsv2.storage.rundir import LOCK, finished
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import time
 
 from filelock import FileLock
 
-from ablations.running.worker import LOCK, LOG, Outcome, locked, run_trial
+from ablations.running.worker import LOG, Outcome, locked, run_trial
 from dsv2.config import plain
-from dsv2.storage.rundir import finished
+from dsv2.storage.rundir import LOCK, finished
 from dsv2.training import fit
 
 
