@@ -65,9 +65,9 @@ def fit(run: Run.Config, folder: Path, *, module: type[Module] = Module) -> dict
 
     `module` replaces `Module` to train with another objective. It is not part of the fingerprint, so such runs need
     folders of their own. With `trainer.devices` above 1, every process started by torchrun calls this and the first
-    one writes. Raises ConfigError for missing devices, Busy if another process trains the run, Diverged for a non-finite loss, Interrupted or
-    KeyboardInterrupt when asked to stop, and passes on any other error. Except after a ConfigError or a stop, the
-    failure is recorded in `result.json`; the last good checkpoint is always kept.
+    one writes. Raises ConfigError for missing devices, Busy if another process trains the run, Diverged for a
+    non-finite loss, Interrupted or KeyboardInterrupt when asked to stop, and passes on any other error. Except after a
+    ConfigError, Busy or a stop, the failure is recorded in `result.json`; the last good checkpoint is always kept.
     """
     with joined(run.trainer) as group:
 
