@@ -34,7 +34,7 @@ def _report(words: list[str], *, table: bool) -> None:
     studies = [stored(request.sweep, scale) for scale in request.scales]
     for study in studies:
         if not study.folder.is_dir():
-            valid = f"a study that has been run; {study.folder} does not exist"
+            valid = f"a study that has been run; {study.folder} does not exist, run {study.command} first"
             raise ConfigError("sweep", request.sweep, valid)
     from ablations.reporting.ladder import report_ladder
     from ablations.reporting.paper_table import write_tables

@@ -31,7 +31,8 @@ def paper_table(study: Study, findings: Findings) -> tuple[pd.DataFrame, str]:
             values = [done[done["arm"] == arm][metric] for arm in arms]
             label = f"{quantity(metric).name} ({better} is better)"
             rows["ours", label] = [spread(column.mean(), column.std(ddof=1)) for column in values]
-    text = f"{study.name} at scale {study.scale}: mean ± standard deviation over {len(study.seeds)} seeds."
+    over = f"mean ± standard deviation over {len(study.seeds)} seeds" if len(study.seeds) > 1 else "one seed"
+    text = f"{study.name} at scale {study.scale}: {over}."
     if unfinished := len(findings.chosen) - len(done):
         text += f" {unfinished} of {len(findings.chosen)} trials have no result: do not compare arms."
     if study.file.paper_table is not None:
