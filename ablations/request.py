@@ -5,7 +5,10 @@ from typing import Any, Literal
 
 import yaml
 
+from dsv2.composition import as_text
 from dsv2.config import ConfigBase, ConfigError, structure
+
+NAMES = ("sweep", "scale", "launcher")  # text, whatever YAML would read it as; a list of scales is YAML
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,8 @@ def parse(arguments: list[str]) -> tuple[Request, list[str]]:
         key, equals, value = word.partition("=")
         if equals and key in Request.__dataclass_fields__:
             try:
-                own[key] = yaml.safe_load(value)
+                text = key in NAMES and value[:1] not in ("", "[")
+                own[key] = as_text(value) if text else yaml.safe_load(value)
             except yaml.YAMLError:
                 raise ConfigError(key, value, "a word, or a list as in [0,1]") from None
         else:

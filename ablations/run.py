@@ -5,6 +5,7 @@ override of every trial, as in `optim.lr=1e-3`.
 """
 
 import os
+import shlex
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
@@ -100,10 +101,10 @@ def _main(arguments: list[str]) -> int:
 
 
 def words(study: "Study", console: "Console") -> None:
-    """Print the overrides of every arm, including the solver's changes."""
+    """Print the overrides of every arm as words of a shell, including the solver's changes."""
     for name, arm in study.arms.items():
         solved = [f"model.{key}={value}" for key, value in study.changes[name].items()]
-        console.print(f"{name}: {' '.join((*arm.overrides, *solved))}", soft_wrap=True)
+        console.print(f"{name}: {shlex.join((*arm.overrides, *solved))}", soft_wrap=True)
 
 
 def _terminate(number: int, frame: Any) -> None:

@@ -8,6 +8,7 @@ where `python -m ablations.report` finds them like any other trials. For another
 `parameters.scale.value` and, if the scale has other seeds, `parameters.seed.values`.
 """
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,20 @@ def sweep_file(name: str) -> str:
         "parameters": parameters,
         "command": ["${env}", "${interpreter}", "-m", "dsv2.train", "${args_no_hyphens}", "logger.wandb.mode=online"],
     }
-    return HEADER.format(name=name) + yaml.safe_dump(sweep, sort_keys=False, width=120)
+    return HEADER.format(name=name) + yaml.dump(sweep, Dumper=_Dumper, sort_keys=False, width=120)
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML in which names stay text in every version: YAML 1.2 reads a plain 1e-3 as a number, unlike PyYAML."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    plain = dumper.resolve(yaml.ScalarNode, text, (True, False)) == "tag:yaml.org,2002:str"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, "'" if plain and _NUMBER.fullmatch(text) else None)
+
+
+_NUMBER = re.compile(r"[-+]?(0[ox][0-9a-fA-F]+|[0-9.][0-9.eE+-]*)")
+_Dumper.add_representer(str, _text)
 
 
 def main() -> int:

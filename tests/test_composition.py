@@ -1,16 +1,19 @@
 """Composition: what Hydra makes of files and choices, read once per choice, and what it refuses, in one line."""
 
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 import dsv2
 from dsv2 import composition
-from dsv2.composition import compose, without_shape
+from dsv2.composition import as_text, compose, override, without_shape
 from dsv2.config import CONFIG_DIR, ConfigError, class_name, digest, plain
 from dsv2.models.moe.dropping import Dropping
 from dsv2.models.rope import Rope, Yarn
@@ -209,3 +212,66 @@ def test_nothing_that_people_read_spells_a_class_in_an_override():
     for path in (*studies, *pages, *notebooks):
         lines = path.read_text().splitlines()
         assert not [line for line in lines if "_target_" in line and not line.startswith("_target_: dsv2.")], path
+
+
+# ---- values of any text ----------------------------------------------------------------------------------------------
+
+TEXT = st.text() | st.text(alphabet="\\'\"${}[]ab:, =()~\n\t_1e-数")
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT, st.lists, max_leaves=4
+)
+READ_AS_OTHERS = [
+    "64",
+    "1e-3",
+    "2024",
+    "null",
+    "true",
+    "inf",
+    "",
+    "a,b",
+    "[a]",
+    "{a:1}",
+    "${seed}",
+    "'x'",
+    '"x"',
+    "a\\",
+]
+
+
+@given(VALUES)
+@settings(deadline=None)
+def test_an_override_sets_exactly_its_value(value: object) -> None:
+    (parsed,) = composition.checked([override("key", value)])
+    assert not parsed.is_sweep_override()
+    composed = OmegaConf.create({"key": None})
+    OmegaConf.update(composed, "key", parsed.value(), merge=True)
+    plain_value = OmegaConf.to_container(composed, resolve=True)["key"]
+    assert plain_value == value
+    assert type(plain_value) is type(value)
+
+
+@pytest.mark.parametrize("text", [*READ_AS_OTHERS, "~/数据", "/a b/(x)=y/*.txt"])
+def test_text_stays_text_on_its_way_into_a_run(text: str) -> None:
+    if text:
+        assert dsv2.load(["model=tiny", override("study", text), override("arm", text)]).arm == text
+    if "$" not in text:
+        assert as_text(override("study", text).partition("=")[2]) == text
+
+
+def test_plain_words_are_not_quoted() -> None:
+    assert override("data.path", "/data/a-b.txt") == "data.path=/data/a-b.txt"
+    assert override("seed", 3) == "seed=3"
+
+
+@pytest.mark.parametrize("path", ["/tmp/a(b)", "~x=y", "数据/*.txt", "it's", 'a "b"', "a$b'{"])
+def test_what_does_not_parse_is_shown_as_it_would(path: str) -> None:
+    with pytest.raises(ConfigError, match="if the value is text, quote it: ") as refused:
+        compose([f"data.path={path}:}}"])
+    (word,) = shlex.split(refused.value.valid.partition("quote it: ")[2])
+    assert compose([word, "data=files"])["data"]["path"] == f"{path}:}}"
+
+
+def test_a_number_for_text_is_told_how_to_be_text() -> None:
+    with pytest.raises(ConfigError, match="quoted, as in 'arm=\"64\"'"):
+        dsv2.load(["arm=64"])
+    assert dsv2.load(['arm="64"']).arm == "64"

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import dsv2
+from ablations import study
 from dsv2.config import CONFIG_DIR, ConfigError
 from dsv2.storage.rundir import finished
 from dsv2.train import expanded, main
@@ -238,3 +239,37 @@ def test_a_multirun_takes_every_choice(quick):
     stored = [yaml.safe_load((folder / "config.yaml").read_text())["model"] for folder in folders]
     assert [model["ffn"]["dropping"] and model["ffn"]["dropping"]["exempt_ratio"] for model in stored] == [None, 0.1]
     assert [model["rope"]["yarn"]["factor"] for model in stored] == [40.0, 40.0]
+
+
+# ---- names that YAML and Hydra read as something else ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("quotes", ["{}", "'{}'", '"{}"'])
+def test_names_are_text(
+    train: Train,
+    quick: list[str],
+    tmp_path: Path,
+    runs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    quotes: str,
+) -> None:
+    trained = []
+    monkeypatch.setattr(fit, "fit", lambda run, folder: trained.append((run.study, run.arm, folder)))
+    arms = ["64", "1e-3", "无", "null_", "true", "0x1f"]
+    node = yaml.safe_load((ROOT / "tests" / "ablations" / "pair.yaml").read_text())
+    node["base"] = [*quick, *node["base"]]
+    node["arms"] = {arm: {"about": arm, "overrides": [f"loss.expert=0.0{i + 1}"]} for i, arm in enumerate(arms)}
+    file = tmp_path / "2024.yaml"
+    file.write_text(yaml.safe_dump(node | {"baseline": "64"}, allow_unicode=True))
+    for arm in arms:
+        assert train(f"study={quotes.format(file)}", f"arm={quotes.format(arm)}") == 0, capsys.readouterr().err
+    planned = {trial.arm: trial.folder for trial in study(str(file), seeds=[0]).trials}
+    assert trained == [("2024", arm, planned[arm]) for arm in arms]
+    assert {folder.parent for folder in planned.values()} == {runs / "2024" / "smoke" / "trials"}
+
+
+@pytest.mark.parametrize("seed", ["²", "-1", "1.0", "", "0,1"])
+def test_a_seed_is_a_number(train: Train, seed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("study=aa", "arm=a", f"seed={seed}") == 2
+    assert capsys.readouterr().err.startswith(f"error: seed={seed!r} is not valid: one seed")

@@ -1,6 +1,8 @@
 """Composition of YAML and overrides to plain values by Hydra, with its errors as `ConfigError`."""
 
 import pickle
+import re
+import shlex
 import typing
 from collections.abc import Sequence
 from functools import lru_cache
@@ -63,6 +65,44 @@ def compose(overrides: Sequence[str], name: str = "run") -> dict[str, Any]:
     return without_shape(typing.cast(dict[str, Any], composed))
 
 
+def override(key: str, value: Any) -> str:
+    """Return the Hydra override that sets `key` to `value`, with its type: the text "64" stays text.
+
+    Text that Hydra reads as itself is left as it is, all other text is quoted.
+    """
+    if isinstance(value, str):
+        return f"{key}={value if _PLAIN.fullmatch(value) and _is_text(value) else _quoted(value)}"
+    if isinstance(value, list | tuple):
+        return f"{key}=[{','.join(override('', item)[1:] for item in value)}]"
+    return f"{key}={'null' if value is None else str(value).lower()}"
+
+
+_PLAIN = re.compile(r"[A-Za-z_/][\w/.-]*", re.ASCII)
+
+
+def _is_text(word: str) -> bool:
+    return isinstance(_parse(f"key={word}").value(), str)
+
+
+def _quoted(text: str) -> str:
+    """Quote text for Hydra, and interpolations within for OmegaConf: backslashes count only before what they escape."""
+    for special in (r"\$\{", '"'):
+        text = re.sub(rf"(\\*)({special})", r"\1\1\\\2", text)
+    return '"' + re.sub(r"(\\+)\Z", r"\1\1", text) + '"'
+
+
+def as_text(word: str) -> str:
+    """Return the text that a value on the command line stands for: itself, or what its quotes enclose."""
+    from hydra.errors import HydraException
+
+    if len(word) > 1 and word[0] == word[-1] and word[0] in "'\"":
+        try:
+            return str(_parse(f"key={word}").value())
+        except HydraException:
+            return word
+    return word
+
+
 def checked(overrides: Sequence[str]) -> "list[Override]":
     """Parse overrides. Raises `ConfigError` for invalid syntax and for an unknown choice of a group.
 
@@ -75,9 +115,17 @@ def checked(overrides: Sequence[str]) -> "list[Override]":
         try:
             parsed.append(_parse(text))
         except HydraException:
-            raise ConfigError("override", text, "use key=value, as in optim.lr=1e-3 or model=v2_lite") from None
+            raise ConfigError("override", text, _how_to_write(text)) from None
         _check_choice(parsed[-1])
     return parsed
+
+
+def _how_to_write(text: str) -> str:
+    """Say how to write an override that does not parse, in a shell."""
+    key, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"[\w./@+~-]+", key):
+        return "use key=value, as in optim.lr=1e-3 or model=v2_lite"
+    return f"if the value is text, quote it: {shlex.quote(override(key, value))}"
 
 
 @lru_cache(maxsize=4096)

@@ -149,7 +149,10 @@ def _leaf(value: Any, annotation: Any, key: str) -> Any:
     try:
         return adapter.validate_python(frozen(value))
     except ValidationError as error:
-        raise ConfigError(key, value, "; ".join(e["msg"] for e in error.errors()[:3])) from None
+        valid = "; ".join(e["msg"] for e in error.errors()[:3])
+        if isinstance(value, bool | int | float) and any(e["type"] == "string_type" for e in error.errors()):
+            valid += f"; text that reads as something else is quoted, as in '{key}=\"{value}\"'"
+        raise ConfigError(key, value, valid) from None
 
 
 def _names(classes: Sequence[type[ConfigBase]]) -> str:

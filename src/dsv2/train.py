@@ -8,6 +8,7 @@ configuration, 1 for a run that failed or diverged, 130 and 143 for one that was
 """
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from dsv2.composition import checked, compose, register_resolvers, without_shape
+from dsv2.composition import as_text, checked, compose, override, register_resolvers, without_shape
 from dsv2.config import CONFIG_DIR, ConfigError
 
 
@@ -64,22 +65,33 @@ def stop(status: int, message: str) -> None:
     sys.exit(status)
 
 
+NAMES = ("study", "scale", "arm", "probe")  # text, whatever else it could be read as
+
+
 def expanded(words: list[str]) -> list[str]:
-    """Expand an arm of a study on the command line to its overrides; explicit ones take precedence."""
+    """Expand an arm of a study on the command line to its overrides; explicit ones take precedence.
+
+    Names need no quotes: `arm=64` is the arm called 64.
+    """
     given = dict(word.split("=", 1) for word in words if "=" in word)
-    if not ("study" in given and "arm" in given):
-        return words
+    names = {key: as_text(given[key]) for key in NAMES if given.get(key) not in (None, "null")}
+    named = [override(key, value) for key, value in names.items()]
+    rest = [word for word in words if word.partition("=")[0] not in names]
+    if {"-m", "--multirun"} & set(words):
+        return words  # names may be lists
+    if not ("study" in names and "arm" in names):
+        return [*rest, *named]
     from dsv2.study.plan import Plan
 
-    plan = Plan(given["study"], given.get("scale", "smoke"))
-    probe = None if given.get("probe") in (None, "null") else given["probe"]
-    flags = [word for word in words if "=" not in word]
-    own = [*plan.words(given["arm"], probe), f"study={plan.name}", f"scale={plan.scale}"]
-    rest = [word for word in words if "=" in word and not word.startswith(("study=", "scale=", "seed="))]
-    seed = given.get("seed", "0")
-    if not seed.isdigit():
+    arm, seed = names["arm"], given.get("seed", "0")
+    plan = Plan(names["study"], names.get("scale", "smoke"))
+    own = [*plan.words(arm, names.get("probe")), override("study", plan.name), override("scale", plan.scale)]
+    if not re.fullmatch("[0-9]+", seed):
         raise ConfigError("seed", seed, "one seed, 0 or more; use ablations.run for several")
-    return [*flags, *own, *rest, f"seed={int(seed) + plan.arms[given['arm']].seed_offset}"]
+    flags = [word for word in rest if "=" not in word]
+    values = [word for word in rest if "=" in word and not word.startswith("seed=")]
+    named = [word for word in named if not word.startswith(("study=", "scale="))]
+    return [*flags, *own, *named, *values, f"seed={int(seed) + plan.arms[arm].seed_offset}"]
 
 
 def main() -> None:

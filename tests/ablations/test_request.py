@@ -26,6 +26,13 @@ def test_several_scales_are_a_ladder():
     assert overrides == ["+model.x={a: 1}", "data=files", "--flag"]
 
 
+@pytest.mark.parametrize("name", ["2024", "1e-3", "no", "null", "无", "2024-01-01", "a: b", "~/x (1).yaml"])
+def test_names_are_text(name):
+    for word in (name, f"'{name}'", f'"{name}"'):
+        request, _ = parse([f"sweep={word}", f"scale={word}"])
+        assert (request.sweep, request.scales) == (name, (name,))
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [

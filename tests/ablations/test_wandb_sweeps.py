@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from ablations import study
-from ablations.wandb_sweeps import path_of, studies, sweep_file
+from ablations.wandb_sweeps import _Dumper, path_of, studies, sweep_file
 from dsv2.composition import compose
 from dsv2.train import expanded
 from dsv2.training.run import from_plain
@@ -45,3 +45,13 @@ def test_an_agent_trains_exactly_the_studys_trials(name):
         made.add(from_plain(compose(words)).fingerprint())
     assert made <= wanted
     assert len(made) == len(list(itertools.product(*few)))
+
+
+@pytest.mark.parametrize(
+    "text", ["64", "1e-3", "1.5e3", "0o17", "0x1f", ".5", "null", "true", "no", "无", "2024-01-01"]
+)
+def test_names_are_text_in_every_version_of_yaml(text):
+    """YAML 1.2 reads other plain words as numbers than PyYAML does; a quoted one is text in both."""
+    (line,) = yaml.dump([text], Dumper=_Dumper, allow_unicode=True).splitlines()
+    assert yaml.safe_load(line) == [text]
+    assert line == f"- '{text}'" or text == "无"
