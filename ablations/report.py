@@ -8,6 +8,7 @@ import sys
 
 from ablations.request import parse
 from dsv2.config import ConfigError
+from dsv2.report.terminal import complain, say
 
 TABLE = "--table"
 
@@ -20,7 +21,7 @@ def main(arguments: list[str]) -> int:
     try:
         _report([word for word in arguments if word != TABLE], table=TABLE in arguments)
     except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return 2
     return 0
 
@@ -44,7 +45,7 @@ def _report(words: list[str], *, table: bool) -> None:
     console = open_console()
     for study in studies:
         if table:
-            print(write_tables(study))
+            say(write_tables(study))
         else:
             report_study(study, console)
     if len(studies) > 1:

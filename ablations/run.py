@@ -65,7 +65,9 @@ def main(arguments: list[str]) -> int:
     try:
         return _main(arguments)
     except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        from dsv2.report.terminal import complain
+
+        complain(f"error: {error}")
         return 2
     except KeyboardInterrupt as stop:
         print(STOPPED, file=sys.stderr)

@@ -11,6 +11,7 @@ from typing import Any
 
 from dsv2.config import ConfigError
 from dsv2.metrics import quantity
+from dsv2.report.terminal import complain
 from dsv2.study.plan import Plan
 
 LOSSES = ("val/loss", "train/loss", "val/accuracy")
@@ -50,10 +51,10 @@ def main(arguments: list[str]) -> int:
             raise ConfigError("sweep", None, "name a study, as in sweep=balance_losses")
         made = workspace(given["sweep"], given.get("entity", "ENTITY"), given.get("project", "dsv2"))
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return 2
     except ModuleNotFoundError as error:
-        print(f"error: {error}; pip install 'dsv2[wandb]'", file=sys.stderr)
+        complain(f"error: {error}; pip install 'dsv2[wandb]'")
         return 2
     if "entity" in given:
         print(made.save().url)

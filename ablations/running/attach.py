@@ -26,6 +26,7 @@ from dsv2.storage.rundir import finished, runs_root
 
 RECORD, LOG, LOCK = "runner.json", "runner.log", "runner.lock"
 TAIL_LINES = 15  # of the log, shown in an exception
+TERMINAL = ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE")  # set by kernels; the log is a file
 STOP_SECONDS = 15.0  # grace period after SIGINT, before a runner is killed
 SAME_SECONDS = 1.0  # tolerance of start times, since the system clock may be adjusted in between
 
@@ -134,7 +135,8 @@ def _start(study: Study, workers: int | None, launcher: str) -> Runner:
     command = [sys.executable, "-m", "ablations.run", *study.arguments, f"launcher={launcher}"]
     command += [] if workers is None else [f"workers={workers}"]
     path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path), "DSV2_RUNS": str(runs_root().resolve())}
+    inherited = {key: value for key, value in os.environ.items() if key not in TERMINAL}
+    environment = inherited | {"PYTHONPATH": os.pathsep.join(path), "DSV2_RUNS": str(runs_root().resolve())}
     with (study.folder / LOG).open("w") as log:
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

@@ -2,6 +2,7 @@
 
 import time
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
+from contextlib import nullcontext
 from typing import NamedTuple
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from ablations.trials.progress import StudyProgress
 from ablations.trials.trials import RECORD, Study, Trial
 from dsv2.config import plain
 from dsv2.data.source import repetition_warning
+from dsv2.report.terminal import animated
 from dsv2.storage.rundir import finished
 
 POLL_SECONDS = 0.5
@@ -35,7 +37,7 @@ def run_trials(study: Study, *, workers: int | None, launcher: str, console: Con
     if todo:
         pool = executor(launcher, workers=workers, folder=study.folder)
         try:
-            with console.status("preparing the data"):
+            with console.status("preparing the data") if animated(console) else nullcontext():
                 warnings = _open_data(study)
             for warning in warnings:
                 console.print(f"warning: {warning}")
@@ -119,13 +121,13 @@ class _Watch:
         self.console, self.progress = console, StudyProgress(todo)
         self.printed = time.monotonic()
         self.bar = Bar(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[rate]}", markup=False),
             TimeElapsedColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=not animated(console),
         )
         self.task = self.bar.add_task("trials", total=len(todo), rate="")
 
@@ -151,6 +153,6 @@ class _Watch:
         """Update the bar; without a terminal, print a line every `PLAIN_SECONDS`."""
         self.progress.look()
         self.bar.update(self.task, completed=len(self.progress.errors), rate=self.progress.rate())
-        if not self.console.is_terminal and time.monotonic() - self.printed > PLAIN_SECONDS:
+        if self.bar.disable and time.monotonic() - self.printed > PLAIN_SECONDS:
             self.console.print(f"  {self.progress.count()}   {self.progress.rate()}")
             self.printed = time.monotonic()

@@ -21,14 +21,20 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments.run(arguments)
     except (ConfigError, ValueError, FileNotFoundError, FileExistsError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        _complain(error)
         return 2
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _complain(error)
         return 1
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _complain(error: Exception) -> None:
+    from dsv2.report.terminal import complain
+
+    complain(f"error: {error}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -115,8 +121,9 @@ def _export_hf(arguments: argparse.Namespace) -> None:
 
 def _generate(arguments: argparse.Namespace) -> None:
     from dsv2.commands.generate import generate_text
+    from dsv2.report.terminal import say
 
-    print(
+    say(
         generate_text(
             arguments.name,
             arguments.prompt,

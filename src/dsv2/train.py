@@ -61,7 +61,9 @@ def _train(values: dict[str, Any]) -> Path:
 
 def stop(status: int, message: str) -> None:
     """Exit with one line on stderr."""
-    print(message, file=sys.stderr)
+    from dsv2.report.terminal import complain
+
+    complain(message)
     sys.exit(status)
 
 
@@ -75,12 +77,11 @@ def expanded(words: list[str]) -> list[str]:
     """
     given = dict(word.split("=", 1) for word in words if "=" in word)
     names = {key: as_text(given[key]) for key in NAMES if given.get(key) not in (None, "null")}
-    named = [override(key, value) for key, value in names.items()]
-    rest = [word for word in words if word.partition("=")[0] not in names]
+    words_of = {key: override(key, value) for key, value in names.items()}
     if {"-m", "--multirun"} & set(words):
         return words  # names may be lists
     if not ("study" in names and "arm" in names):
-        return [*rest, *named]
+        return [words_of.get(word.partition("=")[0], word) for word in words]
     from dsv2.study.plan import Plan
 
     arm, seed = names["arm"], given.get("seed", "0")
@@ -88,10 +89,10 @@ def expanded(words: list[str]) -> list[str]:
     own = [*plan.words(arm, names.get("probe")), override("study", plan.name), override("scale", plan.scale)]
     if not re.fullmatch("[0-9]+", seed):
         raise ConfigError("seed", seed, "one seed, 0 or more; use ablations.run for several")
-    flags = [word for word in rest if "=" not in word]
-    values = [word for word in rest if "=" in word and not word.startswith("seed=")]
-    named = [word for word in named if not word.startswith(("study=", "scale="))]
-    return [*flags, *own, *named, *values, f"seed={int(seed) + plan.arms[arm].seed_offset}"]
+    own += [word for key, word in words_of.items() if key in ("arm", "probe")]
+    flags = [word for word in words if "=" not in word]
+    values = [word for word in words if "=" in word and word.partition("=")[0] not in (*NAMES, "seed")]
+    return [*flags, *own, *values, f"seed={int(seed) + plan.arms[arm].seed_offset}"]
 
 
 def main() -> None:

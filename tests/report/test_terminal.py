@@ -1,12 +1,17 @@
 """Tables and lines in a terminal: text is shown as it was written, in as many columns as there are."""
 
 import io
+import os
+import re
+import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
-from dsv2.report.terminal import add_row, open_console, open_table
+from dsv2.report.terminal import add_row, animated, complain, open_console, open_table, printable, say
 
 ODD = "[red]a_b[/red] :smile: 12% $x$"
 
@@ -105,3 +110,55 @@ def test_a_row_may_have_a_style() -> None:
     (faint,) = [line for line in out.getvalue().splitlines() if "faint" in line]
     assert "\x1b[2m" in faint
     assert "\x1b[2m" not in plain
+
+
+# ---- what a terminal would obey --------------------------------------------------------------------------------------
+
+OBEYED = "a\x1b[2Jb\x07c\rd\x9be\u202ef"
+SHOWN = r"a\x1b[2Jb\x07c\rd\x9be\u202ef"
+
+
+@given(st.text(alphabet=st.characters(categories=("C", "L", "P", "S", "Zs", "Zl", "Zp"))))
+def test_text_holds_nothing_that_a_terminal_obeys(text: str) -> None:
+    shown = printable(text)
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]", shown)
+    assert printable(shown) == shown
+    if text.isprintable():
+        assert shown == text
+
+
+def test_control_characters_are_shown_wherever_text_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    table = open_table([OBEYED], title=OBEYED)
+    add_row(table, [OBEYED])
+    assert [line.strip() for line in printed(OBEYED, table) if SHOWN in line] == [SHOWN] * 4
+    complain(f"error: {OBEYED}")
+    assert capsys.readouterr().err == f"error: {SHOWN}\n"
+
+
+def test_text_is_exact_in_a_file_and_printable_in_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say(OBEYED)
+    assert capsys.readouterr().out == f"{OBEYED}\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    say(OBEYED)
+    assert capsys.readouterr().out == f"{SHOWN}\n"
+
+
+def test_a_terminal_of_few_letters_gets_escapes() -> None:
+    code = "from dsv2.report.terminal import open_console, say; open_console().print('无 \\udcff'); say('无')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, check=True
+    )
+    assert done.stdout == b"\\u65e0 \\udcff\n\\u65e0\n"
+
+
+def test_nothing_moves_outside_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although kernels and CI force colours, spinners in a file are a line per frame."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    console = open_console()
+    console.file = io.StringIO()
+    assert not animated(console)
+    console.file.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setenv("TERM", "xterm")
+    assert animated(console)
