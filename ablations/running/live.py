@@ -15,6 +15,7 @@ from ablations.trials.progress import Curves, StudyProgress
 from ablations.trials.trials import Study
 from dsv2.metrics import quantity
 from dsv2.plots import study as plots
+from dsv2.plots.fonts import legible
 from dsv2.plots.style import PAGE, STYLE
 
 try:
@@ -136,4 +137,5 @@ def draw(curves: Curves, arms: list[str]) -> Figure:
         handles, labels = legend.legend_handles, [text.get_text() for text in legend.get_texts()]
         legend.remove()
     figure.legend(handles, labels, loc="outside right center")
+    legible(figure)
     return figure

@@ -5,28 +5,8 @@ import pandas as pd
 import pytest
 
 from dsv2 import plots
+from tests.references.analyses import changes, grid, masked, shares
 from tests.references.figures import TITLE, assert_readable
-
-
-def changes(names: list) -> pd.DataFrame:
-    values = np.linspace(0, 0.6, len(names))
-    table = pd.DataFrame({"model": names, "loss": 1.8 + values, "difference": values})
-    return table.assign(low=values * 0.9, high=values * 1.1)
-
-
-def masked(run: str) -> pd.DataFrame:
-    return changes([0, 2, 4, 6]).assign(run=run, ratio=[0, 1 / 16, 1 / 8, 3 / 16])
-
-
-def grid(layers: list[int], experts: int, **columns: list) -> pd.DataFrame:
-    """Make a row per layer, expert and whatever else, with a value between 0 and 1."""
-    index = pd.MultiIndex.from_product([layers, range(experts), *columns.values()], names=["layer", "expert", *columns])
-    return index.to_frame(index=False).assign(value=np.random.default_rng(0).random(len(index)))
-
-
-def shares(layers: list[int], experts: int) -> pd.DataFrame:
-    table = grid(layers, experts, domain=["code", "english", "maths"])
-    return table.assign(share=table["value"] / experts, lift=2 * table["value"])
 
 
 def pairs(layers: list[int], experts: int) -> pd.DataFrame:

@@ -22,11 +22,13 @@ from dsv2.plots.style import (
     arm_styles,
     figure_of,
     legend_below,
+    legend_within,
     panels,
     percent,
     rows_axis,
     single,
     styled,
+    tick_names,
 )
 
 MOST_LAYERS = 6
@@ -69,7 +71,7 @@ def loss_over_masked(table: pd.DataFrame, *, title: str | None = None) -> Figure
     ax.set_xlabel("routed experts masked, highest affinity first")
     ax.set_ylabel(f"increase in {LOSS.name}\n({LOSS.unit})")
     if table["run"].nunique() > 1:
-        ax.legend()
+        legend_within(ax)
     return figure_of(ax)
 
 
@@ -114,7 +116,7 @@ def domain_heatmap(shares: pd.DataFrame, *, title: str | None = None) -> Figure:
         order = np.lexsort((-lift.to_numpy().max(0), favourite))
         norm = TwoSlopeNorm(1, 0, highest)
         mesh = ax.pcolormesh(lift.to_numpy()[:, order], norm=norm, cmap="RdBu_r", edgecolors="white", linewidth=0.3)
-        ax.set_yticks(np.arange(len(domains)) + 0.5, domains)
+        tick_names(ax.yaxis, np.arange(len(domains)) + 0.5, domains)
         _few_ticks(ax, [str(expert) for expert in lift.columns[order]])
         ax.invert_yaxis()
         ax.set_title(f"layer {layer}")

@@ -16,10 +16,12 @@ from dsv2.plots.style import (
     ZERO,
     arm_styles,
     interval,
+    legend_within,
     panels,
     rows_axis,
     single,
     styled,
+    tick_names,
     title_height,
 )
 from dsv2.statistics.factorial import Design, Level, Term, level_text, levels
@@ -89,9 +91,9 @@ def interaction(
         table = np.array([mean(a, level) for a in ordered[first]])  # (levels, n)
         ax.plot(positions, table, color=styles[label]["color"], linewidth=0.5, alpha=0.35)
         ax.plot(positions, table.mean(1), label=label, **styles[label])
-    ax.set_xticks(positions, [level_text(level) for level in ordered[first]])
+    tick_names(ax.xaxis, positions, [level_text(level) for level in ordered[first]])
     ax.set_xlim(-0.25, len(positions) - 0.75)
     ax.set_xlabel(first)
     ax.set_ylabel(quantity(metric).label)
-    ax.legend(loc="best")
+    legend_within(ax, loc="best")
     return ax

@@ -6,10 +6,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 from dsv2.metrics import quantity
-from dsv2.plots.style import DASHED, ZERO, arm_styles, difference_label, handles, legend_columns, single, styled
+from dsv2.plots.style import (
+    DASHED,
+    ZERO,
+    arm_styles,
+    difference_label,
+    handles,
+    legend_columns,
+    legend_within,
+    power_of_ten,
+    single,
+    styled,
+)
 from dsv2.statistics.ladder import Ladder, Prediction, band
 from dsv2.statistics.paired import Values, t_interval
 
@@ -127,13 +138,16 @@ def _diamonds(ax: Axes, predictions: Sequence[Prediction], colour: str, index: i
 
 def _compute_axis(ax: Axes) -> None:
     ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(power_of_ten)
     low, high = ax.get_xlim()
     if high < 15 * low:
         ax.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))  # labelled within a decade; more would overlap
-        ax.xaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
+        ax.xaxis.set_minor_formatter(power_of_ten)
+    else:
+        ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("training compute (FLOPs)")
 
 
 def _legend(ax: Axes) -> None:
     columns = legend_columns(handles([ax])[1])
-    ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.22), ncols=columns)
+    legend_within(ax, loc="upper center", bbox_to_anchor=(0.45, -0.22), ncols=columns)

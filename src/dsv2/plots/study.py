@@ -30,6 +30,7 @@ from dsv2.plots.style import (
     rows_axis,
     single,
     styled,
+    tick_names,
     tokens_axis,
 )
 
@@ -152,7 +153,7 @@ def metric_by_arm(
         ax.axvline(floor, **REFERENCE)
         above = ax.get_xaxis_transform()
         ax.text(floor, 1.0, " random router", transform=above, ha="left", va="bottom", fontsize=7)
-    ax.set_yticks(rows, shown)
+    tick_names(ax.yaxis, rows, shown)
     ax.set_ylim(len(shown) - 0.4, -0.6)
     ax.grid(False, axis="y")
     ax.xaxis.set_major_locator(MaxNLocator(5))

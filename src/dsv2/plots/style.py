@@ -1,8 +1,9 @@
 """The style shared by all figures, and common building blocks."""
 
-import textwrap
+import functools
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pandas as pd
 from matplotlib import rc_context
@@ -10,8 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+from rich.cells import cell_len
 
 from dsv2.metrics import quantity
+from dsv2.plots.fonts import legible, lines, without_control
 
 COLUMN, PAGE = 3.4, 7.0  # widths in inches
 TITLE_LINE, LEGEND_ROW = 0.15, 0.17  # heights in inches
@@ -38,6 +41,7 @@ STYLE: Any = {
     "legend.handlelength": 3.2,
     "figure.constrained_layout.use": True,
     "savefig.dpi": 150,
+    "text.parse_math": False,  # a dollar in a label is a dollar
 }
 MARKERS = "osD^vPXph<"
 DASHES = ["-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2))]
@@ -51,8 +55,21 @@ Drawing = TypeVar("Drawing", bound=Callable[..., Any])
 
 
 def styled(changes: Mapping[str, Any] | None = None) -> Callable[[Drawing], Drawing]:
-    """Decorate a drawing function to use `STYLE`, with `changes` to single rcParams."""
-    return rc_context(STYLE | dict(changes or {}))
+    """Decorate a drawing function to use `STYLE`, with `changes` to single rcParams, and to draw text in any script."""
+
+    def decorate(draw: Drawing) -> Drawing:
+        @functools.wraps(draw)
+        def drawing(*args: Any, **kwargs: Any) -> Any:
+            with rc_context(STYLE | dict(changes or {})):
+                drawn = draw(*args, **kwargs)
+                figure = drawn.figure if isinstance(drawn, Axes) else drawn
+                if isinstance(figure, Figure):
+                    legible(figure)
+                return drawn
+
+        return cast(Drawing, drawing)
+
+    return decorate
 
 
 def arm_styles(arms: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -91,7 +108,7 @@ def single(height: float, title: str | None, ax: Axes | None = None) -> Axes:
         figure, ax = plt.subplots(figsize=(COLUMN, height + title_height(title, COLUMN)))
         headline(figure, title)
     elif title:
-        ax.set_title(textwrap.fill(title, 40))
+        ax.set_title("\n".join(lines(title, 40)))
     return ax
 
 
@@ -132,13 +149,12 @@ def figure_of(ax: Axes) -> Figure:
 def headline(figure: Figure, title: str | None) -> None:
     """Set a left-aligned title above the whole figure."""
     if title:
-        lines = wrapped(title, figure.get_size_inches()[0])
-        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=8)
+        figure.suptitle("\n".join(wrapped(title, figure.get_size_inches()[0])), x=0.01, ha="left", fontsize=8)
 
 
 def wrapped(title: str, width: float) -> list[str]:
     """Wrap a title into lines of `width` inches; a character at 8 points takes about 1/16 inch."""
-    return textwrap.wrap(title, int(15.5 * width))
+    return lines(title, int(15.5 * width))
 
 
 def title_height(title: str | None, width: float) -> float:
@@ -148,16 +164,29 @@ def title_height(title: str | None, width: float) -> float:
 
 def panel_title(ax: Axes, text: str, width: int = PANEL_TITLE) -> None:
     """Set the title of one panel of several, wrapped at `width` characters."""
-    ax.set_title(textwrap.fill(text, width), fontsize=7)
+    ax.set_title("\n".join(lines(text, width)), fontsize=7)
 
 
 # ---- legends ---------------------------------------------------------------------------------------------------------
 
 
 def handles(axes: Sequence[Axes]) -> tuple[list[Any], list[str]]:
-    """Return handles and labels for one legend of all axes, each label once."""
-    by_label = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    """Return handles and labels for one legend of all axes, each label once.
+
+    Labels may start with an underscore, unlike in matplotlib, which takes them for its own.
+    """
+    artists: list[Any] = [artist for ax in axes for artist in (*ax.lines, *ax.patches, *ax.collections, *ax.containers)]
+    labelled = {str(artist.get_label()): artist for artist in artists if artist.get_label()}
+    by_label = {label: artist for label, artist in labelled.items() if not _OWN_LABEL.fullmatch(label)}
     return list(by_label.values()), list(by_label)
+
+
+_OWN_LABEL = re.compile(r"_child\d+|_nolegend_|_container\d+")  # of matplotlib
+
+
+def legend_within(ax: Axes, **look: Any) -> None:
+    """Add a legend inside `ax`."""
+    ax.legend(*handles([ax]), **look)
 
 
 def legend_below(axes: Sequence[Axes], columns: int, **look: Any) -> None:
@@ -169,7 +198,7 @@ def legend_below(axes: Sequence[Axes], columns: int, **look: Any) -> None:
 
 def legend_columns(labels: Iterable[str]) -> int:
     """Return how many labels fit side by side below a figure of column width."""
-    return 3 if max(map(len, labels), default=0) < 12 else 2
+    return 3 if max(map(cell_len, labels), default=0) < 12 else 2
 
 
 def legend_height(count: int, columns: int) -> float:
@@ -203,9 +232,24 @@ def percent(axis: Axis, decimals: int | None = 0) -> None:
     axis.set_major_formatter(PercentFormatter(1, decimals=decimals))
 
 
+def tick_names(axis: Axis, positions: Sequence[float] | Any, names: Sequence[str]) -> None:
+    """Label ticks with names, also on a caller's axes, whose ticks may exist already."""
+    axis.set_ticks(positions, list(map(without_control, names)), parse_math=False)
+
+
+def power_of_ten(value: float, _: object = None) -> str:
+    """Format a number in powers of ten with raised digits, without mathematical markup."""
+    digits, _, power = f"{value:.0e}".partition("e")
+    factor = "" if digits == "1" else digits + "\N{MULTIPLICATION SIGN}"
+    return f"{factor}10{str(int(power)).translate(_RAISED)}"
+
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
 def rows_axis(ax: Axes, names: Sequence[str]) -> None:
     """Label the rows of a figure, drawn at 0, 1, ... from the top."""
-    ax.set_yticks(range(len(names)), names)
+    tick_names(ax.yaxis, range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.5)
 
 

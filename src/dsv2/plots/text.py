@@ -15,7 +15,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dsv2.plots.style import COLOURS, COLUMN, PAGE, REFERENCE, arm_styles, headline, panels, styled
+from dsv2.plots.style import COLOURS, COLUMN, PAGE, REFERENCE, arm_styles, headline, legend_within, panels, styled
 
 
 def device_colour(device: int) -> str:
@@ -80,7 +80,7 @@ def load_profiles(profiles: Mapping[str, pd.DataFrame], *, title: str | None = N
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     ax.set_xlabel("expert, highest load first; dashed: perfect balance")
     ax.set_ylabel("load / mean load")
-    ax.legend(loc="upper right")
+    legend_within(ax, loc="upper right")
     return figure
 
 

@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from rich.cells import cell_len, chop_cells
 
 from dsv2.models.moe.router import Routing
 from dsv2.plots.style import PAGE, headline, styled, title_height
@@ -191,19 +192,18 @@ def _placed(painted: Sequence[Paint], columns: int) -> list[tuple[int, int, str,
         for i, piece in enumerate((visible(paint.text) if paint.note else paint.text).split("\n")):
             if i:
                 column, row = 0, row + 1
-            while piece:
-                if column and column + len(piece) > columns:
+            for part in chop_cells(piece, columns) if piece else ():
+                if column and column + cell_len(part) > columns:
                     column, row = 0, row + 1
-                placed.append((column, row, piece[:columns], paint))
-                column += len(piece[:columns])
-                piece = piece[columns:]
+                placed.append((column, row, part, paint))
+                column += cell_len(part)
     return placed
 
 
 def _draw(ax: Axes, column: int, row: int, text: str, paint: Paint, palette: list[tuple[float, float, float]]) -> None:
     if paint.group is not None:
-        ax.add_patch(Rectangle((column, row + 0.08), len(text), 0.84, facecolor=palette[paint.group], linewidth=0))
+        ax.add_patch(Rectangle((column, row + 0.08), cell_len(text), 0.84, facecolor=palette[paint.group], linewidth=0))
     if text.strip():
-        ax.text(column, row + 0.5, text.replace("$", r"\$"), family="monospace", fontsize=POINTS, va="center_baseline")
+        ax.text(column, row + 0.5, text, family="monospace", fontsize=POINTS, va="center_baseline")
     if paint.struck:
-        ax.plot([column, column + len(text)], [row + 0.5] * 2, color="black", linewidth=0.9, solid_capstyle="butt")
+        ax.plot([column, column + cell_len(text)], [row + 0.5] * 2, color="black", linewidth=0.9, solid_capstyle="butt")
