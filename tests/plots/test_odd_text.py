@@ -78,10 +78,7 @@ def test_names_of_runs_domains_and_models_are_drawn_as_they_are_written() -> Non
         (plots.domain_heatmap(table.assign(domain=table["domain"].map(domains)), title=ODD[1]), PLAIN[:3]),
         (plots.loss_over_masked(pd.concat(masked(name) for name in ODD)), PLAIN),
         (plots.loss_changes(changes(list(ODD))), PLAIN[1:]),
-        (
-            plots.loss_over_experts(changes([2, 1]).rename(columns={"model": "experts"}), against=(ODD[0], 2.0)),
-            PLAIN[:1],
-        ),
+        (plots.loss_over_experts(fewer, against=(ODD[0], 2.0)), PLAIN[:1]),
         (plots.cache_over_context(dict.fromkeys(ODD, model)), PLAIN),
         (plots.load_profiles(dict.fromkeys(ODD, load)), PLAIN),
         (plots.drops_over_affinity(dict.fromkeys(ODD, bins)), PLAIN),

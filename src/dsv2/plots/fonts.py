@@ -46,22 +46,23 @@ def legible(figure: Figure) -> None:
     if missing:
         named = [f"U+{ord(letter):04X}" for letter in missing]
         some = ", ".join(named[:MOST_NAMED]) + (", ..." if len(named) > MOST_NAMED else "")
-        _note(figure, f"{LACKING} {some};\ninstall one, such as Noto Sans CJK.")
+        _note(figure, f"{LACKING} {some}; install one, such as Noto Sans CJK.")
 
 
 def _note(figure: Figure, note: str) -> None:
-    """Write a note below the figure, which grows by its height; an earlier note is replaced."""
-    label, found, _ = figure.get_supxlabel().partition(LACKING)
-    figure.supxlabel(f"{label.rstrip()}\n{note}".lstrip(), fontsize=7)
+    """Write a note below the title of the figure, which grows by its height; an earlier note is replaced."""
+    title, found, _ = figure.get_suptitle().partition(LACKING)
+    wrapped = lines(note, int(15.5 * figure.get_figwidth()))
+    figure.suptitle("\n".join([*title.splitlines(), *wrapped]), x=0.01, ha="left", fontsize=8)
     if found:
         return
     height = figure.get_figheight()
-    grown = height + NOTE_LINE * (1 + note.count("\n"))
+    grown = height + NOTE_LINE * len(wrapped)
     figure.set_figheight(grown)
     if not figure.get_constrained_layout():
         for ax in figure.axes:
             left, bottom, width, tall = ax.get_position().bounds
-            ax.set_position((left, bottom * height / grown + 1 - height / grown, width, tall * height / grown))
+            ax.set_position((left, bottom * height / grown, width, tall * height / grown))
 
 
 @cache
