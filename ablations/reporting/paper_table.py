@@ -16,7 +16,7 @@ from ablations.reporting.words import spread
 from ablations.trials.trials import Study
 from dsv2.accounting.paper_tables import PAPER_TABLES
 from dsv2.metrics import quantity
-from dsv2.report.page import Table, markdown_table, without_markup
+from dsv2.report.page import Table, markdown_table, markdown_text
 from dsv2.storage.files import write_text
 
 BUDGETS = ("active_params", "total_params", "kv_elements_per_token", "tokens")
@@ -45,13 +45,26 @@ def paper_table(study: Study, findings: Findings) -> tuple[pd.DataFrame, str]:
 def markdown(table: pd.DataFrame, text: str) -> str:
     """Format the table as Markdown, followed by `text`."""
     rows = [[*labels, *row] for labels, row in zip(table.index, table.to_numpy().tolist(), strict=True)]
-    return without_markup(f"{markdown_table(Table(['', '', *table.columns], rows))}\n\n{text}\n")
+    return f"{markdown_table(Table(['', '', *table.columns], rows))}\n\n{markdown_text(text)}\n"
+
+
+LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}"}
+)
+
+
+def latex_text(text: str) -> str:
+    """Return LaTeX that is typeset as `text`, with line breaks as spaces."""
+    return " ".join(text.split()).translate(LATEX)
 
 
 def latex(table: pd.DataFrame, text: str) -> str:
     """Format the table as LaTeX for the packages booktabs and multirow, with `text` as caption."""
-    columns, caption = "ll" + "r" * len(table.columns), text.replace("_", r"\_").replace("%", r"\%")
-    return table.to_latex(escape=True, caption=caption, column_format=columns).replace("±", r"$\pm$")
+    escaped = table.map(latex_text).rename(columns=latex_text, index=latex_text)
+    columns = "ll" + "r" * len(table.columns)
+    return escaped.to_latex(escape=False, caption=latex_text(text), column_format=columns)
 
 
 def html_table(table: pd.DataFrame, text: str) -> str:

@@ -1,6 +1,7 @@
 """A page as files: it needs nothing from outside, shows text as it was written, and leaves nothing stale behind."""
 
 import base64
+import html
 import io
 import re
 from pathlib import Path
@@ -9,10 +10,21 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from markdown import markdown as render
 from PIL import Image
 
-from dsv2.report.page import Picture, Section, Table, markdown_table, picture, without_markup, write_page
+from dsv2.report.page import (
+    Picture,
+    Section,
+    Table,
+    _markdown,
+    markdown_table,
+    markdown_text,
+    picture,
+    write_page,
+)
 from tests.references.pages import Page
 
 matplotlib.use("Agg")
@@ -116,22 +128,70 @@ def test_the_markdown_says_the_same(written: Path) -> None:
 
 def test_cells_may_hold_what_separates_cells() -> None:
     table = markdown_table(Table(["a|b", "c"], [["1", "x | y"], ["", "2"]]))
-    assert table == "| a\\|b | c |\n| --- | --- |\n| 1 | x \\| y |\n|  | 2 |"
+    assert table == "| a&#124;b | c |\n| --- | --- |\n| 1 | x &#124; y |\n|  | 2 |"
     shown = render(table, extensions=["tables"], output_format="html")
-    assert re.findall(r"<t[hd].*?>(.*?)</t[hd]>", shown) == ["a|b", "c", "1", "x | y", "", "2"]
+    assert re.findall(r"<t[hd].*?>(.*?)</t[hd]>", html.unescape(shown)) == ["a|b", "c", "1", "x | y", "", "2"]
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("<b>a</b>", "&lt;b>a&lt;/b>"),
-        ("<!-- x --> <?php", "&lt;!-- x --> &lt;?php"),
-        ("&lt; &#60; &amp;", "&amp;lt; &amp;#60; &amp;amp;"),
-        ("p < 0.05, a <- b, R&D, a & b, > quoted", "p < 0.05, a <- b, R&D, a & b, > quoted"),
+        ("<b>a</b>", "&#60;b>a&#60;/b>"),
+        ("<!-- x --> <?php", "&#60;!-- x --> &#60;?php"),
+        ("&lt; &#60; &amp;", "&#38;lt; &#38;#60; &#38;amp;"),
+        ("p < 0.05, a <- b, R&D, a & b, 1 > 0", "p < 0.05, a <- b, R&D, a & b, 1 > 0"),
+        ("a *b* _c_ d_e `f` ~g~ $h$", r"a \*b\* \_c\_ d_e \`f\` &#126;g&#126; &#36;h&#36;"),
+        ("[a](b) [c]: d ![e][f] +0.1 [0.0, 0.2]", r"[a\](b) [c\]: d \![e\][f] +0.1 [0.0, 0.2]"),
+        ("# a", r"\# a"),
+        ("> a", r"\> a"),
+        ("- a", r"\- a"),
+        ("12. a", r"12\. a"),
+        ("1) a", r"1\) a"),
+        ("a\n\n# b\n\tc", "a # b c"),
+        (r"C:\new\*", r"C:\\new\\\*"),
+        ("balance_losses 1e-3 loss.expert=0.1 (x: y)", "balance_losses 1e-3 loss.expert=0.1 (x: y)"),
     ],
 )
-def test_only_tags_and_entities_are_escaped(text: str, expected: str) -> None:
-    assert without_markup(text) == expected
+def test_only_what_would_be_markup_is_escaped(text: str, expected: str) -> None:
+    assert markdown_text(text) == expected
+
+
+MARKED = st.text(alphabet="\\`*_~$|[]()!<>&#+-=.:;1 ab/\n\"'{}^%") | st.text(
+    alphabet=st.characters(categories=("L", "N", "P", "S", "Zs"))
+)
+
+
+@given(MARKED)
+def test_markdown_shows_any_text_as_it_was_written(text: str) -> None:
+    """As a paragraph, as a cell and as a caption."""
+    words = " ".join(text.split())
+    paragraph = render(markdown_text(text), extensions=["tables"], output_format="html")
+    assert shown(paragraph) == ("p" if words else "", words)
+    table = render(markdown_table(Table(["a", "b"], [[text, "end"]])), extensions=["tables"], output_format="html")
+    assert list(map(html.unescape, re.findall("<td>(.*?)</td>", table))) == [words, "end"]
+
+
+def shown(rendered: str) -> tuple[str, str]:
+    """The tags of a page, and its text."""
+    tags = re.findall(r"<(\w+)", rendered)
+    return " ".join(tags), " ".join(Page(rendered).text.split())
+
+
+@given(MARKED)
+def test_captions_are_shown_as_they_were_written(text: str) -> None:
+    (_, _, _, image, *_) = _markdown("T", "H", [Section("S", [], (), [Picture("a b(1)", text, PNG, 1)])])
+    rendered = render(image, output_format="html")
+    assert Page(rendered).loaded == ["figures/a%20b%281%29.png"]
+    (alt,) = re.findall('alt="(.*?)"', rendered)
+    assert html.unescape(alt) == (" ".join(text.split()) or ("S" if not text else ""))
+
+
+@pytest.mark.parametrize("name", ["val/bpb_../../x", "a\x00b", "x" * 300, "数" * 300, "a b(c)"])
+def test_a_figure_is_a_file_in_its_folder(name: str, tmp_path: Path) -> None:
+    figure, _ = plt.subplots(figsize=(1, 1))
+    write_page(tmp_path, "T", "H", [Section("S", [], (), [picture(name, "", figure)])], {})
+    (file,) = (tmp_path / "figures").iterdir()
+    assert list(tmp_path.rglob("*.png")) == [file]
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------

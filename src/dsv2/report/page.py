@@ -1,18 +1,22 @@
 """Reports as files: Markdown, a self-contained HTML page, tables as CSV and figures as PNG."""
 
 import base64
-import html
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from dsv2.storage.files import replacing, write_text
 
 DPI = 150
+LONGEST_NAME = 60  # of a figure's file, in letters; a letter takes up to four bytes
 PIXELS_PER_INCH = 120  # renders 7-point text at 12 pixels
-_MARKUP = re.compile(r"<(?=[A-Za-z/!?])|&(?=#?\w+;)")  # what Markdown passes to HTML as a tag or an entity
+# What Markdown, GitHub's or Python's, would read as markup: within a line, and at its start.
+_INLINE = re.compile(r"[\\`*~$|]|(?<!\w)_|_(?!\w)|](?=[(\[:])|!(?=\[)|<(?=[A-Za-z/!?])|&(?=#?\w+;)")
+_START = re.compile(r"[#>]|[+-](?=[\s-]|$)|\d+(?=[.)](\s|$))")
+_BACKSLASHED = "\\`*_]!#>+-"  # the others are escaped as entities, which both know
 
 
 class Table(NamedTuple):
@@ -49,7 +53,12 @@ def picture(name: str, caption: str, drawn: Any) -> Picture:
     colours.quantize(method=Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE).save(
         small, format="png", optimize=True
     )
-    return Picture(name, caption, small.getvalue(), round(figure.get_size_inches()[0] * PIXELS_PER_INCH))
+    return Picture(
+        re.sub(r"[^\w.+-]+", "_", name)[:LONGEST_NAME],
+        caption,
+        small.getvalue(),
+        round(figure.get_size_inches()[0] * PIXELS_PER_INCH),
+    )
 
 
 def write_page(folder: Path, title: str, headline: str, sections: Sequence[Section], tables: Mapping[str, str]) -> Path:
@@ -63,38 +72,57 @@ def write_page(folder: Path, title: str, headline: str, sections: Sequence[Secti
             scratch.write_bytes(png)
     for name, table in tables.items():
         write_text(folder / f"{name}.csv", table)
-    write_text(folder / "report.md", without_markup("\n\n".join(_markdown(title, headline, sections)) + "\n"))
+    write_text(folder / "report.md", "\n\n".join(_markdown(title, headline, sections)) + "\n")
     write_text(folder / "report.html", _html(title, headline, sections))
     return folder / "report.html"
 
 
 def _markdown(title: str, headline: str, sections: Sequence[Section]) -> Iterator[str]:
     """Yield the Markdown blocks of the page, in order."""
-    yield from (f"# {title}", f"**{headline}**")
+    yield from (f"# {markdown_text(title)}", f"**{markdown_text(headline)}**")
     for section in sections:
-        yield f"## {section.title}"
+        yield f"## {markdown_text(section.title)}"
         if section.finding:
-            yield f"**{section.finding}**"
-        yield from section.paragraphs
+            yield f"**{markdown_text(section.finding)}**"
+        yield from map(markdown_text, section.paragraphs)
         for item in section.pictures:
-            yield f"![{item.caption or section.title}](figures/{item.name}.png)"
+            shown = markdown_text(item.caption or section.title)
+            yield f"![{re.sub(_BRACKET, _entity, shown)}](figures/{quote(item.name)}.png)"
             if item.caption:
-                yield f"*{item.caption}*"
+                yield f"*{shown}*"
         for table in section.tables:
             yield markdown_table(table)
             if table.note:
-                yield table.note
+                yield markdown_text(table.note)
+
+
+_BRACKET = re.compile(r"\\?[\[\]]")
+
+
+def markdown_text(text: str) -> str:
+    """Return one line of Markdown that is shown as `text`, with line breaks as spaces."""
+    line = re.sub(_INLINE, _escape, " ".join(text.split()))
+    start = _START.match(line)
+    if start is None:
+        return line
+    if start[0].isdigit():
+        return f"{start[0]}\\{line[start.end() :]}"
+    return _escape(start) + line[1:]
+
+
+def _escape(special: re.Match[str]) -> str:
+    return f"\\{special[0]}" if special[0] in _BACKSLASHED else _entity(special)
+
+
+def _entity(special: re.Match[str]) -> str:
+    return f"&#{ord(special[0][-1])};"
 
 
 def markdown_table(table: Table) -> str:
     """Format a table as Markdown."""
-    cells = [table.header, ["---"] * len(table.header), *table.rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)
-
-
-def without_markup(markdown: str) -> str:
-    """Escape HTML tags and entities in Markdown, so that they are shown literally."""
-    return _MARKUP.sub(lambda match: html.escape(match[0]), markdown)
+    cells = [list(map(markdown_text, row)) for row in (table.header, *table.rows)]
+    cells.insert(1, ["---"] * len(table.header))
+    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
 
 
 def _html(title: str, headline: str, sections: Sequence[Section]) -> str:

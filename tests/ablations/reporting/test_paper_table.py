@@ -1,12 +1,16 @@
 """Results as a paper prints them, beside the published rows: out of stores with made-up results."""
 
+import re
 from html.parser import HTMLParser
 
+import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ablations.report import main
 from ablations.reporting.findings import collect
-from ablations.reporting.paper_table import html_table, latex, markdown, paper_table, write_tables
+from ablations.reporting.paper_table import html_table, latex, latex_text, markdown, paper_table, write_tables
 from dsv2.study.files import read
 
 
@@ -127,9 +131,31 @@ def test_names_are_escaped_in_every_format(mine, fill):
     label = "validation bits per byte, 50%_<i>$x (lower is better)"
     assert ("ours", label) in table.index
     tex = latex(table, text)
-    assert r"validation bits per byte, 50\%\_<i>\$x (lower is better)" in tex
+    assert r"validation bits per byte, 50\%\_\textless{}i\textgreater{}\$x (lower is better)" in tex
     assert r"a\_b+c" in tex
     (row,) = [row for row in Cells(html_table(table, text)).rows if any("bits per byte" in cell for cell in row)]
     assert row[0] == label
     assert "<i>" not in html_table(table, text) + markdown(table, text)
     assert "a_b+c" in markdown(table, text)
+
+
+# ---- any text --------------------------------------------------------------------------------------------------------
+
+
+@given(st.text(alphabet='\\{}$&#%_^~<>|"± ab\n') | st.text())
+def test_latex_typesets_any_text_as_it_was_written(text):
+    """Read as TeX reads it: no character is left that TeX would obey."""
+    names = {"textbackslash": "\\", "textasciitilde": "~", "textasciicircum": "^", "textless": "<"}
+    names |= {"textgreater": ">", "textbar": "|", "textquotedbl": '"'}
+    tokens = re.split(r"(\\[a-z]+\{\}|\\[&%$#_{}]|\$\\pm\$)", latex_text(text))
+    read = [names[t[1:-2]] if t.endswith("{}") and len(t) > 3 else "±" if "pm$" in t else t[1:] for t in tokens[1::2]]
+    assert not re.search(r"[\\&%$#_{}~^<>|\"]", "".join(tokens[::2]))
+    assert "".join(a + b for a, b in zip(tokens[::2], [*read, ""], strict=True)) == " ".join(text.split())
+
+
+def test_a_latex_table_of_odd_names_has_its_cells():
+    table = pd.DataFrame({"a&b": ["1 % 2"], "c_d": ["3 ± 4"]}, index=pd.MultiIndex.from_tuples([("ours", "x#y")]))
+    tex = latex(table, "a_b & $5 ~ ^ # {\\x}")
+    assert r"a\&b & c\_d \\" in tex
+    assert r"x\#y & 1 \% 2 & 3 $\pm$ 4 \\" in tex
+    assert r"\caption{a\_b \& \$5 \textasciitilde{} \textasciicircum{} \# \{\textbackslash{}x\}}" in tex
