@@ -3,8 +3,12 @@
 The trials run in a separate process that outlives the notebook (`ablations.running.attach`); this reads its files.
 """
 
+import contextlib
+import html
 import io
 import time
+from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -17,12 +21,15 @@ from dsv2.metrics import quantity
 from dsv2.plots import study as plots
 from dsv2.plots.fonts import legible
 from dsv2.plots.style import PAGE, STYLE
+from dsv2.report.terminal import printable
 
 try:
     import ipywidgets as widgets
+    from IPython.core.getipython import get_ipython
 except ModuleNotFoundError:
     raise ModuleNotFoundError("a study in a notebook needs ipywidgets: pip install 'dsv2[notebooks]'") from None
 
+SUBSHELL_SECONDS = 10.0  # for the kernel to start a thread
 LOOK_SECONDS = 0.5  # between two reads of the files
 DRAW_SECONDS = 2.0  # minimum between two drawings of the curves
 DRAW_SHARE = 0.05  # maximum share of time spent drawing
@@ -51,9 +58,10 @@ def run_live(study: Study, *, workers: int | None, launcher: str) -> bool:
     view = View(study, runner)
     shown = display(view.box, display_id=True)
     try:
-        while runner.alive():
-            view.look()
-            time.sleep(LOOK_SECONDS)
+        with answered(view.stop):
+            while runner.alive():
+                view.look()
+                time.sleep(LOOK_SECONDS)
     except KeyboardInterrupt:
         raise Unwatched(
             f"No longer watching. The study goes on in process {runner.pid}: run the cell again to watch it, or stop "
@@ -62,8 +70,26 @@ def run_live(study: Study, *, workers: int | None, launcher: str) -> bool:
     view.look(last=True)
     complete = runner.check(study)
     shown.update(view.still())
-    print(view.closing(complete))
+    print(printable(view.closing(complete)))
     return complete
+
+
+@contextlib.contextmanager
+def answered(button: widgets.Button) -> Iterator[None]:
+    """Answer clicks while the cell runs, in a thread of the kernel (a subshell); by default they wait for its end.
+
+    ipykernel has no public way to choose the subshell that a widget's messages go to.
+    """
+    channel = get_ipython().kernel.shell_channel_thread  # type: ignore[union-attr]
+    manager, made = channel.manager, Future[str]()
+    channel.io_loop.add_callback(lambda: made.set_result(manager._create_subshell()))
+    subshell = made.result(SUBSHELL_SECONDS)
+    button.comm._reply_subshell_id = subshell
+    try:
+        yield
+    finally:
+        button.comm._reply_subshell_id = None
+        channel.io_loop.add_callback(manager._delete_subshell, subshell)
 
 
 class View:
@@ -78,7 +104,7 @@ class View:
         self.text = widgets.Label("starting")
         self.stop = widgets.Button(description="Stop", tooltip="Progress is saved", layout={"width": "70px"})
         self.stop.on_click(self._stop)
-        self.errors = widgets.Label()
+        self.errors = widgets.HTML()  # a Label would typeset what lies between dollars
         self.image = widgets.Image(format="png", layout={"width": f"{WIDTH}px", "display": "none"})
         self.box = widgets.VBox([widgets.HBox([self.bar, self.text, self.stop]), self.errors, self.image])
 
@@ -92,7 +118,7 @@ class View:
         self.progress.look_for_ends(self.runner.since)
         self.bar.value = self.progress.share
         self.text.value = f"{self.progress.count()}, {self.progress.rate()}"
-        self.errors.value = "; ".join(self._failures())
+        self.errors.value = html.escape("; ".join(self._failures()))
         started = time.monotonic()
         if (last or started >= self.next) and self.curves.look():
             self.image.value, self.image.layout.display = self._draw(), None

@@ -1,12 +1,15 @@
 """The live view of a study, and a real kernel that runs it, is interrupted, restarted and comes back."""
 
+import html
 import json
 import os
 import queue
+import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import ipywidgets as widgets
 import pytest
 from jupyter_client.manager import start_new_kernel
 
@@ -56,6 +59,16 @@ def test_the_view_shows_what_the_files_say(long):
     view.stop.click()
     assert stopped == [True]
     assert view.stop.disabled
+
+
+def test_errors_are_text(long):
+    view = View(long, SimpleNamespace(since=time.time() - 60))
+    error = "ValueError: <b>cost</b> $7$ & more"
+    long.trials[0].folder.mkdir(parents=True)
+    (long.trials[0].folder / "result.json").write_text(json.dumps({"status": "failed", "error": error}))
+    view.look()
+    assert view.errors.value == f"none-s0 failed: {html.escape(error)}"
+    assert not isinstance(view.errors, widgets.Label | widgets.HTMLMath)  # which typeset mathematics
 
 
 def test_an_interrupt_is_one_line():
@@ -132,3 +145,27 @@ def test_a_study_outlives_its_kernel(kernel, long):
     shown = [output["content"]["data"] for output in said if output["msg_type"] == "update_display_data"]
     assert "image/png" in shown[-1]
     assert not runner.alive()
+
+
+@pytest.mark.slow
+def test_the_stop_button_stops_a_study_while_its_cell_runs(kernel, long):
+    """It is clicked as a browser does: by a message to the kernel, which is busy with the cell."""
+    kernel.start(kernel.first)
+    cell = kernel.start("assert pair.run(workers=1) is False")
+    said, stop = [], None
+    while stop is None:
+        said.append(kernel.client.get_iopub_msg(timeout=60))
+        if said[-1]["msg_type"] == "comm_open":
+            state = said[-1]["content"]["data"].get("state", {})
+            stop = said[-1]["content"]["comm_id"] if state.get("description") == "Stop" else None
+    wait_for(lambda: list(long.folder.glob("trials/*/metrics.jsonl")))
+    runner = find(long.folder)
+    content = {"comm_id": stop, "data": {"method": "custom", "content": {"event": "click"}}}
+    kernel.client.shell_channel.send(kernel.client.session.msg("comm_msg", content))
+    wait_for(lambda: not runner.alive())
+    outputs = kernel.outputs(cell)
+    assert text(outputs, "error", "evalue") == ""
+    assert text(outputs, "stream", "text").endswith("stopped; progress is saved, run the cell again to resume\n")
+    assert not re.search("[\u2800-\u28ff\x1b]", runner.log.read_text())  # neither spinners nor colours
+    cell = kernel.start("print('the kernel goes on')")
+    assert text(kernel.outputs(cell), "stream", "text") == "the kernel goes on\n"
