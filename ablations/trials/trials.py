@@ -142,10 +142,10 @@ def stored(name: str, scale: str = "smoke") -> Study:
     try:
         record = read_sealed(folder / RECORD)
         source, seeds, overrides = record.get("source") or given, record["seeds"], record["overrides"]
-        folders = {
-            TrialKey(arm, seed, probe): fingerprint for arm, seed, probe, fingerprint in record.get("trials", [])
-        }
-        valid_record = isinstance(overrides, list) and all(isinstance(seed, int) for seed in seeds or ())
+        folders = {TrialKey(arm, seed, probe): folder for arm, seed, probe, folder in record.get("trials", [])}
+        texts = [*overrides, *folders.values()]
+        valid_record = isinstance(overrides, list) and all(isinstance(text, str) for text in texts)
+        valid_record &= all(isinstance(seed, int) for seed in seeds or ())
         files = dict(record.get("files", {}))
     except FileNotFoundError:
         return Study(given, scale)

@@ -230,9 +230,19 @@ def test_a_finished_run_whose_files_changed_is_refused(run, name):
 
 def test_damaged_records_are_named(run):
     without_checksums(run)
-    for content in ("{", "[]", '{"identity": 3}'):
+    for content in (
+        "{",
+        "[]",
+        '{"identity": 3}',
+        '{"identity": {}, "prepared": 3}',
+        '{"identity": {}, "prepared": null}',
+    ):
         (run / "data.json").write_text(content)
         with pytest.raises(ValueError, match=r"data\.json: damaged"):
+            open_run(run).validation  # noqa: B018
+    for content in ('{"identity": {}}', '{"identity": {}, "prepared": "x"}', '{"identity": {"corpus": [1]}}'):
+        (run / "data.json").write_text(content)
+        with pytest.raises(ValueError, match="have changed since it was trained, in their corpus"):
             open_run(run).validation  # noqa: B018
 
 

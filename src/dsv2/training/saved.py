@@ -205,7 +205,7 @@ class SavedRun:
             print(f"warning: {self.folder} stores no identity of its corpus; assuming it unchanged", file=sys.stderr)
             return config.open(seed=self.config.seed, **sizes)
         identity = {key: value for key, value in record["identity"].items() if key != "trained_tokenizer"}
-        prepared = [Path(record["prepared"]).parents[1]] if "prepared" in record else []
+        prepared = list(Path(record.get("prepared", "")).parents[1:2])
         places = [*prepared, *self.folder.resolve().parents, runs_root()]
         store = find_store(identity, places, config.vocab_size)
         if store is not None:
@@ -219,7 +219,8 @@ class SavedRun:
         """Read the stored record of the data; runs older than `data.json` have at most an identity in their result."""
         path = self.folder / DATA
         if not path.is_file():
-            return {"identity": self.result["data"]} if "data" in self.result else {}
+            identity = self.result.get("data")
+            return {"identity": identity} if isinstance(identity, dict) else {}
         record = read_object(path)
         if not isinstance(record.get("identity"), dict) or not isinstance(record.get("prepared", ""), str):
             raise ValueError(f"{path}: damaged, its identity or the path of its prepared corpus")
@@ -235,7 +236,7 @@ class SavedRun:
 
     def _require(self, now: dict[str, str], then: dict[str, str], keys: tuple[str, ...]) -> None:
         for key in keys:
-            if now[key] != then[key]:
+            if now[key] != then.get(key):
                 where = getattr(self.config.data, "path", None) or self.config.data.label
                 raise ValueError(
                     f"{self.folder}: its data ({where}) have changed since it was trained, in their {key}, and the "
