@@ -22,6 +22,8 @@ from dsv2.data.tokenizer import Tokenizer
 from dsv2.explore.subject import NO_TEXT, open_subject
 from dsv2.training import fit
 from dsv2.training.saved import SavedRun, open_run
+from tests.references.faults import flip
+from tests.references.runs import without_checksums
 
 TASKS = ["cloze", "copying"]
 
@@ -131,6 +133,7 @@ def test_another_version_of_tokenizers_changes_nothing(run, tmp_path, monkeypatc
 
 
 def test_a_tokenizer_that_is_learned_otherwise_now_is_refused(run):
+    without_checksums(run)
     record = json.loads((run / "data.json").read_text())
     record["identity"]["trained_tokenizer"] = "another"
     (run / "data.json").write_text(json.dumps(record))
@@ -141,6 +144,7 @@ def test_a_tokenizer_that_is_learned_otherwise_now_is_refused(run):
 
 def test_runs_from_before_keep_what_their_result_says(run, texts, tmp_path, capsys):
     expected = answers(run, tmp_path / "before")
+    without_checksums(run)
     (run / "data.json").unlink()
     (run / "tokenizer.json").unlink()
     assert answers(run, tmp_path / "after") == expected
@@ -192,6 +196,7 @@ def test_what_is_no_run(tmp_path, content, reason):
 
 
 def test_a_config_without_data_is_no_imported_model(run):
+    without_checksums(run)
     path = run / "config.yaml"
     whole = path.read_text()
     path.write_text(whole[: whole.index("\ndata:") + 1])
@@ -200,6 +205,7 @@ def test_a_config_without_data_is_no_imported_model(run):
 
 
 def test_another_tokenizer_is_refused(run):
+    without_checksums(run)
     path = run / "tokenizer.json"
     Tokenizer.train(["Ben bin bon " * 9], 300).save(path)
     for part in ("tokenizer", "reader"):
@@ -212,10 +218,31 @@ def test_text_names_other_data(run):
         open_run(run, text=["trainer.tokens=3"]).source  # noqa: B018
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "data.json", "tokenizer.json"])
+def test_a_finished_run_whose_files_changed_is_refused(run, name):
+    flip(run / name)
+    with pytest.raises(ValueError, match=rf"{run / name}: not as it was when the run finished"):
+        open_run(run)
+    (run / name).unlink()
+    with pytest.raises(ValueError, match=rf"{run / name}: missing"):
+        open_run(run)
+
+
 def test_damaged_records_are_named(run):
-    for content in ("{", "[]", '{"identity": 3}'):
+    without_checksums(run)
+    for content in (
+        "{",
+        "[]",
+        '{"identity": 3}',
+        '{"identity": {}, "prepared": 3}',
+        '{"identity": {}, "prepared": null}',
+    ):
         (run / "data.json").write_text(content)
         with pytest.raises(ValueError, match=r"data\.json: damaged"):
+            open_run(run).validation  # noqa: B018
+    for content in ('{"identity": {}}', '{"identity": {}, "prepared": "x"}', '{"identity": {"corpus": [1]}}'):
+        (run / "data.json").write_text(content)
+        with pytest.raises(ValueError, match="have changed since it was trained, in their corpus"):
             open_run(run).validation  # noqa: B018
 
 

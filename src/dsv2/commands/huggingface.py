@@ -15,11 +15,11 @@ import yaml
 from safetensors.torch import save_file
 
 from dsv2.config import plain
-from dsv2.data.tokenizer import END_OF_TEXT, SETTINGS, TOKENIZER
+from dsv2.data.tokenizer import END_OF_TEXT, SETTINGS
 from dsv2.interop.hf_config import read_json
 from dsv2.interop.huggingface import from_hf, to_hf
 from dsv2.storage.files import new_directory, require_free
-from dsv2.storage.rundir import CONFIG, WEIGHTS
+from dsv2.storage.rundir import CONFIG, TOKENIZER, WEIGHTS
 from dsv2.training.saved import SavedRun, open_run
 
 TOKENIZER_FILES = (TOKENIZER, SETTINGS, "special_tokens_map.json", "generation_config.json")  # copied if present

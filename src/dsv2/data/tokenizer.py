@@ -18,11 +18,12 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from dsv2.config import ConfigError
+from dsv2.storage.rundir import TOKENIZER
 
 END_OF_TEXT = "<|endoftext|>"
 END_ID = 0
 SMALLEST_VOCAB = 257  # 256 bytes and <|endoftext|>
-TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"  # files, as Hugging Face names them
+SETTINGS = "tokenizer_config.json"  # the file beside TOKENIZER, as Hugging Face names it
 _SINGLE_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 # GPT-2's pattern always starts a new word at a space after a visible character, so texts are cut there and each
 # distinct piece is encoded once: the English corpus takes 3 s instead of 8 s, with the same tokens.
