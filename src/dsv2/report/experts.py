@@ -211,7 +211,7 @@ def _tokens(run: ModelOnText) -> Analysis:
     by_expert = specialisation.expert_tokens(observed, text_of)
     if table["share_of_most"].isna().all():
         raise DoesNotApply("the choice of experts hardly varies")
-    best = table.loc[table["share_of_most"].idxmax()]
+    best = table.iloc[int(table["share_of_most"].argmax())]
     settled = f"layer {best['layer']:.0f}, the token determines {best['share_of_most']:.0%} of the choice of experts"
     return _analysis(
         "Do experts specialise by token?",
