@@ -30,10 +30,10 @@ def strings(tokens: np.ndarray, *, count: int, length: int, end_id: int = END_ID
     """
     if length > SYMBOLS:
         raise ConfigError("benchmarks.copying_length", length, f"at most {SYMBOLS}, the number of symbols")
-    counts = np.bincount(tokens, minlength=max(SYMBOLS, end_id) + 1)
-    without_token = np.setdiff1d(np.arange(len(counts)), np.arange(len(counts)) if ids is None else ids)
-    counts[[end_id, *without_token]] = -1
-    frequent = np.argsort(-counts, kind="stable")[:SYMBOLS]
+    largest = max(SYMBOLS, end_id, -1 if ids is None else int(max(ids)))
+    counts = np.bincount(tokens, minlength=largest + 1)
+    usable = np.setdiff1d(np.arange(len(counts)) if ids is None else ids, [end_id])
+    frequent = usable[np.argsort(-counts[usable], kind="stable")[:SYMBOLS]]
     drawn = np.random.Philox(np.random.SeedSequence([count, length])).random_raw(count * SYMBOLS)
     return frequent[np.argsort(drawn.reshape(count, SYMBOLS), axis=1, kind="stable")[:, :length]]
 

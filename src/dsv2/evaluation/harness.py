@@ -17,7 +17,11 @@ from dsv2.inference.reader import Reader
 
 
 class Harness(TemplateLM):
-    """Answers the harness's three kinds of requests with a run's model and tokenizer; decoding is greedy."""
+    """Answers the harness's three kinds of requests with a run's model and tokenizer; decoding is greedy.
+
+    Scores are those of the harness's own models, except that ids without a token have no probability, and that what
+    stops those (an empty continuation, a context of spaces without BOS, invalid Unicode) has a score.
+    """
 
     def __init__(self, reader: Reader, *, batch_size: int) -> None:
         """Use `batch_size` sequences of L tokens per pass, or more if they are shorter."""
