@@ -9,6 +9,7 @@ import pytest
 import tokenizers
 import tokenizers.processors
 import torch
+import yaml
 
 import dsv2
 from dsv2.__main__ import main
@@ -330,3 +331,28 @@ def test_transformers_reads_what_is_exported(run, imported, tmp_path):
         ids = torch.tensor([reader.prompt("Ban")])
         theirs = model.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0)
         assert torch.equal(theirs, dsv2.generate(reader.model, ids, max_new_tokens=6))
+
+
+def test_keys_beside_the_model_are_a_mapping(imported, tmp_path):
+    """The context length may be missing; what is not one is named, with the file."""
+    path = imported / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+
+    def opened(checkpoint):
+        path.write_text(yaml.safe_dump(config | {"checkpoint": checkpoint}))
+        return open_run(imported)
+
+    for checkpoint in ([1], 3, "text"):
+        with pytest.raises(ConfigError, match=r"^checkpoint=.* is not valid: a mapping, or null, in .*config\.yaml"):
+            opened(checkpoint).longest  # noqa: B018
+        with pytest.raises(ConfigError, match=r"^checkpoint="):
+            export_hf(imported, tmp_path / "out")
+    for length in ("abc", -1, 0, [3], 2.5, True):
+        run, message = opened({"max_position_embeddings": length}), r"max_position_embeddings=.* is not valid: a? ?\w+"
+        with pytest.raises(ConfigError, match=r"^checkpoint\." + message):
+            run.longest  # noqa: B018
+        with pytest.raises(ConfigError, match="^" + message):
+            export_hf(imported, tmp_path / "out")
+    for checkpoint, longest in ((None, 4096), ({}, 4096), ({"max_position_embeddings": 9}, 9)):
+        assert opened(checkpoint).longest == longest
+        export_hf(imported, tmp_path / f"out-{checkpoint}")

@@ -96,9 +96,22 @@ class SavedRun:
     @property
     def longest(self) -> int:
         """Sequence length that the model was trained on, in tokens."""
-        if self.imported:
-            return int(self.values.get("checkpoint", {}).get("max_position_embeddings", LONGEST))
-        return self.config.trainer.sequence_length
+        if not self.imported:
+            return self.config.trainer.sequence_length
+        length = self.checkpoint.get("max_position_embeddings", LONGEST)
+        if type(length) is not int or length < 1:
+            raise ConfigError(
+                "checkpoint.max_position_embeddings", length, f"a positive integer, in {self.folder / CONFIG}"
+            )
+        return length
+
+    @property
+    def checkpoint(self) -> dict[str, Any]:
+        """Keys of the `config.json` of an imported model that are not part of the model."""
+        values = self.values.get("checkpoint")
+        if not isinstance(values, dict | None):
+            raise ConfigError("checkpoint", values, f"a mapping, or null, in {self.folder / CONFIG}")
+        return values or {}
 
     @property
     def batch_size(self) -> int:
