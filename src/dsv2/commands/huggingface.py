@@ -15,15 +15,16 @@ import yaml
 from safetensors.torch import save_file
 
 from dsv2.config import plain
-from dsv2.data.tokenizer import END_OF_TEXT, SETTINGS, TOKENIZER
+from dsv2.data.tokenizer import END_OF_TEXT, SETTINGS
 from dsv2.interop.hf_config import read_json
+from dsv2.interop.hf_keys import TOKEN_IDS
 from dsv2.interop.huggingface import from_hf, to_hf
 from dsv2.storage.files import new_directory, require_free
-from dsv2.storage.rundir import CONFIG, WEIGHTS
+from dsv2.storage.rundir import CONFIG, TOKENIZER, WEIGHTS
 from dsv2.training.saved import SavedRun, open_run
 
 TOKENIZER_FILES = (TOKENIZER, SETTINGS, "special_tokens_map.json", "generation_config.json")  # copied if present
-KEPT = ("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")  # config.json keys under checkpoint
+KEPT = ("max_position_embeddings", *TOKEN_IDS)  # config.json keys under checkpoint
 
 
 def import_hf(path: str | Path, out: str | Path) -> None:
@@ -36,7 +37,8 @@ def import_hf(path: str | Path, out: str | Path) -> None:
         (folder / CONFIG).write_text(yaml.safe_dump(values, sort_keys=False))
         save_file(model.state_dict(), folder / WEIGHTS)
         for name in TOKENIZER_FILES:
-            if (file := Path(path) / name).is_file():
+            file = Path(path) / name
+            if file.is_file() and _readable(file):
                 shutil.copyfile(file, folder / name)
 
 
@@ -46,13 +48,23 @@ def export_hf(run: str | Path, out: str | Path) -> None:
     opened = open_run(run)
     if opened.imported:
         kept = (opened.folder / name for name in TOKENIZER_FILES)
-        files = {path.name: path.read_bytes() for path in kept if path.is_file()}
-        to_hf(opened.model, out, settings=opened.values.get("checkpoint", {}), files=files)
+        files = {path.name: path.read_bytes() for path in kept if path.is_file() and _readable(path)}
+        to_hf(opened.model, out, settings=opened.checkpoint, files=files)
         return
     settings, files = _tokenizer(opened)
     if opened.model_config.rope.yarn is None:
         settings["max_position_embeddings"] = opened.longest
     to_hf(opened.model, out, settings=settings, files=files)
+
+
+def _readable(file: Path) -> bool:
+    """Whether an optional file can be opened; says so if it cannot."""
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        print(f"warning: {file} is left out. {error.strerror}", file=sys.stderr)
+        return False
+    return True
 
 
 def _tokenizer(run: SavedRun) -> tuple[dict[str, Any], dict[str, bytes]]:
