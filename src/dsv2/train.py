@@ -19,6 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from dsv2.composition import checked, compose, register_resolvers, without_shape
 from dsv2.config import CONFIG_DIR, ConfigError
 
+SWEEP = "WANDB_SWEEP_ID"  # set by a W&B agent for the processes that it starts
+
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")
 def train(composed: DictConfig) -> None:
@@ -36,12 +38,23 @@ def train(composed: DictConfig) -> None:
 
 def _train(values: dict[str, Any]) -> Path:
     """Train the composed run and return its directory."""
+    from dsv2.storage.checkpoints import require_no_pickles
+    from dsv2.storage.paths import require_own_files, within
     from dsv2.storage.rundir import runs_root
+    from dsv2.study.words import LABELS, require_name
     from dsv2.training.run import folder_of, from_plain
 
     run = from_plain(without_shape(values))
-    within = f"{run.study}/{run.scale}/trials" if run.study and run.scale else run.study or "train"
-    folder = folder_of(run, runs_root() / within)
+    for label in LABELS:
+        if (name := getattr(run, label)) is not None:
+            require_name(label, name)
+    place = f"{run.study}/{run.scale}/trials" if run.study and run.scale else run.study or "train"
+    folder = folder_of(run, runs_root() / place)
+    try:
+        require_no_pickles()
+        require_own_files(within(runs_root(), folder), runs_root())
+    except ValueError as error:
+        stop(2, f"error: {error}")
 
     from dsv2.training import machine
     from dsv2.training.fit import Busy, Diverged, Interrupted, fit
@@ -65,7 +78,14 @@ def stop(status: int, message: str) -> None:
 
 
 def expanded(words: list[str]) -> list[str]:
-    """Expand an arm of a study on the command line to its overrides; explicit ones take precedence."""
+    """Expand an arm of a study on the command line to its overrides; explicit ones take precedence.
+
+    Under a W&B agent the words are those of a sweep file, which may say no more than a study file.
+    """
+    if os.environ.get(SWEEP):
+        from dsv2.study.words import require_allowed
+
+        require_allowed(words)
     given = dict(word.split("=", 1) for word in words if "=" in word)
     if not ("study" in given and "arm" in given):
         return words

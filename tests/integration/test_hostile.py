@@ -438,9 +438,12 @@ def pickled(path: Path) -> None:
 
 
 def entry(name: str) -> Callable[[Trap, Path], None]:
-    return lambda trap, trial: trial.joinpath("checkpoints", "manifest.json").write_text(
-        trap.text(json.dumps({name: {"step": 99, "sha256": "0" * 64}}))
-    ) and None
+    return lambda trap, trial: (
+        trial.joinpath("checkpoints", "manifest.json").write_text(
+            trap.text(json.dumps({name: {"step": 99, "sha256": "0" * 64}}))
+        )
+        and None
+    )
 
 
 RUNS: dict[str, Callable[[Trap, Path], None]] = {

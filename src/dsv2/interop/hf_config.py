@@ -37,6 +37,8 @@ def read_json(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file}: {error.strerror}") from None
     except ValueError as error:
         raise ValueError(f"{file}: not JSON ({error})") from None
+    except RecursionError:
+        raise ValueError(f"{file}: nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError(f"{file}: not a JSON object")
     return value

@@ -7,6 +7,9 @@ steps belong to an attempt that could not be resumed, and are deleted once the n
 
 import hashlib
 import json
+import os
+import pickle
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ from dsv2.storage.files import replacing, write_json
 
 KEEP = 2
 MANIFEST = "manifest.json"
+UNSAFE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+NAME = re.compile(r"step-\d{9}\.ckpt")
 
 
 def save(checkpoint: dict[str, Any], path: Path) -> None:
@@ -45,10 +50,21 @@ def step_of(path: Path) -> int:
 
 
 def load(path: Path, map_location: Any | None = None) -> dict[str, Any]:
-    """Read a checkpoint written by `save`, which holds tensors and plain values only."""
-    loaded = torch.load(path, map_location=map_location, weights_only=True)
-    assert isinstance(loaded, dict)
+    """Read a checkpoint written by `save`. Raises ValueError if it holds more than tensors and plain values."""
+    require_no_pickles()
+    try:
+        loaded = torch.load(path, map_location=map_location, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(f"{path}: not a checkpoint of tensors and plain values ({type(error).__name__})") from None
+    if not isinstance(loaded, dict) or not isinstance(loaded.get("state_dict"), dict):
+        raise ValueError(f"{path}: not a checkpoint, it has no state_dict")
     return loaded
+
+
+def require_no_pickles() -> None:
+    """Raise ValueError if the environment asks PyTorch to run what files of weights contain."""
+    if os.environ.get(UNSAFE, "0").lower() not in ("", "0", "false", "no", "n"):
+        raise ValueError(f"{UNSAFE}: files of weights could run code; unset it")
 
 
 def latest(folder: Path) -> Path | None:
@@ -80,7 +96,7 @@ def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
         return {}
     except ValueError:
         listed = None
-    if not isinstance(listed, dict) or not all(map(_is_entry, listed.values())):
+    if not isinstance(listed, dict) or not all(map(_is_entry, listed.values())) or not all(map(NAME.fullmatch, listed)):
         print(f"warning: {path} is damaged, so no checkpoint beside it can be trusted", file=sys.stderr)
         return {}
     return listed

@@ -23,6 +23,14 @@ def within(root: Path, path: Path) -> Path:
     return path
 
 
+def home_of(folder: Path) -> Path:
+    """Return where links in a folder from elsewhere may lead: the folder or, in a cache of the Hub, its repository."""
+    for snapshot in (folder.absolute(), *folder.absolute().parents):
+        if snapshot.parent.name == "snapshots" and (snapshot.parents[1] / "blobs").is_dir():
+            return snapshot.parents[1]
+    return folder
+
+
 def require_own_files(folder: Path, root: Path | None = None) -> None:
     """Raise ValueError if a symbolic link under `folder` leads out of `root`, by default `folder` itself."""
     for parent, folders, files in os.walk(folder):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -24,6 +23,7 @@ from dsv2.data.tokenizer import TOKENIZER, Tokenizer, load_tokenizer
 from dsv2.inference.reader import Reader
 from dsv2.models.transformer import Transformer
 from dsv2.storage import checkpoints
+from dsv2.storage.paths import read_yaml, require_own_files
 from dsv2.storage.rundir import CHECKPOINTS, CONFIG, DATA, WEIGHTS, find_run, read_result, runs_root
 from dsv2.training.run import Run, from_plain
 
@@ -59,6 +59,7 @@ class SavedRun:
         text: Sequence[str] = (),
     ) -> None:
         self.folder, self.step, self.device, self.text = folder, step, torch.device(device or "cpu"), tuple(text)
+        require_own_files(folder)
         self.values = _read_config(folder)
         self.imported = (folder / WEIGHTS).is_file() and not (folder / CHECKPOINTS).is_dir()
         if "data" not in self.values and not self.imported:
@@ -239,9 +240,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{folder}: not a run directory, it has no {CONFIG}")
     try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: {error}") from None
+        values = read_yaml(path)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
     if not isinstance(values, dict) or "model" not in values:
         raise ValueError(f"{path}: has no model")
     return values
