@@ -40,8 +40,7 @@ def import_hf(path: str | Path, out: str | Path) -> None:
         save_file(model.state_dict(), folder / WEIGHTS)
         for file in files:
             shutil.copyfile(file, folder / file.name)
-        if (folder / SETTINGS).is_file():
-            load_tokenizer(folder, model.config.vocab_size)
+        load_tokenizer(folder, model.config.vocab_size)
 
 
 def export_hf(run: str | Path, out: str | Path) -> None:

@@ -103,7 +103,7 @@ def _complete(folder: Path) -> bool:
         return False
     except (ValueError, RecursionError):
         manifest = None
-    kept = manifest.get("files") if isinstance(manifest, dict) and manifest.get("dtype") in DTYPES else None
+    kept: Any = manifest.get("files") if isinstance(manifest, dict) and manifest.get("dtype") in DTYPES else None
     whole = ((folder / name).is_file() and kept.get(name) == _sha256(folder / name) for name in FILES)
     if isinstance(kept, dict) and all(whole):
         return True

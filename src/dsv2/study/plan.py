@@ -102,7 +102,7 @@ class Plan:
 
     def _load(self, arm: str, probe: str | None, changes: Mapping[str, int]) -> Run.Config:
         run = load(self._words(arm, probe, changes))
-        for name in ("seed", "study", "arm", "probe"):  # overriding these would make trials coincide
+        for name in ("seed", "study", "scale", "arm", "probe"):  # overriding these would make trials coincide
             if value := getattr(run, name):
                 raise ConfigError(name, value, "a study sets this itself; use seeds=[0,1] to choose seeds")
         return replace(run, study=self.name, scale=self.scale, arm=arm, probe=probe)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+import textwrap
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -122,7 +123,7 @@ class SavedRun:
         try:
             model.load_state_dict(self._weights(step), assign=True)
         except RuntimeError as error:
-            raise ValueError(f"{self.folder}: {error}") from None
+            raise ValueError(f"{self.folder}: {textwrap.shorten(str(error), 500)}") from None
         return model.to(self.device).eval()
 
     def _weights(self, step: int | None) -> dict[str, Tensor]:
