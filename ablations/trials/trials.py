@@ -154,7 +154,8 @@ def stored(name: str, scale: str = "smoke") -> Study:
             TrialKey(arm, seed, probe): fingerprint for arm, seed, probe, fingerprint in record.get("trials", [])
         }
         valid_record = (
-            all(isinstance(word, str) for word in overrides)
+            isinstance(overrides, list)
+            and all(isinstance(word, str) for word in overrides)
             and all(isinstance(seed, int) for seed in seeds or ())
             and all(FINGERPRINT.fullmatch(fingerprint) for fingerprint in folders.values())
             and source.isprintable()

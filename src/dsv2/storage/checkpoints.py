@@ -21,7 +21,7 @@ from dsv2.storage.files import replacing, write_json
 KEEP = 2
 MANIFEST = "manifest.json"
 UNSAFE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-NAME = re.compile(r"step-\d{9}\.ckpt")
+NAME = re.compile(r"step-\d{9,}\.ckpt")
 
 
 def save(checkpoint: dict[str, Any], path: Path) -> None:
