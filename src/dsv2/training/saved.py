@@ -127,6 +127,7 @@ class SavedRun:
         return model.to(self.device).eval()
 
     def _weights(self, step: int | None) -> dict[str, Tensor]:
+        checkpoints.require_no_pickles()
         path = self.folder / WEIGHTS
         if path.is_file() and step is None:
             try:
