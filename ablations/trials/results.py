@@ -4,6 +4,7 @@ import json
 import math
 import statistics
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ class Results(pd.DataFrame):
     def _constructor(self) -> type["Results"]:
         return Results
 
+    def _undamaged(self) -> Iterator[tuple[str, int, str]]:
+        """Yield arm, seed and folder of each trial whose files are not known to be damaged."""
+        rows = self[self["status"] != "damaged"]
+        yield from zip(rows["arm"], rows["seed"], rows["folder"], strict=True)
+
     def metrics(self) -> pd.DataFrame:
         """Return a long table, one row per trial, logged step and metric.
 
@@ -31,7 +37,7 @@ class Results(pd.DataFrame):
         validation steps.
         """
         frames = []
-        for arm, seed, folder in zip(self["arm"], self["seed"], self["folder"], strict=True):
+        for arm, seed, folder in self._undamaged():
             if rows := _rows(Path(folder) / METRICS):
                 frame = pd.DataFrame(rows).melt(["step", "tokens"], var_name="metric", value_name="value")
                 frames.append(frame.dropna(subset="value").assign(arm=arm, seed=seed))
@@ -47,7 +53,7 @@ class Results(pd.DataFrame):
         devices_per_token (`dsv2.routing.measures.Measures`).
         """
         frames = []
-        for arm, seed, folder in zip(self["arm"], self["seed"], self["folder"], strict=True):
+        for arm, seed, folder in self._undamaged():
             frame = _frame(Path(folder) / ROUTING)
             if frame is not None:
                 frame.insert(0, "seed", seed)
@@ -83,8 +89,9 @@ def _frame(path: Path) -> pd.DataFrame | None:
 def results(name: str, scale: str = "smoke") -> Results:
     """Return the results of study `name` as last run at `scale`: a data frame with one row per arm and seed.
 
-    Columns: arm, seed, fingerprint, status (finished, failed, diverged or unfinished), tokens, seconds (of training),
-    error, folder, then the final value of each metric and the results of each probe, such as recall/accuracy.
+    Columns: arm, seed, fingerprint, status (finished, failed, diverged, damaged or unfinished), tokens, seconds
+    (of training), error, folder, then the final value of each metric and the results of each probe, such as
+    recall/accuracy.
     """
     return results_of(stored(name, scale))
 
@@ -95,9 +102,11 @@ def results_of(study: Study) -> Results:
     A probe's results have columns of their own, such as recall/accuracy; a row is finished once its probes are too.
     """
     rows: dict[tuple[str, int], dict[str, Any]] = {}
+    unprotected = 0
     for trial in study.trials:
         result = read_result(trial.folder)
         status = result.get("status", "unfinished")
+        unprotected += status == "finished" and "files" not in result
         if trial.probe is None:
             rows[trial.arm, trial.seed] = {
                 "arm": trial.arm,
@@ -118,6 +127,9 @@ def results_of(study: Study) -> Results:
             row[f"{trial.probe}/accuracy"] = result["metrics"]["val/accuracy"]
             row[f"{trial.probe}/accuracy_in_training"] = accuracy_in_training(logged)
             row[f"{trial.probe}/steps_to_half"] = steps_to_half(logged)
+    if unprotected:
+        text = f"note: {unprotected} trials of {study.name} were stored before checksums; nothing checks their files"
+        print(text, file=sys.stderr)
     return Results(rows.values())
 
 

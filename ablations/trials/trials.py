@@ -1,6 +1,5 @@
 """A study at a scale as data: trials of every arm with every seed, on the study's own data and on its probes."""
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,9 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import yaml
 
 from dsv2.config import ConfigError
-from dsv2.storage.files import write_json, write_text
+from dsv2.storage.files import write_text
 from dsv2.storage.paths import require_own_files, within
 from dsv2.storage.rundir import FINGERPRINT, runs_root
+from dsv2.storage.sealed import changed, hashes, read_sealed, write_sealed
 from dsv2.study.files import SUFFIXES, definition
 from dsv2.study.plan import Plan
 from dsv2.study.words import require_name
@@ -109,12 +109,13 @@ class Study(Plan):
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / DEFINITION, yaml.safe_dump(self.node | {"name": self.name}, sort_keys=False))
         record = {
+            "files": hashes(self.folder, [DEFINITION]),
             "source": self.source,
             "seeds": self.asked,
             "overrides": self.overrides,
             "trials": [[trial.arm, trial.seed, trial.probe, trial.folder.name] for trial in self.trials],
         }
-        write_json(self.folder / RECORD, record)
+        write_sealed(self.folder / RECORD, record)
 
     @property
     def arguments(self) -> list[str]:
@@ -148,7 +149,7 @@ def stored(name: str, scale: str = "smoke") -> Study:
     require_name("scale", scale)
     folder = runs_root() / name / scale
     try:
-        record: dict[str, Any] = json.loads((folder / RECORD).read_text())
+        record = read_sealed(folder / RECORD)
         source, seeds, overrides = record.get("source") or given, record["seeds"], record["overrides"]
         folders = {
             TrialKey(arm, seed, probe): fingerprint for arm, seed, probe, fingerprint in record.get("trials", [])
@@ -160,14 +161,18 @@ def stored(name: str, scale: str = "smoke") -> Study:
             and all(FINGERPRINT.fullmatch(fingerprint) for fingerprint in folders.values())
             and source.isprintable()
         )
+        files = dict(record.get("files", {}))
     except FileNotFoundError:
         return Study(given, scale)
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         valid_record = False
     if not valid_record:
         raise ConfigError("sweep", name, f"{folder / RECORD} is damaged; run the study again to renew it")
-    if not (folder / DEFINITION).is_file():  # the store predates stored definitions
+    if not files and not (folder / DEFINITION).is_file():  # the store predates stored definitions
         return Study(source, scale, seeds, overrides)
+    if changed(folder, files):
+        valid = f"{folder / DEFINITION} cannot be used; run the study again to renew it. It was changed since"
+        raise ConfigError("sweep", name, valid)
     try:
         study = Study(definition(str(folder / DEFINITION))[1], scale, seeds, overrides, folders=folders)
         if study.name != name:

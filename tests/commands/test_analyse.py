@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import matplotlib
+import matplotlib.figure
 import pandas as pd
 import pytest
 import torch
@@ -114,3 +115,55 @@ def test_mistakes_are_one_line(trained: Path, tmp_path: Path, capsys: pytest.Cap
         said = capsys.readouterr().err.strip()
         assert message in said
         assert len(said.splitlines()) == 1
+
+
+def test_a_model_with_one_expert_is_analysed(
+    quick: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process.prepare()
+    one = ["model.shape.num_experts=1", "model.shape.top_k=1", "model.shape.num_devices=1"]
+    fit.fit(dsv2.load([*quick, *one]), tmp_path)
+    assert main(["analyse", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert "tokens does not apply: a single routed expert leaves no choice." in said.out
+    assert "warning" not in said.err
+    assert [path.stem for path in (tmp_path / "analysis").glob("*.csv")] == ["shared"]
+
+
+def test_one_failing_analysis_does_not_take_the_rest_along(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One raises, one's figure cannot be drawn, one's cannot be rendered, and a file is damaged: each is reported."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("no experts")
+
+    def unreadable(*_: object, **__: object) -> matplotlib.figure.Figure:
+        figure = matplotlib.figure.Figure()
+        figure.suptitle("$a^{$")
+        return figure
+
+    monkeypatch.setitem(ANALYSES, "router", broken)
+    monkeypatch.setattr("dsv2.plots.experts.loss_changes", broken)
+    monkeypatch.setattr("dsv2.plots.experts.loss_over_masked", unreadable)
+    (trained / "routing_snapshots.parquet").write_bytes(b"PAR1")
+    assert main(["analyse", str(trained)]) == 0
+    said, folder = capsys.readouterr(), trained / "analysis"
+    warnings = [line for line in said.err.splitlines() if line.lstrip("\r ").startswith("warning")]
+    text = (folder / "report.md").read_text()
+    for start in (
+        "router failed: ZeroDivisionError: no experts.",
+        "saturation failed: ArrowInvalid: ",
+        "The figure shared could not be drawn: ZeroDivisionError: no experts.",
+        "The figure redundancy could not be rendered: ",
+    ):
+        assert sum(start in line for line in warnings) == 1, start
+        assert start in text
+    assert len(warnings) == 4
+    written = {path.stem for path in folder.glob("*.csv")}
+    assert {"shared", "redundancy", "fewer", "tokens", "coactivation"} <= written
+    drawn = {path.stem for path in (folder / "figures").glob("*.png")}
+    assert drawn == {"fewer", "tokens", "expert_tokens", "coactivation"}
+
+    assert main(["analyse", str(trained), "--only", "router"]) == 2
+    assert capsys.readouterr().err.strip() == "error: router failed: ZeroDivisionError: no experts."

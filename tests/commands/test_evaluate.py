@@ -11,6 +11,7 @@ import yaml
 import dsv2
 from dsv2.__main__ import main
 from dsv2.commands.evaluate import Score, evaluate_run, show
+from dsv2.data.maths import worksheets
 from dsv2.evaluation.benchmarks import TextBenchmarks
 from dsv2.training import fit
 from dsv2.training.saved import open_run
@@ -135,6 +136,29 @@ def test_data_without_text_have_no_questions(
     )
 
 
+def test_only_what_is_asked_for_must_fit(quick: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Sequences of 32 tokens are too short for the default cloze questions, not for exercises."""
+    rows = [{"text": text, "domain": "maths"} for text in worksheets(40_000, seed=5)]
+    (tmp_path / "maths.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    fit.fit(dsv2.load([*quick, f"data.path={tmp_path}/maths.jsonl", "trainer.tokens=128"]), tmp_path / "run")
+    assert main(["eval", str(tmp_path / "run"), "--tasks", "arithmetic"]) == 0
+    assert "bench/arithmetic" in capsys.readouterr().out
+    line = "benchmarks.cloze_context=32 is not valid: 48 tokens per question, at most 32 as in training"
+    assert refusal(capsys, tmp_path / "run", "--tasks", "arithmetic,cloze") == line
+
+
+def test_a_failing_benchmark_does_not_take_the_rest_along(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("no bytes")
+
+    monkeypatch.setattr(TextBenchmarks, "run_cloze", broken)
+    assert {score.task for score in evaluate_run(trained, ["cloze", "copying"])} == {"copying"}
+    assert capsys.readouterr().err == "warning: cloze: failed; ZeroDivisionError: no bytes\n"
+    assert refusal(capsys, trained, "--tasks", "cloze") == "cloze: failed; ZeroDivisionError: no bytes"
+
+
 # ---- tasks of lm-evaluation-harness ----------------------------------------------------------------------------------
 
 
@@ -200,3 +224,8 @@ def test_a_local_task_from_the_command(trained: Path, tmp_path: Path, capsys: py
     assert main([*arguments, "--tasks", "words"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: words: cannot be loaded; FileNotFoundError")
+
+    assert main([*arguments, "--tasks", "words,copying"]) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: words: cannot be")]
+    assert len(warnings) == 1
+    assert {row["task"] for row in json.loads(out.read_text())["scores"]} == {"copying"}

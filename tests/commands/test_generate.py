@@ -133,3 +133,27 @@ def test_a_damaged_tokenizer_is_named(trained: Path, capsys: pytest.CaptureFixtu
     for damaged in ("{", json.dumps(content | {"model": 3})):
         (trained / "tokenizer.json").write_text(damaged)
         assert refusal(capsys, trained, "--prompt", "Ban").startswith(f"{trained}/tokenizer.json: ")
+
+
+def test_a_model_with_more_ids_than_tokens_writes_text(quick: list[str], tmp_path: Path) -> None:
+    """As by default in v2_lite: 102,400 ids, of which a small corpus has few; drawn at random, most would be empty."""
+    run = tmp_path / "run"
+    fit.fit(dsv2.load([*quick, "model.vocab_size=5000", "trainer.tokens=128"]), run)
+    opened = open_run(run)
+    assert opened.tokenizer.vocab_size == 5000 > len(opened.tokenizer.ids)
+    pieces = [generate_text(run, "Ban", max_new_tokens=8, temperature=100.0, seed=seed) for seed in range(4)]
+    assert all(len(text) > 4 for text in pieces)
+    tokens = dsv2.generate(
+        opened.model, torch.tensor([[5]]), max_new_tokens=50, temperature=100.0, ids=opened.tokenizer.ids
+    )
+    assert set(tokens[0].tolist()) <= set(opened.tokenizer.ids.tolist())
+
+
+def test_a_tokenizer_larger_than_its_model_is_named(imported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = json.loads((imported / "tokenizer.json").read_text())
+    content["model"]["vocab"]["<far>"] = 5000
+    content["added_tokens"] += [content["added_tokens"][-1] | {"id": 5000, "content": "<far>"}]
+    (imported / "tokenizer.json").write_text(json.dumps(content))
+    message = "prompt='Ban <far>': has the token 5000, but the model's vocabulary has 320"
+    assert refusal(capsys, imported, "--prompt", "Ban <far>") == message
+    assert generated(capsys, imported, "--prompt", "Ban", "--max-new-tokens", 4, "--temperature", 1e-50)

@@ -144,6 +144,37 @@ def test_transformers_reads_what_is_exported(trained: Path, tmp_path: Path) -> N
     assert torch.equal(theirs, dsv2.generate(reader.model, ids, max_new_tokens=6))
 
 
+def test_a_flag_that_is_text_is_read(saved: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for name, content in tree(saved).items():
+        (folder / name).write_bytes(content)
+    with_config(tie_word_embeddings="false", norm_topk_prob="false")(folder)
+    import_hf(folder, tmp_path / "run")
+    assert not open_run(tmp_path / "run").model_config.tie_embeddings
+
+
+@pytest.mark.parametrize("command", ["import-hf", "export-hf"])
+def test_an_optional_file_that_cannot_be_read_is_left_out(
+    command: str, imported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "hf" if command == "import-hf" else imported
+    (source / "generation_config.json").write_text("{}")
+    plain_open = Path.open
+
+    def open_file(path: Path, *arguments: Any, **more: Any) -> Any:
+        if path == source / "generation_config.json":
+            raise PermissionError(13, "Permission denied", str(path))
+        return plain_open(path, *arguments, **more)
+
+    monkeypatch.setattr(Path, "open", open_file)
+    capsys.readouterr()
+    assert main([command, str(source), str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().err == f"warning: {source}/generation_config.json is left out. Permission denied\n"
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+    assert not (tmp_path / "out" / "generation_config.json").exists()
+
+
 # ---- mistakes --------------------------------------------------------------------------------------------------------
 
 
@@ -190,6 +221,13 @@ def with_config(**changed: Any) -> Callable[[Path], None]:
         (without("model.safetensors"), "{0}: neither model.safetensors nor model.safetensors.index.json"),
         (with_config(model_type="llama"), "model_type='llama' is not valid: 'deepseek_v2' for weights"),
         (with_config(num_hidden_layers=3), "{0}: model.layers.2."),
+        (with_config(max_position_embeddings="abc"), "max_position_embeddings='abc' is not valid: an integer"),
+        (with_config(max_position_embeddings=-1), "max_position_embeddings=-1 is not valid: positive"),
+        (with_config(max_position_embeddings=[3]), "max_position_embeddings=[3] is not valid: an integer"),
+        (with_config(eos_token_id="x"), "eos_token_id='x' is not valid: the id of a token"),
+        (with_config(norm_topk_prob=True), "norm_topk_prob=True is not valid: false"),
+        (with_config(routed_scaling_factor=float("nan")), "routed_scaling_factor=nan is not valid: a number"),
+        (with_config(tie_word_embeddings="true"), "{0}: lm_head.weight: extra, since tie_word_embeddings is true"),
     ],
 )
 def test_a_checkpoint_that_cannot_be_read_is_one_line(

@@ -1,5 +1,7 @@
 """Byte-level BPE: text to tokens and back, exactly, and what a token stands for."""
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -143,3 +145,25 @@ def test_special_tokens_are_neither_added_nor_hidden(imported: Path) -> None:
 
 def test_a_folder_without_a_tokenizer_has_none(tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path) is None
+
+
+def test_ids_that_have_a_token_are_known(imported: Path) -> None:
+    """Also where ids are left out in between; others have no bytes and no text."""
+    assert Tokenizer.train(["ab"], 500).ids.tolist() == list(range(258))
+    content = json.loads((imported / "tokenizer.json").read_text())
+    content["model"]["vocab"]["<far>"] = 900
+    content["added_tokens"] += [content["added_tokens"][-1] | {"id": 900, "content": "<far>"}]
+    (imported / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = opened(imported, '{"bos_token": "<far>"}')
+    assert tokenizer.vocab_size == 901
+    assert tokenizer.ids.tolist() == [*range(len(tokenizer.ids) - 1), 900]
+    assert tokenizer.start_id == 900
+    for index in (500, 5000):
+        assert tokenizer.decode([index]) == "".join(tokenizer.pieces([index])) == ""
+        assert TOKENIZER.decode([index]) == ""
+
+
+@pytest.mark.parametrize("settings", ["[1]", "{", "[" * 100_000])
+def test_settings_that_are_no_object_are_refused(imported: Path, settings: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(str(imported))):
+        opened(imported, settings)

@@ -24,6 +24,13 @@ def test_strings_are_different_frequent_tokens() -> None:
         copying.strings(tokens, count=5, length=65)
 
 
+def test_ids_without_a_token_are_not_shown() -> None:
+    """Few tokens occur, so that others are drawn too; of 130 ids, the even ones have a token, and 2 ends texts."""
+    shown = copying.strings(np.array([4, 4, 129]), count=50, length=20, end_id=2, ids=np.arange(0, 130, 2))
+    assert (shown % 2 == 0).all()
+    assert 2 not in shown
+
+
 def test_strings_are_a_pure_function_of_their_arguments() -> None:
     tokens = np.arange(80)
     assert np.array_equal(copying.strings(tokens, count=4, length=6), copying.strings(tokens, count=4, length=6))

@@ -2,6 +2,7 @@
 
 import pytest
 
+from dsv2.config import ConfigError
 from dsv2.data.maths import EXERCISES
 from dsv2.data.packing import PackedText
 from dsv2.data.tokenizer import Tokenizer
@@ -46,3 +47,8 @@ def test_kinds_take_turns_and_nothing_depends_on_the_call(tokenizer: Tokenizer) 
     assert verbs == verbs[: len(EXERCISES)] * 2
     assert verbs[: len(EXERCISES)] == ["Compute", "Multiply", "Solve", "Solve", "Find", "Add"]
     assert len({tuple(question.context) for question in questions}) == 12
+
+
+def test_answers_that_leave_no_room_for_a_question_are_refused(two_domains: PackedText) -> None:
+    with pytest.raises(ConfigError, match=r"trainer.sequence_length=2 is not valid: more than \d+, the tokens of an"):
+        exercises.questions(two_domains.tokenizer, domain=0, count=8, longest=2)

@@ -137,6 +137,38 @@ def test_files_of_2024_and_of_2026_say_the_same() -> None:
         ({"attention_bias": True}, "attention_bias=True is not valid: false"),
         ({"mlp_bias": True}, "mlp_bias=True"),
         ({"attention_dropout": 0.1}, "attention_dropout=0.1"),
+        ({"attention_bias": "true"}, "attention_bias='true'"),
+        ({"norm_topk_prob": True}, "norm_topk_prob=True is not valid: false, since gates are not renormalised"),
+        ({"norm_topk_prob": "True"}, "norm_topk_prob='True' is not valid: false"),
+        ({"norm_topk_prob": 0}, "norm_topk_prob=0 is not valid: true or false"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings='no' is not valid: true or false"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings=1 is not valid: true or false"),
+        ({"tie_word_embeddings": ["false"]}, "tie_word_embeddings=['false'] is not valid: true or false"),
+        ({"routed_scaling_factor": math.nan}, "routed_scaling_factor=nan is not valid: a number"),
+        ({"routed_scaling_factor": math.inf}, "routed_scaling_factor=inf is not valid: a number"),
+        ({"routed_scaling_factor": -1}, "routed_scaling_factor=-1.0 is not valid: positive"),
+        ({"routed_scaling_factor": 10**400}, "routed_scaling_factor=1000"),
+        ({"routed_scaling_factor": "1"}, "routed_scaling_factor='1' is not valid: a number"),
+        ({"rms_norm_eps": math.inf}, "rms_norm_eps=inf"),
+        ({"initializer_range": math.nan}, "initializer_range=nan"),
+        ({"hidden_size": 2**31}, "hidden_size=2147483648 is not valid: an integer"),
+        ({"hidden_size": -32}, "hidden_size=-32 is not valid: positive"),
+        ({"num_hidden_layers": True}, "num_hidden_layers=True is not valid: an integer"),
+        ({"first_k_dense_replace": -1}, "first_k_dense_replace=-1"),
+        ({"n_shared_experts": -1}, "n_shared_experts=-1"),
+        ({"max_position_embeddings": "abc"}, "max_position_embeddings='abc' is not valid: an integer"),
+        ({"max_position_embeddings": [3]}, "max_position_embeddings=[3] is not valid: an integer"),
+        ({"max_position_embeddings": -1}, "max_position_embeddings=-1 is not valid: positive"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings=0 is not valid: positive"),
+        ({"max_position_embeddings": 4096.0}, "max_position_embeddings=4096.0 is not valid: an integer"),
+        ({"eos_token_id": "2"}, "eos_token_id='2' is not valid: the id of a token"),
+        ({"eos_token_id": [1, None, "x"]}, "eos_token_id=[1, None, 'x'] is not valid: the id of a token"),
+        ({"bos_token_id": -2}, "bos_token_id=-2"),
+        ({"rope_parameters": {"rope_type": ["yarn"]}}, "rope_type=['yarn'] is not valid: one of"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": math.inf}}, "rope_theta=inf"),
+        ({"rope_parameters": yarn(attention_factor=-1.0)}, "attention_factor=-1.0 is not valid: positive"),
+        ({"rope_parameters": yarn(beta_slow=-1.0)}, "beta_slow=-1.0 is not valid: positive"),
+        ({"rope_parameters": yarn(mscale_all_dim=-10.0)}, "mscale_all_dim=-10.0 is not valid: finite"),
         ({"moe_layer_freq": 2}, "moe_layer_freq=2 is not valid: 1"),
         ({"scoring_func": "sigmoid"}, "scoring_func='sigmoid' is not valid: 'softmax'"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not valid: 'silu'"),
@@ -180,6 +212,23 @@ def test_keys_that_compute_nothing_are_tolerated() -> None:
     assert config_from_hf(CONFIG | extra) == config_from_hf(CONFIG)
 
 
+@pytest.mark.parametrize(("written", "meant"), [("false", False), ("False", False), ("true", True), (None, False)])
+def test_a_flag_may_be_written_as_text(written: str | None, meant: bool) -> None:
+    assert config_from_hf(PLAIN | {"tie_word_embeddings": written}).tie_embeddings is meant
+    assert config_from_hf(PLAIN | {"norm_topk_prob": "false", "attention_bias": "false"}) == config_from_hf(PLAIN)
+
+
+def test_gates_of_a_single_expert_may_be_called_normalised() -> None:
+    """The model's own code then leaves them as they are."""
+    single = PLAIN | {"num_experts_per_tok": 1}
+    assert config_from_hf(single | {"norm_topk_prob": True}) == config_from_hf(single)
+
+
+def test_token_ids_may_be_several_or_none() -> None:
+    for ids in (None, 2, [2, 5], -1):
+        assert config_from_hf(PLAIN | {"eos_token_id": ids, "pad_token_id": ids}) == config_from_hf(PLAIN)
+
+
 def test_a_config_without_experts_is_dense() -> None:
     assert config_from_hf(CONFIG | {"n_routed_experts": None}).ffn == SwiGLU.Config(width=CONFIG["intermediate_size"])
 
@@ -193,13 +242,35 @@ def test_llama_is_read_for_accounting_only(tmp_path: Path) -> None:
     assert read_config(tmp_path) == read_config(tmp_path / "config.json") == config
     with pytest.raises(ValueError, match="model_type='llama' is not valid"):
         from_hf(tmp_path)
-    scaled = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}
-    with pytest.raises(ValueError, match="rope_type='llama3' is not valid"):
-        config_from_hf(llama.to_dict() | {"rope_parameters": scaled})
+    with pytest.raises(ValueError, match="rope_type='spiral' is not valid: one of default, linear"):
+        config_from_hf(llama.to_dict() | {"rope_parameters": {"rope_type": "spiral", "factor": 8.0}})
+
+
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        LLAMA3 | {"rope_type": "llama3"},
+        {"type": "linear", "factor": 2.0},
+        {"type": "dynamic", "factor": 2.0},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192},
+        {"rope_type": "longrope", "factor": 4.0, "short_factor": [1.0], "long_factor": [2.0]},
+    ],
+)
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+def test_llama_is_counted_however_its_context_is_extended(key: str, scaling: dict[str, Any]) -> None:
+    """Scaling changes neither parameters nor FLOPs; files of 2024 and of 2026 have it under different keys."""
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    llama = {"model_type": "llama", "vocab_size": 61, "rope_theta": 5e5, **shape}
+    assert config_from_hf(llama | {key: scaling}) == config_from_hf(llama)
+    assert config_from_hf(llama | {key: scaling}).rope.base == 5e5
 
 
 def test_a_file_that_holds_no_object_is_named(tmp_path: Path) -> None:
-    for text, message in (("[1]", "not a JSON object"), ("{", "not JSON"), ("\udcff", "not JSON")):
+    deep = "[" * 100_000
+    for text, message in (("[1]", "not a JSON object"), ("{", "not JSON"), ("\udcff", "not JSON"), (deep, "not JSON")):
         (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
         with pytest.raises(ValueError, match=rf"config\.json: {message}"):
             read_json(tmp_path / "config.json")

@@ -104,7 +104,7 @@ def test_logits_and_gradients_agree(name: str) -> None:
         {"n_shared_experts": 0},
         {"num_attention_heads": 1, "qk_nope_head_dim": 6, "qk_rope_head_dim": 2, "v_head_dim": 3},
         {"moe_intermediate_size": 7, "num_experts_per_tok": 8},
-        {"norm_topk_prob": True, "num_experts_per_tok": 2},
+        {"num_experts_per_tok": 2},
         LIMITED | {"topk_group": 4},
         LIMITED | {"n_group": 8, "topk_group": 3},
     ],

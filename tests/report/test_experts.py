@@ -130,3 +130,52 @@ def test_a_number_in_a_sentence_is_that_of_its_table(run: ModelOnText) -> None:
     assert np.isclose(half, 0.75, atol=0.05)
     assert settled.finding.startswith(f"Halfway through training {half:.0%} of a token's experts are its final ones")
     plt.close("all")
+
+
+COLLAPSED = MoE.Config(num_experts=4, top_k=4, expert_dim=8)  # every token has all experts
+
+
+@pytest.mark.parametrize(
+    ("config", "apply"),
+    [
+        (MoE.Config(num_experts=1, top_k=1, expert_dim=8, num_shared=1), {"shared"}),
+        (COLLAPSED, {"fewer", "router", "saturation"}),
+    ],
+)
+def test_experts_without_a_choice_have_nothing_to_analyse(config: MoE.Config, apply: set[str]) -> None:
+    """Each analysis applies or says why not; no number is NaN."""
+    run = subject(build(config), two_domains(), snapshots=snapshots(2, config.num_experts, config.top_k))
+    applied = set()
+    for name, analyse in ANALYSES.items():
+        try:
+            analysis = analyse(run)
+        except DoesNotApply:
+            continue
+        applied.add(name)
+        assert "nan" not in analysis.finding
+        assert not analysis.problems
+    assert applied == apply
+    plt.close("all")
+
+
+def test_a_layer_without_a_choice_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = subject(build(MoE.Config(num_experts=8, top_k=2, expert_dim=8)), two_domains())
+    collapsed = run.observed.experts.copy()
+    collapsed[0] = [0, 1]
+    run.__dict__["observed"] = run.observed._replace(experts=collapsed)
+    table = ANALYSES["tokens"](run).tables["tokens"]
+    assert table["share_of_most"].isna().tolist() == [True, False]
+    assert f"In layer {run.observed.layers[1]}," in ANALYSES["tokens"](run).finding
+    plt.close("all")
+
+
+def test_a_figure_that_cannot_be_drawn_leaves_its_tables(run: ModelOnText, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> Figure:
+        raise KeyError("layer\nand more")
+
+    monkeypatch.setattr("dsv2.plots.experts.information_bars", broken)
+    analysis = ANALYSES["tokens"](run)
+    assert analysis.problems == ["The figure tokens could not be drawn: KeyError: 'layer\\nand more'."]
+    assert set(analysis.figures) == {"expert_tokens"}
+    assert set(analysis.tables) == {"tokens", "expert_tokens"}
+    plt.close("all")

@@ -10,8 +10,9 @@ import yaml
 
 from dsv2.storage import rundir
 from dsv2.storage.files import write_json
-from dsv2.storage.rundir import find_run, finished, read_result, runs_root
-from tests.references.faults import halve
+from dsv2.storage.rundir import find_run, finished, read_result, require_unchanged, runs_root, write_result
+from dsv2.storage.sealed import Damaged
+from tests.references.faults import flip, halve
 
 WHOLE = {"status": "finished", "metrics": {"val/loss": 2.5, "routing/dead_experts": 0}, "steps": 12}
 
@@ -69,15 +70,52 @@ def test_a_damaged_result_counts_as_none_and_is_named(
     path = tmp_path / "result.json"
     path.write_bytes(content)
     assert finished(tmp_path) is None
-    assert capsys.readouterr().err == f"warning: {path} is damaged; the run counts as unfinished\n"
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: {path}: damaged, ")
+    assert said.endswith("; the run counts as unfinished, and its command trains it again\n")
     assert path.read_bytes() == content  # for whoever wants to look
 
 
 def test_half_a_result_counts_as_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_json(tmp_path / "result.json", WHOLE)
     halve(tmp_path / "result.json")
-    assert read_result(tmp_path) == {}
-    assert "result.json is damaged" in capsys.readouterr().err
+    result = read_result(tmp_path)
+    assert result == {"status": "damaged", "error": result["error"]}
+    assert capsys.readouterr().err.startswith(f"warning: {result['error']}; ")
+
+
+def test_a_finished_run_counts_while_every_file_is_as_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("config.yaml", "data.json", "metrics.jsonl", "routing.parquet", "log.txt"):
+        (tmp_path / name).write_text(f"the {name} of this run")
+    write_result(tmp_path, WHOLE)
+    assert finished(tmp_path) == read_result(tmp_path)
+    assert set(read_result(tmp_path)["files"]) == {"config.yaml", "data.json", "metrics.jsonl", "routing.parquet"}
+    flip(tmp_path / "log.txt")
+    assert finished(tmp_path) is not None
+    require_unchanged(tmp_path)
+    flip(tmp_path / "metrics.jsonl")
+    assert finished(tmp_path) is None
+    error = f"{tmp_path}/metrics.jsonl: not as it was when the run finished"
+    assert read_result(tmp_path) == {"status": "damaged", "error": error}
+    assert f"warning: {error}; the run counts as unfinished" in capsys.readouterr().err
+    require_unchanged(tmp_path, ("config.yaml", "data.json"))
+    (tmp_path / "data.json").unlink()
+    with pytest.raises(Damaged, match=r"data\.json: missing"):
+        require_unchanged(tmp_path, ("config.yaml", "data.json"))
+
+
+def test_a_failed_run_covers_no_files(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 0")
+    write_result(tmp_path, {"status": "failed", "error": "disk"})
+    (tmp_path / "config.yaml").unlink()  # its next attempt writes another
+    assert read_result(tmp_path) == {"status": "failed", "error": "disk"}
+
+
+def test_files_of_a_result_that_are_no_list_are_damage(tmp_path: Path) -> None:
+    write_json(tmp_path / "result.json", WHOLE | {"files": ["config.yaml"]})
+    assert read_result(tmp_path)["status"] == "damaged"
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------

@@ -80,6 +80,12 @@ def test_arms_of_two_sizes_have_baselines_of_their_own():
 # ---- budgets ---------------------------------------------------------------------------------------------------------
 
 
+def test_table_9_is_planned_with_its_tokens():
+    tokens = {row["arm"]: row["tokens"] for row in Plan("attention_moe", "paper").budgets()}
+    for arm, published in (("small_mla", 1.33e12), ("small_mha", 1.33e12), ("large_mla", 420e9), ("large_mha", 420e9)):
+        assert tokens[arm] == pytest.approx(published, rel=1e-4)
+
+
 def test_the_solver_holds_the_budgets_equal():
     planned = Plan("kv_rank", "smoke")
     assert planned.changes["rank1"] == {}

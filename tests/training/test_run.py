@@ -1,13 +1,17 @@
 """The config of a run: what it refuses by name, the budget it pays for, and the folder it keeps its name in."""
 
-from dataclasses import replace
+import math
+import typing
+from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import dsv2
-from dsv2.config import ConfigError, former_name
+from dsv2.config import ConfigBase, ConfigError, former_name
+from dsv2.training import fit
 from dsv2.training.run import Run, folder_of, from_plain, stored_name
 
 
@@ -139,3 +143,65 @@ def test_a_run_stays_in_the_folder_it_has(run: Run.Config, tmp_path: Path) -> No
     now.mkdir()
     assert folder_of(run, tmp_path) == now
     assert stored_name(run, now) == stored_name(run, tmp_path / "a folder of one's own") == now.name
+
+
+# ---- bounds ----------------------------------------------------------------------------------------------------------
+
+CONFIGS = {
+    "moe": ["model=v2", "model.vocab_size=102400", "model/ffn/dropping=device", "model/rope=yarn", "data=mixture"],
+    "gshard": ["model=tiny", "model/ffn=gshard", "benchmarks=text", "trainer.sequence_length=64"],
+    "switch": ["model=tiny", "model/ffn=switch", "model/attention=gqa", "data=files", "data.path=x"],
+    "hash": ["model=tiny", "model/ffn=hash", "data=huggingface", "data.path=x"],
+    "recall": ["data=synthetic", "model.embedding_std=0.5"],
+    "copying": ["data=synthetic_copying"],
+    "arithmetic": ["data=synthetic_arithmetic"],
+}
+
+
+def numbers(config: ConfigBase, key: str = "") -> Iterator[tuple[str, ConfigBase, str]]:
+    """Every number of a config: its key, the config that holds it, and its field."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, ConfigBase):
+            yield from numbers(value, f"{key}{field.name}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield f"{key}{field.name}", config, field.name
+
+
+@pytest.mark.parametrize("overrides", CONFIGS.values(), ids=CONFIGS)
+def test_every_number_has_bounds(overrides: list[str]) -> None:
+    """None may be NaN, infinite or -1, whichever type the default is written as."""
+    checked = 0
+    for key, config, field in numbers(dsv2.load(overrides)):
+        is_float = typing.get_type_hints(type(config))[field] in (float, float | None)
+        for wrong in (math.nan, math.inf, -math.inf) if is_float else (-1, -(2**70)):
+            if key == "optim.clip_norm" and wrong == math.inf:  # no clipping
+                continue
+            with pytest.raises(ConfigError, match="is not valid"):
+                pytest.fail(f"{key}={wrong}: {replace(config, **{field: wrong})}")
+        checked += 1
+    assert checked > 20
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lr=inf", "optim.lr=inf is not valid: positive and finite"),
+        ("optim.lr=nan", "optim.lr=nan"),
+        ("optim.lr_factor=1e308", "optim.lr_factor=1e+308"),
+        ("model.ffn.routed_scaling_factor=-1", "model.ffn.routed_scaling_factor=-1"),
+        ("model.ffn.routed_scaling_factor=nan", "model.ffn.routed_scaling_factor=nan"),
+        (f"seed={2**63}", f"seed={2**63} is not valid: 0 or more and less than 2\\*\\*63"),
+    ],
+)
+def test_a_number_out_of_bounds_is_named(override: str, message: str) -> None:
+    large = ["optim.lr=10"] if "factor=1e308" in override else []
+    with pytest.raises(ConfigError, match="^" + message.replace("+", r"\+")):
+        dsv2.load([*large, override])
+
+
+@pytest.mark.parametrize("ffn", ["gshard", "switch", "hash", "moe"])
+def test_the_largest_seed_trains(quick: list[str], tmp_path: Path, ffn: str) -> None:
+    dropping = ["model/ffn/dropping=device"] if ffn == "moe" else []
+    overrides = [*quick, f"model/ffn={ffn}", *dropping, f"seed={2**63 - 1}", "trainer.tokens=128"]
+    assert math.isfinite(fit.fit(dsv2.load(overrides), tmp_path)["metrics"]["val/loss"])

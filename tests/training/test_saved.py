@@ -9,6 +9,7 @@ import pytest
 import tokenizers
 import tokenizers.processors
 import torch
+import yaml
 
 import dsv2
 from dsv2.__main__ import main
@@ -22,6 +23,8 @@ from dsv2.data.tokenizer import Tokenizer
 from dsv2.explore.subject import NO_TEXT, open_subject
 from dsv2.training import fit
 from dsv2.training.saved import SavedRun, open_run
+from tests.references.faults import flip
+from tests.references.runs import without_checksums
 
 TASKS = ["cloze", "copying"]
 
@@ -131,6 +134,7 @@ def test_another_version_of_tokenizers_changes_nothing(run, tmp_path, monkeypatc
 
 
 def test_a_tokenizer_that_is_learned_otherwise_now_is_refused(run):
+    without_checksums(run)
     record = json.loads((run / "data.json").read_text())
     record["identity"]["trained_tokenizer"] = "another"
     (run / "data.json").write_text(json.dumps(record))
@@ -141,6 +145,7 @@ def test_a_tokenizer_that_is_learned_otherwise_now_is_refused(run):
 
 def test_runs_from_before_keep_what_their_result_says(run, texts, tmp_path, capsys):
     expected = answers(run, tmp_path / "before")
+    without_checksums(run)
     (run / "data.json").unlink()
     (run / "tokenizer.json").unlink()
     assert answers(run, tmp_path / "after") == expected
@@ -192,6 +197,7 @@ def test_what_is_no_run(tmp_path, content, reason):
 
 
 def test_a_config_without_data_is_no_imported_model(run):
+    without_checksums(run)
     path = run / "config.yaml"
     whole = path.read_text()
     path.write_text(whole[: whole.index("\ndata:") + 1])
@@ -200,6 +206,7 @@ def test_a_config_without_data_is_no_imported_model(run):
 
 
 def test_another_tokenizer_is_refused(run):
+    without_checksums(run)
     path = run / "tokenizer.json"
     Tokenizer.train(["Ben bin bon " * 9], 300).save(path)
     for part in ("tokenizer", "reader"):
@@ -212,10 +219,31 @@ def test_text_names_other_data(run):
         open_run(run, text=["trainer.tokens=3"]).source  # noqa: B018
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "data.json", "tokenizer.json"])
+def test_a_finished_run_whose_files_changed_is_refused(run, name):
+    flip(run / name)
+    with pytest.raises(ValueError, match=rf"{run / name}: not as it was when the run finished"):
+        open_run(run)
+    (run / name).unlink()
+    with pytest.raises(ValueError, match=rf"{run / name}: missing"):
+        open_run(run)
+
+
 def test_damaged_records_are_named(run):
-    for content in ("{", "[]", '{"identity": 3}'):
+    without_checksums(run)
+    for content in (
+        "{",
+        "[]",
+        '{"identity": 3}',
+        '{"identity": {}, "prepared": 3}',
+        '{"identity": {}, "prepared": null}',
+    ):
         (run / "data.json").write_text(content)
         with pytest.raises(ValueError, match=r"data\.json: damaged"):
+            open_run(run).validation  # noqa: B018
+    for content in ('{"identity": {}}', '{"identity": {}, "prepared": "x"}', '{"identity": {"corpus": [1]}}'):
+        (run / "data.json").write_text(content)
+        with pytest.raises(ValueError, match="have changed since it was trained, in their corpus"):
             open_run(run).validation  # noqa: B018
 
 
@@ -303,3 +331,28 @@ def test_transformers_reads_what_is_exported(run, imported, tmp_path):
         ids = torch.tensor([reader.prompt("Ban")])
         theirs = model.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0)
         assert torch.equal(theirs, dsv2.generate(reader.model, ids, max_new_tokens=6))
+
+
+def test_keys_beside_the_model_are_a_mapping(imported, tmp_path):
+    """The context length may be missing; what is not one is named, with the file."""
+    path = imported / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+
+    def opened(checkpoint):
+        path.write_text(yaml.safe_dump(config | {"checkpoint": checkpoint}))
+        return open_run(imported)
+
+    for checkpoint in ([1], 3, "text"):
+        with pytest.raises(ConfigError, match=r"^checkpoint=.* is not valid: a mapping, or null, in .*config\.yaml"):
+            opened(checkpoint).longest  # noqa: B018
+        with pytest.raises(ConfigError, match=r"^checkpoint="):
+            export_hf(imported, tmp_path / "out")
+    for length in ("abc", -1, 0, [3], 2.5, True):
+        run, message = opened({"max_position_embeddings": length}), r"max_position_embeddings=.* is not valid: a? ?\w+"
+        with pytest.raises(ConfigError, match=r"^checkpoint\." + message):
+            run.longest  # noqa: B018
+        with pytest.raises(ConfigError, match="^" + message):
+            export_hf(imported, tmp_path / "out")
+    for checkpoint, longest in ((None, 4096), ({}, 4096), ({"max_position_embeddings": 9}, 9)):
+        assert opened(checkpoint).longest == longest
+        export_hf(imported, tmp_path / f"out-{checkpoint}")

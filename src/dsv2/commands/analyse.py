@@ -5,6 +5,7 @@ text, not of seeds.
 """
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pandas as pd
 import torch
 
 from dsv2.config import ConfigError
-from dsv2.report.experts import ANALYSES, Analysis, ModelOnText
+from dsv2.report.experts import ANALYSES, Analysis, ModelOnText, described
 from dsv2.report.page import Section, Table, picture, write_page
 from dsv2.report.terminal import add_row, open_console, open_table
 from dsv2.routing.interventions import DoesNotApply
@@ -35,8 +36,9 @@ def analyse(
 
     `out` is by default `analysis` in the run directory, followed by what `only`, `text` and `against` chose.
     `against` is another run on the same validation text, for comparison; `text` selects other text than the run's own
-    (see `open_run`). Returns None if nothing applies, as for a dense run. Raises ValueError for an unknown name, a
-    folder without config or weights, and runs on different text.
+    (see `open_run`). An analysis or figure that fails is reported on stderr and on the page, beside the others. Returns
+    None if nothing applies, as for a dense run. Raises ValueError for an unknown name, a folder without config or
+    weights, runs on different text, and if nothing is left because all that applies failed.
     """
     if unknown := [name for name in only if name not in ANALYSES]:
         raise ConfigError("only", ",".join(unknown), f"one or more of {', '.join(ANALYSES)}")
@@ -46,26 +48,36 @@ def analyse(
     examined = on_text(opened, other)
     if other and not torch.equal(examined.validation.targets, other.validation.targets):
         raise ConfigError("against", str(against), f"a run on the validation text of {opened.folder}")
-    analyses, left_out = list[Analysis](), []
+    sections, tables, left_out, failed = list[Section](), dict[str, str](), [], []
     for name in only or ANALYSES:
         try:
             analysis = ANALYSES[name](examined)
         except DoesNotApply as reason:
             left_out.append(f"{name} does not apply: {reason}.")
             continue
+        except Exception as error:  # of any library; the other analyses do not depend on it
+            failed.append(f"{name} failed: {described(error)}.")
+            continue
         _show(analysis)
-        analyses.append(analysis)
+        section, problems = _section(analysis)
+        sections.append(section)
+        failed += problems
+        tables |= {name: table.to_csv(index=False) for name, table in analysis.tables.items()}
     print(*left_out, sep="\n", end="\n" if left_out else "")
-    if not analyses:
+    if failed and not sections:
+        raise ValueError(" ".join(failed))
+    for problem in failed:
+        print(f"warning: {problem}", file=sys.stderr)
+    if not sections:
         return None
     count, length = examined.validation.inputs.shape
     headline = f"Run {opened.folder.name}: {count} validation sequences of {length} tokens."
     if other:
         headline += f" Compared with {other.name}, {against}."
-    sections = [_section(analysis) for analysis in analyses]
     if left_out:
         sections.append(Section("Not applicable", left_out))
-    tables = {name: table.to_csv(index=False) for analysis in analyses for name, table in analysis.tables.items()}
+    if failed:
+        sections.append(Section("Failed", failed))
     title = f"Experts of {examined.name}"
     return write_page(out or opened.folder / _folder_name(only, text, second), title, headline, sections, tables)
 
@@ -84,20 +96,25 @@ def on_text(run: SavedRun, against: ModelOnText | None = None) -> ModelOnText:
         run.model,
         run.source,
         batch_size=run.batch_size,
-        snapshots=pd.read_parquet(snapshots) if snapshots.is_file() else None,
+        snapshots=snapshots if snapshots.is_file() else None,
         against=against,
     )
 
 
-def _section(analysis: Analysis) -> Section:
-    tables = []
+def _section(analysis: Analysis) -> tuple[Section, list[str]]:
+    """Return the section of an analysis, and sentences about figures that it lacks."""
+    tables, pictures, problems = [], [], list(analysis.problems)
     for name, whole in analysis.tables.items():
         more = len(whole) - MOST_ROWS
         note = f"{more} more rows in {name}.csv." if more > 0 else ""
         rows = _cells(whole.head(MOST_ROWS)).to_numpy().tolist()
         tables.append(Table(list(map(str, whole.columns)), rows, note))
-    pictures = [picture(name, "", figure) for name, figure in analysis.figures.items()]
-    return Section(analysis.title, [analysis.note], tables, pictures, analysis.finding)
+    for name, figure in analysis.figures.items():
+        try:
+            pictures.append(picture(name, "", figure))
+        except Exception as error:  # as for a formula in a label that cannot be set
+            problems.append(f"The figure {name} could not be rendered: {described(error)}.")
+    return Section(analysis.title, [analysis.note, *problems], tables, pictures, analysis.finding), problems
 
 
 def _cells(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,8 +1,10 @@
 """`python -m dsv2 eval RUN --tasks ...`: evaluate on our benchmarks and on tasks of lm-evaluation-harness."""
 
 import importlib.util
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,9 +34,11 @@ def evaluate_run(
     batch_size: int = 8,
     text: Sequence[str] = (),
 ) -> list[Score]:
-    """Return the scores of a run's model. Raises ValueError for tasks that do not exist or cannot be loaded.
+    """Return the scores of a run's model.
 
-    `text` selects other held-out text than the run's own for our benchmarks (see `open_run`).
+    `text` selects other held-out text than the run's own for our benchmarks (see `open_run`). A task that fails is
+    reported on stderr beside the scores of the others. Raises ValueError, before anything is measured, for tasks that
+    do not exist or do not fit, and if none has scores.
     """
     for name, value in (("--limit", limit), ("--batch-size", batch_size)):
         if value is not None and value < 1:
@@ -45,14 +49,31 @@ def evaluate_run(
     if not requested:
         raise ValueError(f"--tasks: name at least one, as in --tasks {','.join(TASKS[:2])}")
     opened = open_run(run, text=text)
-    scores = _own(opened, [task for task in requested if task in TASKS], batch_size)
+    measures = _own(opened, [task for task in requested if task in TASKS], batch_size)
     if foreign := [task for task in requested if task not in TASKS]:
-        scores |= _harness(opened, foreign, include_path, limit, batch_size)
-    return [score for task in scores for score in scores[task]]
+        measures |= _harness(opened, foreign, include_path, limit, batch_size)
+    scores, failed = list[Score](), list[str]()
+    for task, measure in measures.items():
+        try:
+            scores += measure()
+        except Exception as error:  # of the hub, the network, a task file, a loader or a metric
+            failed.append(
+                f"{task}: {error}".replace("\n", " ")
+                if isinstance(error, ValueError)
+                else f"{task}: failed; {_first(error)}"
+            )
+    if failed and not scores:
+        raise ValueError("; ".join(failed))
+    for problem in failed:
+        print(f"warning: {problem}", file=sys.stderr)
+    return scores
 
 
-def _own(run: SavedRun, tasks: list[str], batch_size: int) -> dict[str, list[Score]]:
-    """Run our benchmarks, with the run's sizes or, if it has none, the defaults."""
+Measure = Callable[[], list[Score]]
+
+
+def _own(run: SavedRun, tasks: list[str], batch_size: int) -> dict[str, Measure]:
+    """Prepare our benchmarks, with the run's sizes or, if it has none, the defaults."""
     if not tasks:
         return {}
     config = (None if run.imported else run.config.benchmarks) or TextBenchmarks.Config()
@@ -67,17 +88,19 @@ def _own(run: SavedRun, tasks: list[str], batch_size: int) -> dict[str, list[Sco
     benchmarks = config.build(source, tasks)
     if "arithmetic" in tasks and not benchmarks.exercises:
         raise ValueError(f"arithmetic: the text has no domain 'maths', only {', '.join(source.domains)}")
-    measures = dict(zip(TASKS, (benchmarks.run_cloze, benchmarks.run_copying, benchmarks.run_arithmetic), strict=True))
-    scores = {task: measures[task](run.model, batch_tokens=batch_size * length) for task in tasks}
-    return {
-        task: [Score(task, name, value, None, chance(name)) for name, value in values.items()]
-        for task, values in scores.items()
-    }
+    runs = dict(zip(TASKS, (benchmarks.run_cloze, benchmarks.run_copying, benchmarks.run_arithmetic), strict=True))
+
+    def measure(task: str) -> list[Score]:
+        values = runs[task](run.model, batch_tokens=batch_size * length)
+        return [Score(task, name, value, None, chance(name)) for name, value in values.items()]
+
+    return {task: partial(measure, task) for task in tasks}
 
 
 def _harness(
     run: SavedRun, tasks: list[str], include_path: Path | None, limit: int | None, batch_size: int
-) -> dict[str, list[Score]]:
+) -> dict[str, Measure]:
+    """Prepare tasks of lm-evaluation-harness. Raises ValueError for a task that does not exist."""
     if importlib.util.find_spec("lm_eval") is None:
         without = f"available without it: {', '.join(TASKS)}"
         raise ValueError(f"{tasks[0]}: needs lm-evaluation-harness: pip install 'dsv2[eval]'; {without}")
@@ -93,14 +116,22 @@ def _harness(
             hint = f"did you mean {', '.join(close)}? " if close else ""
             raise ValueError(f"{task}: no such task; {hint}use --include-path FOLDER for your own tasks")
     harness = Harness(run.reader, batch_size=batch_size)
-    try:
-        loaded = manager.load(tasks)
-    except Exception as error:  # any error of the hub, the network, a task file or a loader
-        first = str(error).partition("\n")[0]
-        raise ValueError(f"{', '.join(tasks)}: cannot be loaded; {type(error).__name__}: {first}") from error
-    results = evaluate(harness, loaded, limit=limit, bootstrap_iters=1000, log_samples=False)
-    assert results is not None  # this process is the only one
-    return {task: _scores(task, numbers) for task, numbers in results["results"].items()}
+
+    def measure(task: str) -> list[Score]:
+        try:
+            loaded = manager.load([task])
+        except Exception as error:
+            raise ValueError(f"cannot be loaded; {_first(error)}") from error
+        results = evaluate(harness, loaded, limit=limit, bootstrap_iters=1000, log_samples=False)
+        assert results is not None  # this process is the only one
+        return [score for name, numbers in results["results"].items() for score in _scores(name, numbers)]
+
+    return {task: partial(measure, task) for task in tasks}
+
+
+def _first(error: Exception) -> str:
+    """Return the type of an error and the first line of its message."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def _scores(task: str, numbers: dict[str, Any]) -> list[Score]:

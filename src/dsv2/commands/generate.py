@@ -13,5 +13,12 @@ def generate_text(run: str | Path, prompt: str, *, max_new_tokens: int, temperat
     reader = open_run(run).reader
     ids = reader.prompt(prompt)
     tokens = torch.tensor([ids], device=reader.model.embedding.device)
-    continued = generate(reader.model, tokens, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    continued = generate(
+        reader.model,
+        tokens,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        ids=reader.tokenizer.ids,
+    )
     return reader.tokenizer.decode(continued[0, len(reader.tokenizer.prefix) :].tolist())

@@ -15,22 +15,23 @@ import yaml
 from safetensors.torch import save_file
 
 from dsv2.config import plain
-from dsv2.data.tokenizer import END_OF_TEXT, SETTINGS, TOKENIZER, load_tokenizer
+from dsv2.data.tokenizer import END_OF_TEXT, SETTINGS, load_tokenizer
 from dsv2.interop.hf_config import read_json
+from dsv2.interop.hf_keys import TOKEN_IDS
 from dsv2.interop.huggingface import from_hf, to_hf
 from dsv2.storage.files import new_directory, require_free
-from dsv2.storage.rundir import CONFIG, WEIGHTS
+from dsv2.storage.rundir import CONFIG, TOKENIZER, WEIGHTS
 from dsv2.training.saved import SavedRun, open_run
 
 TOKENIZER_FILES = (TOKENIZER, SETTINGS, "special_tokens_map.json", "generation_config.json")  # copied if present
-KEPT = ("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")  # config.json keys under checkpoint
+KEPT = ("max_position_embeddings", *TOKEN_IDS)  # config.json keys under checkpoint
 
 
 def import_hf(path: str | Path, out: str | Path) -> None:
     """Convert the DeepseekV2 checkpoint directory `path` to the run directory `out`. Raises ValueError if it exists."""
     require_free(Path(out))
     model, hf_config = from_hf(path), read_json(Path(path) / "config.json")
-    files = [file for name in TOKENIZER_FILES if (file := Path(path) / name).is_file()]
+    files = [file for name in TOKENIZER_FILES if (file := Path(path) / name).is_file() and _readable(file)]
     for file in files:
         read_json(file)  # what is copied is what it should be
     checkpoint = {key: hf_config[key] for key in KEPT if hf_config.get(key) is not None}
@@ -49,13 +50,23 @@ def export_hf(run: str | Path, out: str | Path) -> None:
     opened = open_run(run)
     if opened.imported:
         kept = (opened.folder / name for name in TOKENIZER_FILES)
-        files = {path.name: path.read_bytes() for path in kept if path.is_file()}
-        to_hf(opened.model, out, settings=opened.values.get("checkpoint", {}), files=files)
+        files = {path.name: path.read_bytes() for path in kept if path.is_file() and _readable(path)}
+        to_hf(opened.model, out, settings=opened.checkpoint, files=files)
         return
     settings, files = _tokenizer(opened)
     if opened.model_config.rope.yarn is None:
         settings["max_position_embeddings"] = opened.longest
     to_hf(opened.model, out, settings=settings, files=files)
+
+
+def _readable(file: Path) -> bool:
+    """Whether an optional file can be opened; says so if it cannot."""
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        print(f"warning: {file} is left out. {error.strerror}", file=sys.stderr)
+        return False
+    return True
 
 
 def _tokenizer(run: SavedRun) -> tuple[dict[str, Any], dict[str, bytes]]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -111,7 +112,7 @@ class Mixture(Text):
         def __post_init__(self) -> None:
             super().__post_init__()
             for field in ("english_mb", "code_mb", "maths_mb", "chinese_mb"):
-                self.require(getattr(self, field) >= 0, field, "0 or more megabytes")
+                self.require(0 <= getattr(self, field) < math.inf, field, "0 or more megabytes, and finite")
             self.require(
                 self.english_mb + self.code_mb + self.maths_mb > 0, "english_mb", "positive unless another amount is"
             )

@@ -23,9 +23,9 @@ import numpy as np
 
 from dsv2.config import digest
 from dsv2.data.documents import Document, Survey, take_survey
-from dsv2.data.tokenizer import TOKENIZER, Tokenizer
+from dsv2.data.tokenizer import Tokenizer
 from dsv2.storage.files import new_directory, write_json
-from dsv2.storage.rundir import runs_root
+from dsv2.storage.rundir import TOKENIZER, runs_root
 
 MANIFEST = "manifest.json"
 FILES = (TOKENIZER, "train.bin", "val.bin", "documents.npz")

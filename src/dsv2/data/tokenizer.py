@@ -18,11 +18,12 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from dsv2.config import ConfigError
+from dsv2.storage.rundir import TOKENIZER
 
 END_OF_TEXT = "<|endoftext|>"
 END_ID = 0
 SMALLEST_VOCAB = 257  # 256 bytes and <|endoftext|>
-TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"  # files, as Hugging Face names them
+SETTINGS = "tokenizer_config.json"  # the file beside TOKENIZER, as Hugging Face names it
 _SINGLE_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 # GPT-2's pattern always starts a new word at a space after a visible character, so texts are cut there and each
 # distinct piece is encoded once: the English corpus takes 3 s instead of 8 s, with the same tokens.
@@ -41,7 +42,8 @@ class Tokenizer:
         """Wrap a backend; `vocab_size` is the model's V, of which a small corpus may leave the last ids unused."""
         backend.encode_special_tokens = True  # "<|endoftext|>" in a document is ordinary text
         self._backend = backend
-        self.vocab_size = backend.get_vocab_size() if vocab_size is None else vocab_size
+        self.ids = np.array(sorted(backend.get_vocab().values()))  # that have a token; others are never generated
+        self.vocab_size = max(int(self.ids[-1]) + 1, vocab_size or 0)
         self._remembered: dict[str, list[int]] = {}
 
     @classmethod
@@ -97,13 +99,13 @@ class Tokenizer:
         return [list(chain.from_iterable(map(known.__getitem__, pieces))) for pieces in cut]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of token ids; invalid UTF-8 becomes U+FFFD, unused ids are empty."""
-        return b"".join(self._bytes[index] for index in ids).decode(errors="replace")
+        """Return the text of token ids; invalid UTF-8 becomes U+FFFD, ids without a token are empty."""
+        return b"".join(map(self._bytes_of, ids)).decode(errors="replace")
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """Return the text of each token; joined, they equal `decode`. A character split over tokens is in the last."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        pieces = [decoder.decode(self._bytes[index]) for index in ids]
+        pieces = [decoder.decode(self._bytes_of(index)) for index in ids]
         if pieces:
             pieces[-1] += decoder.decode(b"", final=True)
         return pieces
@@ -114,6 +116,9 @@ class Tokenizer:
         lengths = np.array([len(data) for data in self._bytes], dtype=np.int32)
         lengths[END_ID] = 0
         return lengths
+
+    def _bytes_of(self, index: int) -> bytes:
+        return self._bytes[index] if 0 <= index < self.vocab_size else b""
 
     @cached_property
     def _bytes(self) -> list[bytes]:
@@ -132,8 +137,7 @@ class ImportedTokenizer(Tokenizer):
         self, backend: tokenizers.Tokenizer, settings: Mapping[str, Any], vocab_size: int | None = None
     ) -> None:
         """Wrap a backend. Raises ValueError unless `settings` has a bos_token or eos_token in the vocabulary."""
-        most = max(backend.get_vocab_size(), vocab_size or 0)
-        super().__init__(backend, most)
+        super().__init__(backend, vocab_size)
         backend.encode_special_tokens = False  # as in transformers: the text of a special token becomes that token
         bos, eos = (_special(backend, settings.get(name)) for name in ("bos_token", "eos_token"))
         ids = [token for token in (bos, eos) if token is not None]
@@ -167,7 +171,7 @@ class ImportedTokenizer(Tokenizer):
         for token, index in self._backend.get_vocab().items():
             if index in added:
                 table[index] = token.encode()
-            elif byte_level:
+            elif byte_level and byte_of.keys() >= set(token):
                 table[index] = bytes(byte_of[letter] for letter in token)
             elif single := _SINGLE_BYTE.fullmatch(token):
                 table[index] = bytes([int(single[1], 16)])
@@ -188,16 +192,22 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> Tokenizer | N
         return Tokenizer.load(path, vocab_size)
     backend = _read_backend(path)
     try:
-        return ImportedTokenizer(backend, json.loads(settings.read_text(encoding="utf-8")), vocab_size)
-    except ValueError as error:
+        values = json.loads(settings.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError(f"{SETTINGS} is not a JSON object")
+        return ImportedTokenizer(backend, values, vocab_size)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{folder}: {error}") from None
 
 
 def _read_backend(path: Path) -> tokenizers.Tokenizer:
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
+        backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the package raises nothing more specific
         raise ValueError(f"{path}: not a tokenizer, {error}") from None
+    if not backend.get_vocab_size():
+        raise ValueError(f"{path}: a tokenizer without tokens")
+    return backend
 
 
 def _special(backend: tokenizers.Tokenizer, token: Any) -> int | None:

@@ -55,7 +55,11 @@ class TextBenchmarks:
             )
         if "copying" in tasks:
             self.strings = copying.strings(
-                held_out.tokens, count=config.copying_strings, length=config.copying_length, end_id=tokenizer.end_id
+                held_out.tokens,
+                count=config.copying_strings,
+                length=config.copying_length,
+                end_id=tokenizer.end_id,
+                ids=tokenizer.ids,
             )
         if "arithmetic" in tasks and exercises.DOMAIN in self.domains:
             self.exercises = exercises.questions(
@@ -81,7 +85,12 @@ class TextBenchmarks:
         it rises above chance much earlier in training.
         """
         answers, informed = answer_both_ways(
-            model, self.cloze, self.tokenizer.token_bytes, start=self.tokenizer.start_id, batch_tokens=batch_tokens
+            model,
+            self.cloze,
+            self.tokenizer.token_bytes,
+            start=self.tokenizer.start_id,
+            batch_tokens=batch_tokens,
+            ids=self.tokenizer.ids,
         )
         scores = {
             "bench/cloze": float(answers.correct.mean()),
@@ -96,10 +105,11 @@ class TextBenchmarks:
 
     def run_copying(self, model: Transformer, *, batch_tokens: int) -> dict[str, float]:
         """Return `bench/copying`, the accuracy on the second copy, and `bench/copying_gain` in nats per token."""
-        copied = copying.copy(model, self.strings, batch_tokens=batch_tokens)
+        copied = copying.copy(model, self.strings, batch_tokens=batch_tokens, ids=self.tokenizer.ids)
         return {"bench/copying": copied.accuracy, "bench/copying_gain": copied.gain}
 
     def run_arithmetic(self, model: Transformer, *, batch_tokens: int) -> dict[str, float]:
         """Return `bench/arithmetic`, the share of exercises answered correctly."""
-        answers = answer(model, self.exercises, self.tokenizer.token_bytes, batch_tokens=batch_tokens)
+        tokenizer = self.tokenizer
+        answers = answer(model, self.exercises, tokenizer.token_bytes, batch_tokens=batch_tokens, ids=tokenizer.ids)
         return {"bench/arithmetic": float(answers.correct.mean())}

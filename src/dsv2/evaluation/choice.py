@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dsv2.evaluation.scoring import Question, likelihoods
+from dsv2.inference.sampling import Ids
 from dsv2.models.transformer import Transformer
 
 CHOICES = 4  # C
@@ -29,32 +30,52 @@ class Answers(NamedTuple):
     margin: np.ndarray  # (Q,) float64: truth minus best distractor, in nats per byte
 
 
-def answer(model: Transformer, questions: Sequence[Choice], token_bytes: np.ndarray, *, batch_tokens: int) -> Answers:
+def answer(
+    model: Transformer,
+    questions: Sequence[Choice],
+    token_bytes: np.ndarray,
+    *,
+    batch_tokens: int,
+    ids: Ids | None = None,
+) -> Answers:
     """Let the model choose by mean log-likelihood per byte, which does not favour short continuations."""
-    return judge(scores(model, questions, token_bytes, batch_tokens=batch_tokens))
+    return judge(scores(model, questions, token_bytes, batch_tokens=batch_tokens, ids=ids))
 
 
 def answer_both_ways(
-    model: Transformer, questions: Sequence[Choice], token_bytes: np.ndarray, *, start: int, batch_tokens: int
+    model: Transformer,
+    questions: Sequence[Choice],
+    token_bytes: np.ndarray,
+    *,
+    start: int,
+    batch_tokens: int,
+    ids: Ids | None = None,
 ) -> tuple[Answers, Answers]:
     """Answer as `answer` does, and also by the gain in nats per byte over `start` alone as the context.
 
     The second discounts how common a continuation is by itself, which dominates the choices of a small model.
     """
     no_context = [choice._replace(context=[start]) for choice in questions]
-    within, without = (scores(model, qs, token_bytes, batch_tokens=batch_tokens) for qs in (questions, no_context))
+    within, without = (
+        scores(model, asked, token_bytes, batch_tokens=batch_tokens, ids=ids) for asked in (questions, no_context)
+    )
     return judge(within), judge(within - without)
 
 
 def scores(
-    model: Transformer, questions: Sequence[Choice], token_bytes: np.ndarray, *, batch_tokens: int
+    model: Transformer,
+    questions: Sequence[Choice],
+    token_bytes: np.ndarray,
+    *,
+    batch_tokens: int,
+    ids: Ids | None = None,
 ) -> np.ndarray:
     """Return the mean log-likelihood per byte of each choice, (Q, C) float64.
 
-    `token_bytes` (V,) is the number of bytes of each token.
+    `token_bytes` (V,) is the number of bytes of each token; only `ids` have a probability (default: all).
     """
     flat = [Question(choice.context, continuation) for choice in questions for continuation in choice.continuations]
-    results = likelihoods(model, flat, batch_tokens=batch_tokens)
+    results = likelihoods(model, flat, batch_tokens=batch_tokens, ids=ids)
     sizes = np.array([token_bytes[np.asarray(continuation)].sum() for _, continuation in flat])
     return (np.array([result.total for result in results]) / sizes).reshape(len(questions), -1)
 

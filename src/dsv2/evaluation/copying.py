@@ -11,6 +11,7 @@ import numpy as np
 from dsv2.config import ConfigError
 from dsv2.data.tokenizer import END_ID
 from dsv2.evaluation.scoring import Question, likelihoods
+from dsv2.inference.sampling import Ids
 from dsv2.models.transformer import Transformer
 
 SYMBOLS = 64  # the most frequent tokens; guessing among them is correct 1 time in 64
@@ -21,27 +22,30 @@ class Copied(NamedTuple):
     gain: float  # loss on the first copy minus that on the second, in nats per token
 
 
-def strings(tokens: np.ndarray, *, count: int, length: int, end_id: int = END_ID) -> np.ndarray:
+def strings(tokens: np.ndarray, *, count: int, length: int, end_id: int = END_ID, ids: Ids | None = None) -> np.ndarray:
     """Draw strings (S, L) int64, each of distinct tokens among the SYMBOLS most frequent in `tokens`.
 
-    A pure function of the arguments. Raises ConfigError for strings longer than SYMBOLS.
+    Only `ids` are drawn (default: all), and never `end_id`. A pure function of the arguments. Raises ConfigError for
+    strings longer than SYMBOLS.
     """
     if length > SYMBOLS:
         raise ConfigError("benchmarks.copying_length", length, f"at most {SYMBOLS}, the number of symbols")
-    counts = np.bincount(tokens, minlength=max(SYMBOLS, end_id) + 1)
-    counts[end_id] = -1
-    frequent = np.argsort(-counts, kind="stable")[:SYMBOLS]
+    largest = max(SYMBOLS, end_id, -1 if ids is None else int(max(ids)))
+    counts = np.bincount(tokens, minlength=largest + 1)
+    usable = np.setdiff1d(np.arange(len(counts)) if ids is None else ids, [end_id])
+    frequent = usable[np.argsort(-counts[usable], kind="stable")[:SYMBOLS]]
     drawn = np.random.Philox(np.random.SeedSequence([count, length])).random_raw(count * SYMBOLS)
     return frequent[np.argsort(drawn.reshape(count, SYMBOLS), axis=1, kind="stable")[:, :length]]
 
 
-def copy(model: Transformer, shown: np.ndarray, *, batch_tokens: int) -> Copied:
+def copy(model: Transformer, shown: np.ndarray, *, batch_tokens: int, ids: Ids | None = None) -> Copied:
     """Score the second copy of each string (S, L) against its first.
 
-    The first token of each copy is not scored, since nothing announces where a copy begins.
+    The first token of each copy is not scored, since nothing announces where a copy begins. Only `ids` have a
+    probability (default: all).
     """
     questions: Sequence[Question] = [Question(row[:1], [*row[1:], *row]) for row in shown.tolist()]
-    results = likelihoods(model, questions, batch_tokens=batch_tokens)
+    results = likelihoods(model, questions, batch_tokens=batch_tokens, ids=ids)
     length = shown.shape[1]
     # (S, 2 L - 1): L - 1 tokens of the first copy, L of the second
     nats = np.array([result.nats for result in results])

@@ -6,6 +6,7 @@ still score by copying from the line above, or by the form and size of the answe
 
 import random
 
+from dsv2.config import ConfigError
 from dsv2.data.maths import EXERCISES
 from dsv2.data.tokenizer import Tokenizer
 from dsv2.evaluation.choice import CHOICES, Choice
@@ -17,8 +18,9 @@ ANSWER = "Answer:"
 def questions(tokenizer: Tokenizer, *, domain: int, count: int, longest: int) -> list[Choice]:
     """Generate `count` questions, cycling through the kinds; distractors are answers of other exercises of that kind.
 
-    Contexts are truncated on the left so that they fit into `longest` tokens with each answer. The seed differs from
-    those of all worksheets, but kinds with few exercises may still repeat one that was trained on.
+    Contexts are truncated on the left so that they fit into `longest` tokens with each answer; raises ConfigError if
+    an answer leaves no room. The seed differs from those of all worksheets, but kinds with few exercises may still
+    repeat one that was trained on.
     """
     rng = random.Random("exercises that no worksheet asked")
     made = []
@@ -30,7 +32,12 @@ def questions(tokenizer: Tokenizer, *, domain: int, count: int, longest: int) ->
             if (other := _parts(kind(rng.randint))[1]) not in answers:
                 answers.append(other)
         encoded = tokenizer.encode_batch(answers)
-        room = longest - max(map(len, encoded))
+        most = max(map(len, encoded))
+        room = longest - most
+        if room < 1:
+            raise ConfigError(
+                "trainer.sequence_length", longest, f"more than {most}, the tokens of an exercise's answer"
+            )
         made.append(Choice(tokenizer.encode(problem)[-room:], encoded, domain))
     return made
 

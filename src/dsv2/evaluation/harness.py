@@ -17,7 +17,11 @@ from dsv2.inference.reader import Reader
 
 
 class Harness(TemplateLM):
-    """Answers the harness's three kinds of requests with a run's model and tokenizer; decoding is greedy."""
+    """Answers the harness's three kinds of requests with a run's model and tokenizer; decoding is greedy.
+
+    Scores are those of the harness's own models, except that ids without a token have no probability, and that what
+    stops those (an empty continuation, a context of spaces without BOS, invalid Unicode) has a score.
+    """
 
     def __init__(self, reader: Reader, *, batch_size: int) -> None:
         """Use `batch_size` sequences of L tokens per pass, or more if they are shorter."""
@@ -35,37 +39,65 @@ class Harness(TemplateLM):
         return self.reader.tokenizer.start_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        return self.reader.tokenizer.encode(string)
+        """Encode a text, with the tokenizer's prefix unless that is switched off or begins the text already.
+
+        What is not Unicode, such as half a surrogate pair, is read as a question mark.
+        """
+        tokenizer = self.reader.tokenizer
+        prefix, ids = list(tokenizer.prefix), tokenizer.encode(string.encode(errors="replace").decode())
+        return ids if add_special_tokens is False or ids[: len(prefix)] == prefix else [*prefix, *ids]
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Return the log-probability of each continuation in nats, and whether argmax predicts all of it."""
+        return self._loglikelihood_tokens([(pair, *self._encode_pair(*pair)) for pair in (r.args for r in requests)])
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Split the tokens of both as the harness does, with <|endoftext|> or BOS where no context remains.
+
+        The context's spaces at the end belong to the continuation, which has the tokens beyond as many as the context
+        alone has. If they merge into its last token, there are none.
+        """
+        if context:
+            before, after = super()._encode_pair(context, continuation)
+        else:
+            before, after = [], self.tok_encode(continuation, add_special_tokens=False)
+        if not before and after[:1] == [self.prefix_token_id]:
+            return after[:1], after[1:]
+        return before or [self.prefix_token_id], after
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
         """Return the log-probability of each continuation in nats, and whether argmax predicts all of it.
 
-        Contexts are truncated on the left to fit; a continuation of more than L tokens is scored as rolling text.
+        Contexts are truncated on the left to fit; a continuation of more than L tokens is scored as rolling text, and
+        one without tokens as certain, with 0 nats.
         """
         questions = []
         for _strings, context, continuation in requests:
+            if not continuation:
+                self._warn("some continuations are empty, or merge into the context's last token; they score 0 nats")
             room = self.reader.longest + 1 - len(continuation)
             if len(context) > max(room, 1):
                 self._warn(f"some contexts are truncated on the left to the {self.reader.longest} tokens of training")
             kept = context[-max(room, 1) :]
-            questions.append(
-                windows(kept, continuation, self.reader.longest) if room < 1 else [Question(kept, continuation)]
-            )
+            whole = [Question(kept, continuation)]
+            fits = continuation and room >= 1
+            questions.append(whole if fits else windows(kept, continuation, self.reader.longest))
         return self._sums(questions)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Return the log-probability of each text after <|endoftext|> in nats, over disjoint windows of L tokens."""
-        texts = [self.reader.tokenizer.encode(request.args[0]) for request in requests]
-        questions = [windows([self.reader.tokenizer.start_id], ids, self.reader.longest) for ids in texts]
+        texts = [self.tok_encode(request.args[0], add_special_tokens=False) for request in requests]
+        questions = [windows([self.prefix_token_id], ids, self.reader.longest) for ids in texts]
         return [nats for nats, _ in self._sums(questions)]
 
     def _sums(self, questions: list[list[Question]]) -> list[tuple[float, bool]]:
         flat = [question for group in questions for question in group]
-        results = iter(likelihoods(self.reader.model, flat, batch_tokens=self.batch_tokens))
+        model, ids = self.reader.model, self.reader.tokenizer.ids
+        results = iter(likelihoods(model, flat, batch_tokens=self.batch_tokens, ids=ids))
         grouped = [[next(results) for _ in group] for group in questions]
-        return [(sum(r.total for r in group), all(all(r.hits) for r in group)) for group in grouped]
+        return [(sum((r.total for r in group), 0.0), all(all(r.hits) for r in group)) for group in grouped]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Continue each context greedily up to a stop string, <|endoftext|> or the requested number of tokens.
@@ -83,13 +115,14 @@ class Harness(TemplateLM):
 
     def _generate(self, context: str, stops: list[str], most: int) -> str:
         model, tokenizer, longest = self.reader
-        read = tokenizer.encode(context) or [tokenizer.start_id]
+        read = self.tok_encode(context) or [tokenizer.start_id]
         kept = read[-max(longest - most, longest // 2, 1) :]
         most = min(most, longest - len(kept))
         if len(kept) < len(read):
             self._warn(f"some contexts are truncated on the left to leave room for answers within {longest} tokens")
         ids, text = list[int](), ""
-        for new in stream_tokens(model, [torch.tensor(kept, device=model.embedding.device)], most=most):
+        prompt = torch.tensor(kept, device=model.embedding.device)
+        for new in stream_tokens(model, [prompt], most=most, ids=tokenizer.ids):
             if int(new) == tokenizer.end_id:
                 break
             ids.append(int(new))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dsv2.inference.sampling import Ids, restricted
 from dsv2.kernels.cross_entropy import token_nats
 from dsv2.models.transformer import Transformer, evaluating
 
@@ -32,11 +33,14 @@ class Likelihood(NamedTuple):
 
 
 @torch.no_grad()
-def likelihoods(model: Transformer, questions: Sequence[Question], *, batch_tokens: int) -> list[Likelihood]:
+def likelihoods(
+    model: Transformer, questions: Sequence[Question], *, batch_tokens: int, ids: Ids | None = None
+) -> list[Likelihood]:
     """Return one result per question, in order, with at most `batch_tokens` tokens (or one sequence) per pass.
 
-    Sequences are padded on the right, which causal attention ignores. Runs in evaluation mode and restores the model's
-    mode. Raises ValueError for an empty context or continuation.
+    Only `ids` have a probability, such as those that have a token (default: all). Sequences are padded on the right,
+    which causal attention ignores. Runs in evaluation mode and restores the model's mode. Raises ValueError for an
+    empty context or continuation.
     """
     for number, (context, continuation) in enumerate(questions):
         if not len(context) or not len(continuation):
@@ -44,7 +48,7 @@ def likelihoods(model: Transformer, questions: Sequence[Question], *, batch_toke
     results: dict[int, Likelihood] = {}
     with evaluating(model):
         for batch in _batches(questions, batch_tokens):
-            results |= zip(batch, _score(model, [questions[number] for number in batch]), strict=True)
+            results |= zip(batch, _score(model, [questions[number] for number in batch], ids), strict=True)
     return [results[number] for number in range(len(questions))]
 
 
@@ -65,7 +69,7 @@ def _batches(questions: Sequence[Question], batch_tokens: int) -> Iterator[list[
         yield batch
 
 
-def _score(model: Transformer, questions: list[Question]) -> Iterator[Likelihood]:
+def _score(model: Transformer, questions: list[Question], ids: Ids | None) -> Iterator[Likelihood]:
     device = model.embedding.device
     rows = [torch.tensor([*context, *continuation]) for context, continuation in questions]
     tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)  # (B, T + 1)
@@ -74,7 +78,7 @@ def _score(model: Transformer, questions: list[Question]) -> Iterator[Likelihood
     first = torch.tensor([len(context) - 1 for context, _ in questions], device=device)[:, None]
     last = torch.tensor([_read(question) for question in questions], device=device)[:, None]
     scored = (index >= first) & (index < last)  # (B, T)
-    nats, hits = token_scores(logits[scored], tokens[:, 1:][scored])
+    nats, hits = token_scores(restricted(logits[scored], ids), tokens[:, 1:][scored])
     sizes = [len(continuation) for _, continuation in questions]
     for row_nats, row_hits in zip(nats.split(sizes), hits.split(sizes), strict=True):
         yield Likelihood(row_nats.tolist(), row_hits.tolist())

@@ -10,18 +10,31 @@ import torch
 from torch import Tensor
 
 from dsv2.inference.cache import allocate_model
+from dsv2.inference.sampling import Ids, choose, restricted
 from dsv2.models.transformer import Transformer, evaluating
 
 
 @overload
 def generate(
-    model: Transformer, tokens: Tensor, *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+    model: Transformer,
+    tokens: Tensor,
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    ids: Ids | None = None,
 ) -> Tensor: ...
 
 
 @overload
 def generate(
-    model: Transformer, tokens: Sequence[Tensor], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+    model: Transformer,
+    tokens: Sequence[Tensor],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    ids: Ids | None = None,
 ) -> list[Tensor]: ...
 
 
@@ -32,12 +45,14 @@ def generate(
     max_new_tokens: int,
     temperature: float = 0.0,
     seed: int = 0,
+    ids: Ids | None = None,
 ) -> Tensor | list[Tensor]:
     """Continue tokens (B, T) int64 by `max_new_tokens`, to (B, T + max_new_tokens), in evaluation mode.
 
     A list of prompts (T_i,) of different lengths returns a list of (T_i + max_new_tokens,), each the same as alone.
-    Temperature 0 is greedy; otherwise tokens are sampled from softmax(logits / temperature) with `seed`. Raises
-    ValueError for an empty prompt and for settings out of range.
+    Temperature 0 is greedy; otherwise tokens are sampled from softmax(logits / temperature) with `seed`. Only `ids` are
+    generated, such as those that have a token (default: all). Raises ValueError for an empty prompt and for settings
+    out of range.
     """
     prompts = list(tokens)
     if not prompts or any(prompt.dim() != 1 or not len(prompt) for prompt in prompts):
@@ -45,7 +60,7 @@ def generate(
         raise ValueError(f"tokens has shape {shapes}: must be (batch, at least 1 token), or a list of such rows")
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens={max_new_tokens}: must be 0 or more")
-    new = list(stream_tokens(model, prompts, most=max_new_tokens, temperature=temperature, seed=seed))
+    new = list(stream_tokens(model, prompts, most=max_new_tokens, temperature=temperature, seed=seed, ids=ids))
     made = torch.stack(new, dim=1) if new else prompts[0].new_empty(len(prompts), 0)  # (B, max_new_tokens)
     if isinstance(tokens, Tensor):
         return torch.cat((tokens, made), dim=1)
@@ -54,9 +69,15 @@ def generate(
 
 @torch.no_grad()
 def stream_tokens(
-    model: Transformer, prompts: Sequence[Tensor], *, most: int, temperature: float = 0.0, seed: int = 0
+    model: Transformer,
+    prompts: Sequence[Tensor],
+    *,
+    most: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    ids: Ids | None = None,
 ) -> Iterator[Tensor]:
-    """Yield the next token of every prompt (T_i,) as (B,) int64, `most` times."""
+    """Yield the next token of every prompt (T_i,) as (B,) int64, one of `ids` (default: all), `most` times."""
     if not temperature >= 0:
         raise ValueError(f"temperature={temperature}: must be 0 (greedy) or more")
     if not 0 <= seed < 2**64:
@@ -73,13 +94,6 @@ def stream_tokens(
     with evaluating(model):
         for _ in range(most):
             logits = model(tokens, positions=padded, caches=caches).logits  # (B, T, V), then (B, 1, V)
-            new = _choose(logits[torch.arange(len(prompts)), last].float(), temperature, generator)
+            new = choose(restricted(logits[torch.arange(len(prompts)), last], ids), temperature, generator)
             yield new
             tokens, padded, last = new[:, None], None, torch.zeros_like(last)
-
-
-def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    """Choose the next token of each row, (B,), from logits (B, V)."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]

@@ -16,7 +16,8 @@ class Reader(NamedTuple):
     def prompt(self, text: str) -> list[int]:
         """Encode a prompt, with the tokenizer's prefix.
 
-        Raises ValueError if it is empty or not Unicode text, as arguments of a shell may be.
+        Raises ValueError if it is empty, is not Unicode text, as arguments of a shell may be, or has a token beyond the
+        model's vocabulary.
         """
         try:
             text.encode()
@@ -25,4 +26,7 @@ class Reader(NamedTuple):
         ids = [*self.tokenizer.prefix, *self.tokenizer.encode(text)]
         if not ids:
             raise ValueError("prompt='': must have at least one character")
+        if max(ids) >= self.model.config.vocab_size:
+            size = self.model.config.vocab_size
+            raise ValueError(f"prompt={text!r}: has the token {max(ids)}, but the model's vocabulary has {size}")
         return ids

@@ -2,8 +2,9 @@
 
 Reads model_type deepseek_v2, as written by transformers 5 (`rope_parameters`) and by the releases of 2024
 (`rope_theta`, `rope_scaling`); for accounting also plain llama. Keys have the meaning that transformers 5.23 gives
-them: `norm_topk_prob` is ignored, `head_dim` and `qk_head_dim` follow from other widths, YaRN's factor on cos and sin
-is 0.1 ln(factor) + 1 unless both mscale keys are set. Anything our model cannot represent is refused by name.
+them: `head_dim` and `qk_head_dim` follow from other widths, YaRN's factor on cos and sin is 0.1 ln(factor) + 1 unless
+both mscale keys are set. Anything our model cannot represent is refused by name, also `norm_topk_prob`, which
+transformers ignores and the model's own code obeys.
 """
 
 import dataclasses
@@ -14,7 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from dsv2.config import ConfigError
-from dsv2.interop.hf_keys import THEIRS, integer, number, refuse_unknown, refuse_unknown_rope
+from dsv2.interop.hf_keys import (
+    LLAMA_ROPES,
+    THEIRS,
+    flag,
+    integer,
+    number,
+    refuse_invalid_kept,
+    refuse_unknown,
+    refuse_unknown_rope,
+)
 from dsv2.models.attention import GQA, MLA
 from dsv2.models.ffn import SwiGLU
 from dsv2.models.moe.layer import MoE
@@ -35,7 +45,7 @@ def read_json(file: Path) -> dict[str, Any]:
         value = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{file}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not JSON ({error})") from None
     except RecursionError:
         raise ValueError(f"{file}: nested too deeply") from None
@@ -47,12 +57,13 @@ def read_json(file: Path) -> dict[str, Any]:
 def config_from_hf(config: Mapping[str, Any]) -> Transformer.Config:
     """Convert a parsed `config.json`. Raises ConfigError, a ValueError that names key and value.
 
-    llama is for accounting only: its checkpoints pair RoPE channels differently.
+    llama is for accounting only: its checkpoints pair RoPE channels differently, and its RoPE scaling is left out.
     """
     kind = config.get("model_type")
     if kind not in ("deepseek_v2", "llama"):
         raise ConfigError("model_type", kind, "'deepseek_v2' (or 'llama', for accounting)")
     refuse_unknown(config, kind)
+    refuse_invalid_kept(config)
     try:
         return _deepseek(config) if kind == "deepseek_v2" else _llama(config)
     except ConfigError as error:
@@ -89,12 +100,15 @@ def _moe(config: Mapping[str, Any]) -> MoE.Config:
         raise ConfigError("topk_method", method, f"one of {', '.join(TOPK_METHODS)}")
     if method == "greedy":  # groups then limit nothing, but balance losses may still use them
         groups = integer(config, "n_group") if config.get("n_group") else 1
-        num_devices, max_devices = groups if num_experts % groups == 0 else 1, None
+        num_devices, max_devices = groups if groups > 0 and num_experts % groups == 0 else 1, None
     else:
         num_devices, max_devices = integer(config, "n_group"), integer(config, "topk_group")
+    top_k = integer(config, "num_experts_per_tok")
+    if flag(config, "norm_topk_prob") and top_k > 1:
+        raise ConfigError("norm_topk_prob", config["norm_topk_prob"], "false, since gates are not renormalised here")
     return MoE.Config(
         num_experts=num_experts,
-        top_k=integer(config, "num_experts_per_tok"),
+        top_k=top_k,
         expert_dim=integer(config, "moe_intermediate_size"),
         num_shared=0 if config.get("n_shared_experts", 0) is None else integer(config, "n_shared_experts"),
         num_devices=num_devices,
@@ -111,10 +125,12 @@ def _llama(config: Mapping[str, Any]) -> Transformer.Config:
         num_kv_heads=num_heads if config.get("num_key_value_heads") is None else integer(config, "num_key_value_heads"),
         head_dim=integer(config, "head_dim") if given else integer(config, "hidden_size") // max(num_heads, 1),
     )
-    model = _transformer(config, attention, SwiGLU.Config(width=integer(config, "intermediate_size")))
-    if model.rope.yarn is not None:
-        raise ConfigError("rope_type", "yarn", "'default' in a model of type llama")
-    return model
+    rope = _rope_parameters(config)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in LLAMA_ROPES:
+        raise ConfigError("rope_type", kind, f"one of {', '.join(LLAMA_ROPES)}")
+    unscaled = {"rope_parameters": {"rope_theta": rope.get("rope_theta")}, "rope_scaling": None}
+    return _transformer({**config, **unscaled}, attention, SwiGLU.Config(width=integer(config, "intermediate_size")))
 
 
 def _transformer(
@@ -128,18 +144,24 @@ def _transformer(
         ffn=ffn,
         rope=_rope(config),
         norm_eps=number(config, "rms_norm_eps", 1e-6),
-        tie_embeddings=bool(config.get("tie_word_embeddings")),
+        tie_embeddings=flag(config, "tie_word_embeddings"),
         init_std=number(config, "initializer_range", 0.02),
     )
 
 
-def _rope(config: Mapping[str, Any]) -> Rope.Config:
+def _rope_parameters(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the RoPE parameters of a file of 2024 or of 2026; `rope_theta` may be beside them."""
     scaling, parameters = config.get("rope_scaling"), config.get("rope_parameters")
     if scaling and parameters and scaling != parameters:
         raise ConfigError("rope_scaling", scaling, f"absent, since rope_parameters={parameters!r} is given")
     rope = scaling or parameters or {}
     if not isinstance(rope, Mapping):
         raise ConfigError("rope_scaling" if scaling else "rope_parameters", rope, "an object")
+    return rope
+
+
+def _rope(config: Mapping[str, Any]) -> Rope.Config:
+    rope = _rope_parameters(config)
     kind = rope.get("rope_type", rope.get("type", "default"))
     refuse_unknown_rope(rope, kind)
     base = number(config if rope.get("rope_theta") is None else rope, "rope_theta", 10000.0)
@@ -168,6 +190,8 @@ def _yarn(rope: Mapping[str, Any], config: Mapping[str, Any]) -> Yarn.Config:
     on_softmax = yarn.length_scale(yarn.mscale_all_dim)
     if rope.get("attention_factor") is not None:
         wanted = number(rope, "attention_factor")
+        if wanted <= 0:
+            raise ConfigError("attention_factor", wanted, "positive")
     elif yarn.mscale and yarn.mscale_all_dim:
         wanted = yarn.length_scale(yarn.mscale) / on_softmax
     else:

@@ -1,5 +1,6 @@
 """Keys of a Hugging Face `config.json`: which are read, ignored or refused, and typed access to them."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +30,10 @@ norm_topk_prob
 _YARN = """
 factor original_max_position_embeddings beta_fast beta_slow mscale mscale_all_dim attention_factor truncate
 """
+# RoPE scalings of llama, which change neither parameters nor FLOPs.
+LLAMA_ROPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+LARGEST = 2**31 - 1  # of the integers
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 METADATA = frozenset(_METADATA.split())
 READ = {"llama": frozenset(_COMMON.split()), "deepseek_v2": frozenset(_COMMON.split() + _DEEPSEEK.split())}
 ROPE_READ = {"default": frozenset({"rope_type", "type", "rope_theta"})}
@@ -83,7 +88,7 @@ def refuse_unknown(config: Mapping[str, Any], model_type: str) -> None:
     for key, value in config.items():
         if key in FIXED[model_type]:
             allowed, valid = FIXED[model_type][key]
-            if value not in allowed:
+            if _boolean(value) not in allowed:
                 raise ConfigError(key, value, valid)
         elif value is not None and key not in READ[model_type] | METADATA and not key.startswith("_"):
             raise ConfigError(key, value, f"unknown key for model_type {model_type!r}")
@@ -91,7 +96,7 @@ def refuse_unknown(config: Mapping[str, Any], model_type: str) -> None:
 
 def refuse_unknown_rope(rope: Mapping[str, Any], rope_type: str) -> None:
     """Raise ConfigError for an unknown RoPE type or parameter."""
-    if rope_type not in ROPE_READ:
+    if not isinstance(rope_type, str) or rope_type not in ROPE_READ:
         raise ConfigError("rope_type", rope_type, f"one of {', '.join(ROPE_READ)}")
     for key, value in rope.items():
         if key == "partial_rotary_factor" and value in (1, None):
@@ -100,24 +105,54 @@ def refuse_unknown_rope(rope: Mapping[str, Any], rope_type: str) -> None:
             raise ConfigError(key, value, f"unknown key for rope_type {rope_type!r}")
 
 
+def refuse_invalid_kept(config: Mapping[str, Any]) -> None:
+    """Raise ConfigError for an invalid value of a key that is not part of the model, but that we keep."""
+    length = "max_position_embeddings"
+    if config.get(length) is not None and integer(config, length) < 1:
+        raise ConfigError(length, config[length], "positive")
+    for key in TOKEN_IDS:
+        ids = config.get(key)
+        for index in ids if isinstance(ids, list) else [ids]:
+            if index is not None and not (_is_integer(index) and index >= -1):  # -1: none
+                raise ConfigError(key, ids, "the id of a token, or a list of them")
+
+
 _REQUIRED = object()
 
 
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST
+
+
 def integer(config: Mapping[str, Any], key: str, default: Any = _REQUIRED) -> int:
-    """Return config[key] as an int; without a default the key is required."""
+    """Return config[key] as an int of at most 31 bits; without a default the key is required."""
     value = config.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int):
+    if not _is_integer(value):
         raise _not_a(key, value, "an integer")
-    return value
+    return int(value)
 
 
 def number(config: Mapping[str, Any], key: str, default: Any = _REQUIRED) -> float:
-    """Return config[key] as a float; null means the default."""
+    """Return config[key] as a finite float; null means the default."""
     value = config.get(key, default)
     value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    fits = isinstance(value, float) and math.isfinite(value)
+    if not fits and not _is_integer(value):
         raise _not_a(key, value, "a number")
     return float(value)
+
+
+def flag(config: Mapping[str, Any], key: str) -> bool:
+    """Return config[key] as a bool, also where it is written as text; false if it is missing or null."""
+    value = _boolean(config.get(key))
+    if not isinstance(value, bool | None):
+        raise ConfigError(key, value, "true or false")
+    return bool(value)
+
+
+def _boolean(value: Any) -> Any:
+    """Return the bool for "true" and "false", else the value."""
+    return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
 
 
 def _not_a(key: str, value: Any, kind: str) -> ConfigError:

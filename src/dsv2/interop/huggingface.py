@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dsv2.config import ConfigError
 from dsv2.interop.hf_config import config_from_hf, config_to_hf, read_config, read_json
+from dsv2.interop.hf_keys import refuse_invalid_kept
 from dsv2.interop.names import Row, table
 from dsv2.models.transformer import Transformer
 from dsv2.storage.checkpoints import require_no_pickles
@@ -175,6 +176,7 @@ def to_hf(
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
     dtype = str(model.embedding.dtype).removeprefix("torch.")
     config = config_to_hf(model.config) | {"dtype": dtype} | dict(settings or {})
+    refuse_invalid_kept(config)
     shards = _plan(table(model.config), weights, max_shard_bytes)
     with new_directory(path) as folder:
         _write_json(folder / "config.json", config)

@@ -26,9 +26,14 @@ class Yarn:
         mscale_all_dim: float = 0.707
 
         def __post_init__(self) -> None:
-            self.require(self.factor >= 1, "factor", "at least 1")
+            self.require(1 <= self.factor < math.inf, "factor", "at least 1, and finite")
             self.require(self.original_length > 0, "original_length", "positive")
-            self.require(self.beta_fast > self.beta_slow, "beta_fast", f"more than beta_slow={self.beta_slow}")
+            self.require(0 < self.beta_slow < math.inf, "beta_slow", "positive and finite")
+            faster = self.beta_slow < self.beta_fast < math.inf
+            self.require(faster, "beta_fast", f"more than beta_slow={self.beta_slow}, and finite")
+            for name in ("mscale", "mscale_all_dim"):
+                scales = 0 < self.length_scale(getattr(self, name)) < math.inf
+                self.require(scales, name, "finite, with 0.1 mscale ln(factor) + 1 positive")
 
         def length_scale(self, mscale: float) -> float:
             """Return sqrt(t) = 0.1 mscale ln(s) + 1."""
@@ -44,7 +49,7 @@ class Rope:
         yarn: Yarn.Config | None = None
 
         def __post_init__(self) -> None:
-            self.require(self.base > 1, "base", "more than 1")
+            self.require(1 < self.base < math.inf, "base", "more than 1, and finite")
 
         def build(self) -> "Rope":
             return Rope(self)

@@ -3,6 +3,7 @@
 B batch, T tokens, d model width, V vocabulary.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -52,8 +53,9 @@ class Transformer(nn.Module):
 
         def __post_init__(self) -> None:
             for name in ("vocab_size", "dim", "num_layers", "norm_eps", "init_std"):
-                self.require(getattr(self, name) > 0, name, "positive")
-            self.require(self.embedding_std is None or self.embedding_std > 0, "embedding_std", "positive, or null")
+                self.require(0 < getattr(self, name) < math.inf, name, "positive and finite")
+            spread = self.embedding_std is None or 0 < self.embedding_std < math.inf
+            self.require(spread, "embedding_std", "positive, or null")
             fits = 0 <= self.num_dense_layers <= self.num_layers
             self.require(fits, "num_dense_layers", f"between 0 and num_layers={self.num_layers}")
             given = self.dense is not None or self.num_dense_layers == 0
@@ -132,7 +134,7 @@ class Transformer(nn.Module):
         x, chosen = F.embedding(tokens, self.embedding), []
         for index, layer in enumerate(self.layers):
             replay = next(recorded) if routings and isinstance(layer.ffn, MoE) else None
-            hints = Hints(tokens, exempt, replay, None if seed is None else seed * len(self.layers) + index)
+            hints = Hints(tokens, exempt, replay, None if seed is None else (seed * len(self.layers) + index) % 2**63)
             x, routing = layer(x, rotations, caches[index] if caches else None, hints, ragged)
             if routing is not None:
                 chosen.append(routing)

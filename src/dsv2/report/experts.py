@@ -1,12 +1,13 @@
 """Expert analyses of one run, each with a finding, its tables and its figures.
 
 They follow DeepSeekMoE (arXiv 2401.06066, sections 4.4 and 4.5) and related work. An analysis that does not apply to
-a run raises DoesNotApply.
+a run raises DoesNotApply; a figure that cannot be drawn leaves its tables.
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +34,29 @@ class Analysis(NamedTuple):
     note: str
     tables: Mapping[str, pd.DataFrame]
     figures: Mapping[str, Figure]
+    problems: Sequence[str] = ()  # sentences about figures that could not be drawn
+
+
+def _analysis(
+    title: str,
+    finding: str,
+    note: str,
+    tables: Mapping[str, pd.DataFrame],
+    drawings: Mapping[str, Callable[[], Figure]],
+) -> Analysis:
+    """Draw the figures of an analysis, each by itself."""
+    figures, problems = dict[str, Figure](), list[str]()
+    for name, draw in drawings.items():
+        try:
+            figures[name] = draw()
+        except Exception as error:  # of any library; the tables hold what it would show
+            problems.append(f"The figure {name} could not be drawn: {described(error)}.")
+    return Analysis(title, finding, note, tables, figures, problems)
+
+
+def described(error: Exception) -> str:
+    """Return the type of an error and the first line of its message."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}".rstrip(": .")
 
 
 class ModelOnText:
@@ -45,10 +69,13 @@ class ModelOnText:
         source: Source,
         *,
         batch_size: int,
-        snapshots: pd.DataFrame | None = None,
+        snapshots: pd.DataFrame | Path | None = None,
         against: "ModelOnText | None" = None,
     ) -> None:
-        """Take `snapshots`, the routing of a probe over training, and `against`, another model on the same text."""
+        """Take `snapshots`, a table of the routing of a probe over training or its file, and `against`, another model.
+
+        Both models are on the same text.
+        """
         self.name, self.model, self.source, self.batch_size = name, model, source, batch_size
         self.snapshots, self.against = snapshots, against
         self.validation = source.validation()
@@ -80,7 +107,7 @@ def _shared(run: ModelOnText) -> Analysis:
     both = costs.get("shared off, one more routed")
     recovered = "" if both is None else f"; one more routed expert changes that by {both - costs['shared off']:+.3f}"
     off = table[table["model"] == "shared off"].iloc[0]
-    return Analysis(
+    return _analysis(
         "Can a routed expert replace the shared experts?",
         f"Without the shared experts the loss is {off['loss']:.3f} instead of {table['loss'][0]:.3f}, "
         f"{_signed(off)}{recovered}.",
@@ -88,7 +115,7 @@ def _shared(run: ModelOnText) -> Analysis:
         f"DeepSeekMoE 2B: from 1.808 to 2.414 with one more routed expert (section 4.4). {PAIRED}",
         {"shared": table},
         {
-            "shared": plots_experts.loss_changes(
+            "shared": lambda: plots_experts.loss_changes(
                 table, title=f"Shared experts off: {costs['shared off']:+.3f}{recovered}"
             )
         },
@@ -112,13 +139,13 @@ def _redundancy(run: ModelOnText) -> Analysis:
     finding = "; ".join(f"{name}, top {row['ratio']:.0%} masked: {_signed(row)}" for name, row in most)
     short = ", ".join(f"{row['difference']:+.3f} ({name})" for name, row in most)
     title = f"Top {most[0][1]['ratio']:.0%} of experts masked: {short if len(most) > 1 else short.partition(' ')[0]}"
-    return Analysis(
+    return _analysis(
         "How redundant are the routed experts?",
         f"{finding} nats per token.",
         "In every layer, each token's experts of highest affinity are masked and the next best chosen instead. The "
         f"more the loss rises, the less redundant the experts are (section 4.4).{unfit} {PAIRED}",
         {"redundancy": table},
-        {"redundancy": plots_experts.loss_over_masked(table, title=title)},
+        {"redundancy": lambda: plots_experts.loss_over_masked(table, title=title)},
     )
 
 
@@ -136,26 +163,26 @@ def _fewer(run: ModelOnText) -> Analysis:
         note = f" {run.against.name} has {other:.3f}{_width(run.against)}: {least}."
     half = table.iloc[len(table) // 2]
     title = f"{half['experts']:.0f} of {ffn.top_k} routed experts: {half['difference']:+.3f} nats"
-    return Analysis(
+    return _analysis(
         "How many routed experts are needed?",
         f"With {half['experts']:.0f} of {ffn.top_k} routed experts the loss is {half['loss']:.3f} instead of "
         f"{table['loss'][0]:.3f}, {_signed(half)}.{note}",
         "The model was trained with the largest number; gates are not rescaled. active_width: total hidden width of "
         f"the shared and chosen experts (section 4.4). {PAIRED}",
         {"fewer": table},
-        {"fewer": plots_experts.loss_over_experts(table, against=reference, title=title)},
+        {"fewer": lambda: plots_experts.loss_over_experts(table, against=reference, title=title)},
     )
 
 
 def _domains(run: ModelOnText) -> Analysis:
-    observed = run.observed
+    observed = _choosing(run)
     if observed.domains is None or len(np.unique(observed.domains)) < 2:
         raise DoesNotApply("the validation text has fewer than two domains (data=mixture has three)")
     table = specialisation.domain_information(observed)
     shares = specialisation.domain_shares(observed, run.source.domains)
     best = table.iloc[int(table["information"].argmax())]
     much = f"{best['information']:.3f} of {best['most']:.3f} nats, {best['chance']:.3f} by chance"
-    return Analysis(
+    return _analysis(
         "Do experts specialise by domain?",
         f"Most in layer {best['layer']:.0f}: the mutual information is {much} (p = {best['p']:.3f}).",
         f"Mutual information of domain and expert. Chance: the domains of whole sequences shuffled "
@@ -163,10 +190,10 @@ def _domains(run: ModelOnText) -> Analysis:
         "fraction of a domain's tokens that an expert gets; lift: that share over the expert's share of all text.",
         {"domains": table, "domain_shares": shares},
         {
-            "domains": plots_experts.information_bars(
+            "domains": lambda: plots_experts.information_bars(
                 table, "domain", title=f"Domains, layer {best['layer']:.0f}: {much}"
             ),
-            "domain_shares": plots_experts.domain_heatmap(shares, title=_domain_title(shares)),
+            "domain_shares": lambda: plots_experts.domain_heatmap(shares, title=_domain_title(shares)),
         },
     )
 
@@ -178,13 +205,15 @@ def _domain_title(shares: pd.DataFrame) -> str:
 
 
 def _tokens(run: ModelOnText) -> Analysis:
-    observed, tokenizer = run.observed, run.source.tokenizer
+    observed, tokenizer = _choosing(run), run.source.tokenizer
     table = specialisation.token_information(observed)
     text_of = str if tokenizer is None else lambda kind: tokenizer.decode([kind])
     by_expert = specialisation.expert_tokens(observed, text_of)
+    if table["share_of_most"].isna().all():
+        raise DoesNotApply("the choice of experts hardly varies")
     best = table.iloc[int(table["share_of_most"].argmax())]
     settled = f"layer {best['layer']:.0f}, the token determines {best['share_of_most']:.0%} of the choice of experts"
-    return Analysis(
+    return _analysis(
         "Do experts specialise by token?",
         f"In {settled}; 100% would be a lookup table from token to experts.",
         "Mutual information of token and expert, minus its value with tokens shuffled, over its maximum. By expert: "
@@ -192,8 +221,8 @@ def _tokens(run: ModelOnText) -> Analysis:
         "with tokens shuffled, and its most distinctive tokens.",
         {"tokens": table, "expert_tokens": by_expert},
         {
-            "tokens": plots_experts.information_bars(table, "token", title=f"In {settled}"),
-            "expert_tokens": plots_experts.token_concentration(
+            "tokens": lambda: plots_experts.information_bars(table, "token", title=f"In {settled}"),
+            "expert_tokens": lambda: plots_experts.token_concentration(
                 by_expert,
                 title=f"Ten tokens make up {by_expert['concentration'].median():.0%} of the median expert's load, "
                 f"{by_expert['chance'].median():.0%} by chance",
@@ -206,52 +235,75 @@ def _coactivation(run: ModelOnText) -> Analysis:
     top_k = experts.moe_config(run.model).top_k
     if top_k < 2:
         raise DoesNotApply("each token chooses one expert, so none are chosen together")
-    pairs = coactivation.coactivation(run.observed)
+    pairs = coactivation.coactivation(_choosing(run))
     far = coactivation.far_from_independent(pairs)
     table = pairs.sort_values("ratio", ascending=False, kind="stable")
     frequent = table[table["expected"] >= 10]
     top = (frequent if len(frequent) else table).iloc[0]
     much = f"{top['ratio']:.1f} times as often as if they were independent"
-    return Analysis(
+    return _analysis(
         "Which experts are chosen together?",
         f"Experts {top['expert']:.0f} and {top['other']:.0f} of layer {top['layer']:.0f} are chosen together {much}.",
         "Independent: choices with the same loads. far: share of pairs whose count is over 3 standard deviations away, "
         "0.3% by chance if tokens were independent, which in text they are not; log_ratio: mean of |log2(ratio)|.",
         {"coactivation": far, "pairs": table},
-        {"coactivation": plots_experts.coactivation_heatmap(pairs, title=f"Pairs of experts are chosen up to {much}")},
+        {
+            "coactivation": lambda: plots_experts.coactivation_heatmap(
+                pairs, title=f"Pairs of experts are chosen up to {much}"
+            )
+        },
     )
 
 
 def _router(run: ModelOnText) -> Analysis:
+    _require_several(run)
     table = coactivation.router_certainty(run.observed)
     token, mean, top = (table[name].mean() for name in ("entropy_token", "entropy_mean", "top_gate"))
     title = f"A token's affinities have {token:.0%} of the maximum entropy, their mean {mean:.0%}"
-    return Analysis(
+    return _analysis(
         "How confident is the router?",
         f"{title}; the top gate is {top:.0%} of the sum of the chosen gates.",
         "Low entropy per token and high entropy of the mean: choices are confident and spread over all experts. The "
         "finding averages over layers; the table lists each.",
         {"router": table},
-        {"router": plots_experts.certainty_over_layers(table, title=title)},
+        {"router": lambda: plots_experts.certainty_over_layers(table, title=title)},
     )
 
 
 def _saturation(run: ModelOnText) -> Analysis:
-    ffn = experts.moe_config(run.model)
+    num_experts = _require_several(run)
     if run.snapshots is None:
         raise DoesNotApply("the run recorded no routing snapshots")
-    table = coactivation.saturation(run.snapshots, ffn.num_experts)
+    snapshots = pd.read_parquet(run.snapshots) if isinstance(run.snapshots, Path) else run.snapshots
+    table = coactivation.saturation(snapshots, num_experts)
     last = table["step"].max()
     halfway = table[table["step"] <= last / 2].groupby("layer").last()
     settled = f"halfway through training {halfway['overlap'].mean():.0%} of a token's experts are its final ones"
-    return Analysis(
+    return _analysis(
         "When does routing settle?",
         f"{settled.capitalize()}, {halfway['chance'].mean():.0%} by chance.",
         f"Overlap of the chosen experts with those after step {last}, for a fixed probe of validation tokens. Chance: "
         "tokens shuffled, loads unchanged. Step 0 is the untrained router.",
         {"saturation": table},
-        {"saturation": plots_experts.overlap_over_training(table, title=settled.capitalize())},
+        {"saturation": lambda: plots_experts.overlap_over_training(table, title=settled.capitalize())},
     )
+
+
+def _require_several(run: ModelOnText) -> int:
+    """Return the number of routed experts. Raises DoesNotApply for a dense model and for a single expert."""
+    num_experts = experts.moe_config(run.model).num_experts
+    if num_experts == 1:
+        raise DoesNotApply("a single routed expert leaves no choice")
+    return num_experts
+
+
+def _choosing(run: ModelOnText) -> Observed:
+    """Return the routing. Raises DoesNotApply if every token has the same experts, so that nothing depends on it."""
+    _require_several(run)
+    chosen = np.sort(run.observed.experts, -1)  # (L, S, T, K)
+    if (chosen == chosen[:, :1, :1]).all():
+        raise DoesNotApply("all tokens choose the same experts")
+    return run.observed
 
 
 def _signed(row: "pd.Series[Any]") -> str:

@@ -17,6 +17,7 @@ from dsv2.routing.observed import Observed
 
 SHUFFLES = 200
 TOP = 10  # most frequent tokens per expert
+RESOLVED = 1e-9  # nats; smaller differences are rounding errors
 
 
 def mutual_information(counts: NDArray[np.int64]) -> float:
@@ -71,7 +72,8 @@ def token_information(observed: Observed, *, shuffles: int = 20, seed: int = 0) 
     """Return per layer the mutual information of token and expert in nats, its value by chance, and its maximum.
 
     For chance, tokens are shuffled over all positions. `most`, the maximum, is the entropy of the load minus log K:
-    it is reached if the token alone decides the routing, since a pair may have any of its K experts.
+    it is reached if the token alone decides the routing, since a pair may have any of its K experts. `share_of_most`
+    is NaN where all tokens have the same experts.
     """
     tokens, kinds = _kinds(observed)
     rng = np.random.default_rng(seed)
@@ -87,7 +89,8 @@ def token_information(observed: Observed, *, shuffles: int = 20, seed: int = 0) 
         row = _against_chance(information(tokens), [information(given) for given in shuffled])
         rows.append({"layer": layer} | row | {"most": most})
     table = pd.DataFrame(rows)
-    return table.assign(share_of_most=(table["information"] - table["chance"]) / (table["most"] - table["chance"]))
+    room = table["most"] - table["chance"]
+    return table.assign(share_of_most=(table["information"] - table["chance"]) / room.where(room > RESOLVED))
 
 
 def expert_tokens(observed: Observed, text_of: Callable[[int], str], *, top: int = TOP, seed: int = 0) -> pd.DataFrame:

@@ -5,8 +5,6 @@ kept, so that a damaged file costs a few steps, not the run. A run saves steps i
 steps belong to an attempt that could not be resumed, and are deleted once the new attempt saves.
 """
 
-import hashlib
-import json
 import os
 import pickle
 import re
@@ -17,11 +15,12 @@ from typing import Any
 import torch
 
 from dsv2.storage.files import replacing, write_json
+from dsv2.storage.sealed import Damaged, file_hash, read_object
 
 KEEP = 2
 MANIFEST = "manifest.json"
 UNSAFE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-NAME = re.compile(r"step-\d{9,}\.ckpt")
+NAME = re.compile(r"step-\d{9,18}\.ckpt")
 
 
 def save(checkpoint: dict[str, Any], path: Path) -> None:
@@ -29,11 +28,11 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as scratch:
         torch.save(checkpoint, scratch)
-        checksum = _checksum(scratch)
+        checksum = file_hash(scratch)
     step = int(checkpoint["global_step"])
-    listed = {name: entry for name, entry in _manifest(path.parent).items() if entry["step"] < step}
+    listed = {name: entry for name, entry in _manifest(path.parent).items() if step_of(name) < step}
     listed[path.name] = {"step": step, "sha256": checksum}
-    newest = sorted(listed, key=lambda name: listed[name]["step"])[-KEEP:]
+    newest = sorted(listed, key=step_of)[-KEEP:]
     write_json(path.parent / MANIFEST, {name: listed[name] for name in newest})
     for other in path.parent.glob("step-*.ckpt"):  # including files that a kill left unlisted
         if other.name not in newest:
@@ -44,9 +43,9 @@ def name_of(step: int) -> str:
     return f"step-{step:09d}.ckpt"
 
 
-def step_of(path: Path) -> int:
+def step_of(path: str | Path) -> int:
     """Return the optimiser step after which this checkpoint was saved."""
-    return int(path.stem.removeprefix("step-"))
+    return int(Path(path).stem.removeprefix("step-"))
 
 
 def load(path: Path, map_location: Any | None = None) -> dict[str, Any]:
@@ -73,9 +72,9 @@ def latest(folder: Path) -> Path | None:
     Read-only, so a run may be saving there.
     """
     listed = _manifest(folder)
-    for name in sorted(listed, key=lambda name: listed[name]["step"], reverse=True):
+    for name in sorted(listed, key=step_of, reverse=True):
         path = folder / name
-        if path.is_file() and _checksum(path) == listed[name]["sha256"]:
+        if path.is_file() and file_hash(path) == listed[name]["sha256"]:
             return path
         print(f"warning: checkpoint {path} is damaged or missing; falling back to an earlier one", file=sys.stderr)
     return None
@@ -84,28 +83,25 @@ def latest(folder: Path) -> Path | None:
 def steps(folder: Path) -> list[int]:
     """Return the steps of the valid checkpoints in `folder`, oldest first. Read-only, so a run may be saving there."""
     listed = _manifest(folder)
-    valid = [name for name in listed if (path := folder / name).is_file() and _checksum(path) == listed[name]["sha256"]]
-    return sorted(listed[name]["step"] for name in valid)
+    valid = [name for name in listed if (path := folder / name).is_file() and file_hash(path) == listed[name]["sha256"]]
+    return sorted(map(step_of, valid))
 
 
 def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the entries by file name; those that make no sense, as after damage, are left out with a warning."""
     path = folder / MANIFEST
     try:
-        listed = json.loads(path.read_text())
+        listed = read_object(path)
     except FileNotFoundError:
         return {}
-    except ValueError:
-        listed = None
-    if not isinstance(listed, dict) or not all(map(_is_entry, listed.values())) or not all(map(NAME.fullmatch, listed)):
-        print(f"warning: {path} is damaged, so no checkpoint beside it can be trusted", file=sys.stderr)
+    except Damaged as error:
+        print(f"warning: {error}, so no checkpoint beside it can be trusted", file=sys.stderr)
         return {}
-    return listed
+    valid = {name: entry for name, entry in listed.items() if NAME.fullmatch(name) and _is_entry(entry)}
+    if len(valid) < len(listed):
+        print(f"warning: {path}: damaged, {len(listed) - len(valid)} entries were skipped", file=sys.stderr)
+    return valid
 
 
 def _is_entry(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("step"), int) and isinstance(value.get("sha256"), str)
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return isinstance(value, dict) and isinstance(value.get("sha256"), str)

@@ -8,24 +8,28 @@ routing.parquet             one row per logged step, MoE layer and expert
 routing_snapshots.parquet   the experts chosen for a fixed probe over training
 checkpoints/                the newest checkpoints and their manifest
 lock                        held while the run is trained
-result.json                 written last, by `training/fit.py`: status, metrics, seconds, data and provenance
+result.json                 written last, by `training/fit.py`: status, metrics, seconds, data, provenance, and hashes
+                            of itself and of the files above
 model.safetensors           weights of an imported model, in place of checkpoints
 """
 
-import json
 import os
 import re
 import sys
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
 from dsv2.storage.paths import read_yaml, within
+from dsv2.storage.sealed import Damaged, changed, hashes, read_sealed, write_sealed
 
 CONFIG = "config.yaml"
 DATA = "data.json"
 METRICS = "metrics.jsonl"
 ROUTING = "routing.parquet"
 SNAPSHOTS = "routing_snapshots.parquet"
+TOKENIZER = "tokenizer.json"
+LOGS = (METRICS, ROUTING, SNAPSHOTS)
 CHECKPOINTS = "checkpoints"
 RESULT = "result.json"
 LOCK = "lock"  # held by the process that trains here
@@ -44,22 +48,47 @@ def finished(folder: Path) -> dict[str, Any] | None:
     return result if result.get("status") == "finished" else None
 
 
+def write_result(folder: Path, result: dict[str, Any]) -> None:
+    """Write `result.json`; that of a finished run covers every other file with a hash."""
+    covered = {"files": hashes(folder, (CONFIG, DATA, TOKENIZER, *LOGS))} if result["status"] == "finished" else {}
+    write_sealed(folder / RESULT, result | covered)
+
+
 def read_result(folder: Path) -> dict[str, Any]:
-    """Return the contents of `result.json`; empty if it is missing or, with a warning on stderr, damaged."""
+    """Return the contents of `result.json`; empty if it is missing.
+
+    If it or a file that it covers is damaged, warns on stderr and returns the status "damaged" with an error that names
+    the file. Results from before files were covered are returned as they are.
+    """
     path = folder / RESULT
     try:
-        result = json.loads(path.read_text())
+        result = read_sealed(path)
+        require_unchanged(folder)
+        if not _is_result(result):
+            raise Damaged(f"{path}: damaged, its metrics are not numbers")
     except FileNotFoundError:
         return {}
-    except ValueError:
-        result = None
-    if not isinstance(result, dict) or not _numbers(result.get("metrics", {})):
-        print(f"warning: {path} is damaged; the run counts as unfinished", file=sys.stderr)
-        return {}
+    except Damaged as error:
+        print(f"warning: {error}; the run counts as unfinished, and its command trains it again", file=sys.stderr)
+        return {"status": "damaged", "error": str(error)}
     return result
 
 
-def _numbers(metrics: Any) -> bool:
+def require_unchanged(folder: Path, names: Container[str] | None = None) -> None:
+    """Raise Damaged if a file of a finished run, of `names` if given, is not as it was when the run finished."""
+    try:
+        files = read_sealed(folder / RESULT).get("files", {})
+    except (FileNotFoundError, Damaged):
+        return  # unfinished, or nothing left to compare with
+    if not isinstance(files, dict):
+        raise Damaged(f"{folder / RESULT}: damaged, its files are not listed by name")
+    if wrong := changed(folder, {name: files[name] for name in files if names is None or name in names}):
+        what = "not as it was when the run finished" if wrong[0].exists() else "missing"
+        raise Damaged(f"{wrong[0]}: {what}")
+
+
+def _is_result(result: Mapping[str, Any]) -> bool:
+    metrics = result.get("metrics", {})
     return isinstance(metrics, dict) and all(isinstance(value, int | float) for value in metrics.values())
 
 
@@ -102,7 +131,7 @@ def _trials(study: Path) -> list[list[Any]]:
     Older studies do not list their trials there, so that the configs of the trials are read.
     """
     try:
-        record = json.loads((study / "study.json").read_text())
+        record = read_sealed(study / "study.json")
         if "trials" not in record:
             return [_labels(path) for path in sorted(study.glob(f"trials/*/{CONFIG}"))]
         return [[arm, seed, probe, folder] for arm, seed, probe, folder in record["trials"]]

@@ -26,7 +26,6 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from dsv2.config import plain
 from dsv2.data.module import Stream
 from dsv2.data.source import Source, repetition_warning
-from dsv2.data.tokenizer import TOKENIZER
 from dsv2.storage import checkpoints
 from dsv2.storage.files import replacing, sweep, write_json, write_text
 from dsv2.storage.rundir import (
@@ -34,12 +33,16 @@ from dsv2.storage.rundir import (
     CONFIG,
     DATA,
     LOCK,
+    LOGS,
     METRICS,
     RESULT,
     ROUTING,
     SNAPSHOTS,
+    TOKENIZER,
     finished,
     read_result,
+    require_unchanged,
+    write_result,
 )
 from dsv2.training import sinks
 from dsv2.training.callbacks.checkpoint import AtomicCheckpointIO, Checkpointer
@@ -130,7 +133,7 @@ def _fit(run: Run.Config, folder: Path, module: type[Module], group: Group, shar
         with contextlib.suppress(OSError):  # for example a full disk; the original error still reaches the caller
             record_failure(run, folder, error, started)
         raise
-    write_json(folder / RESULT, _header(run, folder, "finished", started) | result)
+    write_result(folder, _header(run, folder, "finished", started) | result)
 
 
 def record_failure(run: Run.Config, folder: Path, error: BaseException, started: float) -> None:
@@ -138,7 +141,7 @@ def record_failure(run: Run.Config, folder: Path, error: BaseException, started:
     status = "diverged" if isinstance(error, Diverged) else "failed"
     text = str(error) if status == "diverged" else f"{type(error).__name__}: {error}"
     failure = {"error": text, "traceback": "".join(traceback.format_exception(error))}
-    write_json(folder / RESULT, _header(run, folder, status, started) | failure)
+    write_result(folder, _header(run, folder, status, started) | failure)
 
 
 def _header(run: Run.Config, folder: Path, status: str, started: float) -> dict[str, Any]:
@@ -186,6 +189,7 @@ def _train(run: Run.Config, folder: Path, module: Module, group: Group, shared: 
         limit_val_batches=0,
     )
     checkpoint = group.agree(_resumable(run, shared) if group.first else None)
+    (folder / RESULT).unlink(missing_ok=True)  # of an earlier attempt
     trainer.fit(module, datamodule=Stream(source, batches), ckpt_path=checkpoint)
     if trainer.global_step < batches.num_steps:
         raise Interrupted(f"stopped after step {trainer.global_step} of {batches.num_steps}")
@@ -222,6 +226,7 @@ def _resumable(run: Run.Config, folder: Path) -> Path | None:
         step, every = checkpoints.step_of(checkpoint), run.trainer.log_every
         logged = sorted({*range(every, step + 1, every), *([step] if step == run.trainer.batches().num_steps else [])})
         try:
+            require_unchanged(folder, LOGS)
             lines = metrics.read_text().splitlines(keepends=True)[: len(logged)]
             steps = [json.loads(line)["step"] for line in lines if line.endswith("\n")]
             routed = sorted(pd.read_parquet(routing)["step"].unique()) if run.model.moe is not None else logged

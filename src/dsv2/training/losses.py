@@ -3,6 +3,7 @@
 B batch, T tokens, V vocabulary.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -42,7 +43,7 @@ class BalanceLoss:
 
         def __post_init__(self) -> None:
             for name in ("expert", "device", "communication"):
-                self.require(getattr(self, name) >= 0, name, "0 or more")
+                self.require(0 <= getattr(self, name) < math.inf, name, "0 or more, and finite")
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

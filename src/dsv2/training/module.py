@@ -58,7 +58,7 @@ class Module(L.LightningModule):
     @property
     def _step_seed(self) -> int:
         """Seed of this step's random draws: a function of run seed and step, so that a resumed run repeats them."""
-        return self.config.seed * 1_000_003 + self.global_step
+        return (self.config.seed * 1_000_003 + self.global_step) % 2**63
 
     def _exempt(self, batch_size: int) -> Tensor | None:
         """Draw the sequences exempt from token dropping, (B,) bool, from the step's seed."""

@@ -1,5 +1,6 @@
 """AdamW with the report's decay groups (section 3.1.2)."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -23,12 +24,12 @@ class AdamW:
         schedule: StepDecay.Config = field(default_factory=StepDecay.Config)
 
         def __post_init__(self) -> None:
-            self.require(self.lr > 0, "lr", "positive")
-            self.require(self.lr_factor > 0, "lr_factor", "positive")
+            self.require(0 < self.lr < math.inf, "lr", "positive and finite")
+            self.require(0 < self.highest_lr < math.inf, "lr_factor", "positive, and times lr finite")
             self.require(all(0 <= beta < 1 for beta in self.betas), "betas", "two numbers from 0 to below 1")
-            self.require(self.eps > 0, "eps", "positive")
-            self.require(self.weight_decay >= 0, "weight_decay", "0 or more")
-            self.require(self.clip_norm > 0, "clip_norm", "positive")
+            self.require(0 < self.eps < math.inf, "eps", "positive and finite")
+            self.require(0 <= self.weight_decay < math.inf, "weight_decay", "0 or more, and finite")
+            self.require(self.clip_norm > 0, "clip_norm", "positive; .inf for no clipping")
 
         @property
         def highest_lr(self) -> float:

@@ -84,7 +84,7 @@ class Run:
         probe: str | None = setting(None)
 
         def __post_init__(self) -> None:
-            self.require(self.seed >= 0, "seed", "0 or more")
+            self.require(0 <= self.seed < 2**63, "seed", "0 or more and less than 2**63")
             fits = self.model.vocab_size >= self.data.vocab_size
             self.require(fits, "model.vocab_size", f"at least data.vocab_size={self.data.vocab_size}")
             for step in ("validate_every", "checkpoint_every"):

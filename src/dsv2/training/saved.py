@@ -1,7 +1,5 @@
 """`open_run(RUN)` opens a run directory, of a trained run or of an imported model."""
 
-import hashlib
-import json
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -20,12 +18,23 @@ from dsv2.data.corpora import Text
 from dsv2.data.packing import PackedText
 from dsv2.data.source import Batch, Source
 from dsv2.data.store import find_store
-from dsv2.data.tokenizer import TOKENIZER, Tokenizer, load_tokenizer
+from dsv2.data.tokenizer import Tokenizer, load_tokenizer
 from dsv2.inference.reader import Reader
 from dsv2.models.transformer import Transformer
 from dsv2.storage import checkpoints
 from dsv2.storage.paths import read_yaml, require_own_files
-from dsv2.storage.rundir import CHECKPOINTS, CONFIG, DATA, WEIGHTS, find_run, read_result, runs_root
+from dsv2.storage.rundir import (
+    CHECKPOINTS,
+    CONFIG,
+    DATA,
+    TOKENIZER,
+    WEIGHTS,
+    find_run,
+    read_result,
+    require_unchanged,
+    runs_root,
+)
+from dsv2.storage.sealed import file_hash, read_object
 from dsv2.training.run import Run, from_plain
 
 LONGEST = 4096  # context length of an imported model whose config states none, in tokens
@@ -61,6 +70,7 @@ class SavedRun:
     ) -> None:
         self.folder, self.step, self.device, self.text = folder, step, torch.device(device or "cpu"), tuple(text)
         require_own_files(folder)
+        require_unchanged(folder, (CONFIG, DATA, TOKENIZER))
         self.values = _read_config(folder)
         self.imported = (folder / WEIGHTS).is_file() and not (folder / CHECKPOINTS).is_dir()
         if "data" not in self.values and not self.imported:
@@ -88,9 +98,22 @@ class SavedRun:
     @property
     def longest(self) -> int:
         """Sequence length that the model was trained on, in tokens."""
-        if self.imported:
-            return int(self.values.get("checkpoint", {}).get("max_position_embeddings", LONGEST))
-        return self.config.trainer.sequence_length
+        if not self.imported:
+            return self.config.trainer.sequence_length
+        length = self.checkpoint.get("max_position_embeddings", LONGEST)
+        if type(length) is not int or length < 1:
+            raise ConfigError(
+                "checkpoint.max_position_embeddings", length, f"a positive integer, in {self.folder / CONFIG}"
+            )
+        return length
+
+    @property
+    def checkpoint(self) -> dict[str, Any]:
+        """Keys of the `config.json` of an imported model that are not part of the model."""
+        values = self.values.get("checkpoint")
+        if not isinstance(values, dict | None):
+            raise ConfigError("checkpoint", values, f"a mapping, or null, in {self.folder / CONFIG}")
+        return values or {}
 
     @property
     def batch_size(self) -> int:
@@ -198,7 +221,7 @@ class SavedRun:
             print(f"warning: {self.folder} stores no identity of its corpus; assuming it unchanged", file=sys.stderr)
             return config.open(seed=self.config.seed, **sizes)
         identity = {key: value for key, value in record["identity"].items() if key != "trained_tokenizer"}
-        prepared = [Path(record["prepared"]).parents[1]] if "prepared" in record else []
+        prepared = list(Path(record.get("prepared", "")).parents[1:2])
         places = [*prepared, *self.folder.resolve().parents, runs_root()]
         store = find_store(identity, places, config.vocab_size)
         if store is not None:
@@ -212,24 +235,24 @@ class SavedRun:
         """Read the stored record of the data; runs older than `data.json` have at most an identity in their result."""
         path = self.folder / DATA
         if not path.is_file():
-            return {"identity": self.result["data"]} if "data" in self.result else {}
-        try:
-            record: dict[str, Any] = json.loads(path.read_text())
-            return record | {"identity": dict(record["identity"])}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: damaged, {type(error).__name__}: {error}") from None
+            identity = self.result.get("data")
+            return {"identity": identity} if isinstance(identity, dict) else {}
+        record = read_object(path)
+        if not isinstance(record.get("identity"), dict) or not isinstance(record.get("prepared", ""), str):
+            raise ValueError(f"{path}: damaged, its identity or the path of its prepared corpus")
+        return record
 
     def _require_own_tokenizer(self) -> None:
         path = self.folder / TOKENIZER
         if self.imported or not path.is_file():
             return
         then = self._record().get("identity", {}).get("trained_tokenizer")
-        if then not in (None, hashlib.sha256(path.read_bytes()).hexdigest()):
+        if then not in (None, file_hash(path)):
             raise ValueError(f"{path}: not the tokenizer that the run was trained with; restore the file")
 
     def _require(self, now: dict[str, str], then: dict[str, str], keys: tuple[str, ...]) -> None:
         for key in keys:
-            if now[key] != then[key]:
+            if now[key] != then.get(key):
                 where = getattr(self.config.data, "path", None) or self.config.data.label
                 raise ValueError(
                     f"{self.folder}: its data ({where}) have changed since it was trained, in their {key}, and the "

@@ -3,6 +3,7 @@
 import json
 import math
 
+import pandas as pd
 import yaml
 
 from ablations import results
@@ -16,8 +17,39 @@ def test_damaged_results_are_unfinished_trials(capsys):
     trial.folder.mkdir(parents=True)
     for content in ('{"status": "fini', "[1]", '{"status": "finished", "metrics": {"val/loss": "low"}}'):
         (trial.folder / "result.json").write_text(content)
-        assert list(results("balance_losses")["status"]) == ["unfinished"] * 30
-        assert "result.json is damaged; the run counts as unfinished" in capsys.readouterr().err
+        table = results("balance_losses")
+        assert list(table["status"]) == ["damaged"] + ["unfinished"] * 29
+        assert table["error"][0].startswith(f"{trial.folder / 'result.json'}: damaged, ")
+        assert "the run counts as unfinished, and its command trains it again" in capsys.readouterr().err
+
+
+def test_nothing_of_a_damaged_trial_is_averaged_in(six, here, console, capsys):
+    """Here a digit of a logged loss; the same command trains the trial again, and everything is as before."""
+    from ablations.running.runner import run_trials
+
+    run_trials(six, workers=1, launcher="local", console=console)
+    whole, folder = results_of(six), six.trials[1].folder
+    metrics, written = whole.metrics(), (folder / "metrics.jsonl").read_bytes()
+    capsys.readouterr()
+    place = written.index(b'"val/loss": ') + 14
+    (folder / "metrics.jsonl").write_bytes(written[:place] + b"9" + written[place + 1 :])
+    table = results_of(six)
+    assert list(table["status"]) == ["finished", "damaged", *["finished"] * 4]
+    assert table["val/loss"].isna().tolist() == [False, True, *[False] * 4]
+    assert set(table.metrics()["arm"]) == set(metrics["arm"]) - {six.trials[1].arm}
+    assert set(table.routing()["arm"]) == set(metrics["arm"]) - {six.trials[1].arm}
+    assert f"{folder / 'metrics.jsonl'}: not as it was when the run finished" in capsys.readouterr().err
+    here.clear()
+    assert run_trials(six, workers=1, launcher="local", console=console)
+    assert here == [folder]
+    untimed = ~metrics["metric"].str.startswith("perf/")
+    pd.testing.assert_frame_equal(results_of(six).metrics()[untimed], metrics[untimed])
+
+
+def test_results_from_before_checksums_are_read_and_it_is_said(fill, capsys):
+    planned = fill("balance_losses", seeds=(0, 1))
+    assert set(results_of(planned)["status"]) == {"finished"}
+    assert "note: 12 trials of balance_losses were stored before checksums" in capsys.readouterr().err
 
 
 def test_tables_leave_out_what_is_damaged(six, capsys):

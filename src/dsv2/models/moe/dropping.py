@@ -22,7 +22,7 @@ class Dropping:
         exempt_ratio: float = 0.1  # share of the sequences that are never dropped
 
         def __post_init__(self) -> None:
-            self.require(self.capacity_factor > 0, "capacity_factor", "positive")
+            self.require(0 < self.capacity_factor < math.inf, "capacity_factor", "positive and finite")
             self.require(0 <= self.exempt_ratio <= 1, "exempt_ratio", "between 0 and 1")
 
 

@@ -3,6 +3,7 @@
 B batch, T tokens, d model width, E routed experts.
 """
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -32,7 +33,7 @@ class GShard(MoE):
         def __post_init__(self) -> None:
             super().__post_init__()
             self.require(self.top_k == 2, "top_k", "2, since GShard chooses two experts")
-            self.require(self.capacity_factor > 0, "capacity_factor", "positive")
+            self.require(0 < self.capacity_factor < math.inf, "capacity_factor", "positive and finite")
             self.refuse_what_is_deepseeks("GShard")
 
         @property

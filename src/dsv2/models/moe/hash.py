@@ -31,7 +31,7 @@ class Hash(MoE):
         def __post_init__(self) -> None:
             super().__post_init__()
             self.require(self.top_k == 1, "top_k", "1, since a hash selects one expert")
-            self.require(self.hash_seed >= 0, "hash_seed", "0 or more")
+            self.require(0 <= self.hash_seed < 2**63, "hash_seed", "0 or more and less than 2**63")
             self.refuse_what_is_deepseeks("a hash layer")
 
         def weights(self, dim: int) -> list[Weight]:

@@ -3,6 +3,7 @@
 B batch, T tokens, d model width, E routed experts, K of them per token, D devices, M most devices per token.
 """
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -38,6 +39,8 @@ class MoE(nn.Module):
                 self.require(holds, field, valid)
             self.require(self.expert_dim > 0, "expert_dim", "positive")
             self.require(self.num_shared >= 0, "num_shared", "0 or more")
+            scales = 0 < self.routed_scaling_factor < math.inf
+            self.require(scales, "routed_scaling_factor", "positive and finite")
 
         def weights(self, dim: int) -> list[Weight]:
             active = self.top_k / self.num_experts

@@ -3,6 +3,7 @@
 B batch, T tokens, d model width, E routed experts.
 """
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -33,7 +34,7 @@ class Switch(MoE):
         def __post_init__(self) -> None:
             super().__post_init__()
             self.require(self.top_k == 1, "top_k", "1, since Switch chooses one expert")
-            self.require(self.capacity_factor > 0, "capacity_factor", "positive")
+            self.require(0 < self.capacity_factor < math.inf, "capacity_factor", "positive and finite")
             self.require(0 <= self.jitter < 1, "jitter", "from 0 to below 1")
             self.refuse_what_is_deepseeks("Switch")
 
