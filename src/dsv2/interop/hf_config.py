@@ -47,8 +47,6 @@ def read_json(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not JSON ({error})") from None
-    except RecursionError:
-        raise ValueError(f"{file}: nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError(f"{file}: not a JSON object")
     return value
