@@ -16,6 +16,7 @@ from dsv2.evaluation.benchmarks import TextBenchmarks
 from dsv2.training import fit
 from dsv2.training.saved import open_run
 from tests.references.likelihood import looped
+from tests.references.runs import without_checksums
 from tests.references.tolerances import FLOAT32_MODULE
 
 
@@ -117,6 +118,7 @@ def test_mistakes_are_one_line_and_cost_no_evaluation(
 
 def test_questions_longer_than_the_run_reads_are_refused(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A run without benchmarks is asked with the default sizes."""
+    without_checksums(trained)
     config = yaml.safe_load((trained / "config.yaml").read_text())
     (trained / "config.yaml").write_text(yaml.safe_dump(config | {"benchmarks": None}))
     for task, line in (
