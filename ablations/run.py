@@ -78,7 +78,13 @@ def _main(arguments: list[str]) -> int:
     request, overrides = parse(arguments)
     from ablations.trials.trials import Study
     from dsv2.report.terminal import open_console
+    from dsv2.storage.checkpoints import require_no_pickles
 
+    try:
+        require_no_pickles()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     console = open_console()
     studies = [Study(request.sweep, scale, request.seeds, overrides) for scale in request.scales]
     if request.dry_run:

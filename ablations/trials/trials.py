@@ -10,10 +10,12 @@ import yaml
 
 from dsv2.config import ConfigError
 from dsv2.storage.files import write_text
-from dsv2.storage.rundir import runs_root
+from dsv2.storage.paths import require_own_files, within
+from dsv2.storage.rundir import FINGERPRINT, runs_root
 from dsv2.storage.sealed import changed, hashes, read_sealed, write_sealed
 from dsv2.study.files import SUFFIXES, definition
 from dsv2.study.plan import Plan
+from dsv2.study.words import require_name
 from dsv2.training.run import Run, folder_of
 
 if TYPE_CHECKING:
@@ -60,6 +62,11 @@ class Study(Plan):
         if not all(type(seed) is int and 0 <= seed < 2**32 for seed in self.seeds):
             raise ConfigError("seeds", list(self.seeds), "whole numbers from 0 to 2^32 - 1")
         self.folder = runs_root() / self.name / scale
+        try:
+            within(runs_root(), self.folder)
+            require_own_files(self.folder, runs_root())
+        except ValueError as error:
+            raise ConfigError("sweep", self.name, str(error)) from None
         self.source = source if isinstance(source, str) else str(self.folder / DEFINITION)  # for command lines
         self.trials = [
             self._trial(TrialKey(arm, seed, probe), folders)
@@ -138,18 +145,26 @@ def stored(name: str, scale: str = "smoke") -> Study:
     given, path = name, Path(name)
     if path.suffix in SUFFIXES:
         name = definition(name)[0] if path.is_file() else path.stem
+    require_name("sweep", name)
+    require_name("scale", scale)
     folder = runs_root() / name / scale
     try:
         record = read_sealed(folder / RECORD)
         source, seeds, overrides = record.get("source") or given, record["seeds"], record["overrides"]
-        folders = {TrialKey(arm, seed, probe): folder for arm, seed, probe, folder in record.get("trials", [])}
-        texts = [*overrides, *folders.values()]
-        valid_record = isinstance(overrides, list) and all(isinstance(text, str) for text in texts)
-        valid_record &= all(isinstance(seed, int) for seed in seeds or ())
+        folders = {
+            TrialKey(arm, seed, probe): fingerprint for arm, seed, probe, fingerprint in record.get("trials", [])
+        }
+        valid_record = (
+            isinstance(overrides, list)
+            and all(isinstance(word, str) for word in overrides)
+            and all(isinstance(seed, int) for seed in seeds or ())
+            and all(FINGERPRINT.fullmatch(fingerprint) for fingerprint in folders.values())
+            and source.isprintable()
+        )
         files = dict(record.get("files", {}))
     except FileNotFoundError:
         return Study(given, scale)
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         valid_record = False
     if not valid_record:
         raise ConfigError("sweep", name, f"{folder / RECORD} is damaged; run the study again to renew it")
@@ -160,6 +175,8 @@ def stored(name: str, scale: str = "smoke") -> Study:
         raise ConfigError("sweep", name, valid)
     try:
         study = Study(definition(str(folder / DEFINITION))[1], scale, seeds, overrides, folders=folders)
+        if study.name != name:
+            raise ConfigError("name", study.name, f"{name}, as its folder")
     except ConfigError as error:
         valid = f"{folder / DEFINITION} cannot be used; run the study again to renew it. {error}"
         raise ConfigError("sweep", name, valid) from None

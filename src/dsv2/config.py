@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import importlib
 import json
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,8 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 PACKAGE = "dsv2"
+TARGET = re.compile(rf"{PACKAGE}(\.\w+)+\.Config")  # what a `_target_` may look like
+NAME = re.compile(r"\w[\w.+-]*")  # of studies, scales and arms: becomes part of file names
 _HERE = Path(__file__).resolve().parent
 # A wheel ships the YAML inside the package; a checkout keeps it at the top level.
 CONFIG_DIR = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parents[1] / "configs"
@@ -103,8 +106,11 @@ def _target(node: Mapping[str, Any], expected: Any, key: str) -> type[ConfigBase
         if len(allowed) == 1 and allowed[0] is not ConfigBase:
             return allowed[0]
         raise ConfigError(at, None, f"name one of {_names(allowed)}")
-    inside = isinstance(name, str) and name.startswith(PACKAGE + ".") and name.endswith(".Config")
-    cls = _import(MOVED.get(name, name)) if inside else None
+    inside = isinstance(name, str) and TARGET.fullmatch(name)
+    try:
+        cls = _import(MOVED.get(name, name)) if inside else None
+    except ModuleNotFoundError as error:
+        raise ConfigError(at, name, f"its module needs the package {error.name}, which is not installed") from None
     if not (isinstance(cls, type) and issubclass(cls, ConfigBase) and issubclass(cls, tuple(allowed))):
         raise ConfigError(at, name, f"only configs of this package are accepted; here one of {_names(allowed)}")
     return cls

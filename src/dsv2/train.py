@@ -20,6 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from dsv2.composition import as_text, checked, compose, override, register_resolvers, without_shape
 from dsv2.config import CONFIG_DIR, ConfigError
 
+SWEEP = "WANDB_SWEEP_ID"  # set by a W&B agent for the processes that it starts
+
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")
 def train(composed: DictConfig) -> None:
@@ -37,12 +39,23 @@ def train(composed: DictConfig) -> None:
 
 def _train(values: dict[str, Any]) -> Path:
     """Train the composed run and return its directory."""
+    from dsv2.storage.checkpoints import require_no_pickles
+    from dsv2.storage.paths import require_own_files, within
     from dsv2.storage.rundir import runs_root
+    from dsv2.study.words import LABELS, require_name
     from dsv2.training.run import folder_of, from_plain
 
     run = from_plain(without_shape(values))
-    within = f"{run.study}/{run.scale}/trials" if run.study and run.scale else run.study or "train"
-    folder = folder_of(run, runs_root() / within)
+    for label in LABELS:
+        if (name := getattr(run, label)) is not None:
+            require_name(label, name)
+    place = f"{run.study}/{run.scale}/trials" if run.study and run.scale else run.study or "train"
+    folder = folder_of(run, runs_root() / place)
+    try:
+        require_no_pickles()
+        require_own_files(within(runs_root(), folder), runs_root())
+    except ValueError as error:
+        stop(2, f"error: {error}")
 
     from dsv2.training import machine
     from dsv2.training.fit import Busy, Diverged, Interrupted, fit
@@ -73,8 +86,13 @@ NAMES = ("study", "scale", "arm", "probe")  # text, whatever else it could be re
 def expanded(words: list[str]) -> list[str]:
     """Expand an arm of a study on the command line to its overrides; explicit ones take precedence.
 
-    Names need no quotes: `arm=64` is the arm called 64.
+    Names need no quotes: `arm=64` is the arm called 64. Under a W&B agent the words are those of a sweep file, which may
+    say no more than a study file.
     """
+    if os.environ.get(SWEEP):
+        from dsv2.study.words import require_allowed
+
+        require_allowed(words)
     given = dict(word.split("=", 1) for word in words if "=" in word)
     names = {key: as_text(given[key]) for key in NAMES if given.get(key) not in (None, "null")}
     words_of = {key: override(key, value) for key, value in names.items()}

@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import save_file
 
 from dsv2.config import plain
-from dsv2.data.tokenizer import END_OF_TEXT, SETTINGS
+from dsv2.data.tokenizer import END_OF_TEXT, SETTINGS, load_tokenizer
 from dsv2.interop.hf_config import read_json
 from dsv2.interop.hf_keys import TOKEN_IDS
 from dsv2.interop.huggingface import from_hf, to_hf
@@ -31,15 +31,17 @@ def import_hf(path: str | Path, out: str | Path) -> None:
     """Convert the DeepseekV2 checkpoint directory `path` to the run directory `out`. Raises ValueError if it exists."""
     require_free(Path(out))
     model, hf_config = from_hf(path), read_json(Path(path) / "config.json")
+    files = [file for name in TOKENIZER_FILES if (file := Path(path) / name).is_file() and _readable(file)]
+    for file in files:
+        read_json(file)  # what is copied is what it should be
     checkpoint = {key: hf_config[key] for key in KEPT if hf_config.get(key) is not None}
     with new_directory(out) as folder:
         values = {"model": plain(model.config), "checkpoint": checkpoint}
         (folder / CONFIG).write_text(yaml.safe_dump(values, sort_keys=False))
         save_file(model.state_dict(), folder / WEIGHTS)
-        for name in TOKENIZER_FILES:
-            file = Path(path) / name
-            if file.is_file() and _readable(file):
-                shutil.copyfile(file, folder / name)
+        for file in files:
+            shutil.copyfile(file, folder / file.name)
+        load_tokenizer(folder, model.config.vocab_size)
 
 
 def export_hf(run: str | Path, out: str | Path) -> None:

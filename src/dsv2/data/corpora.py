@@ -20,6 +20,7 @@ from dsv2.data.reading import read, stamp, valid_text
 from dsv2.data.source import Source
 from dsv2.data.store import open_store
 from dsv2.data.tokenizer import SMALLEST_VOCAB, Tokenizer
+from dsv2.storage.paths import home_of, require_own_files, within
 
 FORMAT = 1  # increment when the same documents are split, tokenized, packed or ordered differently
 MB = 1_000_000
@@ -197,12 +198,23 @@ class HuggingFace(Text):
                 valid = "data=huggingface needs the package `datasets`: pip install 'dsv2[hf]'"
                 raise ConfigError("data.path", self.path, valid) from None
             try:
+                self._require_own_files(datasets)
                 return datasets.load_dataset(self.path, self.name, split=self.split, streaming=True)
             except Exception as error:  # any error of the Hub, the network or a loader
                 first = str(error).partition("\n")[0]
                 raise ConfigError(
                     "data.path", self.path, f"a dataset that loads; {type(error).__name__}: {first}"
                 ) from error
+
+        def _require_own_files(self, datasets: Any) -> None:
+            """Raise ValueError if a local directory leads out of itself, by links or by a list in its README."""
+            assert self.path is not None
+            if not (folder := Path(self.path)).is_dir():
+                return
+            require_own_files(folder, home_of(folder))
+            named = datasets.load_dataset_builder(self.path, self.name).config.data_files or {}
+            for file in (file for files in named.values() for file in files):
+                within(home_of(folder), Path(file))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Documents from the user's files: .txt, .jsonl and .parquet."""
 
 import glob
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from dsv2.config import ConfigError
 from dsv2.data.documents import Document
+from dsv2.storage.paths import home_of, within
 
 NO_DOMAIN = "text"
 
@@ -21,6 +23,13 @@ def find(key: str, pattern: str) -> list[Path]:
     if paths == [Path(pattern).expanduser()] and paths[0].is_dir():
         raise ConfigError(key, pattern, f"a glob of files; this is a directory: use {pattern.rstrip('/')}/*.txt")
     files = [path for path in paths if path.is_file()]
+    fixed = itertools.takewhile(lambda part: not glob.has_magic(part), Path(expanded).parts)
+    root = home_of(Path(*fixed))  # the user named this part, links included
+    try:
+        for path in files:
+            within(root, path)
+    except ValueError as error:
+        raise ConfigError(key, pattern, f"text in its own folder; {error}") from None
     for path in files:
         if path.suffix not in READERS:
             raise ConfigError(key, pattern, f"only {', '.join(READERS)} files; it also matches {path}")
@@ -72,8 +81,9 @@ def _jsonl(path: Path) -> Iterator[tuple[str, str | None]]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
-                raise _Unreadable(f"one JSON object per line; {path}, line {number}: {error}") from None
+            except (ValueError, RecursionError) as error:
+                why = "nested too deeply" if isinstance(error, RecursionError) else error
+                raise _Unreadable(f"one JSON object per line; {path}, line {number}: {why}") from None
             if not isinstance(row, dict) or not isinstance(row.get("text"), str):
                 keys = f"it has {', '.join(row)}" if isinstance(row, dict) else f"it is {type(row).__name__}"
                 raise _Unreadable(f"objects with a string `text`; {path}, line {number}: {keys}")

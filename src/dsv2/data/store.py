@@ -30,6 +30,7 @@ from dsv2.storage.rundir import TOKENIZER, runs_root
 MANIFEST = "manifest.json"
 FILES = (TOKENIZER, "train.bin", "val.bin", "documents.npz")
 SPLITS = ("train", "val")
+DTYPES = ("uint16", "uint32")
 _CHUNK = 1 << 20  # characters tokenized at a time
 
 
@@ -84,7 +85,7 @@ def find_store(identity: dict[str, str], places: Iterable[Path], vocab_size: int
 
 def _open(folder: Path, vocab_size: int, tokenizer: Tokenizer | None = None) -> Store:
     manifest = json.loads((folder / MANIFEST).read_text())
-    tables = np.load(folder / "documents.npz")
+    tables = np.load(folder / "documents.npz", allow_pickle=False)
 
     def side(name: str) -> Split:
         tokens = np.memmap(folder / f"{name}.bin", dtype=manifest["dtype"], mode="r")
@@ -100,10 +101,11 @@ def _complete(folder: Path) -> bool:
         manifest = json.loads((folder / MANIFEST).read_text())
     except FileNotFoundError:
         return False
-    except ValueError:
-        manifest = {}
-    kept = manifest.get("files", {})
-    if all((folder / name).is_file() and kept.get(name) == _sha256(folder / name) for name in FILES):
+    except (ValueError, RecursionError):
+        manifest = None
+    kept: Any = manifest.get("files") if isinstance(manifest, dict) and manifest.get("dtype") in DTYPES else None
+    whole = ((folder / name).is_file() and kept.get(name) == _sha256(folder / name) for name in FILES)
+    if isinstance(kept, dict) and all(whole):
         return True
     print(f"data: {folder} is damaged and will be prepared again", file=sys.stderr)
     return False

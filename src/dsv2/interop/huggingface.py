@@ -21,7 +21,9 @@ from dsv2.interop.hf_config import config_from_hf, config_to_hf, read_config, re
 from dsv2.interop.hf_keys import refuse_invalid_kept
 from dsv2.interop.names import Row, table
 from dsv2.models.transformer import Transformer
+from dsv2.storage.checkpoints import require_no_pickles
 from dsv2.storage.files import new_directory
+from dsv2.storage.paths import home_of, require_own_files
 
 __all__ = ["config_from_hf", "config_to_hf", "from_hf", "read_config", "to_hf"]
 
@@ -47,6 +49,8 @@ def from_hf(path: str | Path) -> Transformer:
     checked before memory is allocated: raises ValueError for the first unknown, extra or missing key or wrong shape.
     """
     path = Path(path)
+    require_no_pickles()
+    require_own_files(path, home_of(path))
     hf_config = read_json(path / "config.json")
     if hf_config.get("model_type") != "deepseek_v2":
         raise ConfigError("model_type", hf_config.get("model_type"), "'deepseek_v2' for weights")

@@ -5,6 +5,8 @@ kept, so that a damaged file costs a few steps, not the run. A run saves steps i
 steps belong to an attempt that could not be resumed, and are deleted once the new attempt saves.
 """
 
+import os
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ from dsv2.storage.sealed import Damaged, file_hash, read_object
 
 KEEP = 2
 MANIFEST = "manifest.json"
+UNSAFE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 NAME = re.compile(r"step-\d{9,18}\.ckpt")
 
 
@@ -46,10 +49,21 @@ def step_of(path: str | Path) -> int:
 
 
 def load(path: Path, map_location: Any | None = None) -> dict[str, Any]:
-    """Read a checkpoint written by `save`, which holds tensors and plain values only."""
-    loaded = torch.load(path, map_location=map_location, weights_only=True)
-    assert isinstance(loaded, dict)
+    """Read a checkpoint written by `save`. Raises ValueError if it holds more than tensors and plain values."""
+    require_no_pickles()
+    try:
+        loaded = torch.load(path, map_location=map_location, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(f"{path}: not a checkpoint of tensors and plain values ({type(error).__name__})") from None
+    if not isinstance(loaded, dict) or not isinstance(loaded.get("state_dict"), dict):
+        raise ValueError(f"{path}: not a checkpoint, it has no state_dict")
     return loaded
+
+
+def require_no_pickles() -> None:
+    """Raise ValueError if the environment asks PyTorch to run what files of weights contain."""
+    if os.environ.get(UNSAFE, "0").lower() not in ("", "0", "false", "no", "n"):
+        raise ValueError(f"{UNSAFE}: files of weights could run code; unset it")
 
 
 def latest(folder: Path) -> Path | None:

@@ -20,8 +20,7 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from dsv2.storage.paths import read_yaml, within
 from dsv2.storage.sealed import Damaged, changed, hashes, read_sealed, write_sealed
 
 CONFIG = "config.yaml"
@@ -121,7 +120,8 @@ def _named(root: Path, sweep: str, scale: str, arm: str, seed: str, probe: str |
     """Return the directory of the study's latest trial with this arm, seed and probe, if it exists."""
     for known in _trials(root / sweep / scale):
         if (known[0], str(known[1]), known[2]) == (arm, seed, probe):
-            return [folder] if (folder := root / sweep / scale / "trials" / known[3]).is_dir() else []
+            folder = within(root, root / sweep / scale / "trials" / str(known[3]))
+            return [folder] if folder.is_dir() else []
     return []
 
 
@@ -135,13 +135,13 @@ def _trials(study: Path) -> list[list[Any]]:
         if "trials" not in record:
             return [_labels(path) for path in sorted(study.glob(f"trials/*/{CONFIG}"))]
         return [[arm, seed, probe, folder] for arm, seed, probe, folder in record["trials"]]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+    except (OSError, ValueError, KeyError, TypeError):
         return []
 
 
 def _labels(config: Path) -> list[Any]:
     """Return [arm, seed, probe, folder] of a trial from its config."""
-    values = yaml.safe_load(config.read_text())
+    values = read_yaml(config)
     return [values["arm"], values["seed"], values.get("probe"), config.parent.name]
 
 

@@ -6,7 +6,6 @@
 
 import itertools
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +14,10 @@ from typing import Any, Literal
 import yaml
 
 from dsv2.accounting.paper_tables import PAPER_TABLES
-from dsv2.config import CONFIG_DIR, ConfigBase, ConfigError, structure
+from dsv2.config import CONFIG_DIR, NAME, ConfigBase, ConfigError, structure
 from dsv2.metrics import BUDGETS, METRICS
+from dsv2.storage.paths import parse_yaml, read_yaml
 
-NAME = re.compile(r"\w[\w.+-]*")  # of studies and arms: becomes part of file names
 SUFFIXES = (".yaml", ".yml")
 FOLDERS = {"sweep": "sweep", "scale": "scales", "probe": "probes"}  # Hydra would take a folder "scale" for a group
 SHARED = ("budgets", "judged")  # folders of the files that a study may list in its `defaults`
@@ -172,9 +171,11 @@ def definition(study: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     else:
         name = study.get("name")
         try:
-            copied = yaml.safe_load(yaml.safe_dump(dict(study), sort_keys=False))
-        except yaml.representer.RepresenterError:
+            copied = parse_yaml(yaml.safe_dump(dict(study), sort_keys=False))
+        except (yaml.representer.RepresenterError, RecursionError):
             raise ConfigError("study", name, "what a YAML file could hold: text, numbers, lists and mappings") from None
+        except ValueError as error:
+            raise ConfigError("study", name, f"what a YAML file could hold; {error}") from None
         node = _with_shared(copied, "the dictionary")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ConfigError("name", name, "a study's name: letters, digits and . _ + -")
@@ -198,18 +199,6 @@ def _arm(name: str, node: Any) -> Arm:
         raise ConfigError(f"arms.{name}", node, "a mapping with about and overrides")
     arm: Arm = structure(node, Arm, f"arms.{name}")
     return arm
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses duplicate keys: a copied arm that kept its name would silently replace the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        built = super().construct_mapping(node, deep)
-        if len(built) < len(node.value):
-            keys = [self.construct_object(key) for key, _ in node.value]
-            again = ", ".join(sorted({str(key) for key in keys if keys.count(key) > 1}))
-            raise yaml.constructor.ConstructorError(None, None, f"duplicate key {again}", node.start_mark)
-        return built
 
 
 def mapping(path: Path, name: str) -> dict[str, Any]:
@@ -251,9 +240,9 @@ def _mapping(path: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError("sweep", name, f"a study's name, or the path of a YAML file; there is no {path}")
     try:
-        node = yaml.load(path.read_text(), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError("sweep", name, f"YAML; {path}: {' '.join(str(error).split())}") from None
+        node = read_yaml(path)
+    except ValueError as error:
+        raise ConfigError("sweep", name, f"YAML; {error}") from None
     if not isinstance(node, dict):
         raise ConfigError("sweep", name, f"{path} must hold a mapping")
     return node

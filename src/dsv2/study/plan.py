@@ -14,6 +14,7 @@ from dsv2.accounting.matching import match
 from dsv2.config import ConfigError, plain, structure
 from dsv2.metrics import BUDGETS, MODEL_BUDGETS
 from dsv2.study.files import Probe, ScaleFile, StudyFile, definition, read
+from dsv2.study.words import require_allowed
 from dsv2.training.run import Run, load
 
 EQUAL_WITHIN = 0.01  # largest relative difference that still counts as held equal
@@ -92,14 +93,16 @@ class Plan:
             raise ConfigError("arm", arm, f"one of {', '.join(self.arms)}")
         if probe is not None and probe not in self.probes:
             raise ConfigError("probe", probe, f"one of this study's, {', '.join(self.probes) or 'which has none'}")
-        return [*self.overrides_of(arm, probe), *self._solved(self.changes[arm])]
+        return self._words(arm, probe, self.changes[arm])
 
-    def _solved(self, changes: Mapping[str, int]) -> list[str]:
-        return [f"model.{key}={value}" for key, value in changes.items()]
+    def _words(self, arm: str, probe: str | None, changes: Mapping[str, int]) -> list[str]:
+        words = [*self.overrides_of(arm, probe), *(f"model.{key}={value}" for key, value in changes.items())]
+        require_allowed(words)
+        return words
 
     def _load(self, arm: str, probe: str | None, changes: Mapping[str, int]) -> Run.Config:
-        run = load([*self.overrides_of(arm, probe), *self._solved(changes)])
-        for name in ("seed", "study", "arm", "probe"):  # overriding these would make trials coincide
+        run = load(self._words(arm, probe, changes))
+        for name in ("seed", "study", "scale", "arm", "probe"):  # overriding these would make trials coincide
             if value := getattr(run, name):
                 raise ConfigError(name, value, "a study sets this itself; use seeds=[0,1] to choose seeds")
         return replace(run, study=self.name, scale=self.scale, arm=arm, probe=probe)

@@ -1,13 +1,13 @@
 """`open_run(RUN)` opens a run directory, of a trained run or of an imported model."""
 
 import sys
+import textwrap
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -22,6 +22,7 @@ from dsv2.data.tokenizer import Tokenizer, load_tokenizer
 from dsv2.inference.reader import Reader
 from dsv2.models.transformer import Transformer
 from dsv2.storage import checkpoints
+from dsv2.storage.paths import read_yaml, require_own_files
 from dsv2.storage.rundir import (
     CHECKPOINTS,
     CONFIG,
@@ -68,6 +69,7 @@ class SavedRun:
         text: Sequence[str] = (),
     ) -> None:
         self.folder, self.step, self.device, self.text = folder, step, torch.device(device or "cpu"), tuple(text)
+        require_own_files(folder)
         require_unchanged(folder, (CONFIG, DATA, TOKENIZER))
         self.values = _read_config(folder)
         self.imported = (folder / WEIGHTS).is_file() and not (folder / CHECKPOINTS).is_dir()
@@ -144,10 +146,11 @@ class SavedRun:
         try:
             model.load_state_dict(self._weights(step), assign=True)
         except RuntimeError as error:
-            raise ValueError(f"{self.folder}: {error}") from None
+            raise ValueError(f"{self.folder}: {textwrap.shorten(str(error), 500)}") from None
         return model.to(self.device).eval()
 
     def _weights(self, step: int | None) -> dict[str, Tensor]:
+        checkpoints.require_no_pickles()
         path = self.folder / WEIGHTS
         if path.is_file() and step is None:
             try:
@@ -262,9 +265,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{folder}: not a run directory, it has no {CONFIG}")
     try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: {error}") from None
+        values = read_yaml(path)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
     if not isinstance(values, dict) or "model" not in values:
         raise ValueError(f"{path}: has no model")
     return values
