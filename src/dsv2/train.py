@@ -86,8 +86,8 @@ NAMES = ("study", "scale", "arm", "probe")  # text, whatever else it could be re
 def expanded(words: list[str]) -> list[str]:
     """Expand an arm of a study on the command line to its overrides; explicit ones take precedence.
 
-    Names need no quotes: `arm=64` is the arm called 64. Under a W&B agent the words are those of a sweep file, which may
-    say no more than a study file.
+    Names need no quotes: `arm=64` is the arm called 64. Under a W&B agent the words are those of a sweep file, which
+    may say no more than a study file.
     """
     if os.environ.get(SWEEP):
         from dsv2.study.words import require_allowed

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from dsv2.accounting.paper_tables import PAPER_TABLES
+from dsv2.composition import override
 from dsv2.config import CONFIG_DIR, NAME, ConfigBase, ConfigError, structure
 from dsv2.metrics import BUDGETS, METRICS
 from dsv2.storage.paths import parse_yaml, read_yaml
@@ -146,7 +147,7 @@ def _level_name(key: str, level: Any) -> str:
 
 
 def _overrides(levels: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(f"{key}={value}" for key, value in levels.items())
+    return tuple(f"{key}={v}" if isinstance(v, str) and "${" in v else override(key, v) for key, v in levels.items())
 
 
 def names(group: str) -> list[str]:
