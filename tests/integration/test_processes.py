@@ -25,10 +25,10 @@ COUNTING = """
 import os, sys
 import dsv2.training.fit as fit
 inner = fit._train
-def counted(run, folder):  # workers import this file too
+def counted(run, folder, *rest):  # workers import this file too
     with open(os.environ["STARTS"], "a") as file:
         file.write(f"{run.arm} {os.getpid()}\\n")
-    return inner(run, folder)
+    return inner(run, folder, *rest)
 fit._train = counted
 if __name__ == "__main__":
     from ablations.run import main
