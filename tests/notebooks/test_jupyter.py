@@ -113,6 +113,12 @@ def _progress(page: Page, folder: Path) -> list[float]:
     return found
 
 
+PAINTED = """async () => {
+    await [...document.querySelectorAll('img.widget-image')].at(-1).decode();
+    await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
+}"""
+
+
 def _slide(page: Page, folder: Path) -> None:
     """Move the slider to its last step, and back, and compare what is drawn."""
     picture = page.locator("img.widget-image").last
@@ -126,6 +132,7 @@ def _slide(page: Page, folder: Path) -> None:
             "old => [...document.querySelectorAll('img.widget-image')].at(-1).src != old", arg=source
         )
         source = picture.get_attribute("src")
+        page.evaluate(PAINTED)
         now = picture.screenshot(path=folder / f"{name}.png")
         assert (now == first) == (key == "Home")
 

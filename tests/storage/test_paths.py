@@ -99,3 +99,15 @@ def test_a_cache_of_the_hub_links_into_its_blobs(tmp_path):
     (tmp_path / "models--x" / "blobs").mkdir()
     assert home_of(snapshot) == home_of(snapshot / "deep") == tmp_path / "models--x"
     assert home_of(Path("x")) == Path("x")
+
+
+def test_links_within_what_wandb_keeps_are_its_own(tmp_path):
+    """As its core's log, in the home of the user."""
+    run = tmp_path / "run"
+    (run / "wandb" / "offline-run-1" / "logs").mkdir(parents=True)
+    (run / "wandb" / "offline-run-1" / "logs" / "debug-core.log").symlink_to(tmp_path / "elsewhere.log")
+    require_own_files(run)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "wandb").symlink_to(run / "wandb")
+    with pytest.raises(ValueError, match=r"leads to .*, outside"):
+        require_own_files(tmp_path / "other")

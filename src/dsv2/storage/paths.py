@@ -32,11 +32,15 @@ def home_of(folder: Path) -> Path:
 
 
 def require_own_files(folder: Path, root: Path | None = None) -> None:
-    """Raise ValueError if a symbolic link under `folder` leads out of `root`, by default `folder` itself."""
+    """Raise ValueError if a symbolic link under `folder` leads out of `root`, by default `folder` itself.
+
+    What W&B keeps in its folder is left alone: nothing there is read, and it links to its own logs elsewhere.
+    """
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
             if (path := Path(parent, name)).is_symlink():
                 within(root or folder, path)
+        folders[:] = [name for name in folders if name != "wandb"]
 
 
 class Loader(yaml.SafeLoader):
