@@ -113,9 +113,9 @@ def _progress(page: Page, folder: Path) -> list[float]:
     return found
 
 
-PAINTED = """async () => {
-    await [...document.querySelectorAll('img.widget-image')].at(-1).decode();
-    await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
+DRAWN = """async () => {
+    const picture = await fetch([...document.querySelectorAll('img.widget-image')].at(-1).src);
+    return [...new Uint8Array(await picture.arrayBuffer())];
 }"""
 
 
@@ -123,7 +123,8 @@ def _slide(page: Page, folder: Path) -> None:
     """Move the slider to its last step, and back, and compare what is drawn."""
     picture = page.locator("img.widget-image").last
     picture.scroll_into_view_if_needed()
-    first = picture.screenshot(path=folder / "first_step.png")
+    picture.screenshot(path=folder / "first_step.png")
+    first = page.evaluate(DRAWN)
     source = picture.get_attribute("src")
     for key, name in (("End", "last_step"), ("Home", "again")):
         page.locator(".widget-hslider .noUi-handle").focus()
@@ -132,9 +133,8 @@ def _slide(page: Page, folder: Path) -> None:
             "old => [...document.querySelectorAll('img.widget-image')].at(-1).src != old", arg=source
         )
         source = picture.get_attribute("src")
-        page.evaluate(PAINTED)
-        now = picture.screenshot(path=folder / f"{name}.png")
-        assert (now == first) == (key == "Home")
+        picture.screenshot(path=folder / f"{name}.png")
+        assert (page.evaluate(DRAWN) == first) == (key == "Home")
 
 
 def _check_saved(path: Path) -> None:

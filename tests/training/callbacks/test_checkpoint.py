@@ -102,10 +102,10 @@ def test_a_failed_save_is_fatal_and_the_old_checkpoint_stays(
 
 def test_lightning_saves_loads_and_removes_through_checked_files(tmp_path: Path) -> None:
     storage, path = AtomicCheckpointIO(), tmp_path / checkpoints.name_of(4)
-    storage.save_checkpoint({"global_step": 4, "w": torch.arange(3)}, str(path))
+    storage.save_checkpoint({"global_step": 4, "state_dict": {"w": torch.arange(3)}}, str(path))
     assert checkpoints.latest(tmp_path) == path  # listed with its checksum
-    assert torch.equal(storage.load_checkpoint(str(path))["w"], torch.arange(3))
-    assert storage.load_checkpoint(path, map_location="meta")["w"].is_meta
+    assert torch.equal(storage.load_checkpoint(str(path))["state_dict"]["w"], torch.arange(3))
+    assert storage.load_checkpoint(path, map_location="meta")["state_dict"]["w"].is_meta
     for _ in range(2):
         storage.remove_checkpoint(str(path))
         assert not path.exists()
@@ -127,7 +127,7 @@ def test_all_generators_continue_where_they_were_saved(tmp_path: Path) -> None:
     np.random.seed(3)  # noqa: NPY002
     draw()
     path = tmp_path / "step-000000001.ckpt"
-    checkpoints.save({"global_step": 1, "state": Checkpointer(tmp_path, 1, 1).state_dict()}, path)
+    checkpoints.save({"global_step": 1, "state_dict": {}, "state": Checkpointer(tmp_path, 1, 1).state_dict()}, path)
     expected = [draw(), draw()]
 
     resumed = Checkpointer(tmp_path, 1, 1)
