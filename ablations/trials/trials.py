@@ -10,8 +10,7 @@ import yaml
 
 from dsv2.config import ConfigError
 from dsv2.storage.files import write_text
-from dsv2.storage.paths import require_own_files, within
-from dsv2.storage.rundir import FINGERPRINT, runs_root
+from dsv2.storage.rundir import FINGERPRINT, require_in_store, runs_root
 from dsv2.storage.sealed import changed, hashes, read_sealed, write_sealed
 from dsv2.study.files import SUFFIXES, definition
 from dsv2.study.plan import Plan
@@ -63,8 +62,7 @@ class Study(Plan):
             raise ConfigError("seeds", list(self.seeds), "whole numbers from 0 to 2^32 - 1")
         self.folder = runs_root() / self.name / scale
         try:
-            within(runs_root(), self.folder)
-            require_own_files(self.folder, runs_root())
+            require_in_store(self.folder)
         except ValueError as error:
             raise ConfigError("sweep", self.name, str(error)) from None
         self.source = source if isinstance(source, str) else str(self.folder / DEFINITION)  # for command lines

@@ -40,8 +40,7 @@ def train(composed: DictConfig) -> None:
 def _train(values: dict[str, Any]) -> Path:
     """Train the composed run and return its directory."""
     from dsv2.storage.checkpoints import require_no_pickles
-    from dsv2.storage.paths import require_own_files, within
-    from dsv2.storage.rundir import runs_root
+    from dsv2.storage.rundir import require_in_store, runs_root
     from dsv2.study.words import LABELS, require_name
     from dsv2.training.run import folder_of, from_plain
 
@@ -53,7 +52,7 @@ def _train(values: dict[str, Any]) -> Path:
     folder = folder_of(run, runs_root() / place)
     try:
         require_no_pickles()
-        require_own_files(within(runs_root(), folder), runs_root())
+        require_in_store(folder)
     except ValueError as error:
         stop(2, f"error: {error}")
 

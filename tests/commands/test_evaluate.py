@@ -15,20 +15,10 @@ from dsv2.data.maths import worksheets
 from dsv2.evaluation.benchmarks import TextBenchmarks
 from dsv2.training import fit
 from dsv2.training.saved import open_run
+from tests.references.commands import refusal
 from tests.references.likelihood import looped
 from tests.references.runs import without_checksums
 from tests.references.tolerances import FLOAT32_MODULE
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line with which the command refuses; nothing is on stdout."""
-    capsys.readouterr()
-    assert main(["eval", *map(str, arguments)]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.count("\n") == 1
-    return said.err.removeprefix("error: ").strip()
-
 
 # ---- our benchmarks --------------------------------------------------------------------------------------------------
 
@@ -80,7 +70,7 @@ def test_other_text_is_asked_about_where_it_is_named(
     scores = {score.metric: score.value for score in evaluate_run(trained, ["cloze"], text=other)}
     assert scores.keys() == own.keys() | {"bench/cloze_a", "bench/cloze_b"}
     assert scores["bench/cloze_margin"] != own["bench/cloze_margin"]
-    assert refusal(capsys, trained, "--tasks", "cloze", "--text", "data=synthetic").startswith(
+    assert refusal(capsys, "eval", trained, "--tasks", "cloze", "--text", "data=synthetic").startswith(
         "data='recall' is not valid: text, such as data=english"
     )
 
@@ -113,7 +103,7 @@ def test_mistakes_are_one_line_and_cost_no_evaluation(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: Any, message: str
 ) -> None:
     monkeypatch.setattr(TextBenchmarks, "run_cloze", lambda *_, **__: pytest.fail("evaluated"))
-    assert refusal(capsys, trained, *arguments).startswith(message)
+    assert refusal(capsys, "eval", trained, *arguments).startswith(message)
 
 
 def test_questions_longer_than_the_run_reads_are_refused(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,7 +115,7 @@ def test_questions_longer_than_the_run_reads_are_refused(trained: Path, capsys: 
         ("cloze", "benchmarks.cloze_context=32 is not valid: 48 tokens per question, at most 32 as in training"),
         ("copying", "benchmarks.copying_length=24 is not valid: 48 tokens per question, at most 32 as in training"),
     ):
-        assert refusal(capsys, trained, "--tasks", task) == line
+        assert refusal(capsys, "eval", trained, "--tasks", task) == line
 
 
 def test_data_without_text_have_no_questions(
@@ -133,7 +123,7 @@ def test_data_without_text_have_no_questions(
 ) -> None:
     settings = [word for word in quick if not word.startswith("data")]
     fit.fit(dsv2.load([*settings, "data=synthetic", "trainer.tokens=128"]), tmp_path / "numbers")
-    assert refusal(capsys, tmp_path / "numbers", "--tasks", "cloze,copying") == (
+    assert refusal(capsys, "eval", tmp_path / "numbers", "--tasks", "cloze,copying") == (
         f"cloze, copying: needs held-out text, but the data of {tmp_path}/numbers are not text"
     )
 
@@ -146,7 +136,7 @@ def test_only_what_is_asked_for_must_fit(quick: list[str], tmp_path: Path, capsy
     assert main(["eval", str(tmp_path / "run"), "--tasks", "arithmetic"]) == 0
     assert "bench/arithmetic" in capsys.readouterr().out
     line = "benchmarks.cloze_context=32 is not valid: 48 tokens per question, at most 32 as in training"
-    assert refusal(capsys, tmp_path / "run", "--tasks", "arithmetic,cloze") == line
+    assert refusal(capsys, "eval", tmp_path / "run", "--tasks", "arithmetic,cloze") == line
 
 
 def test_a_failing_benchmark_does_not_take_the_rest_along(
@@ -158,7 +148,7 @@ def test_a_failing_benchmark_does_not_take_the_rest_along(
     monkeypatch.setattr(TextBenchmarks, "run_cloze", broken)
     assert {score.task for score in evaluate_run(trained, ["cloze", "copying"])} == {"copying"}
     assert capsys.readouterr().err == "warning: cloze: failed; ZeroDivisionError: no bytes\n"
-    assert refusal(capsys, trained, "--tasks", "cloze") == "cloze: failed; ZeroDivisionError: no bytes"
+    assert refusal(capsys, "eval", trained, "--tasks", "cloze") == "cloze: failed; ZeroDivisionError: no bytes"
 
 
 # ---- tasks of lm-evaluation-harness ----------------------------------------------------------------------------------
@@ -168,7 +158,7 @@ def test_without_the_package_own_benchmarks_remain(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert refusal(capsys, trained, "--tasks", "hellaswag") == (
+    assert refusal(capsys, "eval", trained, "--tasks", "hellaswag") == (
         "hellaswag: needs lm-evaluation-harness: pip install 'dsv2[eval]'; "
         "available without it: cloze, copying, arithmetic"
     )

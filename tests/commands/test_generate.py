@@ -12,6 +12,7 @@ from dsv2.__main__ import main
 from dsv2.commands.generate import generate_text
 from dsv2.training import fit
 from dsv2.training.saved import open_run
+from tests.references.commands import refusal
 
 
 def generated(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -20,16 +21,6 @@ def generated(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     printed = capsys.readouterr().out
     assert printed.endswith("\n")
     return printed[:-1]
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line with which the command refuses; nothing is on stdout."""
-    capsys.readouterr()
-    assert main(["generate", *map(str, arguments)]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.count("\n") == 1
-    return said.err.removeprefix("error: ").strip()
 
 
 def test_the_command_prints_the_prompt_and_what_the_model_writes(
@@ -93,7 +84,7 @@ def test_the_token_that_begins_texts_is_read_and_not_printed(
 def test_mistakes_are_one_line(
     trained: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    assert refusal(capsys, trained, *arguments).startswith(message)
+    assert refusal(capsys, "generate", trained, *arguments).startswith(message)
 
 
 def test_arguments_that_are_no_numbers_or_missing_are_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,7 +100,7 @@ def test_arguments_that_are_no_numbers_or_missing_are_named(capsys: pytest.Captu
 
 def test_a_run_without_weights_is_refused(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(trained / "checkpoints")
-    assert refusal(capsys, trained, "--prompt", "Ban") == (
+    assert refusal(capsys, "generate", trained, "--prompt", "Ban") == (
         f"{trained}: has neither model.safetensors nor a valid checkpoint"
     )
 
@@ -118,12 +109,12 @@ def test_without_a_tokenizer_there_is_no_text(
     imported: Path, quick: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (imported / "tokenizer.json").unlink()
-    assert refusal(capsys, imported, "--prompt", "Ban") == (
+    assert refusal(capsys, "generate", imported, "--prompt", "Ban") == (
         f"{imported}: an imported model without tokenizer.json; copy its tokenizer files there"
     )
     settings = [word for word in quick if not word.startswith("data")]
     fit.fit(dsv2.load([*settings, "data=synthetic", "trainer.tokens=128"]), tmp_path / "numbers")
-    assert refusal(capsys, tmp_path / "numbers", "--prompt", "Ban") == (
+    assert refusal(capsys, "generate", tmp_path / "numbers", "--prompt", "Ban") == (
         f"{tmp_path}/numbers: its data are not text, so it has no tokenizer"
     )
 
@@ -132,7 +123,7 @@ def test_a_damaged_tokenizer_is_named(trained: Path, capsys: pytest.CaptureFixtu
     content = json.loads((trained / "tokenizer.json").read_text())
     for damaged in ("{", json.dumps(content | {"model": 3})):
         (trained / "tokenizer.json").write_text(damaged)
-        assert refusal(capsys, trained, "--prompt", "Ban").startswith(f"{trained}/tokenizer.json: ")
+        assert refusal(capsys, "generate", trained, "--prompt", "Ban").startswith(f"{trained}/tokenizer.json: ")
 
 
 def test_a_model_with_more_ids_than_tokens_writes_text(quick: list[str], tmp_path: Path) -> None:
@@ -155,5 +146,5 @@ def test_a_tokenizer_larger_than_its_model_is_named(imported: Path, capsys: pyte
     content["added_tokens"] += [content["added_tokens"][-1] | {"id": 5000, "content": "<far>"}]
     (imported / "tokenizer.json").write_text(json.dumps(content))
     message = "prompt='Ban <far>': has the token 5000, but the model's vocabulary has 320"
-    assert refusal(capsys, imported, "--prompt", "Ban <far>") == message
+    assert refusal(capsys, "generate", imported, "--prompt", "Ban <far>") == message
     assert generated(capsys, imported, "--prompt", "Ban", "--max-new-tokens", 4, "--temperature", 1e-50)

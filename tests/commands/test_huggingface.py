@@ -16,6 +16,7 @@ from dsv2.commands.huggingface import export_hf, import_hf
 from dsv2.interop.huggingface import from_hf
 from dsv2.training import fit
 from dsv2.training.saved import open_run
+from tests.references.commands import refusal
 from tests.references.twins import tokens, twin
 
 
@@ -25,16 +26,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hf") / "saved"
     twin().save_pretrained(folder)
     return folder
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line with which a command refuses; nothing is on stdout."""
-    capsys.readouterr()
-    assert main([*map(str, arguments)]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.count("\n") == 1
-    return said.err.removeprefix("error: ").strip()
 
 
 def tree(folder: Path) -> dict[str, bytes]:

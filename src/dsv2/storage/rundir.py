@@ -20,7 +20,7 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
-from dsv2.storage.paths import read_yaml, within
+from dsv2.storage.paths import read_yaml, require_own_files, within
 from dsv2.storage.sealed import Damaged, changed, hashes, read_sealed, write_sealed
 
 CONFIG = "config.yaml"
@@ -40,6 +40,11 @@ FINGERPRINT = re.compile(r"[0-9a-f]{4,16}")  # whole or abbreviated
 def runs_root() -> Path:
     """Return `runs/` in the current directory, or the directory in DSV2_RUNS."""
     return Path(os.environ.get("DSV2_RUNS", "runs"))
+
+
+def require_in_store(folder: Path) -> None:
+    """Raise ValueError if the folder of a run or study, or a link within, leads out of the root of the runs."""
+    require_own_files(within(runs_root(), folder), runs_root())
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
@@ -63,7 +68,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     path = folder / RESULT
     try:
         result = read_sealed(path)
-        require_unchanged(folder)
+        _require_unchanged(folder, result)
         if not _is_result(result):
             raise Damaged(f"{path}: damaged, its metrics are not numbers")
     except FileNotFoundError:
@@ -77,9 +82,14 @@ def read_result(folder: Path) -> dict[str, Any]:
 def require_unchanged(folder: Path, names: Container[str] | None = None) -> None:
     """Raise Damaged if a file of a finished run, of `names` if given, is not as it was when the run finished."""
     try:
-        files = read_sealed(folder / RESULT).get("files", {})
+        result = read_sealed(folder / RESULT)
     except (FileNotFoundError, Damaged):
         return  # unfinished, or nothing left to compare with
+    _require_unchanged(folder, result, names)
+
+
+def _require_unchanged(folder: Path, result: Mapping[str, Any], names: Container[str] | None = None) -> None:
+    files = result.get("files", {})
     if not isinstance(files, dict):
         raise Damaged(f"{folder / RESULT}: damaged, its files are not listed by name")
     if wrong := changed(folder, {name: files[name] for name in files if names is None or name in names}):
