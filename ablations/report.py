@@ -8,7 +8,8 @@ import sys
 
 from ablations.request import parse
 from dsv2.config import ConfigError
-from dsv2.report.terminal import complain, say
+from dsv2.printing import complain
+from dsv2.report.terminal import say
 
 TABLE = "--table"
 

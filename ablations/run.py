@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ablations.request import parse
 from ablations.running import STOPPED
 from dsv2.config import ConfigError
+from dsv2.printing import complain
 
 if TYPE_CHECKING:  # every worker imports this module again, before its signal handling is set up
     from rich.console import Console
@@ -65,12 +66,10 @@ def main(arguments: list[str]) -> int:
     try:
         return _main(arguments)
     except (ConfigError, OSError) as error:
-        from dsv2.report.terminal import complain
-
         complain(f"error: {error}")
         return 2
     except KeyboardInterrupt as stop:
-        print(STOPPED, file=sys.stderr)
+        complain(STOPPED)
         return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
 
 
@@ -83,7 +82,7 @@ def _main(arguments: list[str]) -> int:
     try:
         require_no_pickles()
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return 2
     console = open_console()
     studies = [Study(request.sweep, scale, request.seeds, overrides) for scale in request.scales]

@@ -11,7 +11,7 @@ from typing import Any
 
 from dsv2.config import ConfigError
 from dsv2.metrics import quantity
-from dsv2.report.terminal import complain
+from dsv2.printing import complain
 from dsv2.study.plan import Plan
 
 LOSSES = ("val/loss", "train/loss", "val/accuracy")

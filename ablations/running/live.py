@@ -21,7 +21,7 @@ from dsv2.metrics import quantity
 from dsv2.plots import study as plots
 from dsv2.plots.fonts import legible
 from dsv2.plots.style import PAGE, STYLE
-from dsv2.report.terminal import printable
+from dsv2.printing import printable
 
 try:
     import ipywidgets as widgets

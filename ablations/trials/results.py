@@ -3,7 +3,6 @@
 import json
 import math
 import statistics
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ablations.trials.trials import Study, stored
+from dsv2.printing import complain, warn
 from dsv2.routing.measures import Measures
 from dsv2.storage.rundir import METRICS, ROUTING, read_result
 
@@ -73,7 +73,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict) and {"step", "tokens"} <= set(row):
             rows.append(row)
         else:
-            print(f"warning: {path}: line {number} is damaged and was skipped", file=sys.stderr)
+            warn(f"{path}: line {number} is damaged and was skipped")
     return rows
 
 
@@ -82,7 +82,7 @@ def _frame(path: Path) -> pd.DataFrame | None:
     try:
         return pd.read_parquet(path) if path.is_file() else None
     except (OSError, ValueError) as error:
-        print(f"warning: {path} is damaged and was skipped: {error}", file=sys.stderr)
+        warn(f"{path} is damaged and was skipped: {error}")
         return None
 
 
@@ -129,7 +129,7 @@ def results_of(study: Study) -> Results:
             row[f"{trial.probe}/steps_to_half"] = steps_to_half(logged)
     if unprotected:
         text = f"note: {unprotected} trials of {study.name} were stored before checksums; nothing checks their files"
-        print(text, file=sys.stderr)
+        complain(text)
     return Results(rows.values())
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dsv2.commands.account import account_command, add_arguments
 from dsv2.config import ConfigError
+from dsv2.printing import complain
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,20 +22,14 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments.run(arguments)
     except (ConfigError, ValueError, FileNotFoundError, FileExistsError) as error:
-        _complain(error)
+        complain(f"error: {error}")
         return 2
     except OSError as error:
-        _complain(error)
+        complain(f"error: {error}")
         return 1
     except KeyboardInterrupt:
         return 130
     return 0
-
-
-def _complain(error: Exception) -> None:
-    from dsv2.report.terminal import complain
-
-    complain(f"error: {error}")
 
 
 def _parser() -> argparse.ArgumentParser:

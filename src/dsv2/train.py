@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dsv2.composition import as_text, checked, compose, override, register_resolvers, without_shape
 from dsv2.config import CONFIG_DIR, ConfigError
+from dsv2.printing import complain
 
 SWEEP = "WANDB_SWEEP_ID"  # set by a W&B agent for the processes that it starts
 
@@ -73,8 +74,6 @@ def _train(values: dict[str, Any]) -> Path:
 
 def stop(status: int, message: str) -> None:
     """Exit with one line on stderr."""
-    from dsv2.report.terminal import complain
-
     complain(message)
     sys.exit(status)
 

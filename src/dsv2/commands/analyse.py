@@ -5,7 +5,6 @@ text, not of seeds.
 """
 
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,8 @@ import pandas as pd
 import torch
 
 from dsv2.config import ConfigError
-from dsv2.report.experts import ANALYSES, Analysis, ModelOnText, described
+from dsv2.printing import described, warn
+from dsv2.report.experts import ANALYSES, Analysis, ModelOnText
 from dsv2.report.page import Section, Table, picture, write_page
 from dsv2.report.terminal import add_row, open_console, open_table
 from dsv2.routing.interventions import DoesNotApply
@@ -67,7 +67,7 @@ def analyse(
     if failed and not sections:
         raise ValueError(" ".join(failed))
     for problem in failed:
-        print(f"warning: {problem}", file=sys.stderr)
+        warn(problem)
     if not sections:
         return None
     count, length = examined.validation.inputs.shape

@@ -1,7 +1,6 @@
 """`python -m dsv2 eval RUN --tasks ...`: evaluate on our benchmarks and on tasks of lm-evaluation-harness."""
 
 import importlib.util
-import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import partial
@@ -12,6 +11,7 @@ from dsv2.config import ConfigError
 from dsv2.data.packing import PackedText
 from dsv2.evaluation.benchmarks import TASKS, TextBenchmarks
 from dsv2.metrics import chance
+from dsv2.printing import described, warn
 from dsv2.report.terminal import add_row, open_console, open_table
 from dsv2.storage.files import write_json
 from dsv2.training.saved import SavedRun, open_run
@@ -60,12 +60,12 @@ def evaluate_run(
             failed.append(
                 f"{task}: {error}".replace("\n", " ")
                 if isinstance(error, ValueError)
-                else f"{task}: failed; {_first(error)}"
+                else f"{task}: failed; {described(error)}"
             )
     if failed and not scores:
         raise ValueError("; ".join(failed))
     for problem in failed:
-        print(f"warning: {problem}", file=sys.stderr)
+        warn(problem)
     return scores
 
 
@@ -121,17 +121,12 @@ def _harness(
         try:
             loaded = manager.load([task])
         except Exception as error:
-            raise ValueError(f"cannot be loaded; {_first(error)}") from error
+            raise ValueError(f"cannot be loaded; {described(error)}") from error
         results = evaluate(harness, loaded, limit=limit, bootstrap_iters=1000, log_samples=False)
         assert results is not None  # this process is the only one
         return [score for name, numbers in results["results"].items() for score in _scores(name, numbers)]
 
     return {task: partial(measure, task) for task in tasks}
-
-
-def _first(error: Exception) -> str:
-    """Return the type of an error and the first line of its message."""
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def _scores(task: str, numbers: dict[str, Any]) -> list[Score]:

@@ -7,7 +7,6 @@ files are copied beside them.
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from dsv2.data.tokenizer import END_OF_TEXT, SETTINGS, load_tokenizer
 from dsv2.interop.hf_config import read_json
 from dsv2.interop.hf_keys import TOKEN_IDS
 from dsv2.interop.huggingface import from_hf, to_hf
+from dsv2.printing import warn
 from dsv2.storage.files import new_directory, require_free
 from dsv2.storage.rundir import CONFIG, TOKENIZER, WEIGHTS
 from dsv2.training.saved import SavedRun, open_run
@@ -64,7 +64,7 @@ def _readable(file: Path) -> bool:
     try:
         file.open("rb").close()
     except OSError as error:
-        print(f"warning: {file} is left out. {error.strerror}", file=sys.stderr)
+        warn(f"{file} is left out. {error.strerror}")
         return False
     return True
 
@@ -74,7 +74,7 @@ def _tokenizer(run: SavedRun) -> tuple[dict[str, Any], dict[str, bytes]]:
     try:
         tokenizer = run.tokenizer
     except ValueError as error:
-        print(f"warning: exported without a tokenizer. {error}", file=sys.stderr)
+        warn(f"exported without a tokenizer. {error}")
         return {}, {}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",

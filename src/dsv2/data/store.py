@@ -24,6 +24,7 @@ import numpy as np
 from dsv2.config import digest
 from dsv2.data.documents import Document, Survey, take_survey
 from dsv2.data.tokenizer import Tokenizer
+from dsv2.printing import complain
 from dsv2.storage.files import new_directory, write_json
 from dsv2.storage.rundir import TOKENIZER, runs_root
 
@@ -107,7 +108,7 @@ def _complete(folder: Path) -> bool:
     whole = ((folder / name).is_file() and kept.get(name) == _sha256(folder / name) for name in FILES)
     if isinstance(kept, dict) and all(whole):
         return True
-    print(f"data: {folder} is damaged and will be prepared again", file=sys.stderr)
+    complain(f"data: {folder} is damaged and will be prepared again")
     return False
 
 

@@ -3,7 +3,6 @@
 L sequence length that the model was trained on.
 """
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from dsv2.evaluation.scoring import Question, likelihoods
 from dsv2.inference.generate import stream_tokens
 from dsv2.inference.reader import Reader
+from dsv2.printing import warn
 
 
 class Harness(TemplateLM):
@@ -134,7 +134,7 @@ class Harness(TemplateLM):
     def _warn(self, message: str) -> None:
         """Print each warning once."""
         if message not in self.warned:
-            print(f"warning: {message}", file=sys.stderr)
+            warn(message)
             self.warned.add(message)
 
 

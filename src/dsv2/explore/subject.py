@@ -4,7 +4,6 @@ T tokens per sequence.
 """
 
 import re
-import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from dsv2.data.source import Source
 from dsv2.data.tokenizer import Tokenizer
 from dsv2.models.moe.layer import MoE
 from dsv2.models.transformer import Transformer
+from dsv2.printing import warn
 from dsv2.training.saved import SavedRun
 
 SHOWN_TOKENS = 96  # maximum length of the initial text
@@ -58,7 +58,7 @@ def open_subject(run: SavedRun) -> Subject:
     try:
         text = held_out(run.source, tokenizer)
     except ValueError as error:  # the user's own text needs only the tokenizer
-        print(f"warning: {error}", file=sys.stderr)
+        warn(error)
         text = NO_TEXT
     return Subject(run, moe, (None,) if run.imported else (0, *run.steps), text)
 

@@ -1,6 +1,5 @@
 """Text in figures: wrapped by its width as drawn, and in fonts that have its letters."""
 
-import re
 import textwrap
 from functools import cache
 
@@ -10,11 +9,12 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.text import Text
 from rich.cells import cell_len, chop_cells
 
+from dsv2.printing import printable
+
 LACKING = "No installed font has"  # starts the note below a figure
 NOTE_LINE = 0.15  # height in inches
 MOST_NAMED = 5  # letters in the note
 _HALF = "\0"  # stands for the second half of a wide letter while lines are broken
-_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def lines(text: str, width: int) -> list[str]:
@@ -26,7 +26,7 @@ def lines(text: str, width: int) -> list[str]:
 
 def without_control(text: str) -> str:
     """Replace control characters by spaces or their escapes, since no font has them."""
-    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text.replace("\t", " "))
+    return printable(text.replace("\t", " "))
 
 
 def legible(figure: Figure) -> None:

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from dsv2.data.source import Source
 from dsv2.models.transformer import Transformer
 from dsv2.plots import experts as plots_experts
+from dsv2.printing import described
 from dsv2.routing import coactivation, specialisation
 from dsv2.routing import interventions as experts
 from dsv2.routing.interventions import DoesNotApply
@@ -52,11 +53,6 @@ def _analysis(
         except Exception as error:  # of any library; the tables hold what it would show
             problems.append(f"The figure {name} could not be drawn: {described(error)}.")
     return Analysis(title, finding, note, tables, figures, problems)
-
-
-def described(error: Exception) -> str:
-    """Return the type of an error and the first line of its message."""
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}".rstrip(": .")
 
 
 class ModelOnText:

@@ -1,7 +1,6 @@
 """Tables and lines in a terminal. Text is printed literally, without markup, highlighting or control characters."""
 
 import io
-import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -11,15 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dsv2.printing import printable
+
 PLAIN_WIDTH = 120  # columns, if stdout is not a terminal
-# Control characters, which terminals obey; marks that reverse the order of text; halves of surrogate pairs, which
-# stand for bytes of file names that are not UTF-8.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def printable(text: str) -> str:
-    r"""Replace what a terminal would obey or cannot show by its escape, as in `\x1b`; keep line breaks and tabs."""
-    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 class _Console(Console):
@@ -50,11 +43,6 @@ def say(text: str) -> None:
     """Print text on stdout: exactly as it is, but printable where a terminal would obey it."""
     _escape_what_stdout_lacks()
     print(printable(text) if sys.stdout.isatty() else text)
-
-
-def complain(message: object) -> None:
-    """Print one message on stderr."""
-    print(printable(str(message)), file=sys.stderr)
 
 
 def open_table(columns: Sequence[str], *, text: Sequence[str] = (), title: str = "", ruled: bool = False) -> Table:

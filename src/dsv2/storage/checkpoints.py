@@ -8,12 +8,12 @@ steps belong to an attempt that could not be resumed, and are deleted once the n
 import os
 import pickle
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dsv2.printing import warn
 from dsv2.storage.files import replacing, write_json
 from dsv2.storage.sealed import Damaged, file_hash, read_object
 
@@ -76,7 +76,7 @@ def latest(folder: Path) -> Path | None:
         path = folder / name
         if path.is_file() and file_hash(path) == listed[name]["sha256"]:
             return path
-        print(f"warning: checkpoint {path} is damaged or missing; falling back to an earlier one", file=sys.stderr)
+        warn(f"checkpoint {path} is damaged or missing; falling back to an earlier one")
     return None
 
 
@@ -95,11 +95,11 @@ def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
     except FileNotFoundError:
         return {}
     except Damaged as error:
-        print(f"warning: {error}, so no checkpoint beside it can be trusted", file=sys.stderr)
+        warn(f"{error}, so no checkpoint beside it can be trusted")
         return {}
     valid = {name: entry for name, entry in listed.items() if NAME.fullmatch(name) and _is_entry(entry)}
     if len(valid) < len(listed):
-        print(f"warning: {path}: damaged, {len(listed) - len(valid)} entries were skipped", file=sys.stderr)
+        warn(f"{path}: damaged, {len(listed) - len(valid)} entries were skipped")
     return valid
 
 

@@ -15,11 +15,11 @@ model.safetensors           weights of an imported model, in place of checkpoint
 
 import os
 import re
-import sys
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
+from dsv2.printing import warn
 from dsv2.storage.paths import read_yaml, require_own_files, within
 from dsv2.storage.sealed import Damaged, changed, hashes, read_sealed, write_sealed
 
@@ -74,7 +74,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except Damaged as error:
-        print(f"warning: {error}; the run counts as unfinished, and its command trains it again", file=sys.stderr)
+        warn(f"{error}; the run counts as unfinished, and its command trains it again")
         return {"status": "damaged", "error": str(error)}
     return result
 

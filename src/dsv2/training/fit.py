@@ -7,7 +7,6 @@ import contextlib
 import json
 import math
 import signal
-import sys
 import tempfile
 import time
 import traceback
@@ -26,6 +25,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from dsv2.config import plain
 from dsv2.data.module import Stream
 from dsv2.data.source import Source, repetition_warning
+from dsv2.printing import warn
 from dsv2.storage import checkpoints
 from dsv2.storage.files import replacing, sweep, write_json, write_text
 from dsv2.storage.rundir import (
@@ -165,7 +165,7 @@ def _train(run: Run.Config, folder: Path, module: Module, group: Group, shared: 
     batches = module.batches
     warning = repetition_warning(source, batches.total_tokens)
     if warning is not None and group.first:
-        print(f"warning: {warning}", file=sys.stderr)
+        warn(warning)
     recorder = Recorder(module, source, folder)
     trainer = L.Trainer(
         accelerator=settings.accelerator,
@@ -236,7 +236,7 @@ def _resumable(run: Run.Config, folder: Path) -> Path | None:
                 return checkpoint
         except (OSError, ValueError, KeyError, TypeError):
             pass
-        print(f"warning: the logs in {folder} are damaged; training restarts from step 0", file=sys.stderr)
+        warn(f"the logs in {folder} are damaged; training restarts from step 0")
     for log in (metrics, routing, folder / SNAPSHOTS):
         log.unlink(missing_ok=True)
     return None

@@ -1,6 +1,5 @@
 """`open_run(RUN)` opens a run directory, of a trained run or of an imported model."""
 
-import sys
 import textwrap
 from collections.abc import Sequence
 from functools import cached_property
@@ -21,6 +20,7 @@ from dsv2.data.store import find_store
 from dsv2.data.tokenizer import Tokenizer, load_tokenizer
 from dsv2.inference.reader import Reader
 from dsv2.models.transformer import Transformer
+from dsv2.printing import warn
 from dsv2.storage import checkpoints
 from dsv2.storage.paths import read_yaml, require_own_files
 from dsv2.storage.rundir import (
@@ -218,7 +218,7 @@ class SavedRun:
             return config.open(seed=self.config.seed, **sizes)
         record = self._record()
         if not record:
-            print(f"warning: {self.folder} stores no identity of its corpus; assuming it unchanged", file=sys.stderr)
+            warn(f"{self.folder} stores no identity of its corpus; assuming it unchanged")
             return config.open(seed=self.config.seed, **sizes)
         identity = {key: value for key, value in record["identity"].items() if key != "trained_tokenizer"}
         prepared = list(Path(record.get("prepared", "")).parents[1:2])
