@@ -19,6 +19,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from dsv2.config import ConfigError
 from dsv2.storage.rundir import TOKENIZER
+from dsv2.storage.values import parse_object
 
 END_OF_TEXT = "<|endoftext|>"
 END_ID = 0
@@ -192,12 +193,9 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> Tokenizer | N
         return Tokenizer.load(path, vocab_size)
     backend = _read_backend(path)
     try:
-        values = json.loads(settings.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError(f"{SETTINGS} is not a JSON object")
-        return ImportedTokenizer(backend, values, vocab_size)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{folder}: {error}") from None
+        return ImportedTokenizer(backend, parse_object(settings.read_bytes()), vocab_size)
+    except ValueError as error:
+        raise ValueError(f"{settings}: {error}") from None
 
 
 def _read_backend(path: Path) -> tokenizers.Tokenizer:

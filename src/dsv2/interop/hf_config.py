@@ -8,7 +8,6 @@ transformers ignores and the model's own code obeys.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +29,7 @@ from dsv2.models.ffn import SwiGLU
 from dsv2.models.moe.layer import MoE
 from dsv2.models.rope import Rope, Yarn
 from dsv2.models.transformer import Transformer
+from dsv2.storage.values import parse_object
 
 TOPK_METHODS = ("greedy", "group_limited_greedy")
 
@@ -40,16 +40,13 @@ def read_config(path: str | Path) -> Transformer.Config:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read the object in a JSON file. Raises ValueError if there is none."""
+    """Read the object in a JSON file. Raises ValueError if there is none or it cannot be read."""
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        return parse_object(file.read_bytes())
     except OSError as error:
         raise ValueError(f"{file}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{file}: not a JSON object")
-    return value
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
 def config_from_hf(config: Mapping[str, Any]) -> Transformer.Config:

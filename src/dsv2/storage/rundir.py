@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from dsv2.printing import warn
-from dsv2.storage.paths import read_yaml, require_own_files, within
+from dsv2.storage.paths import require_own_files, within
 from dsv2.storage.sealed import Damaged, changed, hashes, read_sealed, write_sealed
+from dsv2.storage.values import read_yaml
 
 CONFIG = "config.yaml"
 DATA = "data.json"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv2.storage.files import write_json
+from dsv2.storage.values import parse_object
 
 SEAL = "sha256"  # the key in a sealed file with the hash of all its other contents
 
@@ -18,12 +19,9 @@ class Damaged(ValueError):
 def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises FileNotFoundError, and Damaged for any other content."""
     try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise Damaged(f"{path}: damaged, not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise Damaged(f"{path}: damaged, not a JSON object")
-    return value
+        return parse_object(path.read_bytes())
+    except ValueError as error:
+        raise Damaged(f"{path}: damaged, {error}") from None
 
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from dsv2.accounting.paper_tables import PAPER_TABLES
 from dsv2.composition import override
 from dsv2.config import CONFIG_DIR, NAME, ConfigBase, ConfigError, structure
 from dsv2.metrics import BUDGETS, METRICS
-from dsv2.storage.paths import parse_yaml, read_yaml
+from dsv2.storage.values import parse_yaml, read_yaml
 
 SUFFIXES = (".yaml", ".yml")
 FOLDERS = {"sweep": "sweep", "scale": "scales", "probe": "probes"}  # Hydra would take a folder "scale" for a group

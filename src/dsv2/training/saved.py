@@ -22,7 +22,7 @@ from dsv2.inference.reader import Reader
 from dsv2.models.transformer import Transformer
 from dsv2.printing import warn
 from dsv2.storage import checkpoints
-from dsv2.storage.paths import read_yaml, require_own_files
+from dsv2.storage.paths import require_own_files
 from dsv2.storage.rundir import (
     CHECKPOINTS,
     CONFIG,
@@ -35,6 +35,7 @@ from dsv2.storage.rundir import (
     runs_root,
 )
 from dsv2.storage.sealed import file_hash, read_object
+from dsv2.storage.values import read_yaml
 from dsv2.training.run import Run, from_plain
 
 LONGEST = 4096  # context length of an imported model whose config states none, in tokens
