@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from ablations.reporting.adjusted import adjusted
 from ablations.reporting.findings import Findings
 from ablations.reporting.summary import summary
 from ablations.reporting.words import number, spread
@@ -36,6 +37,7 @@ def sections_of(findings: Findings, pictures: Sequence[Picture]) -> list[Section
         _at_equal(findings),
         _detectable(findings) if findings.effects else None,
         Section("Held equal", [], [_equality(findings)]),
+        adjusted(study),
         Section("Published", [study.published]) if study.published else None,
         Section("Where the effect is expected to show", [study.shows_at]) if study.shows_at else None,
         Section("Accounting", [], [Table(list(findings.accounting.columns), _cells(findings.accounting))]),

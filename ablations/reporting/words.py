@@ -32,6 +32,7 @@ class StudyText:
     differs: Mapping[str, Sequence[str]] = field(default_factory=dict)  # arm -> budgets that only it does not hold
     identical: bool = False  # an A/A study: its arms differ only in their seeds
     levels: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # for a grid: arm -> level of each factor
+    adjusted: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)  # arm -> key -> from and to
 
     def families(self) -> dict[str, list[str]]:
         """Map each baseline to the arms compared with it, itself included; Holm's correction is over such a family."""
@@ -74,6 +75,7 @@ def text_of(study: "Study") -> StudyText:
         differs={name: arm.differs for name, arm in study.arms.items()},
         identical=any(arm.seed_offset for arm in study.arms.values()),
         levels=study.file.levels(),
+        adjusted={name: study.adjusted[name] for name in study.arms},
     )
 
 

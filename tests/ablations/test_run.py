@@ -67,7 +67,7 @@ def test_a_dry_run_prints_the_plan_and_runs_nothing(capsys, runs):
 def test_the_plan_says_what_the_solver_changed_and_which_probes_there_are(console):
     show(study("attention_dense", seeds=[0]), console)
     said = console.file.getvalue()
-    assert re.search(r"^mqa: .*; adjusted to equal budgets: .*=\d+", said, re.M)
+    assert re.search(r"^mqa: .*; adjusted to equal budgets: \S+ from [\d,]+ to [\d,]+ \([+-]\d+%\)", said, re.M)
     assert re.search(r"^Every arm is also trained on recall: ", said, re.M)
 
 

@@ -87,7 +87,7 @@ def test_total_and_active_at_once():
 def test_nothing_changes_where_budgets_are_equal():
     model = load("model=small")
     assert match(model, budgets(model, *MODEL_BUDGETS), {"num_layers": 1}, context=CONTEXT) == Matched(
-        model, {}, dict.fromkeys(MODEL_BUDGETS, 0.0)
+        model, {}, {}, dict.fromkeys(MODEL_BUDGETS, 0.0)
     )
     near = match(model, {"total_params": account(model).total_params * 1.009}, {"num_layers": 1}, context=CONTEXT)
     assert near.model is model

@@ -27,7 +27,7 @@ PUBLISHED = {
         ("CMMLU", "52.3", "53.4", "60.7", "62.5"),
     ],
     "moe_table_1": [
-        ("", "dense", "hash", "switch", "gshard", "deepseek_moe", "gshard_x1.5", "dense_x16"),
+        ("", "dense", "hash", "switch", "top2", "deepseek_moe", "gshard_x1.5", "dense_x16"),
         ("Pile loss", "2.060", "1.932", "1.881", "1.867", "1.808", "1.808", "1.806"),
     ],
 }

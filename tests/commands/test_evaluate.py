@@ -130,7 +130,7 @@ def test_data_without_text_have_no_questions(
 
 def test_only_what_is_asked_for_must_fit(quick: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Sequences of 32 tokens are too short for the default cloze questions, not for exercises."""
-    rows = [{"text": text, "domain": "maths"} for text in worksheets(40_000, seed=5)]
+    rows = [{"text": sheet.text, "domain": "maths"} for sheet in worksheets(40_000, val_ratio=0.1, seed=5)]
     (tmp_path / "maths.jsonl").write_text("\n".join(map(json.dumps, rows)))
     fit.fit(dsv2.load([*quick, f"data.path={tmp_path}/maths.jsonl", "trainer.tokens=128"]), tmp_path / "run")
     assert main(["eval", str(tmp_path / "run"), "--tasks", "arithmetic"]) == 0

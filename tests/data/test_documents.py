@@ -53,3 +53,13 @@ def test_small_domains_get_both_sides() -> None:
 def test_copies_stay_together_and_cannot_make_two_sides() -> None:
     surveyed = take_survey([Document("same", "d")] * 10)
     assert one_sided(surveyed, split(surveyed, 0.5))
+
+
+def test_a_document_that_names_its_side_is_on_it() -> None:
+    named = [Document(f"named {number}", "n", held_out=number % 2 == 0) for number in range(100)]
+    surveyed = take_survey([*named, *documents(400)])
+    chosen = split(surveyed, 0.1)
+    assert [digest in chosen for digest in surveyed.digests[:100]] == [number % 2 == 0 for number in range(100)]
+    assert chosen - set(surveyed.digests[:100]) == split(take_survey(documents(400)), 0.1)
+    all_named = take_survey([document._replace(held_out=False) for document in named])
+    assert split(all_named, 0.5) == set()  # moving one would put its content on both sides

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
 from dsv2.config import ConfigError
 from dsv2.data.source import NOT_SCORED, Batch
-from dsv2.data.synthetic import Arithmetic, Copying, Recall, Task
+from dsv2.data.synthetic import HELD_OUT, Arithmetic, Copying, Recall, Task
 
 TASKS = [Recall.Config(), Recall.Config(vocab_size=9, num_pairs=3), Copying.Config(), Arithmetic.Config()]
 
@@ -115,6 +116,44 @@ def test_additions_are_right() -> None:
             low_first = tokens[start + 6 : start + 9]
             assert a + b == low_first[0] + 10 * low_first[1] + 100 * low_first[2]
             assert asked[start : start + 10] == [False] * 6 + [True] * 3 + [False]
+
+
+def sums(batch: Batch, digits: int) -> set[tuple[int, int]]:
+    """The terms of all whole sums, the smaller first."""
+    starts = range(0, batch.inputs.shape[1] - 3 * digits - 3, 3 * digits + 4)
+    powers = torch.tensor([10**place for place in reversed(range(digits))])
+    found = set()
+    for start in starts:
+        first = batch.inputs[:, start : start + digits] @ powers
+        second = batch.inputs[:, start + digits + 1 : start + 2 * digits + 1] @ powers
+        found |= {(min(pair), max(pair)) for pair in zip(first.tolist(), second.tolist(), strict=True)}
+    return found
+
+
+@pytest.mark.parametrize("digits", [1, 2, 3])
+def test_no_sum_of_validation_is_trained_on(digits: int) -> None:
+    """As long as a study trains, 2 million tokens; with two digits every sum that may be asked then has been."""
+    task = Arithmetic.Config(digits=digits).open(sequence_length=64, seed=0, validation_tokens=8192)
+    trained, held_out = sums(task.train(0, 32_000), digits), sums(task.validation(), digits)
+    assert held_out
+    assert not held_out & trained
+    if digits == 2:
+        assert len(trained) / (100 * 101 / 2) == pytest.approx(1 - HELD_OUT, abs=0.02)
+
+
+def test_sums_of_both_sides_are_spread_evenly() -> None:
+    """Redrawing favours no digit: the last digits of the first term, in 12,000 sums, six deviations."""
+    for held_out in (True, False):
+        drawn = np.random.Philox(0).random_raw(24_000).reshape(100, 120, 2)
+        last = Arithmetic.Config(digits=3)._sums(drawn, held_out=held_out)[..., 0] % 10
+        assert np.bincount(last.ravel()) / 12_000 == pytest.approx(0.1, abs=0.0165)
+
+
+@pytest.mark.parametrize("task", [Recall.Config(), Copying.Config()], ids=["recall", "copying"])
+def test_no_sequence_of_validation_is_trained_on(task: Task.Config) -> None:
+    opened_task = task.open(sequence_length=64, seed=0, validation_tokens=8192)
+    trained = set(map(tuple, opened_task.train(0, 32_000).inputs.tolist()))
+    assert trained.isdisjoint(map(tuple, opened_task.validation().inputs.tolist()))
 
 
 def test_identity_follows_the_settings() -> None:

@@ -29,7 +29,7 @@ def source(corpus: str) -> PackedText:
 @pytest.fixture
 def two_domains(source: PackedText, tmp_path: Path) -> PackedText:
     """The corpus' words as two domains, one of them generated maths; 300 tokens, sequences of 128."""
-    sheets = list(worksheets(20_000, seed=5))
+    sheets = [sheet.text for sheet in worksheets(20_000, val_ratio=0.1, seed=5)]
     words = source.tokenizer.decode(source.store.train.tokens.tolist()).split("<|endoftext|>")[:-1]
     rows = [("maths", text) for text in sheets] + [("words", text) for text in words]
     (tmp_path / "both.jsonl").write_text("\n".join(json.dumps({"domain": d, "text": t}) for d, t in rows))

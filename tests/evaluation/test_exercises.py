@@ -3,7 +3,7 @@
 import pytest
 
 from dsv2.config import ConfigError
-from dsv2.data.maths import EXERCISES
+from dsv2.data.maths import EXERCISES, worksheets
 from dsv2.data.packing import PackedText
 from dsv2.data.tokenizer import Tokenizer
 from dsv2.evaluation import exercises
@@ -38,6 +38,15 @@ def test_contexts_are_cut_from_the_left_to_fit_with_every_answer(tokenizer: Toke
     for whole, cut in zip(asked(tokenizer), asked(tokenizer, longest=20), strict=True):
         longest = max(map(len, whole.continuations))
         assert list(cut.context) == list(whole.context)[-(20 - longest) :]
+
+
+def test_no_question_is_on_a_worksheet(tokenizer: Tokenizer) -> None:
+    """Of the full mixture, as studies train on it; the tokenizer of 300 tokens gives back every character."""
+    sheets = worksheets(4_000_000, val_ratio=0.1)
+    seen = {exercise for sheet in sheets for exercise in sheet.text.strip().split("\n\n")}
+    questions = exercises.questions(tokenizer, domain=0, count=64, longest=4096)
+    texts = [tokenizer.decode([*context, *choices[0]]) for context, choices, _ in questions]
+    assert all("Answer: " in text and text not in seen for text in texts)
 
 
 def test_kinds_take_turns_and_nothing_depends_on_the_call(tokenizer: Tokenizer) -> None:

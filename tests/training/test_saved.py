@@ -159,6 +159,21 @@ def test_runs_from_before_keep_what_their_result_says(run, texts, tmp_path, caps
     assert "stores no identity of its corpus" in capsys.readouterr().err
 
 
+def test_sequences_that_are_made_otherwise_now_are_refused(runs):
+    settings = ["model=tiny", "data=synthetic_arithmetic", "trainer.sequence_length=16", "trainer.tokens=64"]
+    config = dsv2.load([*settings, "trainer.batch.size=2", "trainer.progress=false"])
+    folder = runs / "train" / config.fingerprint()
+    fit.fit(config, folder)
+    assert len(open_run(folder).validation.inputs)
+    without_checksums(folder)
+    record = json.loads((folder / "data.json").read_text())
+    record["identity"]["format"] = "3"
+    (folder / "data.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"its data \(arithmetic\) are made in format 4, not 3 as when it was trained"):
+        open_run(folder).validation  # noqa: B018
+    assert open_run(folder).model is not None
+
+
 def test_other_text_can_be_looked_at(run, texts, tmp_path):
     with (tmp_path / "other.jsonl").open("w") as file:
         for number in range(40):

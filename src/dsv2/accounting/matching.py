@@ -27,6 +27,7 @@ class Matched(NamedTuple):
 
     model: Transformer.Config
     changes: dict[str, int]  # changed keys, as in "num_layers" or "ffn.expert_dim" -> new values
+    starts: dict[str, int]  # changed keys -> old values
     mismatch: dict[str, float]  # budget -> remaining relative difference to its target, signed
 
 
@@ -104,10 +105,10 @@ class _Search:
             return None
         result = account(model, context=self.context)
         mismatch = {budget: getattr(result, budget) / target - 1 for budget, target in self.targets.items()}
-        return Matched(model, changes, mismatch)
+        return Matched(model, changes, {key: cast(int, self.starts[key]) for key in changes}, mismatch)
 
     def change(self, matched: Matched) -> float:
-        return sum(abs(math.log(value / cast(int, self.starts[key]))) for key, value in matched.changes.items())
+        return sum(abs(math.log(value / matched.starts[key])) for key, value in matched.changes.items())
 
     def grid(self, key: str, step: int) -> np.ndarray:
         """Return the values that `key` may take, ascending, including its start."""

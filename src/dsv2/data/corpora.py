@@ -120,7 +120,8 @@ class Mixture(Text):
         def documents(self) -> Iterator[Document]:
             yield from _amount(_scattered(_speeches()), "english", self.english_mb)
             yield from _amount(_scattered(_sources()), "code", self.code_mb)
-            yield from _amount(worksheets(int(self.maths_mb * MB)), "maths", self.maths_mb)
+            for text, held_out in worksheets(int(self.maths_mb * MB), val_ratio=self.val_ratio):
+                yield Document(text, "maths", held_out)
             if self.chinese_path is not None:
                 chinese = read("data.chinese_path", self.chinese_path)
                 yield from _amount((document.text for document in chinese), "chinese", self.chinese_mb)

@@ -12,6 +12,7 @@ class Document(NamedTuple):
 
     text: str
     domain: str
+    held_out: bool | None = None  # the side it must be on; None: its text decides
 
 
 class Survey(NamedTuple):
@@ -21,18 +22,20 @@ class Survey(NamedTuple):
     digests: list[bytes]  # n, SHA-256 of each text
     domains: list[str]  # n
     num_bytes: int  # UTF-8 bytes of all texts
+    held_out: dict[bytes, bool]  # sides of the texts that must be on one
 
 
 def take_survey(documents: Iterable[Document]) -> Survey:
     """Hash and count every document."""
-    total, digests, domains, num_bytes = hashlib.sha256(), [], [], 0
-    for text, domain in documents:
-        data = text.encode()
-        digests.append(hashlib.sha256(data).digest())
+    total, digests, domains, num_bytes, sides = hashlib.sha256(), [], [], 0, {}
+    for text, domain, held_out in documents:
+        digests.append(text_digest(text))
         domains.append(domain)
-        num_bytes += len(data)
+        num_bytes += len(text.encode())
         total.update(digests[-1] + len(domain.encode()).to_bytes(4) + domain.encode())
-    return Survey(total.hexdigest(), digests, domains, num_bytes)
+        if held_out is not None:
+            sides[digests[-1]] = held_out
+    return Survey(total.hexdigest(), digests, domains, num_bytes, sides)
 
 
 def split(survey: Survey, val_ratio: float) -> set[bytes]:
@@ -40,12 +43,13 @@ def split(survey: Survey, val_ratio: float) -> set[bytes]:
 
     A document's digest, read as a number in [0, 1), is compared with `val_ratio`, so that it is on the same side in
     every corpus and order, and copies of a text stay together. If this leaves one side of a domain with two or more
-    texts empty, the text nearest to the threshold is moved.
+    texts empty, the text nearest to the threshold is moved. Documents that name their side are on it.
     """
     texts: dict[str, set[bytes]] = {}
     for digest, domain in zip(survey.digests, survey.domains, strict=True):
-        texts.setdefault(domain, set()).add(digest)
-    chosen = {digest for digest in survey.digests if _fraction(digest) < val_ratio}
+        if digest not in survey.held_out:
+            texts.setdefault(domain, set()).add(digest)
+    chosen = {digest for digest in survey.digests if survey.held_out.get(digest, fraction(digest) < val_ratio)}
     for domain in sorted(texts):
         of_domain = texts[domain]
         if len(of_domain) < 2:
@@ -62,5 +66,11 @@ def one_sided(survey: Survey, chosen: Collection[bytes]) -> bool:
     return not chosen or all(digest in chosen for digest in survey.digests)
 
 
-def _fraction(digest: bytes) -> float:
+def text_digest(text: str) -> bytes:
+    """Return the SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).digest()
+
+
+def fraction(digest: bytes) -> float:
+    """Read a digest as a number in [0, 1)."""
     return int.from_bytes(digest[:8]) / 2**64

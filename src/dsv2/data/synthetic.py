@@ -5,6 +5,7 @@ B sequences, T tokens per sequence, P pairs, Q queries, V vocabulary, D digits, 
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -12,20 +13,23 @@ import torch
 from dsv2.config import ConfigError, Naming, class_name, digest, plain
 from dsv2.data.source import NOT_SCORED, Batch, Source, validation_sequences
 
-FORMAT = 3  # increment when the same settings produce other sequences
+HELD_OUT = 0.1  # share of all sums that only validation asks
 
 
 class Task(Source):
     """An endless stream of sequences; sequence n is a pure function of (seed, n).
 
-    Only answers are scored. Validation is a separate stream, the same for every seed. A task with few distinct
-    sequences (such as two-digit addition) repeats them, so its validation sequences are not truly held out.
+    Only answers are scored. Validation is a separate stream, the same for every seed. Its sums are never trained on;
+    its other sequences are drawn like those of training, of which they repeat one only if there are few: by default,
+    Recall has more than 10^20 and Copying 10^43.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Source.Config):
+        format: ClassVar[int] = 3  # increment when the same settings produce other sequences
+
         def identity(self, naming: Naming = class_name) -> dict[str, str]:
-            return {"task": digest(plain(self, naming=naming)), "format": str(FORMAT)}
+            return {"task": digest(plain(self, naming=naming)), "format": str(self.format)}
 
         def open(self, *, sequence_length: int, seed: int, validation_tokens: int) -> "Task":
             return Task(self, sequence_length=sequence_length, seed=seed, validation_tokens=validation_tokens)
@@ -154,11 +158,12 @@ class Arithmetic(Task):
     """Additions `a+b=c;` of D-digit numbers with leading zeros, until the sequence is full; the digits of c are scored.
 
     c has D + 1 digits, the lowest first, so that each follows from the digits before it. Ids 0 to 9 are digits, 10 is
-    +, 11 is =, 12 is ;.
+    +, 11 is =, 12 is ;. A hash of the two terms, in any order, decides whether training or validation asks a sum.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Task.Config):
+        format: ClassVar[int] = 4
         vocab_size: int = 13
         digits: int = 3  # D
 
@@ -179,7 +184,7 @@ class Arithmetic(Task):
 
         def make(self, drawn: np.ndarray, length: int, *, training: bool) -> tuple[np.ndarray, np.ndarray]:
             digits = self.digits
-            terms = _below(drawn[:, : self.draws(length)], 10**digits).reshape(len(drawn), -1, 2)  # (B, n, 2)
+            terms = self._sums(drawn[:, : self.draws(length)].reshape(len(drawn), -1, 2), held_out=not training)
             high_first = 10 ** np.arange(digits - 1, -1, -1)
             written = terms[..., None] // high_first % 10  # (B, n, 2, D)
             answer = terms.sum(-1)[..., None] // 10 ** np.arange(digits + 1) % 10  # (B, n, D + 1)
@@ -188,6 +193,28 @@ class Arithmetic(Task):
             index = np.arange(length) % self._period
             tokens = np.concatenate(parts, axis=-1).reshape(len(drawn), -1)[:, :length]
             return tokens, (index >= 2 * digits + 2) & (index < self._period - 1)
+
+        def _sums(self, drawn: np.ndarray, *, held_out: bool) -> np.ndarray:
+            """Map uint64 (B, n, 2) to the terms of sums of one side, int64; those of the other are drawn anew."""
+            terms = _below(drawn, 10**self.digits)
+            while (wrong := _is_held_out(terms) != held_out).any():
+                drawn = np.where(wrong[..., None], _mixed(drawn), drawn)
+                terms = _below(drawn, 10**self.digits)
+            return terms
+
+
+def _is_held_out(terms: np.ndarray) -> np.ndarray:
+    """Decide for sums (..., 2) int64, the same for a + b and b + a, whether they are for validation, (...) bool."""
+    smaller, larger = np.sort(terms, axis=-1).astype(np.uint64).transpose()
+    return (_mixed(_mixed(smaller) + larger) < np.uint64(HELD_OUT * 2**64)).transpose()
+
+
+def _mixed(numbers: np.ndarray) -> np.ndarray:
+    """Return the next number of SplitMix64 for each uint64, a bijection that looks random."""
+    mixed = numbers + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
 
 
 def _below(drawn: np.ndarray, limit: int | np.ndarray) -> np.ndarray:

@@ -4,10 +4,11 @@ Multiple choice rather than exact match: chance is 25% with every tokenizer, and
 still score by copying from the line above, or by the form and size of the answers.
 """
 
+import itertools
 import random
 
 from dsv2.config import ConfigError
-from dsv2.data.maths import EXERCISES
+from dsv2.data.maths import EXERCISES, is_reserved
 from dsv2.data.tokenizer import Tokenizer
 from dsv2.evaluation.choice import CHOICES, Choice
 
@@ -19,17 +20,18 @@ def questions(tokenizer: Tokenizer, *, domain: int, count: int, longest: int) ->
     """Generate `count` questions, cycling through the kinds; distractors are answers of other exercises of that kind.
 
     Contexts are truncated on the left so that they fit into `longest` tokens with each answer; raises ConfigError if
-    an answer leaves no room. The seed differs from those of all worksheets, but kinds with few exercises may still
-    repeat one that was trained on.
+    an answer leaves no room. Every exercise is one that no worksheet has; with many questions, kinds with few such
+    exercises repeat them.
     """
     rng = random.Random("exercises that no worksheet asked")
     made = []
     for number in range(count):
         kind = EXERCISES[number % len(EXERCISES)]
-        problem, answer = _parts(kind(rng.randint))
+        drawn = (kind(rng.randint) for _ in itertools.count())
+        problem, answer = _parts(next(exercise for exercise in drawn if is_reserved(exercise)))
         answers = [answer]
         while len(answers) < CHOICES:
-            if (other := _parts(kind(rng.randint))[1]) not in answers:
+            if (other := _parts(next(drawn))[1]) not in answers:
                 answers.append(other)
         encoded = tokenizer.encode_batch(answers)
         most = max(map(len, encoded))

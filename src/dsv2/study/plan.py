@@ -36,9 +36,11 @@ class Plan:
         self.probes = {name: structure(read("probe", name), Probe) for name in self.file.probes}
         self.arms = self.file.all_arms()
         self.configs: dict[str, Run.Config] = {}
-        self.changes: dict[str, dict[str, int]] = {}  # arm -> keys under `model.` changed by the solver
+        self.changes: dict[str, dict[str, int]] = {}  # arm -> keys under `model.` changed by the solver -> new values
+        self.adjusted: dict[str, dict[str, tuple[int, int]]] = {}  # the same with old and new values
         for name in sorted(self.arms, key=lambda arm: self.baseline_of(arm) != arm):  # baselines first
-            self.configs[name], self.changes[name] = self._solve(name)
+            self.configs[name], self.adjusted[name] = self._solve(name)
+            self.changes[name] = {key: new for key, (_, new) in self.adjusted[name].items()}
         self.configs = {name: self.configs[name] for name in self.arms}
         self._on_probes: dict[tuple[str, str], Run.Config] = {}
         for probe in self.probes:
@@ -107,8 +109,8 @@ class Plan:
                 raise ConfigError(name, value, "a study sets this itself; use seeds=[0,1] to choose seeds")
         return replace(run, study=self.name, scale=self.scale, arm=arm, probe=probe)
 
-    def _solve(self, arm: str) -> tuple[Run.Config, dict[str, int]]:
-        """Make the arm's budgets equal to its baseline's; return the run and the changes that took."""
+    def _solve(self, arm: str) -> tuple[Run.Config, dict[str, tuple[int, int]]]:
+        """Make the arm's budgets equal to its baseline's; return the run and the changes that took, old and new."""
         run, baseline = self._load(arm, None, {}), self.baseline_of(arm)
         held = [b for b in self.file.equal if b in MODEL_BUDGETS and b not in self.arms[arm].differs]
         if arm == baseline or not held or not self.file.adjust:
@@ -119,7 +121,8 @@ class Plan:
             matched = match(run.model, targets, self.file.adjust, context=context, within=EQUAL_WITHIN)
         except ConfigError as error:
             raise ConfigError(f"arms.{arm}.{error.key}", error.value, error.valid) from None
-        return (self._load(arm, None, matched.changes) if matched.changes else run), matched.changes
+        adjusted = {key: (matched.starts[key], new) for key, new in matched.changes.items()}
+        return (self._load(arm, None, matched.changes) if adjusted else run), adjusted
 
     def _refuse_duplicates(self) -> None:
         seen: dict[str, str] = {}

@@ -215,9 +215,13 @@ class SavedRun:
         """The training data, checked against the identity stored with the run. Raises ValueError if they differ."""
         config, trainer = self.config.data, self.config.trainer
         sizes: Any = {"sequence_length": trainer.sequence_length, "validation_tokens": trainer.validation_tokens}
-        if not isinstance(config, Text.Config):
-            return config.open(seed=self.config.seed, **sizes)
         record = self._record()
+        if not isinstance(config, Text.Config):
+            now, then = config.identity()["format"], record.get("identity", {}).get("format")
+            if then not in (None, now):
+                made = f"its data ({config.label}) are made in format {now}, not {then} as when it was trained"
+                raise ValueError(f"{self.folder}: {made}; use the version of dsv2 that trained it")
+            return config.open(seed=self.config.seed, **sizes)
         if not record:
             warn(f"{self.folder} stores no identity of its corpus; assuming it unchanged")
             return config.open(seed=self.config.seed, **sizes)
