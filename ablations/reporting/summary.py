@@ -44,8 +44,9 @@ def against(findings: Findings) -> str:
     """Say how arms are compared, as the start of a sentence."""
     study = findings.study
     baselines = " and ".join(dict.fromkeys(effect.baseline for effect in findings.verdicts))
-    several = f", {level(findings)} each" if len(findings.verdicts) > 1 else f" of {level(findings)}"
-    return f"Against {baselines}, {len(study.seeds)} paired seeds, look {findings.look.number}, intervals{several}"
+    several = "each interval" if len(findings.verdicts) > 1 else "interval"
+    look, seeds = findings.look.number, len(study.seeds)
+    return f"Against {baselines}, {seeds} paired seeds, look {look}, {several} at {level(findings)}"
 
 
 def level(findings: Findings) -> str:
@@ -63,15 +64,15 @@ def look_text(findings: Findings) -> str:
     """Say which look at the study this is, what it spends, and what was looked at before."""
     look, seeds = findings.look, len(findings.study.seeds)
     count = max(len(findings.study.contrasts), 1)
-    family = (
-        f"shared by {count} contrasts, so each interval is at {level(findings)}"
-        if count > 1
-        else (f"so the interval is at {level(findings)}")
-    )
-    text = f"This is look {look.number}, at {seeds} seeds of the {look.decided_at} at which the study is to be decided"
+    shared = f", shared by {count} contrasts" if count > 1 else ""
     if seeds > look.decided_at:
-        text = f"This is look {look.number}, at {seeds} seeds; the study was to be decided at {look.decided_at}"
-    text += f". It spends {look.error * count:.2%} of the {ALPHA:.0%} of error that all looks have together, {family}."
+        text = f"This is look {look.number}, at {seeds} seeds; the study was to be decided at {look.decided_at}."
+    else:
+        text = f"This is look {look.number}, at {seeds} of the {look.decided_at} seeds at which the study is decided."
+    text += (
+        f" Its verdicts may err in {look.error * count:.2%} of studies{shared}, and those of all looks in at most "
+        f"{ALPHA:.0%}: {'each' if count > 1 else 'the'} interval is at {level(findings)}."
+    )
     if look.number > 1:
         text += " The study's seeds were extended or changed after a look, which a group-sequential rule accounts for."
     if look.elsewhere:

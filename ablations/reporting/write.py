@@ -45,7 +45,11 @@ def write_report(findings: Findings, folder: Path) -> Path:
 def trials_table(findings: Findings) -> pd.DataFrame:
     """Return one row per trial: arm, seed, status, tokens, seconds, steps, and every metric of the report."""
     chosen = findings.chosen
-    steps = findings.accounting.set_index("arm")["steps"] if len(findings.accounting) else {}
+    steps = (
+        dict(zip(findings.accounting["arm"], findings.accounting["steps"], strict=True))
+        if len(findings.accounting)
+        else {}
+    )
     measured = [metric for metric in findings.study.metrics if metric in chosen]
     kept = chosen[["arm", "seed", "status", "tokens", "seconds", *measured]]
     kept.insert(3, "steps", chosen["arm"].map(steps))

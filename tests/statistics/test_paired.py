@@ -68,8 +68,9 @@ def test_equal_differences_leave_no_noise() -> None:
     assert st.t_interval(np.zeros(4)) == (0, 0)
 
 
-def test_no_error_leaves_no_limit() -> None:
-    assert tuple(map(float, st.limits(DELTA, 0.0))) == (-math.inf, math.inf)
+def test_next_to_no_error_leaves_no_limit() -> None:
+    for error in (0.0, 1e-16):
+        assert tuple(map(float, st.limits(DELTA, error))) == (-math.inf, math.inf)
     assert tuple(map(float, st.limits(np.zeros(3), 0.0))) == (0, 0)
 
 

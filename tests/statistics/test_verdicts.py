@@ -111,7 +111,7 @@ def test_the_interval_has_the_error_of_its_look_and_decides() -> None:
 
 def test_nothing_to_spend_and_no_noise_decide_nothing() -> None:
     spent = effect_of(shifted(DELTA - 9), error=0.0, margin=0.1)
-    assert spent.text == "undecided: -9.2; this look at the study has no error left to spend; margin 0.1"
+    assert spent.text == "undecided: -9.2; this look has too little error to spend for an interval; margin 0.1"
     constant = effect_of({"base": np.zeros(4), "arm": np.full(4, -0.25)}, margin=1.0)
     assert constant.word == "undecided"
     assert "every seed has the same difference" in constant.text

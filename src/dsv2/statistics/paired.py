@@ -14,6 +14,7 @@ from scipy import optimize, special, stats
 
 ALPHA = 0.05
 POWER = 0.8
+WIDEST = 300.0  # half the width of an interval that still says something, in standard deviations
 MOST_SEEDS = 1000  # upper limit of the searches for a number of seeds
 
 Values = NDArray[np.float64]
@@ -51,15 +52,16 @@ def without_rounding(differences: Values, size: float) -> Values:
 def limits(differences: Values, error: float = ALPHA) -> tuple[Values, Values]:
     """Return the ends (...) of Student's t intervals of the mean of (..., n) differences, missing it by `error`.
 
-    Infinite without an estimate of the noise (one seed, or equal nonzero differences) and for error 0; both 0 if all
-    differences are 0.
+    Infinite without an estimate of the noise (one seed, or equal nonzero differences), and where an error near 0 makes
+    them wider than `WIDEST`; both 0 if all differences are 0.
     """
     n = _checked(differences).shape[-1]
     mean, largest = differences.mean(-1), np.abs(differences).max(-1)
     if n < 2:
         return np.full_like(mean, -math.inf), np.full_like(mean, math.inf)
-    with np.errstate(invalid="ignore"):  # infinity times a spread of 0
-        half = abs(special.stdtrit(n - 1, error / 2)) * differences.std(-1, ddof=1) / math.sqrt(n)
+    width = abs(special.stdtrit(n - 1, error / 2)) / math.sqrt(n)  # half, in standard deviations
+    sd = differences.std(-1, ddof=1)
+    half = np.full_like(mean, math.inf) if width > WIDEST else np.asarray(width * sd)
     half = np.where(np.ptp(differences, -1) <= 1e-12 * largest, np.where(largest == 0, 0.0, math.inf), half)
     return np.asarray(mean - half), np.asarray(mean + half)
 

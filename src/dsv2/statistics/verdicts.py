@@ -207,7 +207,7 @@ def _phrase(effect: Effect, direction: str) -> str:
         why = (
             "every seed has the same difference, which gives no estimate of the noise"
             if effect.sd <= 1e-12 * abs(mean)
-            else ("this look at the study has no error left to spend")
+            else ("this look has too little error to spend for an interval")
         )
         return f"undecided: {size}; {why}{given}"
     cost, gain = (high, -low) if direction == "lower" else (-low, high)
