@@ -34,7 +34,7 @@ def _verdicts(findings: Findings) -> Iterator[Picture]:
         text = f"Each arm minus {' or '.join(study.families())}, paired by seed. "
         if findings.verdicts:
             text += (
-                f"In bold, the contrasts, with intervals of {level(findings)} that hold together. Filled: better or "
+                f"In blue, the contrasts, with intervals of {level(findings)} that hold together. Filled: better or "
                 "worse; square: equivalent within the margin (grey band); hollow: undecided. "
             )
         text += "In grey, exploratory differences, with 95% intervals of one comparison each."

@@ -56,8 +56,9 @@ def level(findings: Findings) -> str:
 
 def _percent(share: float) -> str:
     """Format a level near 1 with as many digits as its distance from 1 needs."""
-    digits = 0 if share in (0.0, 1.0) else max(0, 1 - math.floor(math.log10(1 - share)) - 2)
-    return f"{share:.{digits}%}"
+    digits = 0 if share in (0.0, 1.0) else max(0, -1 - math.floor(math.log10(1 - share)))
+    text = f"{100 * share:.{digits}f}"
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text}%"
 
 
 def look_text(findings: Findings) -> str:
@@ -93,12 +94,12 @@ def print_verdict(findings: Findings, console: "Console") -> None:
     study = findings.study
     title = f"{study.name} ({study.scale})"
     if findings.verdicts:
-        columns = ("metric", "arm", "against", f"difference [{level(findings)} each]", "margin", "verdict")
-        table = open_table(columns, text=["arm", "against", "verdict"], title=f"{title}: contrasts", ruled=True)
+        minus = _minus(findings)
+        columns = ("arm", "metric", f"{minus} [{level(findings)}]", "margin", "verdict")
+        table = open_table(columns, text=["metric", "verdict"], title=f"{title}: contrasts", ruled=True)
         for effect in findings.verdicts:
             size = difference_text(effect.mean, effect.low, effect.high)
-            cells = [quantity(effect.metric).name, effect.arm, effect.baseline, size, number(effect.margin)]
-            add_row(table, [*cells, effect.word])
+            add_row(table, [effect.arm, quantity(effect.metric).name, size, number(effect.margin), effect.word])
         console.print(table)
     _print_means(findings, console, f"{title}: means and single differences, exploratory")
     for line in said(findings):
@@ -107,12 +108,15 @@ def print_verdict(findings: Findings, console: "Console") -> None:
         console.print(look_text(findings))
 
 
+def _minus(findings: Findings) -> str:
+    return "minus baseline" if len(findings.study.families()) > 1 else f"minus {findings.study.baseline}"
+
+
 def _print_means(findings: Findings, console: "Console", title: str) -> None:
     study, means = findings.study, findings.by_arm
     main = "val/loss" if "val/loss" in study.metrics else study.metric
     effects = {effect.arm: effect for effect in findings.effects if effect.metric == main}
-    minus = "minus baseline [95%]" if len(study.families()) > 1 else f"minus {study.baseline} [95%]"
-    table = open_table(("arm", "n", quantity(main).name, minus), title=title, ruled=True)
+    table = open_table(("arm", "n", quantity(main).name, f"{_minus(findings)} [95%]"), title=title, ruled=True)
     for row in means.to_dict("records"):
         effect = effects.get(row["arm"])
         value = spread(row.get(f"{main} mean", math.nan), row.get(f"{main} sd", math.nan))

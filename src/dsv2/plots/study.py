@@ -173,8 +173,8 @@ def forest(
 ) -> Figure:
     """Draw each arm minus its baseline with its interval: a panel per metric of the verdicts, then of other effects.
 
-    Titles of verdicts are bold, and their margin is shaded; markers are filled if better or worse, squares if
-    equivalent, hollow otherwise. Exploratory effects are thin and grey.
+    Verdicts are blue with their margin shaded; markers are filled if better or worse, squares if equivalent, hollow
+    otherwise. Exploratory effects are thin and grey.
     """
     arms = list(dict.fromkeys(effect.arm for effect in (*verdicts, *effects)))
     groups = [(rows, decided) for decided, of in ((True, verdicts), (False, effects)) for rows in _by_metric(of)]
@@ -188,7 +188,6 @@ def forest(
             else:
                 faint_interval(ax, arms.index(effect.arm), effect.low, effect.mean, effect.high)
         panel_title(ax, quantity(metric).label)
-        ax.title.set_fontweight("bold" if decided else "normal")
         ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.grid(False, axis="y")
         ax.set_xlabel(BETTER.get((directions or {}).get(metric, ""), "") if decided else "exploratory", fontsize=7)
