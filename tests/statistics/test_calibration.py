@@ -18,12 +18,11 @@ from dsv2.statistics.calibration import (
     false_claims,
     false_verdicts,
     from_trials,
+    judged_alike,
     power,
     simulated,
 )
 from dsv2.statistics.paired import limits
-from dsv2.statistics.spending import error_of_interval
-from dsv2.statistics.verdicts import Contrast, decide, judge
 from tests.references.trials import aa
 
 STUDIES = 4000
@@ -50,25 +49,12 @@ def test_noise_is_of_the_stated_size_and_metrics_of_one_arm_go_together() -> Non
 
 @pytest.mark.parametrize("noise", NOISE)
 def test_simulated_studies_are_judged_as_those_of_reports(noise: str) -> None:
-    """Limits and words of many studies at once are those that `judge` finds in each one's table of results."""
-    delta = simulated(np.random.default_rng(1), noise, 40, 6, 4, (0.0, MARGIN, 5.0))
-    error = error_of_interval([frozenset(range(4))], 4, 6)
-    low, high = limits(delta, error)
-    words = decide(low, high, MARGIN, "lower")
-    base = np.linspace(5, 6, 4)
-    for study in range(len(delta)):
-        contrasts = [Contrast(f"arm{i % 3}", "base", f"metric{i // 3}", MARGIN) for i in range(6)]
-        columns = {(arm, metric): base + delta[study, i] for i, (arm, _, metric, _) in enumerate(contrasts)}
-        rows = [
-            {"arm": arm, "seed": seed, "status": "finished"}
-            | {m: columns[arm, m][seed] if arm != "base" else base[seed] for m in ("metric0", "metric1")}
-            for arm in ("base", "arm0", "arm1", "arm2")
-            for seed in range(4)
-        ]
-        directions = {"metric0": "lower", "metric1": "lower"}
-        effects = judge(pd.DataFrame(rows), contrasts, seeds=range(4), directions=directions, error=error)
-        assert [effect.word for effect in effects] == list(words[study])
-        np.testing.assert_allclose([(e.low, e.high) for e in effects], np.c_[low[study], high[study]], rtol=1e-9)
+    assert judged_alike(noise, 30)
+
+
+def test_another_judge_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "limits", lambda delta, error: limits(delta, 1.01 * error))
+    assert not judged_alike("normal", 30)
 
 
 @pytest.mark.parametrize(("noise", "seeds"), [("normal", 3), ("heavy", 4), ("unequal", 5), ("skewed", 8)])

@@ -17,7 +17,7 @@ from scipy import stats
 
 from dsv2.statistics.paired import ALPHA, POWER, Interval, Values, detectable_in_sd, limits
 from dsv2.statistics.spending import error_of_interval
-from dsv2.statistics.verdicts import decide, within
+from dsv2.statistics.verdicts import Contrast, decide, judge, within
 
 PAIRED_SD = math.sqrt(2)  # of a paired difference, in units of the baseline's
 MARGIN = 3 * PAIRED_SD
@@ -186,6 +186,27 @@ def power(noise: str, seeds: int, contrasts: int, *, studies: int, times: float 
     words = decide(*limits(delta[:, 0], error), math.nan, "lower")
     what = f"effect found, {times:g} x that of 80% power"
     return _rate(what, noise, [seeds], contrasts, int((words == "worse").sum()), studies, POWER)
+
+
+def judged_alike(noise: str, studies: int, *, draw: int = 0) -> bool:
+    """Return whether simulated studies get the limits and words that `verdicts.judge` finds in tables of results."""
+    seeds, contrasts = range(4), [Contrast(f"arm{i % ARMS}", "base", f"metric{i // ARMS}", MARGIN) for i in range(6)]
+    delta = simulated(np.random.default_rng(draw), noise, studies, len(contrasts), len(seeds), (0.0, MARGIN, 5.0))
+    (error,) = _errors([len(seeds)], None, len(contrasts))
+    limits_of = np.stack(limits(delta, error), -1)  # (S, m, 2)
+    words = decide(limits_of[..., 0], limits_of[..., 1], MARGIN, "lower")
+    base, alike = np.linspace(5, 6, len(seeds)), True
+    for study in range(studies):
+        rows = {("base", seed): {contrast.metric: base[seed] for contrast in contrasts} for seed in seeds}
+        for contrast, of_contrast in zip(contrasts, delta[study], strict=True):
+            for seed in seeds:
+                rows.setdefault((contrast.arm, seed), {})[contrast.metric] = base[seed] + of_contrast[seed]
+        results = pd.DataFrame([{"arm": a, "seed": s, "status": "finished"} | row for (a, s), row in rows.items()])
+        directions = {contrast.metric: "lower" for contrast in contrasts}
+        effects = judge(results, contrasts, seeds=seeds, directions=directions, error=error)
+        alike &= [effect.word for effect in effects] == list(words[study])
+        alike &= np.allclose([(effect.low, effect.high) for effect in effects], limits_of[study], rtol=1e-9)
+    return alike
 
 
 def _errors(looks: Sequence[int], last: int | None, contrasts: int) -> list[float]:
