@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import scipy
 from rich.progress import track
+from scipy import stats
 
 from dsv2.statistics.calibration import (
     MARGIN,
@@ -31,7 +32,7 @@ from dsv2.statistics.calibration import (
     judged_alike,
     power,
 )
-from dsv2.statistics.paired import ALPHA
+from dsv2.statistics.paired import ALPHA, POWER
 from dsv2.storage.files import write_json, write_text
 
 SEEDS, CONTRASTS = (2, 3, 4, 5, 8, 16), (1, 3, 6)
@@ -83,7 +84,12 @@ def count() -> int:
 
 
 def broken(rate: Rate) -> bool:
-    """Return whether the interval lies wholly on the wrong side: above 5% errors, or below 95% coverage."""
+    """Return whether a promise is broken: errors above 5%, coverage below 95%, power below the stated 80%.
+
+    Judged by the interval; power is exactly 80% for normal noise, so there by a chance of one in ten thousand.
+    """
+    if rate.promised == POWER:
+        return rate.hits < stats.binom.ppf(1e-4, rate.trials, POWER)
     return rate.low > rate.promised if rate.promised == ALPHA else rate.high < rate.promised
 
 
