@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -56,7 +57,7 @@ def cells(studies: int) -> Iterator[Rate]:
     for noise in PROMISED:
         for m in CONTRASTS:
             for n in SEEDS:
-                how = {"studies": studies, "draw": next(draw)}
+                how: dict[str, Any] = {"studies": studies, "draw": next(draw)}
                 what = "false verdict, every arm at the margin"
                 yield false_verdicts(noise, [n], m, truth=(MARGIN,), what=what, **how)
                 if m > 1:
