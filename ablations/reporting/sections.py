@@ -1,7 +1,7 @@
 """The sections of a report, each with paragraphs, tables and figures."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -13,7 +13,6 @@ from ablations.reporting.words import number, spread
 from dsv2.metrics import BUDGETS, chance, quantity
 from dsv2.report.page import Picture, Section, Table
 from dsv2.statistics.budgets import loss_at_equal
-from dsv2.statistics.calibration import TrialsRate
 from dsv2.statistics.factorial import FACTORIAL_RULE, Term, factorial_rows
 from dsv2.statistics.paired import (
     ALPHA,
@@ -38,7 +37,7 @@ def sections_of(findings: Findings, pictures: Sequence[Picture]) -> list[Section
     arms = "; ".join(f"{arm}: {text}" for arm, text in study.arms.items())
     sections = [
         _verdicts(findings) if findings.verdicts else None,
-        _calibration(findings.false_rates) if findings.false_rates else None,
+        _calibration(findings) if findings.false_rates else None,
         Section("Question", [study.question, f"Predicted: {study.prediction}", f"Arms - {arms}."]),
         _results(findings),
         Section("Figures", [], (), pictures) if pictures else None,
@@ -110,7 +109,8 @@ def _results(findings: Findings) -> Section:
     return Section("Results by arm", [text], [Table(header, rows)])
 
 
-def _calibration(rates: Sequence[TrialsRate]) -> Section:
+def _calibration(findings: Findings) -> Section:
+    rates = findings.false_rates
     first = rates[0]
     arms = first.contrasts // max(len(rates) - 1, 1) + 1
     text = (
@@ -131,7 +131,20 @@ def _calibration(rates: Sequence[TrialsRate]) -> Section:
         for rate in rates
     ]
     header = ["metric", "contrasts", "false", "95% interval", "independent studies", "result"]
-    return Section("False verdicts", [text], [Table(header, rows)])
+    return Section("False verdicts", [text, *_paired(findings)], [Table(header, rows)])
+
+
+def _paired(findings: Findings) -> Iterator[str]:
+    """Say of the other arms of an A/A study, which have the baseline's seeds, whether they have its numbers too."""
+    study, trials = findings.study, findings.finished.set_index(["arm", "seed"])
+    metrics = [metric for metric in study.metrics if metric in trials]
+    for arm in study.arms:
+        if arm not in study.identical:
+            values, baseline = trials.loc[arm, metrics], trials.loc[study.baseline, metrics]
+            different = [quantity(m).name for m in metrics if not values[m].equals(baseline[m].loc[values.index])]
+            same = f"the same numbers in all {len(metrics)} metrics"
+            result = f"other numbers in {', '.join(different)}: pairing is broken" if different else same
+            yield f"{arm}, which has the seeds of {study.baseline}, has {result}."
 
 
 def _factors(terms: Sequence[Term]) -> Section:

@@ -106,6 +106,20 @@ def test_a_grid_has_main_effects_and_identical_arms_have_false_verdicts(study_te
     )
 
 
+def test_an_arm_with_the_seeds_of_the_baseline_must_have_its_numbers(study_text, findings_of) -> None:
+    tables = fake(("a", "b", "twin"), seeds=4, layers=1, steps=4)
+    results, metrics = tables.results, ["val/loss", "routing/max_violation", "routing/entropy"]
+    same = results[results["arm"] == "a"][metrics].to_numpy()
+    results.loc[results["arm"] == "twin", metrics] = same
+    findings = findings_of(tables, study_text(tables, seeds=4, identical=("a", "b")))
+    paired = "twin, which has the seeds of a, has"
+    assert section(findings, "False verdicts").paragraphs[1] == f"{paired} the same numbers in all 3 metrics."
+    results.loc[(results["arm"] == "twin") & (results["seed"] == 2), "routing/entropy"] += 1e-9
+    findings = findings_of(tables, study_text(tables, seeds=4, identical=("a", "b")))
+    broken = f"{paired} other numbers in load entropy: pairing is broken."
+    assert section(findings, "False verdicts").paragraphs[1] == broken
+
+
 def test_seeds_are_planned_for_the_margin(six_arms, findings_of) -> None:
     findings = findings_of(six_arms)
     text = section(findings, "Planning").paragraphs[0]
