@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import parent_process
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated, NamedTuple
 
 import psutil
@@ -34,7 +35,7 @@ PATIENCE_SECONDS = 60.0  # for a holder that is stopped or silent, when there is
 GRACE_SECONDS = 0.3  # `is_held` takes a lock for a moment
 WAIT_SECONDS = 0.5  # between two tries at a lock that is waited for
 SAME_SECONDS = 1.0  # tolerance of start times, since the system clock may be adjusted in between
-MOST_BYTES = 10_000  # of a record
+MOST_BYTES = 4_000  # of a command that is recorded, and twice that of a record
 MOST_CHARACTERS = 100  # of a command that is shown
 
 PID = Annotated[int, Field(gt=0, lt=2**31, strict=True)]
@@ -180,7 +181,7 @@ def _command() -> str:
     """Return the command of this process or, in a worker, of its runner."""
     main = sys.modules["__main__"]
     name = getattr(getattr(main, "__spec__", None), "name", None)
-    return shlex.join(["python", *(["-m", name] if name else sys.argv[:1]), *sys.argv[1:]])[:MOST_CHARACTERS]
+    return shlex.join(["python", *(["-m", name] if name else sys.argv[:1]), *sys.argv[1:]])[:MOST_BYTES]
 
 
 # ---- what can be said of a holder ------------------------------------------------------------------------------------
@@ -199,7 +200,9 @@ def meet(lock: Path, what: str) -> Meeting:
     here, pids = _here(holder), [pid for pid in (holder.runner, holder.pid) if pid is not None]
     words, head = " ".join(map(str, pids)), pids[0]
     who = f"process {holder.pid}" + (f" of runner {holder.runner}" if holder.runner is not None else "")
-    who += f"{'' if here else f' on host {holder.host}'} ({holder.command[:MOST_CHARACTERS]})"
+    who += (
+        f"{'' if here else f' on host {holder.host}'} ({shorten(holder.command, MOST_CHARACTERS, placeholder=' ...')})"
+    )
     who += f" has held {what} since {_moment(time.time() - (now - holder.since))}"
     stopped = [pid for pid in pids if is_stopped(pid)] if here else []
     if holder.pid in stopped:
@@ -219,7 +222,7 @@ def _read(lock: Path) -> Holder | None:
     """Return the recorded holder; None if the record is missing or cannot be what a holder wrote."""
     record = _record(lock)
     try:
-        return TypeAdapter(Holder).validate_python(read_object(record, MOST_BYTES)) if record.is_file() else None
+        return TypeAdapter(Holder).validate_python(read_object(record, 2 * MOST_BYTES)) if record.is_file() else None
     except (OSError, Damaged, ValidationError):
         return None
 

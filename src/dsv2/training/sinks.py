@@ -1,6 +1,7 @@
 """The Lightning loggers of a run: one writes `metrics.jsonl`, the other sends to Weights & Biases."""
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,8 +49,10 @@ class WandbSink(WandbLogger):
         import wandb
 
         settings = run.logger.wandb
-        for former in (folder / "wandb").glob("offline-run-*"):
+        for former in (folder / "wandb").glob(f"offline-run-*-{fingerprint}"):
             shutil.rmtree(former)
+        # A parent's W&B service, known from the environment, would outlive this process and refuse the resumed run.
+        os.environ.pop(wandb.env.SERVICE, None)
         started = wandb.init(
             project=settings.project,
             name=f"{run.arm or 'run'}-s{run.seed}",

@@ -23,9 +23,9 @@ from ablations.running.attach import (
     find,
     in_notebook,
     last,
-    start_time,
 )
 from ablations.studies import study
+from dsv2.storage.locks import start_time
 from dsv2.storage.rundir import finished
 from tests.references.processes import wait_for
 
