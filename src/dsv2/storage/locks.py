@@ -222,7 +222,9 @@ def _read(lock: Path) -> Holder | None:
     """Return the recorded holder; None if the record is missing or cannot be what a holder wrote."""
     record = _record(lock)
     try:
-        return TypeAdapter(Holder).validate_python(read_object(record, 2 * MOST_BYTES)) if record.is_file() else None
+        if not record.is_file():  # a pipe would be waited for
+            return None
+        return TypeAdapter(Holder).validate_python(read_object(record, 2 * MOST_BYTES))
     except (OSError, Damaged, ValidationError):
         return None
 
