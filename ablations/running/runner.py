@@ -64,7 +64,7 @@ def with_space(action: Callable[[], T], console: Console) -> T:
             with naming_full_disk(runs_root()):
                 return action()
         except DiskFull as error:
-            console.print(f"{error}; waiting for space")
+            console.print(f"{error}; waiting for space", soft_wrap=True)
             folder = next(parent for parent in error.path.absolute().parents if parent.is_dir())
             while not has_space(folder, error.needed):
                 time.sleep(SPACE_SECONDS)
@@ -184,7 +184,7 @@ class _Watch:
         self.bar.stop()
 
     def say(self, trial: Trial, text: str, style: str | None = None) -> None:
-        self.console.print(f"  {trial.name}: {text}", style=style)
+        self.console.print(f"  {trial.name}: {text}", style=style, soft_wrap=True)  # commands are copied from it
 
     def met(self, turn: _Turn) -> None:
         """Tell who holds a trial, once for every process and again if it stops."""
