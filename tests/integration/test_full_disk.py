@@ -3,7 +3,7 @@
 import errno
 import json
 import os
-import signal
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -140,28 +140,29 @@ def test_a_run_on_a_disk_that_is_too_small_goes_on_when_it_has_grown(
 
 
 @pytest.mark.slow
-def test_a_study_waits_for_space_and_goes_on_by_itself(quick: list[str], tmp_path: Path) -> None:
-    """Its data, trials and report; whatever is written when the disk is full."""
-    with small_disk(tmp_path / "disk", 100 << 10) as disk:
+@pytest.mark.parametrize("kilobytes", [24, 300])
+def test_a_study_waits_for_space_and_goes_on_by_itself(quick: list[str], tmp_path: Path, kilobytes: int) -> None:
+    """Its own record or its data, then a checkpoint, and what does not fit after that."""
+    with small_disk(tmp_path / "disk", kilobytes << 10) as disk:
         command = [sys.executable, "-m", "ablations.run", f"sweep={PAIR}", "seeds=[0]", "workers=1", *quick]
         environment = os.environ | {"DSV2_RUNS": str(disk / "runs"), "OMP_NUM_THREADS": "1"}
         environment["PYTHONPATH"] = f"{ROOT / 'src'}{os.pathsep}{ROOT}"
-        log = tmp_path / "log"
+        log, seen = tmp_path / "log", 0
         with log.open("w") as out:
             process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
+
+        def waits() -> int:
+            return log.read_text().count("waiting for space\n")
+
         try:
-            for kilobytes in (300, 600, 1200, 1700, 3000, 4000, 64000):
-                said = log.read_text().count("waiting for space")
-
-                def moved(said: int = said) -> bool:
-                    return log.read_text().count("waiting for space") > said or process.poll() is not None
-
-                wait_for(moved)
-                if process.poll() is not None:
-                    break
-                subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", disk], check=True)
+            for grown in (1700, 64000):
+                wait_for(lambda seen=seen: waits() > seen or process.poll() is not None)
+                assert grown == 64000 or waits() > 0
+                seen = waits()
+                subprocess.run(["mount", "-o", f"remount,size={grown}k", disk], check=True)
             assert process.wait(300) == 0, log.read_text()
         finally:
-            process.send_signal(signal.SIGKILL)
+            process.kill()
+            process.wait()
         assert (disk / "runs" / "pair" / "smoke" / "report" / "report.html").is_file()
-        assert log.read_text().count(" finished  ") == 2
+        assert len(re.findall(r"^  \S+ finished ", log.read_text(), re.MULTILINE)) == 2
