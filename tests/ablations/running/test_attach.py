@@ -103,7 +103,7 @@ def test_a_runner_of_other_trials_is_not_taken_for_ours(small):
 
 def test_a_runner_that_is_stopped_is_told_of_and_ends_on_demand(small):
     """A process that is stopped gets no signal but SIGKILL until it is continued."""
-    program = "import time\nprint('up', flush=True)\ntry: time.sleep(600)\nexcept KeyboardInterrupt: print('bye')"
+    program = "import time\ntry: print('up', flush=True), time.sleep(600)\nexcept KeyboardInterrupt: print('bye')"
     command = [sys.executable, "-c", program]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert child.stdout.readline() == "up\n"
