@@ -74,7 +74,7 @@ def test_a_full_disk_leaves_the_old_page(written: Path, sections: list[Section],
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("dsv2.storage.files.sync", full)
-    with pytest.raises(DiskFull, match="wide.png: no space left on the disk"):
+    with pytest.raises(DiskFull, match=r"wide\.png: no space left on the disk"):
         write_page(written, "Another", "Nothing.", sections, {})
     assert (written / "report.html").read_text() == before
     assert not [path for path in written.rglob(".*") if path.is_file()]
