@@ -10,12 +10,13 @@ from ablations.request import parse
 from dsv2.config import ConfigError
 from dsv2.printing import complain
 from dsv2.report.terminal import say
+from dsv2.storage.space import DiskFull
 
 TABLE = "--table"
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command; return the exit status, 2 for an invalid request."""
+    """Run the command; return the exit status: 1 for a full disk, 2 for an invalid request."""
     if any(word in ("-h", "--help") for word in arguments):
         print(__doc__)
         return 0
@@ -23,7 +24,7 @@ def main(arguments: list[str]) -> int:
         _report([word for word in arguments if word != TABLE], table=TABLE in arguments)
     except (ConfigError, OSError) as error:
         complain(f"error: {error}")
-        return 2
+        return 1 if isinstance(error, DiskFull) else 2
     return 0
 
 

@@ -14,6 +14,8 @@ from ablations.request import parse
 from ablations.running import STOPPED
 from dsv2.config import ConfigError
 from dsv2.printing import complain
+from dsv2.storage.locks import Busy
+from dsv2.storage.space import DiskFull
 
 if TYPE_CHECKING:  # every worker imports this module again, before its signal handling is set up
     from rich.console import Console
@@ -66,9 +68,9 @@ def main(arguments: list[str]) -> int:
         return 0
     try:
         return _main(arguments)
-    except (ConfigError, OSError) as error:
+    except (ConfigError, OSError, Busy) as error:
         complain(f"error: {error}")
-        return 2
+        return 1 if isinstance(error, Busy | DiskFull) else 2
     except KeyboardInterrupt as stop:
         complain(STOPPED)
         return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
@@ -103,8 +105,9 @@ def _main(arguments: list[str]) -> int:
         finished &= run_study(study, workers=request.workers, launcher=request.launcher, console=console)
     if len(studies) > 1:
         from ablations.reporting.ladder import report_ladder
+        from ablations.running.runner import with_space
 
-        report_ladder(studies, console)
+        with_space(lambda: report_ladder(studies, console), console)
     return 0 if finished else 1
 
 

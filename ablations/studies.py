@@ -99,10 +99,10 @@ def run_study(study: Study, *, workers: int | None, launcher: str, console: "Con
     KeyboardInterrupt is passed on to the caller.
     """
     from ablations.reporting.write import report_study
-    from ablations.running.runner import run_trials
+    from ablations.running.runner import run_trials, with_space
     from dsv2.report.terminal import open_console
 
     console = console or open_console()
     finished = run_trials(study, workers=workers, launcher=launcher, console=console)
-    report_study(study, console)
+    with_space(lambda: report_study(study, console), console)
     return finished

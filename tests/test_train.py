@@ -1,5 +1,6 @@
 """`python -m dsv2.train`: prints its run directory last, refuses in one line, and goes on where it was stopped."""
 
+import errno
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import dsv2
 from ablations import study
 from dsv2.config import CONFIG_DIR, ConfigError
 from dsv2.storage.rundir import finished
+from dsv2.storage.space import DiskFull
 from dsv2.train import expanded, main
 from dsv2.training import fit
 from dsv2.training.module import Diverged
@@ -139,7 +141,7 @@ def test_impossible_overrides_are_one_line(
             1,
             "error: the loss became nan in step 10; the last good checkpoint",
         ),
-        (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device"),
+        (DiskFull(Path("run/metrics.jsonl"), errno.ENOSPC), 1, "error: run/metrics.jsonl: no space left on the disk ("),
         (fit.Interrupted("stopped by SIGTERM"), 143, "stopped by SIGTERM; run the same command again to resume"),
         (KeyboardInterrupt(), 130, "stopped; run the same command again to resume"),
         (ConfigError("trainer.devices", 2, "1"), 2, "error: trainer.devices=2 is not valid: 1"),

@@ -4,7 +4,6 @@
 kernel or after a restart, find it by these. Since PIDs are reused, a process is identified by PID and start time.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -15,20 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-from filelock import FileLock
+from pydantic import TypeAdapter, ValidationError
 
 from ablations.running import STOPPED
 from ablations.trials.trials import Study
 from dsv2.config import digest
+from dsv2.printing import complain
 from dsv2.storage.files import write_json
+from dsv2.storage.locks import PID, Seconds, alive, duration, hold_when_free, is_stopped, start_time
 from dsv2.storage.rundir import finished, runs_root
+from dsv2.storage.sealed import Damaged, read_object
 
 RECORD, LOG, LOCK = "runner.json", "runner.log", "runner.lock"
 TAIL_LINES = 15  # of the log, shown in an exception
 TERMINAL = ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE")  # set by kernels; the log is a file
 STOP_SECONDS = 15.0  # grace period after SIGINT, before a runner is killed
-SAME_SECONDS = 1.0  # tolerance of start times, since the system clock may be adjusted in between
+MOST_BYTES = 1_000_000  # of a record, whose command may have many words
 
 
 def in_notebook() -> bool:
@@ -54,18 +55,24 @@ class Runner:
     """A process that runs, or ran, the study of `folder`."""
 
     folder: Path
-    pid: int  # also its process group and session
-    started: float | None  # seconds since 1970; None: it exited before this could be read
+    pid: PID  # also its process group and session
+    started: Seconds | None  # None: it exited before this could be read
     request: str  # digest of the requested trials
     command: list[str]
 
     def alive(self) -> bool:
-        now = start_time(self.pid)
-        return now is not None and self.started is not None and abs(now - self.started) < SAME_SECONDS
+        return alive(self.pid, self.started)
+
+    def waits(self) -> str:
+        """Say how to continue the runner if it is stopped; empty if it is not."""
+        if not (self.alive() and is_stopped(self.pid)):
+            return ""
+        return f"process {self.pid} is stopped; continue it with `kill -CONT -{self.pid}` or end it with .stop()"
 
     def stop(self) -> None:
         """Stop the runner as Ctrl-C does; trials keep their checkpoints, and the same command resumes them."""
         self._signal(signal.SIGINT)
+        self._signal(signal.SIGCONT)  # a stopped process gets no other signal
         if not _wait(lambda: not self.alive(), STOP_SECONDS):
             self._signal(signal.SIGKILL)
             _wait(lambda: not self.alive(), STOP_SECONDS)
@@ -106,26 +113,31 @@ def find(folder: Path) -> Runner | None:
 
 def last(folder: Path) -> Runner | None:
     """Return the runner started last, alive or not, or None."""
+    path = folder / RECORD
     try:
-        return Runner(folder=folder, **json.loads((folder / RECORD).read_text()))
-    except (FileNotFoundError, ValueError, TypeError):
+        values = read_object(path, MOST_BYTES) if path.is_file() else {}
+        return TypeAdapter(Runner).validate_python(values | {"folder": folder})
+    except (OSError, Damaged, ValidationError):
         return None
 
 
 def attach(study: Study, *, workers: int | None = None, launcher: str = "local") -> Runner:
     """Return the live runner of `study`, or start one; concurrent callers get the same.
 
-    Raises AnotherRequest if one is running with other trials in this folder.
+    Raises AnotherRequest if one is running with other trials in this folder, and Busy if a process stopped while it
+    started a runner.
     """
     study.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(study.folder / LOCK):
+    with hold_when_free(study.folder / LOCK, "the start of a runner", complain):
         runner = find(study.folder)
         if runner is None:
             return _start(study, workers, launcher)
         if runner.request != _request(study):
+            age = duration(max(time.time() - (runner.started or 0.0), 0.0))
+            state = runner.waits() or "wait for it, or stop it with .stop()"
             raise AnotherRequest(
-                f"{study.name} is already running with other seeds, overrides or arms (process {runner.pid}: "
-                f"{' '.join(runner.command[1:])}); wait for it, or stop it with .stop()"
+                f"{study.name} is already running with other seeds, overrides or arms (process {runner.pid}, for "
+                f"{age}: {' '.join(runner.command[1:])}); {state}"
             )
         return runner
 
@@ -153,15 +165,6 @@ def _start(study: Study, workers: int | None, launcher: str) -> Runner:
 
 def _request(study: Study) -> str:
     return digest(sorted(trial.folder.name for trial in study.trials))
-
-
-def start_time(pid: int) -> float | None:
-    """Return the start time of a process in seconds since 1970, or None if it is not alive."""
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD) else process.create_time()
-    except psutil.NoSuchProcess:
-        return None
 
 
 def _wait(condition: Callable[[], bool], seconds: float) -> bool:

@@ -117,7 +117,7 @@ class View:
         self.progress.look()
         self.progress.look_for_ends(self.runner.since)
         self.bar.value = self.progress.share
-        self.text.value = f"{self.progress.count()}, {self.progress.rate()}"
+        self.text.value = self.runner.waits() or f"{self.progress.count()}, {self.progress.rate()}"
         self.errors.value = html.escape("; ".join(self._failures()))
         started = time.monotonic()
         if (last or started >= self.next) and self.curves.look():

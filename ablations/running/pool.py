@@ -18,6 +18,10 @@ class WorkerDied(RuntimeError):
     """The process that ran a trial was killed, for example by the system when memory ran out."""
 
 
+class WorkerStopped(WorkerDied):
+    """The process that ran a trial got SIGTERM, which asks it to stop."""
+
+
 class LocalPool(Executor):
     """A pool of long-lived processes; one that dies fails only its own trial and is replaced.
 
@@ -93,6 +97,9 @@ class _Worker:
                 raise EOFError
             result, error = self.pipe.recv()
         except (EOFError, OSError):
+            self.process.join(EXIT_SECONDS)
+            if self.process.exitcode == -signal.SIGTERM:
+                raise WorkerStopped("the worker process was stopped by SIGTERM") from None
             raise WorkerDied("the worker process was killed") from None
         if error is not None:
             raise RuntimeError(error)

@@ -1,36 +1,44 @@
 """Run a study's unfinished trials on an executor, and follow them through the files they write."""
 
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 from ablations.running.launch import executor
-from ablations.running.pool import WorkerDied
-from ablations.running.worker import Outcome, locked, run_trial
+from ablations.running.pool import WorkerDied, WorkerStopped
+from ablations.running.worker import Outcome, run_trial
 from ablations.trials.progress import StudyProgress
 from ablations.trials.trials import RECORD, Study, Trial
 from dsv2.config import plain
 from dsv2.data.source import repetition_warning
 from dsv2.report.terminal import animated
-from dsv2.storage.rundir import finished
+from dsv2.storage.locks import Meeting, Patience, is_held, meet
+from dsv2.storage.rundir import LOCK, finished, runs_root
+from dsv2.storage.space import DiskFull, has_space, naming_full_disk
 
 POLL_SECONDS = 0.5
 BUSY_SECONDS = 2.0  # between two tries at a trial that another runner has locked
+SPACE_SECONDS = 5.0  # between two looks at a full disk
 PLAIN_SECONDS = 15.0  # between two lines of progress without a terminal
+MOST_NAMES = 3  # of trials in one line
+
+T = TypeVar("T")
 
 
 def run_trials(study: Study, *, workers: int | None, launcher: str, console: Console) -> bool:
     """Run every unfinished trial of `study`, `workers` at a time; return True if all trials finished.
 
-    A failing trial does not stop the others. On Ctrl-C the workers are stopped, their checkpoints kept, and
-    KeyboardInterrupt is passed on to the caller.
+    A failing trial does not stop the others, and neither does one that another runner holds: it is waited for unless
+    that runner has stopped. A full disk is waited for. On Ctrl-C the workers are stopped, their checkpoints kept, and
+    KeyboardInterrupt is passed on to the caller. Raises Busy if a process stopped while it prepared the data.
     """
-    study.remember()
+    with_space(study.remember, console)
     since = (study.folder / RECORD).stat().st_mtime
     todo = [trial for trial in study.trials if finished(trial.folder) is None]
     console.print(f"{len(study.trials)} trials, {len(study.trials) - len(todo)} already finished")
@@ -38,7 +46,7 @@ def run_trials(study: Study, *, workers: int | None, launcher: str, console: Con
         pool = executor(launcher, workers=workers, folder=study.folder)
         try:
             with console.status("preparing the data") if animated(console) else nullcontext():
-                warnings = _open_data(study)
+                warnings = with_space(lambda: _open_data(study), console)
             for warning in warnings:
                 console.print(f"warning: {warning}")
             _run_all(todo, pool, console, since)
@@ -47,6 +55,20 @@ def run_trials(study: Study, *, workers: int | None, launcher: str, console: Con
             raise
         pool.shutdown()
     return all(finished(trial.folder) is not None for trial in study.trials)
+
+
+def with_space(action: Callable[[], T], console: Console) -> T:
+    """Return what `action` returns; it is repeated for as long as it fails because the disk is full."""
+    while True:
+        try:
+            with naming_full_disk(runs_root()):
+                return action()
+        except DiskFull as error:
+            console.print(f"{error}; waiting for space", soft_wrap=True)
+            folder = next(parent for parent in error.path.absolute().parents if parent.is_dir())
+            while not has_space(folder, error.needed):
+                time.sleep(SPACE_SECONDS)
+            console.print("there is space again; going on")
 
 
 def _open_data(study: Study) -> list[str]:
@@ -68,50 +90,72 @@ class _Turn(NamedTuple):
     trial: Trial
     at: float = 0.0  # earliest start, on the monotonic clock
     died: bool = False  # whether its worker died once
+    meeting: Meeting | None = None  # with the process that holds it
+    needed: int = 0  # bytes it waits for on a full disk
+
+    def blocked(self) -> "_Turn | None":
+        """Return the turn to be taken later if the trial cannot be started now."""
+        if self.needed and not has_space(self.trial.folder, self.needed):
+            return self._replace(at=time.monotonic() + SPACE_SECONDS)
+        if is_held(lock := self.trial.folder / LOCK):
+            return self._replace(at=time.monotonic() + BUSY_SECONDS, meeting=meet(lock, "this trial"), needed=0)
+        return None
 
 
 def _run_all(todo: list[Trial], pool: Executor, console: Console, since: float) -> None:
     waiting = [_Turn(trial) for trial in todo]
     running: dict[Future[Outcome], _Turn] = {}
+    patience = Patience()
     with _Watch(todo, console) as watch:
         while waiting or running:
             for turn in [turn for turn in waiting if turn.at <= time.monotonic()]:
                 waiting.remove(turn)
-                folder = turn.trial.folder.resolve()
-                if locked(folder):  # saves submitting a job
-                    waiting.append(turn._replace(at=time.monotonic() + BUSY_SECONDS))
-                else:
-                    running[pool.submit(run_trial, plain(turn.trial.run), folder, since)] = turn
+                if (later := turn.blocked()) is not None:  # saves submitting a job
+                    watch.met(later)
+                    waiting.append(later)
+                    continue
+                if turn.needed:
+                    watch.say(turn.trial, "there is space again; resuming from its checkpoint")
+                turn = turn._replace(meeting=None, needed=0)
+                running[pool.submit(run_trial, plain(turn.trial.run), turn.trial.folder.resolve(), since)] = turn
+            idle = all(turn.meeting is not None and turn.meeting.idle for turn in waiting)
+            if patience.over(not running and idle):
+                watch.leave(waiting)
+                return
             if not running:
                 time.sleep(POLL_SECONDS)
             for future in wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED).done:
                 turn = running.pop(future)
-                try:
-                    outcome = future.result()
-                except WorkerDied as error:
-                    if not turn.died:
-                        waiting.append(turn._replace(died=True))
-                        console.print(f"  {turn.trial.name}: {error}; resuming from its checkpoint")
-                        continue
-                    outcome = _record(turn.trial, error)
-                except CancelledError:
-                    raise
-                except Exception as error:  # in the launcher: the trial fails, the study goes on
-                    outcome = _record(turn.trial, error)
-                if outcome.status == "busy":
-                    waiting.append(turn._replace(at=time.monotonic() + BUSY_SECONDS))
-                else:
-                    watch.ended(turn.trial, outcome)
-            watch.look()
+                outcome = _outcome(future, turn, console)
+                if (later := watch.ended(turn, outcome)) is not None:
+                    waiting.append(later)
+            watch.look(waiting)
 
 
-def _record(trial: Trial, error: Exception) -> Outcome:
+def _outcome(future: Future[Outcome], turn: _Turn, console: Console) -> Outcome:
+    """Return how a trial ended; what could not record its own end is recorded here."""
+    try:
+        return future.result()
+    except CancelledError:
+        raise
+    except WorkerStopped as error:
+        return Outcome("interrupted", str(error))
+    except WorkerDied as error:
+        if not turn.died:
+            return Outcome("died", str(error))
+        failure: Exception = error
+    except Exception as error:  # in the launcher: the trial fails, the study goes on
+        failure = error
+    with_space(lambda: _record(turn.trial, failure), console)
+    return Outcome("failed", f"{type(failure).__name__}: {failure}")
+
+
+def _record(trial: Trial, error: Exception) -> None:
     """Write the `result.json` of a trial that could not write its own."""
     from dsv2.training.fit import record_failure
 
     trial.folder.mkdir(parents=True, exist_ok=True)
     record_failure(trial.run, trial.folder, error, time.time())
-    return Outcome("failed", f"{type(error).__name__}: {error}")
 
 
 class _Watch:
@@ -120,6 +164,7 @@ class _Watch:
     def __init__(self, todo: list[Trial], console: Console) -> None:
         self.console, self.progress = console, StudyProgress(todo)
         self.printed = time.monotonic()
+        self.known: set[tuple[str, bool]] = set()  # holders of trials that were told of
         self.bar = Bar(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -138,7 +183,28 @@ class _Watch:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def ended(self, trial: Trial, outcome: Outcome) -> None:
+    def say(self, trial: Trial, text: str, style: str | None = None) -> None:
+        self.console.print(f"  {trial.name}: {text}", style=style, soft_wrap=True)  # commands are copied from it
+
+    def met(self, turn: _Turn) -> None:
+        """Tell who holds a trial, once for every process and again if it stops."""
+        if turn.meeting is not None and (known := (turn.meeting.advice, turn.meeting.idle)) not in self.known:
+            self.known.add(known)
+            self.say(turn.trial, f"left for later: {turn.meeting}")
+
+    def ended(self, turn: _Turn, outcome: Outcome) -> _Turn | None:
+        """Tell how a trial ended; return its next turn if it has not."""
+        trial, now = turn.trial, time.monotonic()
+        if outcome.status == "busy":
+            later = turn._replace(at=now + BUSY_SECONDS, meeting=outcome.meeting)
+            self.met(later)
+            return later
+        if outcome.status == "full":
+            self.say(trial, f"{outcome.error}; waiting for space")
+            return turn._replace(needed=outcome.needed)
+        if outcome.status in ("interrupted", "died"):
+            self.say(trial, f"{outcome.error}; resuming from its checkpoint")
+            return turn._replace(died=turn.died or outcome.status == "died")
         if outcome.status == "finished":
             self.progress.end(trial, None)
             self.look()
@@ -147,12 +213,29 @@ class _Watch:
             text = f"{outcome.status}: {outcome.error}"
             self.progress.end(trial, text)
             self.console.print(f"  {trial.name} {text}", style="red")
-        self.printed = time.monotonic()
+        self.printed = now
+        return None
 
-    def look(self) -> None:
+    def leave(self, waiting: Sequence[_Turn]) -> None:
+        """Tell which trials were not run, and who holds them."""
+        self.look(waiting)
+        for turn in waiting:
+            self.say(turn.trial, f"not run: {turn.meeting}", "red")
+        self.console.print("  no other trial is left; run the same command again for these", style="red")
+
+    def look(self, waiting: Sequence[_Turn] = ()) -> None:
         """Update the bar; without a terminal, print a line every `PLAIN_SECONDS`."""
         self.progress.look()
-        self.bar.update(self.task, completed=len(self.progress.errors), rate=self.progress.rate())
+        rate = self.progress.rate() + _waits(waiting)
+        self.bar.update(self.task, completed=len(self.progress.errors), rate=rate)
         if self.bar.disable and time.monotonic() - self.printed > PLAIN_SECONDS:
-            self.console.print(f"  {self.progress.count()}   {self.progress.rate()}")
+            self.console.print(f"  {self.progress.count()}   {rate}")
             self.printed = time.monotonic()
+
+
+def _waits(waiting: Sequence[_Turn]) -> str:
+    """Say what trials wait for."""
+    held = [turn.trial.name for turn in waiting if turn.meeting is not None]
+    more = f" and {len(held) - MOST_NAMES} more" if len(held) > MOST_NAMES else ""
+    names = f", waiting for {', '.join(held[:MOST_NAMES])}{more}" if held else ""
+    return names + (", waiting for space" if any(turn.needed for turn in waiting) else "")

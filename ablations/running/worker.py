@@ -7,18 +7,24 @@ import threading
 from collections.abc import Callable
 from multiprocessing import connection, parent_process
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from filelock import FileLock, Timeout
+if TYPE_CHECKING:
+    from dsv2.storage.locks import Meeting
 
 LOG = "log.txt"  # in a trial's folder: its stderr
 
 
 class Outcome(NamedTuple):
-    """How a trial ended: finished, failed, diverged, or busy (another runner holds its lock)."""
+    """How a trial ended: finished, failed, diverged, or not at all: busy, interrupted or full.
+
+    These are: another process holds its lock, its worker got SIGTERM, and the disk has no space.
+    """
 
     status: str
     error: str | None = None
+    meeting: "Meeting | None" = None  # with the holder of the lock
+    needed: int = 0  # bytes to wait for on a full disk
 
 
 def serve(pipe: Any, threads: int) -> None:
@@ -67,38 +73,32 @@ def run_job(threads: int, fn: Callable[..., Any], *args: Any) -> Any:
     return fn(*args)
 
 
-def locked(folder: Path) -> bool:
-    """Whether some process is running this trial now."""
-    from dsv2.storage.rundir import LOCK
-
-    if not (folder / LOCK).exists():
-        return False
-    try:
-        with FileLock(folder / LOCK, timeout=0):
-            return False
-    except Timeout:
-        return True
-
-
 def run_trial(values: dict[str, Any], folder: Path, since: float) -> Outcome:
     """Train the run described by `values` in `folder`, unless it is finished or another process is running it.
 
     It is not retried either if it failed under another runner after `since`, the start of this one (as a file's mtime).
     """
+    from dsv2.storage.locks import Busy, hold
     from dsv2.storage.rundir import LOCK, RESULT, read_result
-    from dsv2.training.fit import Diverged, fit
+    from dsv2.storage.space import DiskFull, naming_full_disk
+    from dsv2.training.fit import Diverged, Interrupted, fit
     from dsv2.training.run import from_plain
 
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / LOCK, timeout=0, is_singleton=True):
-            result = read_result(folder)
-            if result.get("status") in ("failed", "diverged") and (folder / RESULT).stat().st_mtime > since:
-                return Outcome(result["status"], result["error"])
-            with (folder / LOG).open("a", buffering=1) as log, contextlib.redirect_stderr(log):
-                fit(from_plain(values), folder)
-    except Timeout:
-        return Outcome("busy")
+        with naming_full_disk(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with hold(folder / LOCK, "this trial"):
+                result = read_result(folder)
+                if result.get("status") in ("failed", "diverged") and (folder / RESULT).stat().st_mtime > since:
+                    return Outcome(result["status"], result["error"])
+                with (folder / LOG).open("a", buffering=1) as log, contextlib.redirect_stderr(log):
+                    fit(from_plain(values), folder)
+    except Busy as busy:
+        return Outcome("busy", str(busy), meeting=busy.meeting)
+    except Interrupted as error:
+        return Outcome("interrupted", str(error))
+    except DiskFull as error:
+        return Outcome("full", str(error), needed=error.needed)
     except Diverged as error:
         return Outcome("diverged", str(error))
     except Exception as error:

@@ -11,11 +11,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from filelock import FileLock
-
 from ablations.trials.trials import Study
 from dsv2.config import digest, plain
+from dsv2.printing import complain
 from dsv2.statistics.spending import error_of_interval
+from dsv2.storage.locks import hold_when_free
 from dsv2.storage.sealed import SEAL, Damaged, read_object, read_sealed, write_sealed
 
 LOOKS, LOCK = "looks.json", "looks.lock"  # in a study's folder
@@ -81,9 +81,12 @@ def _errors(looks: Sequence[frozenset[int]], index: int, decided_at: int, family
 
 
 def record_look(study: Study, words: Mapping[str, str]) -> None:
-    """Record that verdicts on these seeds are shown, with their words, unless they have been before."""
+    """Record that verdicts on these seeds are shown, with their words, unless they have been before.
+
+    Raises Busy if another process has stopped while it did so.
+    """
     study.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(study.folder / LOCK):
+    with hold_when_free(study.folder / LOCK, "the list of looks", complain):
         records = _read(study)
         new = _record(study, words)
         if not any(_same_look(record, new) for record in records):

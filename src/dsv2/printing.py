@@ -1,7 +1,12 @@
 """Messages on stderr, and text from elsewhere made printable."""
 
+import errno
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # errors of a disk that takes no more
 
 # Control characters, which terminals obey; marks that reverse the order of text; halves of surrogate pairs, which
 # stand for bytes of file names that are not UTF-8.
@@ -13,9 +18,20 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+@contextmanager
+def unless_full() -> Iterator[None]:
+    """Drop what is printed into a file on a full disk: a log may lose lines, what is being computed may not end."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+
+
 def complain(message: object) -> None:
     """Print one message on stderr."""
-    print(printable(str(message)), file=sys.stderr)
+    with unless_full():
+        print(printable(str(message)), file=sys.stderr)
 
 
 def warn(message: object) -> None:

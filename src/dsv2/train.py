@@ -57,6 +57,7 @@ def _train(values: dict[str, Any]) -> Path:
     except ValueError as error:
         stop(2, f"error: {error}")
 
+    from dsv2.storage.space import DiskFull
     from dsv2.training import machine
     from dsv2.training.fit import Busy, Diverged, Interrupted, fit
 
@@ -65,6 +66,8 @@ def _train(values: dict[str, Any]) -> Path:
         fit(run, folder)
     except Busy as error:
         stop(1, f"error: {error}")
+    except DiskFull as error:
+        stop(1, f"error: {error}; make space and run the same command again to resume")
     except Diverged as error:
         stop(1, f"error: {error}; the last good checkpoint is in {folder / 'checkpoints'}")
     except Interrupted as error:

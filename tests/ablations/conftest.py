@@ -75,6 +75,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The runner looks at its trials more often."""
     monkeypatch.setattr(runner, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(runner, "BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(runner, "SPACE_SECONDS", 0.05)
 
 
 @pytest.fixture

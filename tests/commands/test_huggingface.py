@@ -14,6 +14,7 @@ import dsv2
 from dsv2.__main__ import main
 from dsv2.commands.huggingface import export_hf, import_hf
 from dsv2.interop.huggingface import from_hf
+from dsv2.storage.space import DiskFull
 from dsv2.training import fit
 from dsv2.training.saved import open_run
 from tests.references.commands import refusal
@@ -258,7 +259,7 @@ def test_a_full_disk_leaves_nothing_half_written(
 
     before = tree(tmp_path).keys()
     monkeypatch.setattr(f"dsv2.commands.huggingface.{failing}", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DiskFull, match=f"{tmp_path}/full: no space left on the disk"):
         import_hf(tmp_path / "hf", tmp_path / "full")
     assert tree(tmp_path).keys() == before
     assert not list(tmp_path.glob(".full*"))

@@ -18,6 +18,7 @@ from dsv2.data.documents import Document
 from dsv2.data.packing import PackedText
 from dsv2.data.tokenizer import END_ID
 from dsv2.storage.files import PARTIAL
+from dsv2.storage.locks import hold
 
 OPEN = """
 import sys
@@ -143,10 +144,13 @@ def test_waiting_is_said(corpus_config: Files.Config, runs: Path) -> None:
     opened(corpus_config)
     folder = folders(runs)[0]
     (folder / store.MANIFEST).unlink()
-    with store._locked(folder.with_suffix(".lock")):
+    with hold(folder.with_suffix(".lock"), "the data"):
         process = start(corpus_config)
         assert process.stderr is not None
-        assert "another process is preparing this corpus; waiting for it" in process.stderr.readline()
+        said = process.stderr.readline()
+        assert said.startswith(f"data: process {os.getpid()} (")
+        assert " has held the data since " in said
+        assert said.endswith(" ago; waiting for it\n")
     assert process.wait(60) == 0
 
 

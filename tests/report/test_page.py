@@ -25,6 +25,7 @@ from dsv2.report.page import (
     picture,
     write_page,
 )
+from dsv2.storage.space import DiskFull
 from tests.references.pages import Page
 
 matplotlib.use("Agg")
@@ -73,7 +74,7 @@ def test_a_full_disk_leaves_the_old_page(written: Path, sections: list[Section],
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("dsv2.storage.files.sync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DiskFull, match=r"wide\.png: no space left on the disk"):
         write_page(written, "Another", "Nothing.", sections, {})
     assert (written / "report.html").read_text() == before
     assert not [path for path in written.rglob(".*") if path.is_file()]

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from dsv2.storage import files
-from dsv2.storage.files import new_directory, replacing, require_free, sweep, sync, write_json, write_text
-from tests.references.faults import full_disk
+from dsv2.storage.files import append, new_directory, replacing, require_free, sweep, sync, write_json, write_text
+from dsv2.storage.space import DiskFull
+from tests.references.faults import full_disk, small_disk
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from dsv2.storage.files import new_directory, replacing
+from dsv2.storage.files import append, new_directory, replacing
 with {call} as scratch:
     file = scratch / "part" if scratch.is_dir() else scratch
     file.write_text("half")
@@ -127,6 +128,34 @@ def test_json_is_read_back_and_what_is_none_replaces_nothing(tmp_path: Path) -> 
 def test_sync_of_what_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         sync(tmp_path / "none")
+
+
+def test_what_is_appended_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    append(path, "old\n")
+    with pytest.raises(OSError, match="File too large"), full_disk(10):
+        append(path, "0123456789\n")
+    assert path.read_text() == "old\n"
+    append(path, "δ\n")
+    assert path.read_text() == "old\nδ\n"
+
+
+def test_a_full_disk_is_named_with_its_space(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 64 << 10) as disk:
+        for path, write in [
+            (disk / "a", lambda: append(disk / "a", "x" * 100_000)),
+            (disk / "b", lambda: write_text(disk / "b", "x" * 100_000)),
+            (disk / "c", lambda: filled(disk / "c")),
+        ]:
+            with pytest.raises(DiskFull, match=rf"^{path}: no space left on the disk \([0-9.]+ (bytes|kB) free\)$"):
+                write()
+        assert [path.stat().st_size for path in disk.iterdir()] == [0]  # what is appended to
+
+
+def filled(folder: Path) -> None:
+    with new_directory(folder) as partial:
+        for name in "ab":
+            (partial / name).write_bytes(bytes(50_000))
 
 
 # ---- directories -----------------------------------------------------------------------------------------------------

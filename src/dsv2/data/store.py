@@ -18,7 +18,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import filelock
 import numpy as np
 
 from dsv2.config import digest
@@ -26,6 +25,7 @@ from dsv2.data.documents import Document, Survey, take_survey
 from dsv2.data.tokenizer import Tokenizer
 from dsv2.printing import complain
 from dsv2.storage.files import new_directory, write_json
+from dsv2.storage.locks import hold_when_free
 from dsv2.storage.rundir import TOKENIZER, runs_root
 
 MANIFEST = "manifest.json"
@@ -66,12 +66,13 @@ def open_store(
     """Open the prepared corpus with this `identity`; prepare it first if it is missing or damaged.
 
     `documents` is iterated twice and must match `survey`; `chosen` holds the digests of the validation documents.
-    Without a `tokenizer`, one is trained. Raises RuntimeError if the documents change in between.
+    Without a `tokenizer`, one is trained. Raises RuntimeError if the documents change in between, DiskFull, and Busy
+    if another process has stopped while preparing it.
     """
     folder = runs_root() / ".data" / digest(identity)
     if not _complete(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_suffix(".lock")):
+        with hold_when_free(folder.with_suffix(".lock"), "the data", lambda text: complain(f"data: {text}")):
             if not _complete(folder):
                 with new_directory(folder, replace=True) as scratch:
                     _prepare(scratch, documents, survey, chosen, vocab_size, identity, tokenizer)
@@ -115,16 +116,6 @@ def _complete(folder: Path) -> bool:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _locked(path: Path) -> filelock.AcquireReturnProxy:
-    """Acquire the lock, with a message if that means waiting. The system frees it when its holder dies."""
-    lock = filelock.FileLock(path)
-    try:
-        return lock.acquire(blocking=False)
-    except filelock.Timeout:
-        print("data: another process is preparing this corpus; waiting for it", file=sys.stderr)
-        return lock.acquire()
 
 
 def _prepare(

@@ -10,13 +10,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dsv2.printing import printable
+from dsv2.printing import printable, unless_full
 
 PLAIN_WIDTH = 120  # columns, if stdout is not a terminal
 
 
 class _Console(Console):
-    """A console whose strings are text."""
+    """A console whose strings are text, and that outlives a full disk behind stdout."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        with unless_full():
+            super().print(*objects, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)

@@ -27,7 +27,8 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
     """Write a checkpoint atomically and durably, list it with its SHA-256, and delete all but the newest `KEEP`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as scratch:
-        torch.save(checkpoint, scratch)
+        with scratch.open("wb") as file:  # by name, PyTorch would not say that the disk is full
+            torch.save(checkpoint, file)
         checksum = file_hash(scratch)
     step = int(checkpoint["global_step"])
     listed = {name: entry for name, entry in _manifest(path.parent).items() if step_of(name) < step}

@@ -8,19 +8,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dsv2.storage.space import naming_full_disk
+
 SCRATCH = ".tmp"  # suffix of files being written; `sweep` removes those of killed processes
 PARTIAL = ".partial"  # suffix of directories being written
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a scratch path beside `path` to write to; on success it replaces `path`, durably."""
+    """Yield a scratch path beside `path` to write to; on success it replaces `path`, durably. Raises DiskFull."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}{SCRATCH}")
     try:
-        yield scratch
-        sync(scratch)
-        scratch.replace(path)
-        sync(path.parent)
+        with naming_full_disk(path, scratch):
+            yield scratch
+            sync(scratch)
+            scratch.replace(path)
+            sync(path.parent)
     finally:
         scratch.unlink(missing_ok=True)
 
@@ -34,12 +37,24 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def append(path: Path, text: str) -> None:
+    """Append to a file all of `text` or, on an error, nothing. Raises DiskFull."""
+    with naming_full_disk(path), path.open("ab", buffering=0) as file:
+        size, left = file.seek(0, os.SEEK_END), memoryview(text.encode())
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            file.truncate(size)
+            raise
+
+
 @contextmanager
 def new_directory(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a new directory beside `path` to write in; on success it is renamed to `path`, durably.
 
     On an error it is removed. With `replace`, for which the caller must hold a lock, whatever is at `path` is removed;
-    otherwise raises ValueError unless that is an empty directory.
+    otherwise raises ValueError unless that is an empty directory. Raises DiskFull.
     """
     final = Path(path).absolute()
     if replace:
@@ -49,17 +64,18 @@ def new_directory(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
         require_free(final)
     partial = final.with_name(f".{final.name}.{os.getpid()}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)  # left by a killed process with the same PID
-    partial.mkdir(parents=True)
     try:
-        yield partial
-        for file in (*partial.rglob("*"), partial):
-            sync(file)
-        if replace:
-            shutil.rmtree(final, ignore_errors=True)
-        else:
-            require_free(final)
-        partial.replace(final)
-        sync(final.parent)
+        with naming_full_disk(final, partial):
+            partial.mkdir(parents=True)
+            yield partial
+            for file in (*partial.rglob("*"), partial):
+                sync(file)
+            if replace:
+                shutil.rmtree(final, ignore_errors=True)
+            else:
+                require_free(final)
+            partial.replace(final)
+            sync(final.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

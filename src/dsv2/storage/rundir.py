@@ -7,7 +7,7 @@ metrics.jsonl               one object per logged step
 routing.parquet             one row per logged step, MoE layer and expert
 routing_snapshots.parquet   the experts chosen for a fixed probe over training
 checkpoints/                the newest checkpoints and their manifest
-lock                        held while the run is trained
+lock                        held while the run is trained; lock.json names the process that holds it
 result.json                 written last, by `training/fit.py`: status, metrics, seconds, data, provenance, and hashes
                             of itself and of the files above
 model.safetensors           weights of an imported model, in place of checkpoints

@@ -16,8 +16,10 @@ class Damaged(ValueError):
     """A stored file is damaged; the message names it."""
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises FileNotFoundError, and Damaged for any other content."""
+def read_object(path: Path, most_bytes: int | None = None) -> dict[str, Any]:
+    """Read a JSON object. Raises FileNotFoundError, and Damaged for any other content or one that is too large."""
+    if most_bytes is not None and path.stat().st_size > most_bytes:
+        raise Damaged(f"{path}: damaged, larger than {most_bytes:,} bytes")
     try:
         return parse_object(path.read_bytes())
     except ValueError as error:

@@ -19,7 +19,6 @@ from typing import Any, cast
 import lightning as L
 import pandas as pd
 import yaml
-from filelock import FileLock, Timeout
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dsv2.config import plain
@@ -28,6 +27,7 @@ from dsv2.data.source import Source, repetition_warning
 from dsv2.printing import warn
 from dsv2.storage import checkpoints
 from dsv2.storage.files import replacing, sweep, write_json, write_text
+from dsv2.storage.locks import Busy, hold
 from dsv2.storage.rundir import (
     CHECKPOINTS,
     CONFIG,
@@ -44,6 +44,7 @@ from dsv2.storage.rundir import (
     require_unchanged,
     write_result,
 )
+from dsv2.storage.space import DiskFull, naming_full_disk
 from dsv2.training import sinks
 from dsv2.training.callbacks.checkpoint import AtomicCheckpointIO, Checkpointer
 from dsv2.training.callbacks.progress import ProgressBar
@@ -53,10 +54,6 @@ from dsv2.training.machine import provenance, require_accelerator
 from dsv2.training.module import Diverged, Module
 from dsv2.training.processes import Group, joined
 from dsv2.training.run import Run, stored_name
-
-
-class Busy(RuntimeError):
-    """Another process is training the same run."""
 
 
 class Interrupted(RuntimeError):
@@ -69,10 +66,10 @@ def fit(run: Run.Config, folder: Path, *, module: type[Module] = Module) -> dict
     `module` replaces `Module` to train with another objective. It is not part of the fingerprint, so such runs need
     folders of their own. With `trainer.devices` above 1, every process started by torchrun calls this and the first
     one writes. Raises ConfigError for missing devices, Busy if another process trains the run, Diverged for a
-    non-finite loss, Interrupted or KeyboardInterrupt when asked to stop, and passes on any other error. Except after a
-    ConfigError, Busy or a stop, the failure is recorded in `result.json`; the last good checkpoint is always kept.
+    non-finite loss, Interrupted or KeyboardInterrupt when asked to stop, DiskFull, and passes on any other error. Only
+    Diverged and other errors are failures, recorded in `result.json`; the last good checkpoint is always kept.
     """
-    with joined(run.trainer) as group:
+    with naming_full_disk(folder), joined(run.trainer) as group:
 
         def done() -> dict[str, Any] | None:
             return cast("dict[str, Any] | None", group.agree(finished(folder) if group.first else None))
@@ -95,15 +92,15 @@ def fit(run: Run.Config, folder: Path, *, module: type[Module] = Module) -> dict
 def _held(folder: Path, group: Group) -> Iterator[None]:
     """Hold the lock of a run directory. Raises Busy, in all processes of the run, if another one holds it."""
     with contextlib.ExitStack() as stack:
-        free = True
+        met = None
         if group.first:
             folder.mkdir(parents=True, exist_ok=True)
             try:
-                stack.enter_context(FileLock(folder / LOCK, timeout=0, is_singleton=True))
-            except Timeout:
-                free = False
-        if not group.agree(free):
-            raise Busy(f"{folder}: another process is training this run")
+                stack.enter_context(hold(folder / LOCK, "this run"))
+            except Busy as busy:
+                met = busy.meeting
+        if (met := group.agree(met)) is not None:
+            raise Busy(folder, met)
         yield
 
 
@@ -121,8 +118,9 @@ def _fit(run: Run.Config, folder: Path, module: type[Module], group: Group, shar
     write_text(folder / CONFIG, yaml.safe_dump(plain(replace(run, data=run.data.anchored())), sort_keys=False))
     started, on_interrupt = time.time(), signal.getsignal(signal.SIGINT)
     try:
-        result = _train(run, folder, module(run), group, shared)
-    except (Interrupted, KeyboardInterrupt):
+        with naming_full_disk(folder):
+            result = _train(run, folder, module(run), group, shared)
+    except (Interrupted, KeyboardInterrupt, DiskFull, Busy):  # Busy: of another run that prepares the same data
         raise
     except SIGTERMException:
         raise Interrupted("stopped by SIGTERM") from None
@@ -130,7 +128,7 @@ def _fit(run: Run.Config, folder: Path, module: type[Module], group: Group, shar
         signal.signal(signal.SIGINT, on_interrupt)
         raise KeyboardInterrupt from None
     except BaseException as error:
-        with contextlib.suppress(OSError):  # for example a full disk; the original error still reaches the caller
+        with contextlib.suppress(OSError):  # the original error still reaches the caller
             record_failure(run, folder, error, started)
         raise
     write_result(folder, _header(run, folder, "finished", started) | result)
@@ -167,6 +165,8 @@ def _train(run: Run.Config, folder: Path, module: Module, group: Group, shared: 
     if warning is not None and group.first:
         warn(warning)
     recorder = Recorder(module, source, folder)
+    checkpoint = group.agree(_resumable(run, shared) if group.first else None)
+    (folder / RESULT).unlink(missing_ok=True)  # of an earlier attempt
     trainer = L.Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
@@ -188,8 +188,6 @@ def _train(run: Run.Config, folder: Path, module: Module, group: Group, shared: 
         num_sanity_val_steps=0,
         limit_val_batches=0,
     )
-    checkpoint = group.agree(_resumable(run, shared) if group.first else None)
-    (folder / RESULT).unlink(missing_ok=True)  # of an earlier attempt
     trainer.fit(module, datamodule=Stream(source, batches), ckpt_path=checkpoint)
     if trainer.global_step < batches.num_steps:
         raise Interrupted(f"stopped after step {trainer.global_step} of {batches.num_steps}")

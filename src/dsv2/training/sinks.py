@@ -1,6 +1,9 @@
 """The Lightning loggers of a run: one writes `metrics.jsonl`, the other sends to Weights & Biases."""
 
 import json
+import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +11,13 @@ import pandas as pd
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from dsv2.config import plain
+from dsv2.storage.files import append
 from dsv2.storage.rundir import METRICS
 from dsv2.training.run import Run
 
 
 class JsonlSink(Logger):
-    """Appends one JSON object per logged step and flushes it."""
+    """Appends one JSON object per logged step: all of it or, on a full disk, nothing."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -31,17 +35,24 @@ class JsonlSink(Logger):
         """Do nothing: the run directory has `config.yaml`."""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step} | metrics) + "\n")
+        append(self.path, json.dumps({"step": step} | metrics) + "\n")
 
 
 class WandbSink(WandbLogger):
-    """W&B logger: group = study, job type = arm, id = fingerprint, so that a resumed run continues."""
+    """W&B logger: group = study, job type = arm, id = fingerprint, so that a resumed run continues.
+
+    What a killed run has sent cannot be taken back, so a resumed one starts a new offline folder with all rows up to
+    its checkpoint, and deletes the older ones. Online, W&B drops the rows that it has: their steps are not new.
+    """
 
     def __init__(self, run: Run.Config, folder: Path, fingerprint: str) -> None:
         import wandb
 
         settings = run.logger.wandb
+        for former in (folder / "wandb").glob(f"offline-run-*-{fingerprint}"):
+            shutil.rmtree(former)
+        # A parent's W&B service, known from the environment, would outlive this process and refuse the resumed run.
+        os.environ.pop(wandb.env.SERVICE, None)
         started = wandb.init(
             project=settings.project,
             name=f"{run.arm or 'run'}-s{run.seed}",
@@ -65,6 +76,12 @@ class WandbSink(WandbLogger):
             ),
         )
         super().__init__(experiment=started)
+        for line in (folder / METRICS).read_text().splitlines() if (folder / METRICS).is_file() else []:
+            row = json.loads(line)
+            self.log_metrics(row, row.pop("step"))
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.experiment.log({**metrics, "trainer/global_step": step}, step=step, commit=True)
 
     def summarise(self, metrics: dict[str, float], routing: pd.DataFrame | None) -> None:
         """Set the run's summary, which W&B's tables and sweeps compare, and log the final load.
@@ -92,7 +109,7 @@ class WandbSink(WandbLogger):
 
 
 def build(run: Run.Config, folder: Path, fingerprint: str) -> list[Logger]:
-    """Build the loggers of a run."""
+    """Build the loggers of a run, whose `metrics.jsonl` ends at the checkpoint from which it resumes."""
     sinks: list[Logger] = [JsonlSink(folder / METRICS)]
     if run.logger.wandb.mode != "disabled":
         sinks.append(WandbSink(run, folder, fingerprint))

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -23,9 +25,9 @@ from ablations.running.attach import (
     find,
     in_notebook,
     last,
-    start_time,
 )
 from ablations.studies import study
+from dsv2.storage.locks import start_time
 from dsv2.storage.rundir import finished
 from tests.references.processes import wait_for
 
@@ -52,18 +54,6 @@ def living(group: int) -> list[int]:
 # ---- who lives -------------------------------------------------------------------------------------------------------
 
 
-def test_a_process_is_known_by_its_start_time():
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    started = start_time(child.pid)
-    assert started is not None
-    assert started == start_time(child.pid) != start_time(os.getpid())
-    child.communicate(b"\n")
-    assert start_time(child.pid) is None
-    zombie = subprocess.Popen([sys.executable, "-c", ""])
-    wait_for(lambda: start_time(zombie.pid) is None)  # though nobody has waited for it
-    zombie.wait()
-
-
 def test_stale_records_are_ignored(tmp_path):
     assert find(tmp_path) is None
     record(tmp_path)
@@ -79,15 +69,57 @@ def test_stale_records_are_ignored(tmp_path):
     record(tmp_path, pid=gone.pid)
     assert find(tmp_path) is None
     former = '{"pid": 1, "birth": "1 2", "request": "other", "command": []}'  # as records were until November 2026
-    for text in ("", '{"pid": 1', "[]", '{"pid": 1}', former):
+    for text in ("", '{"pid": 1', "[]", '{"pid": 1}', former, "[" * 5000, " " * 10**7):
         (tmp_path / RECORD).write_text(text)
-        assert find(tmp_path) is None
+        assert find(tmp_path) is last(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"pid": -1},
+        {"pid": 0},
+        {"pid": str(os.getpid())},
+        {"pid": 10**400},
+        {"started": "now"},
+        {"started": 1e300},
+        {"request": 5},
+        {"command": "rm -r"},
+        {"command": [1]},
+    ],
+    ids=str,
+)
+def test_a_record_that_no_runner_wrote_is_ignored(tmp_path, changed):
+    record(tmp_path, **changed)
+    assert find(tmp_path) is last(tmp_path) is None
 
 
 def test_a_runner_of_other_trials_is_not_taken_for_ours(small):
     record(small.folder)
-    with pytest.raises(AnotherRequest, match=rf"already running with other .*process {os.getpid()}: -m x"):
+    words = rf"already running with other .*\(process {os.getpid()}, for \d+ \w+: -m x\); wait for it, or stop it with"
+    with pytest.raises(AnotherRequest, match=words):
         attach(small)
+
+
+def test_a_runner_that_is_stopped_is_told_of_and_ends_on_demand(small):
+    """A process that is stopped gets no signal but SIGKILL until it is continued."""
+    program = "import time\ntry: print('up', flush=True), time.sleep(600)\nexcept KeyboardInterrupt: print('bye')"
+    command = [sys.executable, "-c", program]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert child.stdout.readline() == "up\n"
+    record(small.folder, pid=child.pid, started=start_time(child.pid))
+    runner = find(small.folder)
+    assert runner.waits() == ""
+    child.send_signal(signal.SIGSTOP)
+    wait_for(runner.waits)
+    advice = f"process {child.pid} is stopped; continue it with `kill -CONT -{child.pid}` or end it with .stop()"
+    assert runner.waits() == advice
+    with pytest.raises(AnotherRequest, match=r"other seeds.*; " + re.escape(advice)):
+        attach(small)
+    runner.stop()
+    assert child.communicate()[0] == "bye\n"
+    assert not runner.alive()
+    assert runner.waits() == ""
 
 
 def test_this_is_no_notebook():

@@ -35,8 +35,10 @@ def write(folder: Path, steps: int) -> None:
 
 def test_the_view_shows_what_the_files_say(long):
     first, second = long.trials
-    stopped = []
-    view = View(long, SimpleNamespace(since=time.time() - 60, stop=lambda: stopped.append(True)))
+    stopped, state = [], [""]
+    view = View(
+        long, SimpleNamespace(since=time.time() - 60, waits=lambda: state[0], stop=lambda: stopped.append(True))
+    )
     view.look()
     assert (view.bar.value, view.text.value) == (0.0, "0 of 2 trials finished, 0% of 0.0M tokens")
     assert view.image.value == b""
@@ -56,13 +58,16 @@ def test_the_view_shows_what_the_files_say(long):
     view.look()
     assert view.errors.value == "expert-s0 failed: ValueError: no luck"
     assert view.closing(False).splitlines()[:2] == ["0 of 2 trials finished, 1 failed", view.errors.value]
+    state[0] = "process 12 is stopped"
+    view.look()
+    assert view.text.value == "process 12 is stopped"
     view.stop.click()
     assert stopped == [True]
     assert view.stop.disabled
 
 
 def test_errors_are_text(long):
-    view = View(long, SimpleNamespace(since=time.time() - 60))
+    view = View(long, SimpleNamespace(since=time.time() - 60, waits=lambda: ""))
     error = "ValueError: <b>cost</b> $7$ & more"
     long.trials[0].folder.mkdir(parents=True)
     (long.trials[0].folder / "result.json").write_text(json.dumps({"status": "failed", "error": error}))

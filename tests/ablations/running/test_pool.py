@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import time
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from ablations.running import pool as pools
-from ablations.running.pool import JobPool, LocalPool, WorkerDied
+from ablations.running.pool import JobPool, LocalPool, WorkerDied, WorkerStopped
 
 
 class FakeJob:
@@ -58,6 +59,8 @@ def test_the_local_pool_outlives_its_workers():
         pool.submit(math.sqrt, -1).result()
     with pytest.raises(WorkerDied):
         pool.submit(os.abort).result()
+    with pytest.raises(WorkerStopped, match="stopped by SIGTERM"):
+        pool.submit(signal.raise_signal, signal.SIGTERM).result()
     second = pool.submit(os.getpid).result()
     assert second != first
     pool.shutdown()

@@ -1,5 +1,6 @@
 """The study runner: what it does with trials that fail, vanish or belong to another runner."""
 
+import errno
 import json
 import threading
 import time
@@ -10,10 +11,13 @@ import pytest
 from filelock import FileLock
 
 from ablations.running import runner
-from ablations.running.pool import WorkerDied
-from ablations.running.runner import _run_all, _Watch
+from ablations.running.pool import WorkerDied, WorkerStopped
+from ablations.running.runner import _run_all, _Turn, _Watch
 from ablations.running.worker import Outcome
+from dsv2.storage import locks
+from dsv2.storage.locks import Meeting
 from dsv2.storage.rundir import LOCK, finished
+from dsv2.storage.space import DiskFull
 
 
 @pytest.fixture
@@ -95,6 +99,140 @@ def test_a_lost_worker_is_replaced_once(six, run_with, impatient, deaths):
         assert "WorkerDied: the worker process was killed" in stored["traceback"]
 
 
+def test_a_trial_whose_worker_is_asked_to_stop_is_resumed(six, run_with, impatient):
+    """Whether within a step, where the trial notices, or elsewhere, where the process ends; and however often."""
+    trial, calls = six.trials[0], []
+
+    def fake(folder):
+        calls.append(folder)
+        if len(calls) % 2 and len(calls) < 6:
+            raise WorkerStopped("the worker process was stopped by SIGTERM")
+        return Outcome("interrupted", "stopped by SIGTERM") if len(calls) < 6 else Outcome("finished")
+
+    said = run_with(fake, [trial])
+    assert len(calls) == 6
+    assert said.count("none-s0: the worker process was stopped by SIGTERM; resuming from its checkpoint") == 3
+    assert said.count("none-s0: stopped by SIGTERM; resuming from its checkpoint") == 2
+    assert "none-s0 finished" in said
+    assert not (trial.folder / "result.json").exists()
+
+
+# ---- trials that others hold -----------------------------------------------------------------------------------------
+
+
+HELD = Meeting("process 12 has held this trial since 12:00:00 and gave a sign of life 1 s ago", "wait for it", False)
+STOPPED = Meeting("process 12 has held this trial since 12:00:00 but is stopped", "`kill -CONT 12`", True)
+
+
+@pytest.fixture
+def holders(monkeypatch):
+    """Trials by folder that another process holds, with what is known of it."""
+    holders = {}
+    monkeypatch.setattr(runner, "is_held", lambda lock: lock.parent in holders)
+    monkeypatch.setattr(runner, "meet", lambda lock, what: holders[lock.parent])
+    return holders
+
+
+def test_who_holds_a_trial_is_said_once_and_the_others_go_on(six, run_with, impatient, holders):
+    first, second = (trial.folder for trial in six.trials[:2])
+    holders |= {first: HELD, second: HELD}
+    ended = []
+
+    def fake(folder):
+        ended.append(folder)
+        if len(ended) == 4:
+            holders.clear()
+        return Outcome("finished")
+
+    said = run_with(fake, six.trials)
+    assert said.count(str(HELD)) == 1
+    assert f"  none-s0: left for later: {HELD}\n" in said
+    assert said.count(" finished ") == 6
+    assert {*ended[4:]} == {first.resolve(), second.resolve()}
+
+
+def test_a_lock_that_is_lost_to_another_worker_is_as_good(six, run_with, impatient):
+    """Between the look at the lock and the start of the job."""
+    calls = []
+
+    def fake(folder):
+        calls.append(folder)
+        return Outcome("busy", "busy", meeting=HELD) if len(calls) < 3 else Outcome("finished")
+
+    said = run_with(fake, six.trials[:1])
+    assert said.splitlines()[0] == f"  none-s0: left for later: {HELD}"
+    assert said.count(str(HELD)) == said.count(" finished ") == 1
+
+
+def test_a_holder_that_stops_is_said_again_and_not_waited_for(six, run_with, impatient, holders, monkeypatch):
+    monkeypatch.setattr(locks, "PATIENCE_SECONDS", 0.5)
+    held = six.trials[1].folder
+    holders[held] = HELD
+    threading.Timer(0.7, lambda: holders.update({held: STOPPED})).start()
+    said = run_with(lambda folder: Outcome("finished"), six.trials)
+    assert said.count(" finished ") == 5
+    assert said.count(f"  expert-s0: left for later: {HELD}") == 1
+    assert said.count(f"  expert-s0: left for later: {STOPPED}") == 1
+    assert said.splitlines()[-2:] == [
+        f"  expert-s0: not run: {STOPPED}",
+        "  no other trial is left; run the same command again for these",
+    ]
+    assert not (held / "result.json").exists()
+
+
+def test_a_stopped_holder_is_waited_for_while_another_lives(six, run_with, impatient, holders, monkeypatch):
+    monkeypatch.setattr(locks, "PATIENCE_SECONDS", 0.3)
+    holders |= {six.trials[0].folder: STOPPED, six.trials[1].folder: HELD}
+    threading.Timer(1.5, holders.clear).start()
+    said = run_with(lambda folder: Outcome("finished"), six.trials[:2])
+    assert said.count(" finished ") == 2
+
+
+# ---- a full disk -----------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_waited_for(six, run_with, impatient, monkeypatch):
+    looks, calls = [], Counter()
+
+    def looked(folder, num_bytes):
+        looks.append((folder, num_bytes))
+        return len(looks) > 3
+
+    def fake(folder):
+        calls[folder] += 1
+        full = folder == six.trials[0].folder.resolve() and calls[folder] < 2
+        return Outcome("full", "run/metrics.jsonl: no space", needed=77) if full else Outcome("finished")
+
+    monkeypatch.setattr(runner, "has_space", looked)
+    said = run_with(fake, six.trials)
+    assert looks == [(six.trials[0].folder, 77)] * 4
+    assert said.count("  none-s0: run/metrics.jsonl: no space; waiting for space\n") == 1
+    assert said.count("  none-s0: there is space again; resuming from its checkpoint\n") == 1
+    assert said.count(" finished ") == 6
+
+
+def test_what_the_runner_writes_itself_waits_for_space_too(tmp_path, console, monkeypatch):
+    monkeypatch.setattr(runner, "SPACE_SECONDS", 0.01)
+    looks, tries = [], []
+
+    def action():
+        tries.append(1)
+        if len(tries) == 1:
+            raise DiskFull(tmp_path / "missing" / "study.json", errno.ENOSPC, 77)
+        return "done"
+
+    monkeypatch.setattr(runner, "has_space", lambda *arguments: looks.append(arguments) or len(looks) > 2)
+    assert runner.with_space(action, console) == "done"
+    assert looks == [(tmp_path, 77)] * 3
+    said = console.file.getvalue().splitlines()
+    assert said[0].startswith(f"{tmp_path}/missing/study.json: no space left on the disk (")
+    assert said[0].endswith("free); waiting for space")
+    assert said[1:] == ["there is space again; going on"]
+
+
+# ---- what fails outside ----------------------------------------------------------------------------------------------
+
+
 def test_a_launcher_that_fails_fails_its_trial_alone(small, run_with, impatient):
     """What an executor raises, as a cluster that is down, is recorded in place of the trial's own result."""
     bad = small.trials[0].folder.resolve()
@@ -169,8 +307,8 @@ def test_progress_is_a_line_now_and_then_without_a_terminal(six, console, monkey
     watch.look()
     watch.look()
     assert console.file.getvalue() == "  0 of 2 trials finished   0% of 0.0M tokens\n"
-    watch.ended(six.trials[0], Outcome("finished"))
-    watch.ended(six.trials[1], Outcome("failed", "[bold]why"))
+    watch.ended(_Turn(six.trials[0]), Outcome("finished"))
+    watch.ended(_Turn(six.trials[1]), Outcome("failed", "[bold]why"))
     assert console.file.getvalue().splitlines()[1:] == [
         "  none-s0 finished   50% of 0.0M tokens",
         "  expert-s0 failed: [bold]why",

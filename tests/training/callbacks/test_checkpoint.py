@@ -2,7 +2,7 @@
 
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from torch import nn
 
 import dsv2
 from dsv2.storage import checkpoints
+from dsv2.storage.space import DiskFull
 from dsv2.training import fit
 from dsv2.training.callbacks.checkpoint import AtomicCheckpointIO, Checkpointer
 from dsv2.training.module import Diverged
@@ -85,15 +86,15 @@ def test_a_failed_save_is_fatal_and_the_old_checkpoint_stays(
     run = dsv2.load(quick)
     inner, saves = torch.save, []
 
-    def full(checkpoint: object, path: Path) -> None:
-        saves.append(path)
+    def full(checkpoint: object, file: BinaryIO) -> None:
+        saves.append(file)
         if len(saves) == 2:
-            Path(path).write_bytes(b"half")
+            file.write(b"half")
             raise OSError(28, "No space left on device")
-        inner(checkpoint, path)
+        inner(checkpoint, file)
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DiskFull, match=r"step-000000008\.ckpt: no space left on the disk"):
         fit.fit(run, tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints"
     assert checkpoints.latest(folder) == folder / "step-000000004.ckpt"
