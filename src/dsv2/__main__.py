@@ -7,35 +7,39 @@ digits of a fingerprint.
 import argparse
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from dsv2.commands.account import account_command, add_arguments
 from dsv2.config import ConfigError
-from dsv2.printing import complain
+from dsv2.printing import complain, refuse
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; errors are printed as one line on stderr.
 
-    The exit status is 2 for user errors and 1 for errors of the machine, such as a full disk.
+    The exit status is 2 for user errors, and 1 for errors of the machine, such as a full disk, and for tasks or analyses
+    that were asked for by name and failed.
     """
     arguments = _parser().parse_args(argv)
     try:
-        arguments.run(arguments)
-    except (ConfigError, ValueError, FileNotFoundError, FileExistsError) as error:
-        complain(f"error: {error}")
-        return 2
-    except OSError as error:
-        complain(f"error: {error}")
-        return 1
+        failed = arguments.run(arguments)
+    except (ValueError, OSError) as error:
+        return refuse(error)
     except KeyboardInterrupt:
         return 130
-    return 0
+    return 1 if failed else 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        complain(f"error: {message}; {self.prog} --help shows what is valid".replace("\n", " "))
+        sys.exit(2)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="dsv2", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _Parser(prog="dsv2", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
 
     parse = commands.add_parser("account", help="parameters, FLOPs, memory, traffic and cost of a model")
@@ -129,12 +133,12 @@ def _generate(arguments: argparse.Namespace) -> None:
     )
 
 
-def _eval(arguments: argparse.Namespace) -> None:
+def _eval(arguments: argparse.Namespace) -> bool:
     from dsv2.commands.evaluate import evaluate_run, require_writable, show, write
 
     if arguments.out is not None:
         require_writable(arguments.out)  # before the evaluation, which may take hours
-    scores = evaluate_run(
+    scores, failed = evaluate_run(
         arguments.name,
         arguments.tasks.split(","),
         include_path=arguments.include_path,
@@ -145,15 +149,19 @@ def _eval(arguments: argparse.Namespace) -> None:
     show(scores)
     if arguments.out is not None:
         write(arguments.out, arguments.name, scores)
+    return bool(failed)
 
 
-def _analyse(arguments: argparse.Namespace) -> None:
+def _analyse(arguments: argparse.Namespace) -> bool:
     from dsv2.commands.analyse import analyse
 
     names = [name for name in arguments.only.split(",") if name]
-    report = analyse(arguments.name, out=arguments.out, only=names, against=arguments.against, text=arguments.text)
+    report, failed = analyse(
+        arguments.name, out=arguments.out, only=names, against=arguments.against, text=arguments.text
+    )
     if report is not None:
         print(report)
+    return bool(names and failed)
 
 
 def _explore(arguments: argparse.Namespace) -> None:

@@ -58,11 +58,25 @@ def compose(overrides: Sequence[str], name: str = "run") -> dict[str, Any]:
     parsed = checked(overrides)
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         try:
-            composed = OmegaConf.to_container(_composed(parsed, name), resolve=True)
+            composed = resolved(_composed(parsed, name))
         except (HydraException, OmegaConfBaseException) as error:
             raise _explain(error, parsed, name) from None
-    assert isinstance(composed, dict)
-    return without_shape(typing.cast(dict[str, Any], composed))
+    return without_shape(composed)
+
+
+def resolved(composed: "DictConfig") -> dict[str, Any]:
+    """Return plain values with interpolations resolved. Raises `ConfigError` for one that cannot be."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
+
+    try:
+        values = OmegaConf.to_container(composed, resolve=True)
+    except (InterpolationResolutionError, MissingMandatoryValue) as error:
+        why = re.sub(r"\A\w+ (raised )?while resolving interpolation: ", "", str(error.msg or error).splitlines()[0])
+        value = None if error.child_node is None else error.child_node._value()
+        raise ConfigError(str(error.full_key), value, f"a reference that can be resolved. {why}") from None
+    assert isinstance(values, dict)
+    return typing.cast(dict[str, Any], values)
 
 
 def override(key: str, value: Any) -> str:

@@ -20,6 +20,8 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from dsv2.printing import shortened
+
 PACKAGE = "dsv2"
 TARGET = re.compile(rf"{PACKAGE}(\.\w+)+\.Config")  # what a `_target_` may look like
 NAME = re.compile(r"\w[\w.+-]*")  # of studies, scales and arms: becomes part of file names
@@ -39,8 +41,15 @@ class ConfigError(ValueError):
     """A configuration value that cannot be used: names the key, the value and what would be valid."""
 
     def __init__(self, key: str, value: Any, valid: str) -> None:
-        super().__init__(f"{key}={value!r} is not valid: {valid}")
+        super().__init__(f"{shortened(key)}={shortened(_shown(value))} is not valid: {valid}")
         self.key, self.value, self.valid = key, value, valid
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python writes out no integers of more than 4,300 digits
+        return "a number of thousands of digits"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Messages on stderr, and text from elsewhere made printable."""
 
+import errno
 import re
 import sys
 
@@ -21,6 +22,40 @@ def complain(message: object) -> None:
 def warn(message: object) -> None:
     """Print a warning on stderr."""
     complain(f"warning: {message}")
+
+
+def refuse(error: Exception) -> int:
+    """Print an error in one line on stderr; return the exit status.
+
+    It is 2 for what another request avoids, such as a path that cannot be used, and 1 for a fault of the machine, such
+    as a full disk.
+    """
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror is not None:
+        text = error.strerror if error.filename is None else f"{shortened(str(error.filename))}: {error.strerror}"
+    complain(f"error: {text}".replace("\n", " "))
+    return 1 if isinstance(error, OSError) and error.errno not in _PATHS else 2
+
+
+_PATHS = {  # errors of a path that was named, not of the disk that it is on
+    errno.ENOENT,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENOTEMPTY,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EINVAL,
+    errno.ENXIO,
+}
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """Return `text`, with an ellipsis for its middle if it is longer than `most` characters."""
+    return text if len(text) <= most else f"{text[: most - 43]}...{text[-40:]}"
 
 
 def described(error: Exception) -> str:
