@@ -11,14 +11,14 @@ from typing import NoReturn
 
 from dsv2.commands.account import account_command, add_arguments
 from dsv2.config import ConfigError
-from dsv2.printing import complain, refuse
+from dsv2.printing import refuse, shortened
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; errors are printed as one line on stderr.
 
-    The exit status is 2 for user errors, and 1 for errors of the machine, such as a full disk, and for tasks or analyses
-    that were asked for by name and failed.
+    The exit status is 2 for user errors, and 1 for errors of the machine, such as a full disk, and if a task or
+    analysis that was asked for by name failed.
     """
     arguments = _parser().parse_args(argv)
     try:
@@ -34,8 +34,13 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        complain(f"error: {message}; {self.prog} --help shows what is valid".replace("\n", " "))
-        sys.exit(2)
+        sys.exit(refuse(ValueError(f"{shortened(message)}; {self.prog} --help shows what is valid")))
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("'' is not a path")
+    return Path(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,13 +52,13 @@ def _parser() -> argparse.ArgumentParser:
     parse.set_defaults(run=account_command)
 
     parse = commands.add_parser("import-hf", help="convert a Hugging Face DeepseekV2 folder to a run directory")
-    parse.add_argument("path", type=Path)
-    parse.add_argument("out", type=Path)
+    parse.add_argument("path", type=_path)
+    parse.add_argument("out", type=_path)
     parse.set_defaults(run=_import_hf)
 
     parse = commands.add_parser("export-hf", help="convert a run and its tokenizer to a Hugging Face DeepseekV2 folder")
     parse.add_argument("name", metavar="RUN")
-    parse.add_argument("out", type=Path)
+    parse.add_argument("out", type=_path)
     parse.set_defaults(run=_export_hf)
 
     parse = commands.add_parser("generate", help="generate text with a trained or imported model")
@@ -69,10 +74,10 @@ def _parser() -> argparse.ArgumentParser:
     parse.add_argument(
         "--tasks", required=True, metavar="A,B", help="cloze, copying, arithmetic or tasks of the harness"
     )
-    parse.add_argument("--include-path", type=Path, metavar="DIR", help="a folder with your own task files")
+    parse.add_argument("--include-path", type=_path, metavar="DIR", help="a folder with your own task files")
     parse.add_argument("--limit", type=int, help="questions per task of the harness (default: all)")
     parse.add_argument("--batch-size", type=int, default=8, help="sequences per pass (default 8)")
-    parse.add_argument("--out", type=Path, metavar="FILE.json", help="also write the scores as JSON")
+    parse.add_argument("--out", type=_path, metavar="FILE.json", help="also write the scores as JSON")
     _add_text(parse)
     parse.set_defaults(run=_eval)
 
@@ -80,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     parse.add_argument("name", metavar="RUN")
     parse.add_argument(
         "--out",
-        type=Path,
+        type=_path,
         metavar="DIR",
         help="folder of the report (default RUN/analysis, with the choices below in its name)",
     )
@@ -156,6 +161,8 @@ def _analyse(arguments: argparse.Namespace) -> bool:
     from dsv2.commands.analyse import analyse
 
     names = [name for name in arguments.only.split(",") if name]
+    if arguments.only and not names:
+        raise ConfigError("only", arguments.only, "names of analyses")
     report, failed = analyse(
         arguments.name, out=arguments.out, only=names, against=arguments.against, text=arguments.text
     )

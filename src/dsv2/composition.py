@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from dsv2.config import CONFIG_DIR, ConfigError, one_of
+from dsv2.printing import shortened
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -51,7 +52,6 @@ def compose(overrides: Sequence[str], name: str = "run") -> dict[str, Any]:
     """
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     register_resolvers()
@@ -125,10 +125,12 @@ def checked(overrides: Sequence[str]) -> "list[Override]":
     from hydra.errors import HydraException
 
     parsed = []
+    if isinstance(overrides, str) or not all(isinstance(text, str) for text in overrides):
+        raise ConfigError("overrides", overrides, 'a list of overrides, as in ["optim.lr=1e-3"]')
     for text in overrides:
         try:
             parsed.append(_parse(text))
-        except HydraException:
+        except (HydraException, ValueError):  # the latter for numbers of thousands of digits
             raise ConfigError("override", text, _how_to_write(text)) from None
         _check_choice(parsed[-1])
     return parsed
@@ -139,7 +141,7 @@ def _how_to_write(text: str) -> str:
     key, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[\w./@+~-]+", key):
         return "use key=value, as in optim.lr=1e-3 or model=v2_lite"
-    return f"if the value is text, quote it: {shlex.quote(override(key, value))}"
+    return f"if the value is text, quote it: {shlex.quote(shortened(override(key, value)))}"
 
 
 @lru_cache(maxsize=4096)

@@ -24,6 +24,9 @@ def warn(message: object) -> None:
     complain(f"warning: {message}")
 
 
+MOST = 1200  # characters in the line of an error
+
+
 def refuse(error: Exception) -> int:
     """Print an error in one line on stderr; return the exit status.
 
@@ -33,7 +36,7 @@ def refuse(error: Exception) -> int:
     text = str(error)
     if isinstance(error, OSError) and error.strerror is not None:
         text = error.strerror if error.filename is None else f"{shortened(str(error.filename))}: {error.strerror}"
-    complain(f"error: {text}".replace("\n", " "))
+    complain(f"error: {shortened(text, MOST)}".replace("\n", " "))
     return 1 if isinstance(error, OSError) and error.errno not in _PATHS else 2
 
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dsv2.composition import as_text, checked, compose, override, register_resolvers, resolved, without_shape
 from dsv2.config import CONFIG_DIR, ConfigError
@@ -27,7 +27,7 @@ SWEEP = "WANDB_SWEEP_ID"  # set by a W&B agent for the processes that it starts
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")
 def train(composed: DictConfig) -> None:
     try:
-        checked(HydraConfig.get().overrides.task)
+        checked(OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))  # type: ignore[arg-type]
         values: Any = resolved(composed)
         folder = _train(values)
     except (ConfigError, OSError) as error:
@@ -48,8 +48,8 @@ def _train(values: dict[str, Any]) -> Path:
         if (name := getattr(run, label)) is not None:
             require_name(label, name)
     place = f"{run.study}/{run.scale}/trials" if run.study and run.scale else run.study or "train"
-    folder = folder_of(run, runs_root() / place)
     try:
+        folder = folder_of(run, runs_root() / place)
         require_no_pickles()
         require_in_store(folder)
     except ValueError as error:

@@ -155,7 +155,7 @@ def test_one_failing_analysis_does_not_take_the_rest_along(
         "router failed: ZeroDivisionError: no experts.",
         "saturation failed: ArrowInvalid: ",
         "The figure shared could not be drawn: ZeroDivisionError: no experts.",
-        "The figure redundancy could not be rendered: ",
+        "The figure redundancy could not be drawn: ",
     ):
         assert sum(start in line for line in warnings) == 1, start
         assert start in text

@@ -14,7 +14,7 @@ import torch
 from dsv2.config import ConfigError
 from dsv2.printing import described, warn
 from dsv2.report.experts import ANALYSES, Analysis, ModelOnText
-from dsv2.report.page import Section, Table, picture, write_page
+from dsv2.report.page import Drawing, Section, Table, pictures, write_page
 from dsv2.report.terminal import add_row, open_console, open_table
 from dsv2.routing.interventions import DoesNotApply
 from dsv2.storage.files import require_folder
@@ -109,18 +109,15 @@ def on_text(run: SavedRun, against: ModelOnText | None = None) -> ModelOnText:
 
 def _section(analysis: Analysis) -> tuple[Section, list[str]]:
     """Return the section of an analysis, and sentences about figures that it lacks."""
-    tables, pictures, problems = [], [], list(analysis.problems)
+    tables = []
     for name, whole in analysis.tables.items():
         more = len(whole) - MOST_ROWS
         note = f"{more} more rows in {name}.csv." if more > 0 else ""
         rows = _cells(whole.head(MOST_ROWS)).to_numpy().tolist()
         tables.append(Table(list(map(str, whole.columns)), rows, note))
-    for name, figure in analysis.figures.items():
-        try:
-            pictures.append(picture(name, "", figure))
-        except Exception as error:  # as for a formula in a label that cannot be set
-            problems.append(f"The figure {name} could not be rendered: {described(error)}.")
-    return Section(analysis.title, [analysis.note, *problems], tables, pictures, analysis.finding), problems
+    drawn, failed = pictures(Drawing(name, "", figure.get_figure) for name, figure in analysis.figures.items())
+    problems = [*analysis.problems, *failed]
+    return Section(analysis.title, [analysis.note, *problems], tables, drawn, analysis.finding), problems
 
 
 def _cells(table: pd.DataFrame) -> pd.DataFrame:
