@@ -5,34 +5,42 @@ instead printed in the layout of the paper's Tables 8 and 9 and written as Markd
 """
 
 import sys
+from collections.abc import Callable
+from functools import partial
 
-from ablations.request import parse
-from dsv2.config import ConfigError
-from dsv2.printing import complain
+from ablations.request import parse, usage
+from dsv2.config import ConfigError, one_of
+from dsv2.printing import described, refuse, warn
 from dsv2.report.terminal import say
-from dsv2.storage.space import DiskFull
 
 TABLE = "--table"
+KEYS = ("sweep", "scale")
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command; return the exit status: 1 for a full disk, 2 for an invalid request."""
+    """Run the command; return the exit status: 2 for an invalid request, 1 if a part could not be written.
+
+    The other parts are written.
+    """
     if any(word in ("-h", "--help") for word in arguments):
-        print(__doc__)
+        print(usage(__doc__))
         return 0
     try:
-        _report([word for word in arguments if word != TABLE], table=TABLE in arguments)
+        failed = _report([word for word in arguments if word != TABLE], table=TABLE in arguments)
     except (ConfigError, OSError) as error:
-        complain(f"error: {error}")
-        return 1 if isinstance(error, DiskFull) else 2
-    return 0
+        return refuse(error)
+    for problem in failed:
+        warn(problem)
+    return 1 if failed else 0
 
 
-def _report(words: list[str], *, table: bool) -> None:
-    if others := [word for word in words if word.partition("=")[0] not in ("sweep", "scale")]:
-        raise ConfigError("words", " ".join(others), "only sweep= and scale=: a report covers the study as last run")
-    request, _ = parse(words)
-    from ablations.trials.trials import stored
+def _report(words: list[str], *, table: bool) -> list[str]:
+    """Write all parts; return a sentence about each that failed."""
+    request, others = parse(words, KEYS)
+    if others:
+        key, _, value = others[0].partition("=")
+        raise ConfigError(key, value, f"{one_of(key, KEYS)}: a report covers the study as last run")
+    from ablations.trials.trials import Study, stored
 
     studies = [stored(request.sweep, scale) for scale in request.scales]
     for study in studies:
@@ -44,14 +52,30 @@ def _report(words: list[str], *, table: bool) -> None:
     from ablations.reporting.write import report_study
     from dsv2.report.terminal import open_console
 
-    console = open_console()
+    console, failed = open_console(), list[str]()
+
+    def attempt(part: str, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except (ConfigError, OSError):
+            raise
+        except Exception as error:  # of any library; the other parts do not depend on it
+            failed.append(f"{part}: {described(error)}")
+
+    def print_table(study: Study) -> None:
+        text, problems = write_tables(study)
+        say(text)
+        failed.extend(problems)
+
     for study in studies:
+        at = f"{study.name} at {study.scale}"
         if table:
-            say(write_tables(study))
+            attempt(f"{at} has no table", partial(print_table, study))
         else:
-            report_study(study, console)
+            attempt(f"{at} has no report", partial(report_study, study, console))
     if len(studies) > 1:
-        report_ladder(studies, console)
+        attempt(f"{studies[0].name} has no ladder", partial(report_ladder, studies, console))
+    return failed
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """Command-line arguments of a study: `key=value` words, split into the request and the overrides of its trials."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import yaml
-
 from dsv2.composition import as_text
-from dsv2.config import ConfigBase, ConfigError, structure
+from dsv2.config import CONFIG_DIR, ConfigBase, ConfigError, structure
+from dsv2.storage.values import parse_yaml
 
+KEYS = ("sweep", "scale", "seeds", "workers", "launcher", "dry_run")
+MOST_WORKERS = 1000
 NAMES = ("sweep", "scale", "launcher")  # text, whatever YAML would read it as; a list of scales is YAML
 
 
@@ -28,23 +30,49 @@ class Request(ConfigBase):
 
     def __post_init__(self) -> None:
         self.require(len(set(self.scales)) == len(self.scales) > 0, "scale", "at least one, without duplicates")
-        self.require(self.workers is None or self.workers > 0, "workers", "at least 1")
+        self.require(
+            self.workers is None or 0 < self.workers <= MOST_WORKERS,
+            "workers",
+            f"at least 1, and at most {MOST_WORKERS}",
+        )
 
 
-def parse(arguments: list[str]) -> tuple[Request, list[str]]:
-    """Split `key=value` words into the request and the overrides of the trials."""
+def parse(arguments: list[str], keys: Collection[str] = KEYS) -> tuple[Request, list[str]]:
+    """Split `key=value` words into the request and the overrides of the trials, which begin with a key of a run.
+
+    `keys` are those that the command takes. Raises ConfigError for any other word.
+    """
     own: dict[str, Any] = {}
     overrides = []
     for word in arguments:
         key, equals, value = word.partition("=")
-        if equals and key in Request.__dataclass_fields__:
-            try:
-                text = key in NAMES and value[:1] not in ("", "[")
-                own[key] = as_text(value) if text else yaml.safe_load(value)
-            except yaml.YAMLError:
-                raise ConfigError(key, value, "a word, or a list as in [0,1]") from None
-        else:
+        if not equals:
+            raise ConfigError("argument", word, f"key=value, as in sweep=balance_losses; keys are {', '.join(keys)}")
+        if key not in keys:
             overrides.append(word)
+            continue
+        if key in own:
+            raise ConfigError(key, value, "one value; it is given twice")
+        if not value:
+            raise ConfigError(key, value, "a value after the equals sign")
+        try:
+            own[key] = as_text(value) if key in NAMES and value[0] != "[" else parse_yaml(value)
+        except ValueError:
+            raise ConfigError(key, value, "a word, or a list as in [0,1]") from None
     if "sweep" not in own:
-        raise ConfigError("sweep", None, "name a study, as in sweep=balance_losses")
+        raise ConfigError("sweep", None, f"name a study, as in sweep=balance_losses; there are {', '.join(studies())}")
     return structure(own, Request), overrides
+
+
+def studies() -> list[str]:
+    """Return the names of the studies in `configs/sweep`."""
+    return _names("sweep")
+
+
+def _names(folder: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIG_DIR / folder).glob("*.yaml"))
+
+
+def usage(text: str | None) -> str:
+    """Return a command's help, followed by the studies and scales that there are."""
+    return f"{text}\nstudies: {', '.join(studies())}\nscales:  {', '.join(_names('scales'))}"

@@ -2,6 +2,13 @@
 
 Runs a study: prints its arms and their cost, trains unfinished trials and writes the report. Any other argument is an
 override of every trial, as in `optim.lr=1e-3`.
+
+sweep       a study's name, or the path of its YAML file
+scale       size of models and budgets, smoke by default; several, as in [smoke,tiny], form a ladder
+seeds       a list, as in [0,1]; by default those of the scale, and as many as the study needs
+workers     trials at a time; by default one per core, or one if there is a GPU; 64 with slurm and ray
+launcher    local (default), slurm or ray
+dry_run     true: print arms, overrides and cost, and run nothing
 """
 
 import os
@@ -10,12 +17,11 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ablations.request import parse
+from ablations.request import parse, usage
 from ablations.running import STOPPED
 from dsv2.config import ConfigError
-from dsv2.printing import complain
+from dsv2.printing import complain, refuse
 from dsv2.storage.locks import Busy
-from dsv2.storage.space import DiskFull
 
 if TYPE_CHECKING:  # every worker imports this module again, before its signal handling is set up
     from rich.console import Console
@@ -59,18 +65,20 @@ class Terminated(KeyboardInterrupt):
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command; return the exit status: 0 if every trial finished, 1 if not, 2 for an invalid request.
+    """Run the command; return the exit status: 0 if every trial finished, 2 for an invalid request, else 1.
 
     130 after Ctrl-C, 143 after SIGTERM.
     """
     if any(word in ("-h", "--help") for word in arguments):
-        print(__doc__)
+        print(usage(__doc__))
         return 0
     try:
         return _main(arguments)
-    except (ConfigError, OSError, Busy) as error:
+    except Busy as error:
         complain(f"error: {error}")
-        return 1 if isinstance(error, Busy | DiskFull) else 2
+        return 1
+    except (ConfigError, OSError) as error:
+        return refuse(error)
     except KeyboardInterrupt as stop:
         complain(STOPPED)
         return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
@@ -85,8 +93,7 @@ def _main(arguments: list[str]) -> int:
     try:
         require_no_pickles()
     except ValueError as error:
-        complain(f"error: {error}")
-        return 2
+        return refuse(error)
     console = open_console()
     studies = [Study(request.sweep, scale, request.seeds, overrides) for scale in request.scales]
     if request.dry_run:

@@ -4,11 +4,14 @@ import copy
 import html
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ablations.request import Request
 from ablations.trials.results import Results, results_of
 from ablations.trials.trials import Study
-from dsv2.config import ConfigError
+from dsv2.config import ConfigError, structure
+from dsv2.training.machine import require_accelerator
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,6 +30,7 @@ class StudyHandle(Study):
         """
         from ablations.running.attach import in_notebook
 
+        require_runnable(self, workers, launcher)
         if in_notebook():
             from ablations.running.live import run_live
 
@@ -51,11 +55,12 @@ class StudyHandle(Study):
 
         This is a look at the study, which is recorded in its folder.
         """
-        from ablations.reporting.findings import Findings, looked
+        from ablations.reporting.findings import Findings, looked, without_failed
         from ablations.reporting.summary import said
         from ablations.reporting.words import text_of
 
-        lines = said(looked(self, Findings(study=text_of(self), results=self.results())))
+        findings = looked(self, without_failed(Findings(study=text_of(self), results=self.results())))
+        lines = [*said(findings), *findings.problems]
         return "\n".join(textwrap.fill(line, 100, subsequent_indent="  ") for line in lines)
 
     def with_arm(self, name: str, overrides: Sequence[str], about: str | None = None) -> "StudyHandle":
@@ -65,11 +70,15 @@ class StudyHandle(Study):
         """
         if self.file.grid is not None:
             raise ConfigError("arms", name, f"the arms of {self.name} are a grid, so none can be added")
+        if not isinstance(name, str) or isinstance(overrides, str):
+            raise ConfigError("arms", name, 'a name, and a list of overrides as in ["loss.expert=0.1"]')
         if name in self.arms:
             raise ConfigError("arms", name, f"choose a new name; {self.name} has {', '.join(self.arms)}")
         node = copy.deepcopy(self.node) | {"name": self.name}
         node["arms"][name] = {"about": about or " ".join(overrides), "overrides": list(overrides)}
-        return StudyHandle(node, self.scale, self.asked, self.overrides)
+        extended = StudyHandle(node, self.scale, self.asked, self.overrides)
+        extended.origin = self.origin  # it belongs to the same study
+        return extended
 
     def __repr__(self) -> str:
         return f"study {self.name} at scale {self.scale}: {len(self.arms)} arms x {len(self.seeds)} seeds"
@@ -80,7 +89,7 @@ class StudyHandle(Study):
 
 
 def study(
-    name: str | Mapping[str, Any],
+    name: str | Path | Mapping[str, Any],
     scale: str = "smoke",
     seeds: Sequence[int] | None = None,
     overrides: Sequence[str] = (),
@@ -92,12 +101,21 @@ def study(
     return StudyHandle(name, scale, seeds, overrides)
 
 
+def require_runnable(study: Study, workers: int | None, launcher: str) -> None:
+    """Raise ConfigError unless the study can be run as asked."""
+    structure({"sweep": study.name, "workers": workers, "launcher": launcher}, Request)
+    if launcher == "local":
+        for accelerator in {run.trainer.accelerator for run in study.configs.values()}:
+            require_accelerator(accelerator)
+
+
 def run_study(study: Study, *, workers: int | None, launcher: str, console: "Console | None" = None) -> bool:
     """Run every unfinished trial, then write the report and print the verdicts; return True if all trials finished.
 
     A failing trial does not stop the others. On Ctrl-C the workers are stopped, their checkpoints kept, and
     KeyboardInterrupt is passed on to the caller.
     """
+    require_runnable(study, workers, launcher)
     from ablations.reporting.write import report_study
     from ablations.running.runner import run_trials, with_space
     from dsv2.report.terminal import open_console

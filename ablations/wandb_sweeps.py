@@ -15,16 +15,14 @@ from typing import Any
 
 import yaml
 
-from dsv2.config import CONFIG_DIR
+from ablations.request import studies
+from dsv2.config import CONFIG_DIR, ConfigError
+from dsv2.printing import refuse
 from dsv2.storage.files import write_text
 from dsv2.study.plan import Plan
 
 SCALE = "smoke"
 HEADER = "# Made from configs/sweep/{name}.yaml by `python -m ablations.wandb_sweeps`: edit the study, not this file.\n"
-
-
-def studies() -> list[str]:
-    return sorted(path.stem for path in (CONFIG_DIR / "sweep").glob("*.yaml"))
 
 
 def path_of(name: str) -> Path:
@@ -68,8 +66,21 @@ _NUMBER = re.compile(r"[-+]?(0[ox][0-9a-fA-F]+|[0-9.][0-9.eE+-]*)")
 _Dumper.add_representer(str, _text)
 
 
-def main() -> int:
-    """Write the files of all studies, and delete those of studies that no longer exist."""
+def main(arguments: list[str]) -> int:
+    """Write the files of all studies, and delete those of studies that no longer exist; return the exit status."""
+    if arguments in (["-h"], ["--help"]):
+        print(__doc__)
+        return 0
+    try:
+        if arguments:
+            raise ConfigError("arguments", " ".join(arguments), "none: all files are written")
+        _write()
+    except (ConfigError, OSError) as error:
+        return refuse(error)
+    return 0
+
+
+def _write() -> None:
     for name in studies():
         path_of(name).parent.mkdir(exist_ok=True)
         write_text(path_of(name), sweep_file(name))
@@ -77,8 +88,7 @@ def main() -> int:
     for path in path_of("").parent.glob("*.yaml"):
         if path.stem not in studies():
             path.unlink()
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -9,13 +9,15 @@ import json
 import sys
 from typing import Any
 
-from dsv2.config import ConfigError
+from ablations.request import studies, usage
+from dsv2.config import ConfigError, one_of
 from dsv2.metrics import quantity
-from dsv2.printing import complain
+from dsv2.printing import complain, described, refuse
 from dsv2.study.plan import Plan
 
 LOSSES = ("val/loss", "train/loss", "val/accuracy")
 BALANCE = ("max_violation", "device_max_violation", "received_max_violation", "entropy", "dead_experts", "overflow")
+KEYS = ("sweep", "entity", "project")
 COST = ("perf/tokens_per_s", "perf/mfu", "train/grad_norm", "train/lr")
 
 
@@ -43,24 +45,46 @@ def workspace(name: str, entity: str, project: str) -> Any:
 
 def main(arguments: list[str]) -> int:
     """Save the workspace and print its URL; return the exit status, 2 for an invalid request."""
-    given = dict(word.split("=", 1) for word in arguments if "=" in word)
+    if any(word in ("-h", "--help") for word in arguments):
+        print(usage(__doc__))
+        return 0
     try:
-        if unknown := sorted(set(given) - {"sweep", "entity", "project"}):
-            raise ConfigError(unknown[0], given[unknown[0]], "unknown key; valid keys are sweep, entity, project")
-        if "sweep" not in given:
-            raise ConfigError("sweep", None, "name a study, as in sweep=balance_losses")
+        given = _given(arguments)
         made = workspace(given["sweep"], given.get("entity", "ENTITY"), given.get("project", "dsv2"))
-    except ConfigError as error:
-        complain(f"error: {error}")
-        return 2
+        if "entity" in given:
+            print(_save(made))
+        else:
+            print(json.dumps(json.loads(made._to_model().model_dump_json(by_alias=True)), indent=1))
+    except (ConfigError, OSError) as error:
+        return refuse(error)
     except ModuleNotFoundError as error:
         complain(f"error: {error}; pip install 'dsv2[wandb]'")
         return 2
-    if "entity" in given:
-        print(made.save().url)
-    else:
-        print(json.dumps(json.loads(made._to_model().model_dump_json(by_alias=True)), indent=1))
     return 0
+
+
+def _given(arguments: list[str]) -> dict[str, str]:
+    given: dict[str, str] = {}
+    for word in arguments:
+        key, _, value = word.partition("=")
+        if key not in KEYS:
+            raise ConfigError(key, value, one_of(key, KEYS))
+        if not value or key in given:
+            raise ConfigError(key, value, "one value, after the equals sign")
+        given[key] = value
+    if "sweep" not in given:
+        raise ConfigError("sweep", None, f"name a study, as in sweep=balance_losses; there are {', '.join(studies())}")
+    return given
+
+
+def _save(made: Any) -> str:
+    """Save a workspace and return its URL. Raises ConfigError if W&B refuses, as without a key."""
+    import wandb
+
+    try:
+        return str(made.save().url)
+    except wandb.Error as error:
+        raise ConfigError("entity", made.entity, f"one whose projects you may change; {described(error)}") from None
 
 
 if __name__ == "__main__":

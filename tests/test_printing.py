@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsv2.printing import complain, described, printable, warn
+from dsv2.printing import complain, described, printable, refuse, shortened, warn
 
 OBEYED = "a\x1b[2Jb\x07c\rd\x9be\u202ef"
 SHOWN = r"a\x1b[2Jb\x07c\rd\x9be\u202ef"
@@ -42,3 +42,23 @@ def test_line_breaks_and_tabs_are_kept() -> None:
 )
 def test_an_error_is_described_in_a_line(error: Exception, text: str) -> None:
     assert described(error) == text
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (ValueError("a=1:\nno"), 2, "error: a=1: no\n"),
+        (NotADirectoryError(20, "Not a directory", "a/b"), 2, "error: a/b: Not a directory\n"),
+        (OSError(36, "File name too long", "x" * 5000), 2, f"error: {'x' * 157}...{'x' * 40}: File name too long\n"),
+        (OSError(28, "No space left on device", "a"), 1, "error: a: No space left on device\n"),
+        (OSError("no number"), 1, "error: no number\n"),
+    ],
+)
+def test_an_error_ends_a_command_in_a_line(error, status, line, capsys) -> None:
+    assert refuse(error) == status
+    assert capsys.readouterr() == ("", line)
+
+
+def test_long_text_is_shortened_in_its_middle() -> None:
+    assert shortened("x" * 200) == "x" * 200
+    assert shortened("a" * 150 + "b" * 100) == "a" * 150 + "b" * 7 + "..." + "b" * 40

@@ -142,6 +142,7 @@ def test_impossible_overrides_are_one_line(
             "error: the loss became nan in step 10; the last good checkpoint",
         ),
         (DiskFull(Path("run/metrics.jsonl"), errno.ENOSPC), 1, "error: run/metrics.jsonl: no space left on the disk ("),
+        (OSError(28, "No space left on device"), 1, "error: No space left on device"),
         (fit.Interrupted("stopped by SIGTERM"), 143, "stopped by SIGTERM; run the same command again to resume"),
         (KeyboardInterrupt(), 130, "stopped; run the same command again to resume"),
         (ConfigError("trainer.devices", 2, "1"), 2, "error: trainer.devices=2 is not valid: 1"),

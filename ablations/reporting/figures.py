@@ -1,6 +1,7 @@
 """The figures of a report, as PNG bytes with their captions."""
 
 from collections.abc import Iterator
+from functools import partial
 
 from ablations.reporting.findings import Findings
 from ablations.reporting.summary import level
@@ -17,19 +18,22 @@ from dsv2.plots.study import (
     loss_over_tokens,
     metric_by_arm,
 )
-from dsv2.report.page import Picture, picture
+from dsv2.report.page import Drawing, Picture, pictures
 
 
-def draw(findings: Findings) -> list[Picture]:
-    """Draw all figures that the data allow: effects only if no trial is missing, routing only for MoE models."""
-    return [*_verdicts(findings), *_values(findings), *_training(findings), *_routing(findings)]
+def draw(findings: Findings) -> tuple[list[Picture], list[str]]:
+    """Draw all figures that the data allow: effects only if no trial is missing, routing only for MoE models.
+
+    Also returns a sentence about each figure that failed; the others are drawn.
+    """
+    return pictures([*_verdicts(findings), *_values(findings), *_training(findings), *_routing(findings)])
 
 
-def _verdicts(findings: Findings) -> Iterator[Picture]:
+def _verdicts(findings: Findings) -> Iterator[Drawing]:
     study = findings.study
     if findings.false_rates:
         text = "Share of studies drawn from identical trials that say anything false, with 95% intervals."
-        yield picture("false_verdicts", text, false_positive_rates(findings.false_rates))
+        yield Drawing("false_verdicts", text, partial(false_positive_rates, findings.false_rates))
     if findings.effects or findings.verdicts:
         text = f"Each arm minus {' or '.join(study.families())}, paired by seed. "
         if findings.verdicts:
@@ -38,45 +42,46 @@ def _verdicts(findings: Findings) -> Iterator[Picture]:
                 "worse; square: equivalent within the margin (grey band); hollow: undecided. "
             )
         text += "In grey, exploratory differences, with 95% intervals of one comparison each."
-        yield picture("effects", text, forest(findings.effects, verdicts=findings.verdicts, directions=study.metrics))
+        figure = partial(forest, findings.effects, verdicts=findings.verdicts, directions=study.metrics)
+        yield Drawing("effects", text, figure)
     if findings.terms:
         text = "Main effects and, below the line, interactions, with 95% intervals of one term each; exploratory."
-        yield picture("factors", text, factorial_forest(findings.terms, directions=study.metrics))
+        yield Drawing("factors", text, partial(factorial_forest, findings.terms, directions=study.metrics))
 
 
-def _values(findings: Findings) -> Iterator[Picture]:
+def _values(findings: Findings) -> Iterator[Drawing]:
     results, arms = findings.finished, list(findings.study.arms)
     for metric in dict.fromkeys([findings.study.metric, "val/loss"]):
         if metric in results and results[metric].notna().any():
             text = f"Final {quantity(metric).name} of every seed; bar: mean; grey lines connect the arms of one seed."
-            axes = metric_by_arm(results, metric, floor=findings.final_floor.get(metric), arms=arms)
-            yield picture(f"{metric.replace('/', '_')}_by_arm", text, axes)
+            axes = partial(metric_by_arm, results, metric, floor=findings.final_floor.get(metric), arms=arms)
+            yield Drawing(f"{metric.replace('/', '_')}_by_arm", text, axes)
 
 
-def _training(findings: Findings) -> Iterator[Picture]:
+def _training(findings: Findings) -> Iterator[Drawing]:
     study, arms, seeds = findings.study, list(findings.study.arms), list(findings.study.seeds)
     over = f"mean and range over {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
     metrics = findings.metrics
     metrics = metrics[metrics["arm"].isin(arms) & metrics["seed"].isin(seeds)]
     logged = set(metrics["metric"])
     if "val/loss" in logged:
-        yield picture("loss", f"Validation loss over training, {over}.", loss_over_tokens(metrics, arms=arms))
+        yield Drawing("loss", f"Validation loss over training, {over}.", partial(loss_over_tokens, metrics, arms=arms))
         for baseline, family in study.families().items():
             if {baseline} < (set(metrics["arm"]) & set(family)):
                 of_family = metrics[metrics["arm"].isin(family)]
                 name = "loss_difference" if baseline == study.baseline else f"loss_difference_{baseline}"
                 text = f"Validation loss minus that of {baseline} at the same seed, {over}."
-                yield picture(name, text, difference_over_tokens(of_family, baseline, arms=arms))
+                yield Drawing(name, text, partial(difference_over_tokens, of_family, baseline, arms=arms))
     if {"val/loss", "perf/tokens_per_s"} <= logged:
         text = f"Validation loss over tokens, training FLOPs and seconds, {over}."
-        yield picture("budgets", text, loss_over_budgets(metrics, findings.accounting, arms=arms))
+        yield Drawing("budgets", text, partial(loss_over_budgets, metrics, findings.accounting, arms=arms))
     if logged & set(IMBALANCE):
         dashed = "; dashed: a random router." if findings.step_floor else "."
-        figure = imbalance_over_training(metrics, floor=findings.step_floor, arms=arms)
-        yield picture("imbalance", f"Balance over training, {over}{dashed}", figure)
+        figure = partial(imbalance_over_training, metrics, floor=findings.step_floor, arms=arms)
+        yield Drawing("imbalance", f"Balance over training, {over}{dashed}", figure)
 
 
-def _routing(findings: Findings) -> Iterator[Picture]:
+def _routing(findings: Findings) -> Iterator[Drawing]:
     arms, routing = list(findings.study.arms), findings.routing
     if routing is not None and len(routing):
         routing = routing[routing["arm"].isin(arms) & routing["seed"].isin(list(findings.study.seeds))]
@@ -87,9 +92,9 @@ def _routing(findings: Findings) -> Iterator[Picture]:
         f"Load of each expert over training, seed {seed} only: 1 (white) is the mean. In each panel, experts are "
         "sorted by final load, highest on top."
     )
-    yield picture("expert_load", text, load_heatmap(routing, seed=seed, arms=arms))
+    yield Drawing("expert_load", text, partial(load_heatmap, routing, seed=seed, arms=arms))
     text = (
         "Load of the devices at the last logged step, highest first, mean over seeds and layers. Hatched: load above "
         "the budget of capacity factor 1.0, with its share of all pairs."
     )
-    yield picture("device_load", text, device_load(routing, arms=arms))
+    yield Drawing("device_load", text, partial(device_load, routing, arms=arms))

@@ -1,6 +1,6 @@
 """The findings of a study: everything that its report needs, in one value."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,7 @@ from ablations.reporting.words import StudyText, text_of
 from ablations.trials.looks import Look, first_look, look_at, record_look
 from ablations.trials.results import Results, results_of
 from ablations.trials.trials import Study
+from dsv2.metrics import quantity
 from dsv2.routing.floor import random_floor
 from dsv2.statistics.calibration import TrialsRate, from_trials
 from dsv2.statistics.factorial import Term, factorial
@@ -37,6 +38,7 @@ class Findings:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     step_floor: Mapping[str, float] = field(default_factory=dict)
     final_floor: Mapping[str, float] = field(default_factory=dict)
+    problems: Sequence[str] = ()  # sentences about parts of finished trials that failed
     recorded: Look | None = None  # what the store knows of looks at the study; None: this is the first
 
     @cached_property
@@ -138,19 +140,40 @@ class Findings:
 def collect(study: Study) -> Findings:
     """Read the findings of `study` from its stored trials, and record the look at them."""
     results = results_of(study)
-    return looked(
-        study,
-        Findings(
-            study=text_of(study),
-            results=results,
-            metrics=results.metrics(),
-            routing=results.routing(),
-            accounting=study.accounting(),
-            provenance=_provenance(study, results),
-            step_floor=_floor(study, per_step=True),
-            final_floor=_floor(study, per_step=False),
-        ),
+    findings = Findings(
+        study=text_of(study),
+        results=results,
+        metrics=results.metrics(),
+        routing=results.routing(),
+        accounting=study.accounting(),
+        provenance=_provenance(study, results),
+        step_floor=_floor(study, per_step=True),
+        final_floor=_floor(study, per_step=False),
     )
+    return looked(study, without_failed(findings))
+
+
+def without_failed(findings: Findings) -> Findings:
+    """Leave out metrics that a finished trial lacks because a benchmark of it failed, and add a sentence about it.
+
+    A trial that lacks a metric of a contrast, or that of the study's question, counts as failed: verdicts hold
+    together, so that none is given without the others.
+    """
+    finished, study = findings.finished, findings.study
+    if "error" not in finished or not (said := finished["error"].map(lambda error: isinstance(error, str))).any():
+        return findings
+    failed = finished[said]
+    problems = [f"{row.arm} seed {row.seed}: {row.error}." for row in failed.itertuples()]
+    lacking = [metric for metric in study.metrics if metric not in failed or failed[metric].isna().any()]
+    needed = [
+        metric for metric in lacking if metric in {study.metric, *(contrast.metric for contrast in study.contrasts)}
+    ]
+    results = findings.results.copy()
+    results.loc[failed.index[failed.reindex(columns=needed).isna().any(axis=1)], "status"] = "failed"
+    left_out = [metric for metric in lacking if metric not in needed]
+    problems += [f"{quantity(metric).name} is left out, since not every trial has it." for metric in left_out]
+    kept = {metric: better for metric, better in study.metrics.items() if metric not in left_out}
+    return replace(findings, study=replace(study, metrics=kept), results=results, problems=problems)
 
 
 def looked(study: Study, findings: Findings) -> Findings:

@@ -5,14 +5,16 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import pandas as pd
 from rich.console import Console
 
+from ablations.reporting.write import failures
 from ablations.trials.results import results_of
 from ablations.trials.trials import Study
 from dsv2.plots.ladder import difference_over_compute, loss_over_compute
-from dsv2.report.page import Section, Table, picture, write_page
+from dsv2.report.page import Drawing, Section, Table, pictures, write_page
 from dsv2.statistics.ladder import POWER_LAW, Ladder, Prediction, fit_ladder, held_out, predict
 from dsv2.statistics.paired import Interval
 from dsv2.statistics.trends import Trend, trend_rows, trends
@@ -81,25 +83,26 @@ def _family(
             ladder, {arm: flops[arm] for arm in arms}, scale=then.scale, seeds=len(then.seeds), baseline=baseline
         )
     text = ladder_text(by_arm, ladder, foretold)
-    drawn = [
-        picture(
+    drawings = [
+        Drawing(
             f"loss_over_compute_{baseline}",
             "Loss over training compute, one point per run. Curves: fits; diamonds: predictions.",
-            loss_over_compute(runs, ladder, foretold=foretold, loss=LOSS),
+            partial(loss_over_compute, runs, ladder, foretold=foretold, loss=LOSS),
         ),
-        picture(
+        Drawing(
             f"difference_over_compute_{baseline}",
             f"Loss minus that of {baseline}, paired by seed, with 95% t intervals at each rung.",
-            difference_over_compute(runs, ladder, baseline, foretold=foretold, loss=LOSS),
+            partial(difference_over_compute, runs, ladder, baseline, foretold=foretold, loss=LOSS),
         ),
     ]
+    drawn, problems = pictures(drawings)
     sections = [
         Section(f"Against {baseline}, rung by rung", text, [Table(*trend_rows(by_arm))], drawn),
         Section("Curves", [], [Table(*fit_rows(ladder))]),
     ]
     if foretold:
         sections.append(Section("Predictions", [], [Table(*prediction_rows(foretold))]))
-    return text[1:2], sections
+    return text[1:2], [*sections, *failures(problems)]
 
 
 # ---- text and tables -------------------------------------------------------------------------------------------------

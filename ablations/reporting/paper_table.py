@@ -16,6 +16,7 @@ from ablations.reporting.words import spread
 from ablations.trials.trials import Study
 from dsv2.accounting.paper_tables import PAPER_TABLES
 from dsv2.metrics import quantity
+from dsv2.printing import described
 from dsv2.report.page import Table, markdown_table, markdown_text
 from dsv2.storage.files import write_text
 
@@ -35,6 +36,8 @@ def paper_table(study: Study, findings: Findings) -> tuple[pd.DataFrame, str]:
     text = f"{study.name} at scale {study.scale}: {over}."
     if unfinished := len(findings.chosen) - len(done):
         text += f" {unfinished} of {len(findings.chosen)} trials have no result: do not compare arms."
+    if findings.problems:
+        text += f" {' '.join(findings.problems)}"
     if study.file.paper_table is not None:
         published = PAPER_TABLES[study.file.paper_table]
         rows |= {("published", name): [row.get(arm, "") for arm in arms] for name, row in published.rows.items()}
@@ -75,11 +78,18 @@ def html_table(table: pd.DataFrame, text: str) -> str:
     return style.to_html(doctype_html=False) + "\n"
 
 
-def write_tables(study: Study) -> str:
-    """Write paper_table.md, .tex and .html beside the study's report; return the Markdown."""
+def write_tables(study: Study) -> tuple[str, list[str]]:
+    """Write paper_table.md, .tex and .html beside the study's report.
+
+    Returns the Markdown, and a sentence about each file that could not be written.
+    """
     folder: Path = study.folder / "report"
     table, text = paper_table(study, collect(study))
     folder.mkdir(parents=True, exist_ok=True)
+    failed = []
     for suffix, render in (("md", markdown), ("tex", latex), ("html", html_table)):
-        write_text(folder / f"paper_table.{suffix}", render(table, text))
-    return markdown(table, text)
+        try:
+            write_text(folder / f"paper_table.{suffix}", render(table, text))
+        except Exception as error:  # of a library that renders; the other files do not depend on it
+            failed.append(f"paper_table.{suffix} could not be written: {described(error)}")
+    return markdown(table, text), failed

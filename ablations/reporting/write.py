@@ -1,5 +1,6 @@
 """The report of a study, verdicts first: Markdown, one HTML file, CSV tables and figures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,8 @@ from ablations.reporting.findings import Findings, collect
 from ablations.reporting.sections import sections_of
 from ablations.reporting.summary import print_verdict, summary
 from ablations.trials.trials import Study
-from dsv2.report.page import write_page
+from dsv2.printing import warn
+from dsv2.report.page import Section, write_page
 from dsv2.statistics.verdicts import Contrast, Effect, judge
 
 if TYPE_CHECKING:
@@ -31,7 +33,8 @@ def write_report(findings: Findings, folder: Path) -> Path:
 
     table.csv has means by arm, trials.csv every trial, contrasts.csv the verdicts.
 
-    If any trial has no result, the report says so and gives no verdict.
+    If any trial has no result, the report says so and gives no verdict. What failed within
+    trials and figures that cannot be drawn are listed on the page and on stderr, beside what there is.
     """
     from ablations.reporting.figures import draw  # imports matplotlib
 
@@ -39,7 +42,9 @@ def write_report(findings: Findings, folder: Path) -> Path:
     title = f"{findings.study.name} ({findings.study.scale})"
     tables = {"table": findings.by_arm, "trials": trials_table(findings), "contrasts": contrasts_table(findings)}
     csv = {name: table.to_csv(index=False) for name, table in tables.items()}
-    return write_page(folder, title, headline, sections_of(findings, draw(findings)), csv)
+    drawn, undrawn = draw(findings)
+    sections = [*sections_of(findings, drawn), *failures([*findings.problems, *undrawn])]
+    return write_page(folder, title, headline, sections, csv)
 
 
 def trials_table(findings: Findings) -> pd.DataFrame:
@@ -80,3 +85,10 @@ def judged_again(folder: Path) -> list[Effect]:
         seeds = list(dict.fromkeys(trials["seed"]))
         effects += judge(trials, contrast, seeds=seeds, directions={metric: better}, error=error)
     return effects
+
+
+def failures(problems: Sequence[str]) -> list[Section]:
+    """Print each problem on stderr; return the section of a report that lists them, or nothing."""
+    for problem in problems:
+        warn(problem)
+    return [Section("Failed", problems)] if problems else []

@@ -86,12 +86,12 @@ def _frame(path: Path) -> pd.DataFrame | None:
         return None
 
 
-def results(name: str, scale: str = "smoke") -> Results:
+def results(name: str | Path, scale: str = "smoke") -> Results:
     """Return the results of study `name` as last run at `scale`: a data frame with one row per arm and seed.
 
     Columns: arm, seed, fingerprint, status (finished, failed, diverged, damaged or unfinished), tokens, seconds
-    (of training), error, folder, then the final value of each metric and the results of each probe, such as
-    recall/accuracy.
+    (of training), error (of a finished trial: its benchmarks that failed), folder, then the final value of each metric
+    and the results of each probe, such as recall/accuracy.
     """
     return results_of(stored(name, scale))
 
@@ -115,7 +115,7 @@ def results_of(study: Study) -> Results:
                 "status": status,
                 "tokens": result.get("tokens"),
                 "seconds": result.get("seconds"),
-                "error": result.get("error"),
+                "error": result.get("error") or _failed(result),
                 "folder": str(trial.folder),
             } | result.get("metrics", {})
             continue
@@ -131,6 +131,12 @@ def results_of(study: Study) -> Results:
         text = f"note: {unprotected} trials of {study.name} were stored before checksums; nothing checks their files"
         complain(text)
     return Results(rows.values())
+
+
+def _failed(result: dict[str, Any]) -> str | None:
+    """Return which benchmarks of a finished trial failed, and why; their scores are missing."""
+    failed = result.get("failed_benchmarks", {})
+    return "; ".join(f"{task} failed: {why}" for task, why in failed.items()) or None
 
 
 def accuracy_in_training(logged: list[dict[str, Any]]) -> float:

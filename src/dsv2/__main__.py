@@ -7,35 +7,44 @@ digits of a fingerprint.
 import argparse
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from dsv2.commands.account import account_command, add_arguments
 from dsv2.config import ConfigError
-from dsv2.printing import complain
+from dsv2.printing import refuse, shortened
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; errors are printed as one line on stderr.
 
-    The exit status is 2 for user errors and 1 for errors of the machine, such as a full disk.
+    The exit status is 2 for user errors, and 1 for errors of the machine, such as a full disk, and if a task or
+    analysis that was asked for by name failed.
     """
     arguments = _parser().parse_args(argv)
     try:
-        arguments.run(arguments)
-    except (ConfigError, ValueError, FileNotFoundError, FileExistsError) as error:
-        complain(f"error: {error}")
-        return 2
-    except OSError as error:
-        complain(f"error: {error}")
-        return 1
+        failed = arguments.run(arguments)
+    except (ValueError, OSError) as error:
+        return refuse(error)
     except KeyboardInterrupt:
         return 130
-    return 0
+    return 1 if failed else 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(refuse(ValueError(f"{shortened(message)}; {self.prog} --help shows what is valid")))
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("'' is not a path")
+    return Path(text)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="dsv2", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _Parser(prog="dsv2", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
 
     parse = commands.add_parser("account", help="parameters, FLOPs, memory, traffic and cost of a model")
@@ -43,13 +52,13 @@ def _parser() -> argparse.ArgumentParser:
     parse.set_defaults(run=account_command)
 
     parse = commands.add_parser("import-hf", help="convert a Hugging Face DeepseekV2 folder to a run directory")
-    parse.add_argument("path", type=Path)
-    parse.add_argument("out", type=Path)
+    parse.add_argument("path", type=_path)
+    parse.add_argument("out", type=_path)
     parse.set_defaults(run=_import_hf)
 
     parse = commands.add_parser("export-hf", help="convert a run and its tokenizer to a Hugging Face DeepseekV2 folder")
     parse.add_argument("name", metavar="RUN")
-    parse.add_argument("out", type=Path)
+    parse.add_argument("out", type=_path)
     parse.set_defaults(run=_export_hf)
 
     parse = commands.add_parser("generate", help="generate text with a trained or imported model")
@@ -65,10 +74,10 @@ def _parser() -> argparse.ArgumentParser:
     parse.add_argument(
         "--tasks", required=True, metavar="A,B", help="cloze, copying, arithmetic or tasks of the harness"
     )
-    parse.add_argument("--include-path", type=Path, metavar="DIR", help="a folder with your own task files")
+    parse.add_argument("--include-path", type=_path, metavar="DIR", help="a folder with your own task files")
     parse.add_argument("--limit", type=int, help="questions per task of the harness (default: all)")
     parse.add_argument("--batch-size", type=int, default=8, help="sequences per pass (default 8)")
-    parse.add_argument("--out", type=Path, metavar="FILE.json", help="also write the scores as JSON")
+    parse.add_argument("--out", type=_path, metavar="FILE.json", help="also write the scores as JSON")
     _add_text(parse)
     parse.set_defaults(run=_eval)
 
@@ -76,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     parse.add_argument("name", metavar="RUN")
     parse.add_argument(
         "--out",
-        type=Path,
+        type=_path,
         metavar="DIR",
         help="folder of the report (default RUN/analysis, with the choices below in its name)",
     )
@@ -129,12 +138,12 @@ def _generate(arguments: argparse.Namespace) -> None:
     )
 
 
-def _eval(arguments: argparse.Namespace) -> None:
+def _eval(arguments: argparse.Namespace) -> bool:
     from dsv2.commands.evaluate import evaluate_run, require_writable, show, write
 
     if arguments.out is not None:
         require_writable(arguments.out)  # before the evaluation, which may take hours
-    scores = evaluate_run(
+    scores, failed = evaluate_run(
         arguments.name,
         arguments.tasks.split(","),
         include_path=arguments.include_path,
@@ -145,15 +154,21 @@ def _eval(arguments: argparse.Namespace) -> None:
     show(scores)
     if arguments.out is not None:
         write(arguments.out, arguments.name, scores)
+    return bool(failed)
 
 
-def _analyse(arguments: argparse.Namespace) -> None:
+def _analyse(arguments: argparse.Namespace) -> bool:
     from dsv2.commands.analyse import analyse
 
     names = [name for name in arguments.only.split(",") if name]
-    report = analyse(arguments.name, out=arguments.out, only=names, against=arguments.against, text=arguments.text)
+    if arguments.only and not names:
+        raise ConfigError("only", arguments.only, "names of analyses")
+    report, failed = analyse(
+        arguments.name, out=arguments.out, only=names, against=arguments.against, text=arguments.text
+    )
     if report is not None:
         print(report)
+    return bool(names and failed)
 
 
 def _explore(arguments: argparse.Namespace) -> None:

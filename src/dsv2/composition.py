@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from dsv2.config import CONFIG_DIR, ConfigError, one_of
+from dsv2.printing import shortened
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -51,18 +52,31 @@ def compose(overrides: Sequence[str], name: str = "run") -> dict[str, Any]:
     """
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     register_resolvers()
     parsed = checked(overrides)
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         try:
-            composed = OmegaConf.to_container(_composed(parsed, name), resolve=True)
+            composed = resolved(_composed(parsed, name))
         except (HydraException, OmegaConfBaseException) as error:
             raise _explain(error, parsed, name) from None
-    assert isinstance(composed, dict)
-    return without_shape(typing.cast(dict[str, Any], composed))
+    return without_shape(composed)
+
+
+def resolved(composed: "DictConfig") -> dict[str, Any]:
+    """Return plain values with interpolations resolved. Raises `ConfigError` for one that cannot be."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
+
+    try:
+        values = OmegaConf.to_container(composed, resolve=True)
+    except (InterpolationResolutionError, MissingMandatoryValue) as error:
+        why = re.sub(r"\A\w+ (raised )?while resolving interpolation: ", "", str(error.msg or error).splitlines()[0])
+        value = None if error.child_node is None else error.child_node._value()
+        raise ConfigError(str(error.full_key), value, f"a reference that can be resolved. {why}") from None
+    assert isinstance(values, dict)
+    return typing.cast(dict[str, Any], values)
 
 
 def override(key: str, value: Any) -> str:
@@ -111,10 +125,12 @@ def checked(overrides: Sequence[str]) -> "list[Override]":
     from hydra.errors import HydraException
 
     parsed = []
+    if isinstance(overrides, str) or not all(isinstance(text, str) for text in overrides):
+        raise ConfigError("overrides", overrides, 'a list of overrides, as in ["optim.lr=1e-3"]')
     for text in overrides:
         try:
             parsed.append(_parse(text))
-        except HydraException:
+        except (HydraException, ValueError):  # the latter for numbers of thousands of digits
             raise ConfigError("override", text, _how_to_write(text)) from None
         _check_choice(parsed[-1])
     return parsed
@@ -125,7 +141,7 @@ def _how_to_write(text: str) -> str:
     key, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[\w./@+~-]+", key):
         return "use key=value, as in optim.lr=1e-3 or model=v2_lite"
-    return f"if the value is text, quote it: {shlex.quote(override(key, value))}"
+    return f"if the value is text, quote it: {shlex.quote(shortened(override(key, value)))}"
 
 
 @lru_cache(maxsize=4096)

@@ -14,15 +14,17 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from dsv2.printing import shortened
+
 PACKAGE = "dsv2"
 TARGET = re.compile(rf"{PACKAGE}(\.\w+)+\.Config")  # what a `_target_` may look like
-NAME = re.compile(r"\w[\w.+-]*")  # of studies, scales and arms: becomes part of file names
+NAME = re.compile(r"\w[\w.+-]{0,99}")  # of studies, scales and arms: becomes part of file names
 _HERE = Path(__file__).resolve().parent
 # A wheel ships the YAML inside the package; a checkout keeps it at the top level.
 CONFIG_DIR = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parents[1] / "configs"
@@ -39,8 +41,15 @@ class ConfigError(ValueError):
     """A configuration value that cannot be used: names the key, the value and what would be valid."""
 
     def __init__(self, key: str, value: Any, valid: str) -> None:
-        super().__init__(f"{key}={value!r} is not valid: {valid}")
+        super().__init__(f"{shortened(key)}={shortened(_shown(value))} is not valid: {valid}")
         self.key, self.value, self.valid = key, value, valid
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python writes out no integers of more than 4,300 digits
+        return "a number of thousands of digits"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,19 +162,45 @@ def _leaf(value: Any, annotation: Any, key: str) -> Any:
     except Exception:  # a nested dataclass annotation, for which pydantic accepts no config
         adapter = TypeAdapter(annotation)
     try:
-        return adapter.validate_python(frozen(value))
+        valid = adapter.validate_python(frozen(value))
     except ValidationError as error:
         valid = "; ".join(e["msg"] for e in error.errors()[:3])
+        if not isinstance(value, list | Mapping | None) and any(e["type"] == "tuple_type" for e in error.errors()):
+            valid = f"a list, as in {key}=[{shortened(str(value))}]"
         if isinstance(value, bool | int | float) and any(e["type"] == "string_type" for e in error.errors()):
             valid += f"; text that reads as something else is quoted, as in '{key}=\"{value}\"'"
         raise ConfigError(key, value, valid) from None
+    if any(isinstance(part, int) and abs(part) >= 2**64 for part in _parts(valid)):
+        raise ConfigError(key, value, "whole numbers below 2^64")
+    if any(isinstance(part, str) and not _is_unicode(part) for part in _parts(valid)):
+        raise ConfigError(key, value, "text in UTF-8")
+    return valid
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """Yield the plain values within tuples and mappings."""
+    if isinstance(value, tuple | dict):
+        for part in (*value, *value.values()) if isinstance(value, dict) else value:
+            yield from _parts(part)
+    else:
+        yield value
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether the text can be encoded, unlike that of arguments that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _names(classes: Sequence[type[ConfigBase]]) -> str:
     return ", ".join(target_name(cls) for cls in classes)
 
 
-def one_of(name: str, valid: typing.Iterable[str]) -> str:
+def one_of(name: str, valid: Collection[str]) -> str:
+    """Return the explanation of an unknown key: a close match, and all valid keys."""
     close = difflib.get_close_matches(name, list(valid), n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"unknown key; {hint}valid keys are {', '.join(sorted(valid))}"

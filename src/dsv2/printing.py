@@ -39,6 +39,43 @@ def warn(message: object) -> None:
     complain(f"warning: {message}")
 
 
+MOST = 1200  # characters in the line of an error
+
+
+def refuse(error: Exception) -> int:
+    """Print an error in one line on stderr; return the exit status.
+
+    It is 2 for what another request avoids, such as a path that cannot be used, and 1 for a fault of the machine, such
+    as a full disk.
+    """
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror is not None:
+        text = error.strerror if error.filename is None else f"{shortened(str(error.filename))}: {error.strerror}"
+    complain(f"error: {shortened(text, MOST)}".replace("\n", " "))
+    return 1 if isinstance(error, OSError) and error.errno not in _PATHS else 2
+
+
+_PATHS = {  # errors of a path that was named, not of the disk that it is on
+    errno.ENOENT,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENOTEMPTY,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EINVAL,
+    errno.ENXIO,
+}
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """Return `text`, with an ellipsis for its middle if it is longer than `most` characters."""
+    return text if len(text) <= most else f"{text[: most - 43]}...{text[-40:]}"
+
+
 def described(error: Exception) -> str:
     """Return the type of an error and the first line of its message."""
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}".rstrip(": .")

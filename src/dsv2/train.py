@@ -11,37 +11,35 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from dsv2.composition import as_text, checked, compose, override, register_resolvers, without_shape
+from dsv2.composition import as_text, checked, compose, override, register_resolvers, resolved, without_shape
 from dsv2.config import CONFIG_DIR, ConfigError
-from dsv2.printing import complain
+from dsv2.printing import complain, described, refuse
 
 SWEEP = "WANDB_SWEEP_ID"  # set by a W&B agent for the processes that it starts
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")
 def train(composed: DictConfig) -> None:
-    values: Any = OmegaConf.to_container(composed, resolve=True)
     try:
-        checked(HydraConfig.get().overrides.task)
+        checked(OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))  # type: ignore[arg-type]
+        values: Any = resolved(composed)
         folder = _train(values)
-        if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun started
-            print(folder)
-    except ConfigError as error:
-        stop(2, f"error: {error}")
-    except OSError as error:
-        stop(1, f"error: {error}")
+    except (ConfigError, OSError) as error:
+        _refuse(error)
+    if os.environ.get("RANK", "0") == "0":
+        print(folder)
 
 
 def _train(values: dict[str, Any]) -> Path:
     """Train the composed run and return its directory."""
     from dsv2.storage.checkpoints import require_no_pickles
-    from dsv2.storage.rundir import require_in_store, runs_root
+    from dsv2.storage.rundir import RESULT, require_in_store, runs_root
     from dsv2.study.words import LABELS, require_name
     from dsv2.training.run import folder_of, from_plain
 
@@ -50,12 +48,12 @@ def _train(values: dict[str, Any]) -> Path:
         if (name := getattr(run, label)) is not None:
             require_name(label, name)
     place = f"{run.study}/{run.scale}/trials" if run.study and run.scale else run.study or "train"
-    folder = folder_of(run, runs_root() / place)
     try:
+        folder = folder_of(run, runs_root() / place)
         require_no_pickles()
         require_in_store(folder)
     except ValueError as error:
-        stop(2, f"error: {error}")
+        _refuse(error)
 
     from dsv2.storage.space import DiskFull
     from dsv2.training import machine
@@ -72,13 +70,29 @@ def _train(values: dict[str, Any]) -> Path:
         stop(1, f"error: {error}; the last good checkpoint is in {folder / 'checkpoints'}")
     except Interrupted as error:
         stop(143, f"{error}; run the same command again to resume")
+    except (ConfigError, OSError):
+        raise
+    except Exception as error:  # of any library; `fit` has recorded it
+        complain(f"error: {described(error)}; its traceback is in {folder / RESULT}")
+        sys.exit(1)
     return folder
 
 
-def stop(status: int, message: str) -> None:
-    """Exit with one line on stderr."""
-    complain(message)
+def stop(status: int, message: str) -> NoReturn:
+    """Exit with one line on stderr, also of several processes."""
+    if _first():
+        complain(message)
     sys.exit(status)
+
+
+def _refuse(error: Exception) -> NoReturn:
+    everywhere = isinstance(error, ConfigError)  # a fault of a disk may be that of one process
+    sys.exit(2 if everywhere and not _first() else refuse(error))
+
+
+def _first() -> bool:
+    """Whether this is the first of the processes that torchrun started on this machine, or the only one."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 NAMES = ("study", "scale", "arm", "probe")  # text, whatever else it could be read as
@@ -123,8 +137,9 @@ def main() -> None:
     register_resolvers()
     try:
         sys.argv[1:] = expanded(sys.argv[1:])
-    except ConfigError as error:
-        stop(2, f"error: {error}")
+        checked(_overrides())  # before Hydra, whose errors are of many kinds
+    except (ConfigError, OSError) as error:
+        _refuse(error)
     try:
         train()
     except (HydraException, OmegaConfBaseException) as error:
@@ -133,13 +148,20 @@ def main() -> None:
         stop(130, "stopped; run the same command again to resume")
 
 
+def _overrides() -> list[str]:
+    """Return the overrides on the command line; with --multirun none, since they may have several values each."""
+    words = sys.argv[1:]
+    if {"-m", "--multirun"} & set(words):
+        return []
+    return [word for word in words if "=" in word and not word.startswith("-")]
+
+
 def _explained(error: Exception) -> str:
     """Return the error of `compose` for the same overrides, which names key and value; else Hydra's first line."""
     from hydra.errors import OverrideParseException
 
-    words = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
     try:
-        compose([error.override] if isinstance(error, OverrideParseException) else words, "train")
+        compose([error.override] if isinstance(error, OverrideParseException) else _overrides(), "train")
     except ConfigError as better:
         return str(better)
     return str(error).splitlines()[0]

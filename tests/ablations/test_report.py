@@ -3,13 +3,17 @@
 import pytest
 
 from ablations.report import main
+from ablations.reporting import paper_table, write
 from ablations.trials.trials import DEFINITION, RECORD
 
 
 @pytest.mark.parametrize("word", ["seeds=[0]", "workers=2", "optim.lr=1"])
 def test_a_report_is_of_what_was_run_and_takes_nothing_else(word, capsys):
     assert main(["sweep=balance_losses", word]) == 2
-    assert f"words={word!r} is not valid: only sweep= and scale=" in capsys.readouterr().err
+    key, _, value = word.partition("=")
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {key}={value!r} is not valid: unknown key; ")
+    assert error.endswith("valid keys are scale, sweep: a report covers the study as last run\n")
 
 
 def test_a_study_that_was_never_run_has_no_report(capsys, runs):
@@ -22,6 +26,30 @@ def test_nor_has_a_study_of_ones_own(pair_file, capsys, runs):
     assert main([f"sweep={pair_file}"]) == 2
     assert f"sweep='{pair_file}' is not valid: a study that has been run; " in capsys.readouterr().err
     assert not runs.exists()
+
+
+def test_one_part_that_fails_leaves_the_others(fill, runs, monkeypatch, capsys):
+    """Of several scales, of the files of a table, and of a report and its ladder."""
+    for scale in ("smoke", "tiny"):
+        fill("kv_rank", scale, seeds=(0, 1, 2))
+    monkeypatch.setattr(paper_table, "latex", lambda *_: 1 / 0)
+    assert main(["sweep=kv_rank", "--table"]) == 1
+    said = capsys.readouterr()
+    assert "| ours |" in said.out
+    said_last = said.err.splitlines()[-1]
+    assert said_last == "warning: paper_table.tex could not be written: ZeroDivisionError: division by zero"
+    report = runs / "kv_rank" / "smoke" / "report"
+    assert {path.suffix for path in report.glob("paper_table.*")} == {".md", ".html"}
+
+    whole = write.report_study
+    monkeypatch.setattr(
+        write, "report_study", lambda study, console: 1 / 0 if study.scale == "smoke" else whole(study, console)
+    )
+    assert main(["sweep=kv_rank", "scale=[smoke,tiny]"]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "warning: kv_rank at smoke has no report: ZeroDivisionError: division by zero"
+    assert (runs / "kv_rank" / "tiny" / "report" / "report.md").is_file()
+    assert (runs / "kv_rank" / "ladder" / "report" / "report.md").is_file()
 
 
 def test_a_grid_is_reported_by_its_factors(fill, runs):

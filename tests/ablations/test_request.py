@@ -21,9 +21,9 @@ def test_the_command_line_is_split():
 
 
 def test_several_scales_are_a_ladder():
-    request, overrides = parse(["sweep=kv_rank", "scale=[smoke,tiny]", "+model.x={a: 1}", "data=files", "--flag"])
+    request, overrides = parse(["sweep=kv_rank", "scale=[smoke,tiny]", "+model.x={a: 1}", "data=files"])
     assert request.scales == ("smoke", "tiny")
-    assert overrides == ["+model.x={a: 1}", "data=files", "--flag"]
+    assert overrides == ["+model.x={a: 1}", "data=files"]
 
 
 @pytest.mark.parametrize("name", ["2024", "1e-3", "no", "null", "无", "2024-01-01", "a: b", "~/x (1).yaml"])
@@ -45,7 +45,13 @@ def test_names_are_text(name):
         ("seeds=[0", r"seeds='\[0' is not valid: a word, or a list as in"),
         ("dry_run=maybe", "dry_run='maybe' is not valid"),
         ("launcher=cloud", "launcher='cloud' is not valid"),
-        ("sweep=", "sweep=None is not valid"),
+        ("sweep=aa", "sweep='aa' is not valid: one value; it is given twice"),
+        ("seeds=", "seeds='' is not valid: a value after the equals sign"),
+        ("seeds=3", r"a list, as in seeds=\[3\]"),
+        ("seeds=" + "9" * 5000, "seeds='9*[.]{3}9*' is not valid: a word, or a list"),
+        ("workers=1001", "workers=1001 is not valid: at least 1, and at most 1000"),
+        ("--flag", "argument='--flag' is not valid: key=value, as in sweep=balance_losses"),
+        ("model.dim", "argument='model.dim' is not valid"),
     ],
 )
 def test_a_bad_word_is_refused(word, message):
@@ -54,8 +60,10 @@ def test_a_bad_word_is_refused(word, message):
 
 
 def test_a_study_has_to_be_named():
-    with pytest.raises(ConfigError, match="sweep=None is not valid: name a study"):
+    with pytest.raises(ConfigError, match=r"sweep=None is not valid: name a study, .*; there are aa, attention_dense"):
         parse(["scale=smoke"])
+    with pytest.raises(ConfigError, match="sweep='' is not valid: a value after"):
+        parse(["sweep="])
 
 
 @pytest.mark.parametrize("module", ["ablations.request", "ablations.run"])

@@ -52,7 +52,7 @@ def test_a_run_is_analysed(trained: Path, tmp_path: Path, capsys: pytest.Capture
     assert "<td>as trained</td>" in page
     assert {path: path.read_bytes() for path in trained.rglob("*.ckpt")} == weights
 
-    other = analyse(trained, out=tmp_path / "elsewhere", only=["shared", "fewer"])
+    other, _ = analyse(trained, out=tmp_path / "elsewhere", only=["shared", "fewer"])
     assert other == tmp_path / "elsewhere" / "report.html"
     assert sorted(path.name for path in other.parent.glob("*.csv")) == ["fewer.csv", "shared.csv"]
 
@@ -60,7 +60,7 @@ def test_a_run_is_analysed(trained: Path, tmp_path: Path, capsys: pytest.Capture
 def test_another_run_is_compared_with(trained: Path, quick: list[str], tmp_path: Path) -> None:
     coarse = ["model.shape.num_experts=4", "model.shape.top_k=1", "model.shape.expert_dim=16", "arm=coarse"]
     second = fit.fit(dsv2.load([*quick, *coarse]), tmp_path / "coarse")
-    page = analyse(trained, only=["redundancy", "fewer"], against=tmp_path / "coarse")
+    page, _ = analyse(trained, only=["redundancy", "fewer"], against=tmp_path / "coarse")
     assert page is not None
     assert page.parent == trained / "analysis-redundancy-fewer-against=coarse"
     table = pd.read_csv(page.parent / "redundancy.csv")
@@ -78,7 +78,7 @@ def test_domains_are_told_apart(quick: list[str], tmp_path: Path) -> None:
     pd.DataFrame(rows).to_json(tmp_path / "two.jsonl", orient="records", lines=True)
     fit.fit(dsv2.load([*quick, f"data.path={tmp_path}/two.jsonl"]), tmp_path / "run")
     path = f"data.path={tmp_path}/two.jsonl"
-    page = analyse(tmp_path / "run", only=["domains"], text=["data=files", path])
+    page, _ = analyse(tmp_path / "run", only=["domains"], text=["data=files", path])
     assert page is not None
     assert page.parent.parent == tmp_path / "run"
     assert page.parent.name.startswith("analysis-domains-data=files-data.path=_")
@@ -155,7 +155,7 @@ def test_one_failing_analysis_does_not_take_the_rest_along(
         "router failed: ZeroDivisionError: no experts.",
         "saturation failed: ArrowInvalid: ",
         "The figure shared could not be drawn: ZeroDivisionError: no experts.",
-        "The figure redundancy could not be rendered: ",
+        "The figure redundancy could not be drawn: ",
     ):
         assert sum(start in line for line in warnings) == 1, start
         assert start in text

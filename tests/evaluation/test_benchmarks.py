@@ -24,7 +24,9 @@ SIZES = TextBenchmarks.Config(
 
 def run(source: Source, model: torch.nn.Module, batch_tokens: int) -> dict[str, float]:
     assert isinstance(source, PackedText)
-    return SIZES.build(source).run(model, batch_tokens=batch_tokens)
+    scores, failed = SIZES.build(source).run(model, batch_tokens=batch_tokens)
+    assert not failed
+    return scores
 
 
 def test_metrics_do_not_depend_on_the_batch_nor_on_chance(two_domains: PackedText) -> None:

@@ -1,5 +1,6 @@
 """The whole model against loops; caches, replayed routings, and that a call leaves nothing behind."""
 
+import re
 from typing import Any
 
 import pytest
@@ -241,3 +242,31 @@ def test_impossible_sizes_are_refused(change: dict[str, Any], message: str) -> N
     sizes = {"vocab_size": 10, "dim": 6, "num_layers": 2, "ffn": SwiGLU.Config(width=3)}
     with pytest.raises(ConfigError, match=f"^{message}"):
         Transformer.Config(**sizes | {"attention": LOOPS["GQA"][0]} | change)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (torch.zeros(0, 3, dtype=torch.int64), "tokens has shape (0, 3) torch.int64: must be a tensor (B, T) of int64"),
+        (torch.zeros(2, 0, dtype=torch.int64), "tokens has shape (2, 0) torch.int64"),
+        (torch.zeros(3, dtype=torch.int64), "tokens has shape (3,) torch.int64"),
+        (torch.zeros(2, 3), "tokens has shape (2, 3) torch.float32"),
+        (torch.zeros(2, 3, dtype=torch.bool), "tokens has shape (2, 3) torch.bool"),
+        ([[1, 2]], "tokens has type list"),
+        (torch.tensor([[0, 2048]]), "tokens has ids from 0 to 2048: must be 0 to 2047"),
+        (torch.tensor([[-1, 0]]), "tokens has ids from -1 to 0: must be 0 to 2047"),
+    ],
+    ids=str,
+)
+def test_what_is_no_batch_of_the_vocabulary_is_refused(tokens: object, message: str) -> None:
+    model = build()
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        model(tokens)
+    with pytest.raises((ValueError, TypeError), match=r"^tokens has "):
+        dsv2.generate(model, tokens, max_new_tokens=1)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.complex64, torch.uint8, torch.int16, torch.float32])
+def test_positions_are_int64(dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match=r"^positions has shape .*: must be one integer per token"):
+        build()(torch.zeros(1, 2, dtype=torch.int64), positions=torch.zeros(1, 2, dtype=dtype))

@@ -52,7 +52,7 @@ def answers(run: Path, out: Path) -> dict:
     analyse(run, out=out, only=["shared", "router"])
     return {
         "text": generate_text(run, "Ban", max_new_tokens=8, temperature=0.0, seed=0),
-        "scores": evaluate_run(run, TASKS),
+        "scores": evaluate_run(run, TASKS)[0],
         "shared": (out / "shared.csv").read_text(),
         "explored": open_subject(open_run(run)).held_out,
     }

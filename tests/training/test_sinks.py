@@ -7,11 +7,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import dsv2
 from dsv2.training import fit
-from dsv2.training.sinks import flatten
+from dsv2.training.sinks import WandbSink, flatten
 
 KILLED = """
 import os, signal, sys, time
@@ -129,3 +130,21 @@ def rows(folder):
 
 def test_nested_config_becomes_dotted_keys():
     assert flatten({"a": {"b": 1, "c": {"d": None}}, "e": [1]}) == {"a.b": 1, "a.c.d": None, "e": [1]}
+
+
+def test_what_wandb_refuses_is_said_and_the_rest_sent(capsys):
+    """The run directory has all of it, so that the run goes on."""
+
+    class Full:
+        def __init__(self):
+            self.summary = {}
+
+        def log(self, *_):
+            raise OSError(28, "No space left on device")
+
+    sink = object.__new__(WandbSink)
+    sink._experiment = Full()
+    routing = pd.DataFrame({"step": [1], "layer": [0], "expert": [0], "device": [0], "load": [1], "dropped": [0]})
+    sink.summarise({"val/loss": 1.0}, routing)
+    assert sink.experiment.summary == {"val/loss": 1.0}
+    assert capsys.readouterr().err.startswith("warning: W&B lacks a part of this run; OSError: [Errno 28]")

@@ -11,6 +11,8 @@ from typing import Any
 from dsv2.models.transformer import Transformer
 from dsv2.models.weights import Weight
 
+MOST = 10**12  # tokens or sequences; beyond it, a number is a mistake
+
 
 @dataclass(frozen=True)
 class Item:
@@ -70,10 +72,12 @@ class Account:
 
 def account(model: Transformer.Config, *, context: int = 4096, kv_bits: float = 16) -> Account:
     """Account for `model` at a `context` in tokens, with `kv_bits` bits per cached element."""
-    if context < 1:
-        raise ValueError(f"context={context}: must be at least 1 token")
-    if kv_bits <= 0:
-        raise ValueError(f"kv_bits={kv_bits}: must be positive")
+    if not isinstance(model, Transformer.Config):
+        raise TypeError(f"model={model!r}: must be the config of a model, as in load([...]).model")
+    if not 1 <= context <= MOST:
+        raise ValueError(f"context={context}: must be 1 to {MOST:,} tokens")
+    if not 0 < kv_bits < math.inf:
+        raise ValueError(f"kv_bits={kv_bits}: must be positive and finite")
     embedding = model.vocab_size * model.dim
     items = [Item("embedding", 1, embedding, embedding, 0)]
     scores = 3 * model.num_layers * model.attention.score_flops(context)

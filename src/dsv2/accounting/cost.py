@@ -1,5 +1,6 @@
 """GPU hours and price of a training run, from its FLOPs and a measured utilisation."""
 
+import math
 from typing import NamedTuple
 
 from dsv2.config import ConfigError
@@ -23,12 +24,12 @@ def training_cost(
     `mfu` depends on how FLOPs are counted; recomputation, pipeline bubbles and communication lower it.
     """
     for name, value in (("flops_per_token", flops_per_token), ("tokens", tokens), ("gpu_peak", peak_flops)):
-        if not value > 0:
-            raise ConfigError(name, value, "positive")
+        if not 0 < value < math.inf:
+            raise ConfigError(name, value, "positive and finite")
     if not 0 < mfu <= 1:
         raise ConfigError("mfu", mfu, "a share of the peak, above 0 and at most 1")
-    if not price_per_hour >= 0:
-        raise ConfigError("gpu_price", price_per_hour, "0 or more")
+    if not 0 <= price_per_hour < math.inf:
+        raise ConfigError("gpu_price", price_per_hour, "0 or more, and finite")
     hours = flops_per_token * tokens / (mfu * peak_flops) / 3600
     return Cost(flops_per_token * tokens, hours, hours * price_per_hour)
 

@@ -12,7 +12,7 @@ that autograd saves.
 
 from typing import Any, NamedTuple
 
-from dsv2.accounting.account import account
+from dsv2.accounting.account import MOST, account
 from dsv2.config import ConfigError
 from dsv2.models.attention import GQA, AttentionConfig
 from dsv2.models.ffn import SwiGLU
@@ -64,8 +64,8 @@ def training_memory(
 ) -> Memory:
     """Return the memory of training `model` on `batch` sequences of `length` tokens."""
     for name, value in (("batch", batch), ("length", length)):
-        if value < 1:
-            raise ConfigError(name, value, "at least 1")
+        if not 1 <= value <= MOST:
+            raise ConfigError(name, value, f"1 to {MOST:,}")
     if precision not in PRODUCT:
         raise ConfigError("precision", precision, f"one of {', '.join(PRODUCT)}")
     product, tokens, layers = PRODUCT[precision], batch * length, model.num_layers

@@ -14,9 +14,10 @@ import torch
 from dsv2.config import ConfigError
 from dsv2.printing import described, warn
 from dsv2.report.experts import ANALYSES, Analysis, ModelOnText
-from dsv2.report.page import Section, Table, picture, write_page
+from dsv2.report.page import Drawing, Section, Table, pictures, write_page
 from dsv2.report.terminal import add_row, open_console, open_table
 from dsv2.routing.interventions import DoesNotApply
+from dsv2.storage.files import require_folder
 from dsv2.storage.rundir import SNAPSHOTS
 from dsv2.training.saved import SavedRun, open_run
 
@@ -31,17 +32,21 @@ def analyse(
     only: Sequence[str] = (),
     against: str | Path | None = None,
     text: Sequence[str] = (),
-) -> Path | None:
-    """Run all analyses that apply, or those named in `only`; print tables, write the page, return its path.
+) -> tuple[Path | None, list[str]]:
+    """Run all analyses that apply, or those named in `only`; print tables and write the page.
+
+    Returns the path of the page, None if nothing applies, as for a dense run, and a sentence about each analysis or
+    figure that failed; stderr and the page have them too, beside the others.
 
     `out` is by default `analysis` in the run directory, followed by what `only`, `text` and `against` chose.
     `against` is another run on the same validation text, for comparison; `text` selects other text than the run's own
-    (see `open_run`). An analysis or figure that fails is reported on stderr and on the page, beside the others. Returns
-    None if nothing applies, as for a dense run. Raises ValueError for an unknown name, a folder without config or
-    weights, runs on different text, and if nothing is left because all that applies failed.
+    (see `open_run`). Raises ValueError for an unknown name, a folder without config or weights, runs on different text,
+    an `out` that cannot be a folder, and if nothing is left because all that applies failed.
     """
     if unknown := [name for name in only if name not in ANALYSES]:
         raise ConfigError("only", ",".join(unknown), f"one or more of {', '.join(ANALYSES)}")
+    if out is not None:
+        require_folder("--out", out)
     opened = open_run(run, text=text)
     second = None if against is None else open_run(against, text=text)
     other = None if second is None else on_text(second)
@@ -69,7 +74,7 @@ def analyse(
     for problem in failed:
         warn(problem)
     if not sections:
-        return None
+        return None, failed
     count, length = examined.validation.inputs.shape
     headline = f"Run {opened.folder.name}: {count} validation sequences of {length} tokens."
     if other:
@@ -79,7 +84,8 @@ def analyse(
     if failed:
         sections.append(Section("Failed", failed))
     title = f"Experts of {examined.name}"
-    return write_page(out or opened.folder / _folder_name(only, text, second), title, headline, sections, tables)
+    folder = out or opened.folder / _folder_name(only, text, second)
+    return write_page(folder, title, headline, sections, tables), failed
 
 
 def _folder_name(only: Sequence[str], text: Sequence[str], second: SavedRun | None) -> str:
@@ -103,18 +109,15 @@ def on_text(run: SavedRun, against: ModelOnText | None = None) -> ModelOnText:
 
 def _section(analysis: Analysis) -> tuple[Section, list[str]]:
     """Return the section of an analysis, and sentences about figures that it lacks."""
-    tables, pictures, problems = [], [], list(analysis.problems)
+    tables = []
     for name, whole in analysis.tables.items():
         more = len(whole) - MOST_ROWS
         note = f"{more} more rows in {name}.csv." if more > 0 else ""
         rows = _cells(whole.head(MOST_ROWS)).to_numpy().tolist()
         tables.append(Table(list(map(str, whole.columns)), rows, note))
-    for name, figure in analysis.figures.items():
-        try:
-            pictures.append(picture(name, "", figure))
-        except Exception as error:  # as for a formula in a label that cannot be set
-            problems.append(f"The figure {name} could not be rendered: {described(error)}.")
-    return Section(analysis.title, [analysis.note, *problems], tables, pictures, analysis.finding), problems
+    drawn, failed = pictures(Drawing(name, "", figure.get_figure) for name, figure in analysis.figures.items())
+    problems = [*analysis.problems, *failed]
+    return Section(analysis.title, [analysis.note, *problems], tables, drawn, analysis.finding), problems
 
 
 def _cells(table: pd.DataFrame) -> pd.DataFrame:

@@ -33,16 +33,15 @@ def evaluate_run(
     limit: int | None = None,
     batch_size: int = 8,
     text: Sequence[str] = (),
-) -> list[Score]:
-    """Return the scores of a run's model.
+) -> tuple[list[Score], list[str]]:
+    """Return the scores of a run's model, and a sentence about each task that failed, which stderr has too.
 
-    `text` selects other held-out text than the run's own for our benchmarks (see `open_run`). A task that fails is
-    reported on stderr beside the scores of the others. Raises ValueError, before anything is measured, for tasks that
-    do not exist or do not fit, and if none has scores.
+    `text` selects other held-out text than the run's own for our benchmarks (see `open_run`). Raises ValueError, before
+    anything is measured, for tasks that do not exist or do not fit, and if none has scores.
     """
     for name, value in (("--limit", limit), ("--batch-size", batch_size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} {value}: must be at least 1")
+        if value is not None and not 1 <= value < 2**31:
+            raise ValueError(f"{name} {value}: must be at least 1 and less than 2**31")
     if include_path is not None and not include_path.is_dir():
         raise ValueError(f"--include-path {include_path}: no such folder")
     requested = [task for task in dict.fromkeys(tasks) if task]
@@ -66,7 +65,7 @@ def evaluate_run(
         raise ValueError("; ".join(failed))
     for problem in failed:
         warn(problem)
-    return scores
+    return scores, failed
 
 
 Measure = Callable[[], list[Score]]

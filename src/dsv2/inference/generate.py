@@ -3,6 +3,7 @@
 B batch, T prompt tokens, V vocabulary.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import overload
 
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from dsv2.inference.cache import allocate_model
 from dsv2.inference.sampling import Ids, choose, restricted
-from dsv2.models.transformer import Transformer, evaluating
+from dsv2.models.transformer import Transformer, evaluating, require_ids, require_tokens
+
+MOST_NEW = 1_000_000  # tokens, for which memory is allocated in advance
 
 
 @overload
@@ -55,11 +58,18 @@ def generate(
     out of range.
     """
     prompts = list(tokens)
+    if not all(isinstance(prompt, Tensor) for prompt in prompts):
+        raise TypeError(
+            f"tokens has type {type(tokens).__name__}: must be a tensor (B, T), or a list of tensors (T_i,)"
+        )
     if not prompts or any(prompt.dim() != 1 or not len(prompt) for prompt in prompts):
         shapes = tuple(tokens.shape) if isinstance(tokens, Tensor) else [tuple(prompt.shape) for prompt in prompts]
         raise ValueError(f"tokens has shape {shapes}: must be (batch, at least 1 token), or a list of such rows")
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens={max_new_tokens}: must be 0 or more")
+    if not 0 <= max_new_tokens <= MOST_NEW:
+        raise ValueError(f"max_new_tokens={max_new_tokens}: must be 0 or more, and at most {MOST_NEW:,}")
+    for prompt in prompts:
+        require_tokens(prompt[None])
+        require_ids(prompt, model.config.vocab_size)
     new = list(stream_tokens(model, prompts, most=max_new_tokens, temperature=temperature, seed=seed, ids=ids))
     made = torch.stack(new, dim=1) if new else prompts[0].new_empty(len(prompts), 0)  # (B, max_new_tokens)
     if isinstance(tokens, Tensor):
@@ -78,8 +88,8 @@ def stream_tokens(
     ids: Ids | None = None,
 ) -> Iterator[Tensor]:
     """Yield the next token of every prompt (T_i,) as (B,) int64, one of `ids` (default: all), `most` times."""
-    if not temperature >= 0:
-        raise ValueError(f"temperature={temperature}: must be 0 (greedy) or more")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature={temperature}: must be 0 (greedy) or more, and finite")
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed={seed}: must be 0 or more and less than 2**64")
     lengths = torch.tensor([len(prompt) for prompt in prompts])

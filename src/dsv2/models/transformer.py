@@ -27,6 +27,9 @@ from dsv2.models.ops import PLAIN, Ops
 from dsv2.models.rope import Rope
 from dsv2.models.weights import Weight
 
+INTEGERS = (torch.int64, torch.int32)  # of ids and positions
+MOST_LAYERS = 10_000  # every layer is built, and counted by itself
+
 
 class Output(NamedTuple):
     logits: Tensor  # (B, T, V)
@@ -56,6 +59,7 @@ class Transformer(nn.Module):
                 self.require(0 < getattr(self, name) < math.inf, name, "positive and finite")
             spread = self.embedding_std is None or 0 < self.embedding_std < math.inf
             self.require(spread, "embedding_std", "positive, or null")
+            self.require(self.num_layers <= MOST_LAYERS, "num_layers", f"at most {MOST_LAYERS:,}")
             fits = 0 <= self.num_dense_layers <= self.num_layers
             self.require(fits, "num_dense_layers", f"between 0 and num_layers={self.num_layers}")
             given = self.dense is not None or self.num_dense_layers == 0
@@ -115,7 +119,8 @@ class Transformer(nn.Module):
         """Return the next-token logits of tokens (B, T) int64, and the routings of the MoE layers.
 
         Args:
-            tokens: (B, T) int64.
+            tokens: (B, T) int64, B and T at least 1. Raises ValueError for other shapes and types and, except on a GPU,
+                which would have to be waited for, for ids out of the vocabulary.
             positions: (B, T) int64, for rows of different lengths. They are consecutive within a row; -1 marks padding
                 on either side, which is masked. By default, tokens follow those in the caches.
             caches: One per layer, with the earlier tokens; they are extended.
@@ -124,12 +129,15 @@ class Transformer(nn.Module):
             seed: Determines the random draws of routers in training and should differ in every step. By default, they
                 use torch's generator.
         """
+        require_tokens(tokens)
         if caches is not None:
             self._require_fitting(caches, tokens)
         positions, ragged = self._places(tokens, positions, caches[0] if caches else None)
         rotations = self.rope.rotations(positions, self.config.attention.rotary_dim)
         if ragged is not None:  # so that padding ids have no effect, not even on the grouping of experts' rows
             tokens = tokens.masked_fill(ragged.positions < 0, 0)
+        if tokens.device.type == "cpu":
+            require_ids(tokens, self.config.vocab_size)
         recorded = iter(routings or ())
         x, chosen = F.embedding(tokens, self.embedding), []
         for index, layer in enumerate(self.layers):
@@ -155,10 +163,25 @@ class Transformer(nn.Module):
             if cache is None or not cache.ragged:
                 return following + (cache.length if cache else 0), None
             positions = cache.lengths[:, None] + following
-        if positions.shape != tokens.shape or positions.is_floating_point():
+        if positions.shape != tokens.shape or positions.dtype not in INTEGERS:
             shape = f"{tuple(positions.shape)} {positions.dtype}"
             raise ValueError(f"positions has shape {shape}: must be one integer per token, {tuple(tokens.shape)}")
         return positions.clamp(min=0), ragged_batch(positions, cache)
+
+
+def require_tokens(tokens: Tensor) -> None:
+    """Raise ValueError unless tokens are a batch (B, T) of integers, with at least one row and one token."""
+    if not isinstance(tokens, Tensor) or tokens.dim() != 2 or not tokens.numel() or tokens.dtype not in INTEGERS:
+        tensor = isinstance(tokens, Tensor)
+        given = f"shape {tuple(tokens.shape)} {tokens.dtype}" if tensor else f"type {type(tokens).__name__}"
+        raise ValueError(f"tokens has {given}: must be a tensor (B, T) of int64, with at least one row and one token")
+
+
+def require_ids(tokens: Tensor, vocab_size: int) -> None:
+    """Raise ValueError unless every id is in the vocabulary."""
+    low, high = (int(bound) for bound in tokens.aminmax())
+    if low < 0 or high >= vocab_size:
+        raise ValueError(f"tokens has ids from {low} to {high}: must be 0 to {vocab_size - 1}, those of the vocabulary")
 
 
 @contextmanager

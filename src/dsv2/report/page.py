@@ -3,11 +3,12 @@
 import base64
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from dsv2.printing import described
 from dsv2.storage.files import replacing, write_text
 
 DPI = 150
@@ -30,6 +31,14 @@ class Picture(NamedTuple):
     caption: str
     png: bytes
     width: int  # on a page, in CSS pixels
+
+
+class Drawing(NamedTuple):
+    """A figure that is still to be drawn, by a function that returns a Figure or Axes."""
+
+    name: str
+    caption: str
+    draw: Callable[[], Any]
 
 
 class Section(NamedTuple):
@@ -59,6 +68,22 @@ def picture(name: str, caption: str, drawn: Any) -> Picture:
         small.getvalue(),
         round(figure.get_size_inches()[0] * PIXELS_PER_INCH),
     )
+
+
+def pictures(drawings: Iterable[Drawing]) -> tuple[list[Picture], list[str]]:
+    """Draw figures; return their pictures, and a sentence about each figure that failed."""
+    import matplotlib.pyplot as plt
+
+    done, problems = list[Picture](), list[str]()
+    for drawing in drawings:
+        others = plt.get_fignums()
+        try:
+            done.append(picture(drawing.name, drawing.caption, drawing.draw()))
+        except Exception as error:  # of any library, as for a formula in a label; the other figures do not depend on it
+            problems.append(f"The figure {drawing.name} could not be drawn: {described(error)}.")
+            for number in set(plt.get_fignums()) - set(others):
+                plt.close(number)
+    return done, problems
 
 
 def write_page(folder: Path, title: str, headline: str, sections: Sequence[Section], tables: Mapping[str, str]) -> Path:

@@ -85,6 +85,16 @@ def require_free(path: Path) -> None:
     """Raise ValueError unless `path` is free or an empty directory."""
     if path.is_symlink() or (path.exists() and not path.is_dir()) or (path.is_dir() and any(path.iterdir())):
         raise ValueError(f"{path}: already exists and is not an empty directory; nothing was written")
+    require_folder("path", path)
+
+
+def require_folder(name: str, path: Path) -> None:
+    """Raise ValueError, naming the option, unless `path` is a folder or can become one."""
+    taken = next((part for part in (path, *path.parents) if part.exists() or part.is_symlink()), path)
+    if not taken.is_dir():
+        raise ValueError(f"{name} {path}: must be a folder, but {taken} is a file")
+    if not os.access(taken, os.W_OK):
+        raise ValueError(f"{name} {path}: must be a folder that can be written, unlike {taken}")
 
 
 def sync(path: Path) -> None:

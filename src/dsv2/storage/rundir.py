@@ -39,8 +39,11 @@ FINGERPRINT = re.compile(r"[0-9a-f]{4,16}")  # whole or abbreviated
 
 
 def runs_root() -> Path:
-    """Return `runs/` in the current directory, or the directory in DSV2_RUNS."""
-    return Path(os.environ.get("DSV2_RUNS", "runs"))
+    """Return `runs/` in the current directory, or the directory in DSV2_RUNS. Raises ValueError if it names none."""
+    root = os.environ.get("DSV2_RUNS", "runs")
+    if not root or root.startswith("~"):  # the current directory, or a folder called ~
+        raise ValueError(f"DSV2_RUNS={root!r}: must be the path of a folder; a shell replaces ~ outside of quotes only")
+    return Path(root)
 
 
 def require_in_store(folder: Path) -> None:

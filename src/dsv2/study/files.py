@@ -71,6 +71,8 @@ class StudyFile(ConfigBase):
         for levels in (self.grid or {}).values():
             distinct = levels and len(set(map(str, levels))) == len(levels)
             self.require(bool(distinct), "grid", "at least one level for each key, all distinct")
+            plain = all(isinstance(level, str | int | float) for level in levels)  # what can name an arm
+            self.require(plain, "grid", "levels that are text, numbers or booleans; arms can set null and lists")
         self.require(len(self.arms or self.levels()) >= 2, "arms", "at least two")
         self.require(self.metric in self.judged, "metric", f"one of the judged metrics, {', '.join(self.judged)}")
         unknown = [metric for metric in self.judged if metric not in METRICS and not metric.startswith("val/bpb_")]
@@ -164,17 +166,21 @@ def _yaml_files(folder: str) -> list[Path]:
     return sorted((CONFIG_DIR / folder).glob("*.yaml"))
 
 
-def definition(study: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def definition(study: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return the name of a study and the contents of its file.
 
-    `study` is a name in `configs/sweep`, the path of a YAML file, or the contents of such a file with its `name`.
-    Raises `ConfigError`.
+    `study` is a name in `configs/sweep`, the path of a YAML file (.yaml or .yml), or the contents of such a file with
+    its `name`. Raises `ConfigError`.
     """
+    if isinstance(study, Path):
+        study = str(study)
     if isinstance(study, str):
         path = Path(study)
         node = mapping(path, study) if path.suffix in SUFFIXES else read("sweep", study)
         name = node.get("name") or path.stem if path.suffix in SUFFIXES else study
     else:
+        if not isinstance(study, Mapping):
+            raise ConfigError("study", study, "a study's name, the path of its YAML file, or a dictionary")
         name = study.get("name")
         try:
             copied = parse_yaml(yaml.safe_dump(dict(study), sort_keys=False))

@@ -7,15 +7,17 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from dsv2.accounting.account import account
 from dsv2.accounting.matching import match
+from dsv2.composition import checked
 from dsv2.config import ConfigError, plain, structure
 from dsv2.metrics import BUDGETS, MODEL_BUDGETS
 from dsv2.study.contrasts import declared
 from dsv2.study.files import Probe, ScaleFile, StudyFile, definition, read
-from dsv2.study.words import require_allowed
+from dsv2.study.words import LABELS, require_allowed
 from dsv2.training.run import Run, load
 
 EQUAL_WITHIN = 0.01  # largest relative difference that still counts as held equal
@@ -25,7 +27,7 @@ QUIET = ("trainer.progress=false",)  # a study shows one bar for all its trials
 class Plan:
     """A study at a scale: its arms as typed runs, with budgets made equal by the solver."""
 
-    def __init__(self, study: str | Mapping[str, Any], scale: str, overrides: Sequence[str] = ()) -> None:
+    def __init__(self, study: str | Path | Mapping[str, Any], scale: str, overrides: Sequence[str] = ()) -> None:
         """Plan a study, given by name, path or contents (see `files.definition`).
 
         Raises `ConfigError`.
@@ -122,10 +124,12 @@ class Plan:
         return words
 
     def _load(self, arm: str, probe: str | None, changes: Mapping[str, int]) -> Run.Config:
-        run = load(self._words(arm, probe, changes))
-        for name in ("seed", "study", "scale", "arm", "probe"):  # overriding these would make trials coincide
-            if value := getattr(run, name):
-                raise ConfigError(name, value, "a study sets this itself; use seeds=[0,1] to choose seeds")
+        words = self._words(arm, probe, changes)
+        for override in checked(words):
+            if override.key_or_group in ("seed", *LABELS):  # would make trials coincide, or be lost
+                valid = "a study sets this itself; use seeds=[0,1] to choose seeds"
+                raise ConfigError(override.key_or_group, override.value(), valid)
+        run = load(words)
         return replace(run, study=self.name, scale=self.scale, arm=arm, probe=probe)
 
     def _solve(self, arm: str) -> tuple[Run.Config, dict[str, tuple[int, int]]]:

@@ -5,6 +5,7 @@ code to run, folders to write to and resolvers that read the environment.
 """
 
 import dataclasses
+import difflib
 import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -29,8 +30,7 @@ def require_allowed(words: Sequence[str]) -> None:
 
     for word, override in zip(words, checked(words), strict=True):
         if not _names_key(override):
-            valid = f"words of a study set keys of a run's config, below one of {', '.join(sorted(KEYS))}"
-            raise ConfigError("override", word, valid)
+            raise ConfigError("override", word, _how_to_name(override.key_or_group))
         if override.type == OverrideType.DEL or override.is_sweep_override():
             raise ConfigError("override", word, "words of a study set one value each; they delete and sweep nothing")
         if any("${" in RELATIVE.sub("", text) for text in (word, *_texts(override.value()))):
@@ -44,6 +44,16 @@ def require_name(key: str, name: Any) -> None:
     """Raise `ConfigError` unless `name` can name a folder of the store."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ConfigError(key, name, "a name: letters, digits and . _ + -, and a letter, digit or _ first")
+
+
+OF_STUDIES = ("sweep", "scale", "seeds", "workers", "launcher", "dry_run")  # keys of `python -m ablations.run`
+
+
+def _how_to_name(key: str) -> str:
+    own = [name for name in OF_STUDIES if difflib.get_close_matches(key, [name], cutoff=0.75)]
+    hint = f"did you mean {own[0]!r}? " if own and key not in OF_STUDIES else ""
+    keys = ", ".join(sorted(KEYS - {*LABELS, "seed"}))
+    return f"{hint}a study's own keys are {', '.join(OF_STUDIES)}; other words set keys below one of {keys}"
 
 
 def _names_key(override: "Override") -> bool:

@@ -195,8 +195,11 @@ def _train(run: Run.Config, folder: Path, module: Module, group: Group, shared: 
     metrics = recorder.final()
     if not math.isfinite(metrics["val/loss"]):
         raise Diverged(f"the validation loss became {metrics['val/loss']} in the last step, {batches.num_steps}")
+    if recorder.failed and group.first:
+        warn(f"{folder}: {'; '.join(f'{task} failed: {why}' for task, why in recorder.failed.items())}")
     return {
         "metrics": metrics,
+        **({"failed_benchmarks": recorder.failed} if recorder.failed else {}),
         "tokens": batches.total_tokens,
         "steps": batches.num_steps,
         "seconds": recorder.seconds,

@@ -51,11 +51,11 @@ def joined(settings: Training.Config) -> Iterator[Group]:
     if size == 1:
         yield Group()
         return
-    on_gpu, local = settings.accelerator != "cpu" and torch.cuda.is_available(), int(os.environ["LOCAL_RANK"])
+    on_gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
     if on_gpu:
-        if local >= torch.cuda.device_count():
+        if int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():  # in all of them, and not only in the last
             raise ConfigError("trainer.devices", size, f"at most the {torch.cuda.device_count()} GPUs of this machine")
-        torch.cuda.set_device(local)
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
         yield Group(dist.get_rank(), size)

@@ -1,5 +1,6 @@
 """The typed configuration of one training run, loaded with `load(overrides)`."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +56,10 @@ class Wandb:
     class Config(ConfigBase):
         mode: Literal["offline", "online", "disabled"] = setting("offline")
         project: str = setting("dsv2")
+
+        def __post_init__(self) -> None:
+            valid = r"1 to 128 characters, without / \ # ? % :"  # W&B's rule
+            self.require(re.fullmatch(r"[^/\\#?%:]{1,128}", self.project) is not None, "project", valid)
 
 
 class Logging:
@@ -119,7 +124,7 @@ def load(overrides: Sequence[str] = ()) -> Run.Config:
 
     Raises ConfigError (a ValueError) that names the full key, the value and what would be valid.
     """
-    return from_plain(compose(list(overrides)))
+    return from_plain(compose(overrides))
 
 
 def from_plain(values: dict[str, Any]) -> Run.Config:

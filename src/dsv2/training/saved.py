@@ -20,7 +20,7 @@ from dsv2.data.store import find_store
 from dsv2.data.tokenizer import Tokenizer, load_tokenizer
 from dsv2.inference.reader import Reader
 from dsv2.models.transformer import Transformer
-from dsv2.printing import warn
+from dsv2.printing import described, warn
 from dsv2.storage import checkpoints
 from dsv2.storage.paths import require_own_files
 from dsv2.storage.rundir import (
@@ -69,7 +69,9 @@ class SavedRun:
         device: str | torch.device | None = None,
         text: Sequence[str] = (),
     ) -> None:
-        self.folder, self.step, self.device, self.text = folder, step, torch.device(device or "cpu"), tuple(text)
+        self.folder, self.step, self.device, self.text = folder, step, _device(device), tuple(text)
+        if isinstance(text, str):
+            raise ConfigError("text", text, 'a list of overrides, as in ["data=mixture"]')
         require_own_files(folder)
         require_unchanged(folder, (CONFIG, DATA, TOKENIZER))
         self.values = _read_config(folder)
@@ -263,6 +265,13 @@ class SavedRun:
                     f"{self.folder}: its data ({where}) have changed since it was trained, in their {key}, and the "
                     "prepared copy is gone; restore the old files or select other data"
                 )
+
+
+def _device(name: str | torch.device | None) -> torch.device:
+    try:
+        return torch.device(name or "cpu")
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device={name!r}: must be a device of torch, as cpu or cuda; {described(error)}") from None
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

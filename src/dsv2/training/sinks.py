@@ -11,6 +11,7 @@ import pandas as pd
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from dsv2.config import plain
+from dsv2.printing import described, warn
 from dsv2.storage.files import append
 from dsv2.storage.rundir import METRICS
 from dsv2.training.run import Run
@@ -86,8 +87,16 @@ class WandbSink(WandbLogger):
     def summarise(self, metrics: dict[str, float], routing: pd.DataFrame | None) -> None:
         """Set the run's summary, which W&B's tables and sweeps compare, and log the final load.
 
-        The load of all layers and experts is one table, with a histogram and a bar chart over devices.
+        The load of all layers and experts is one table, with a histogram and a bar chart over devices. If W&B fails, it
+        is reported on stderr: the run directory has all of this.
         """
+        for send in (lambda: self.experiment.summary.update(metrics), lambda: self._log_load(routing)):
+            try:
+                send()
+            except Exception as error:  # of W&B, its files or the network
+                warn(f"W&B lacks a part of this run; {described(error)}")
+
+    def _log_load(self, routing: pd.DataFrame | None) -> None:
         if routing is not None:
             import wandb
 
@@ -102,7 +111,6 @@ class WandbSink(WandbLogger):
                     "routing/device_load": chart,
                 }
             )
-        self.experiment.summary.update(metrics)
 
     def finalize(self, status: str) -> None:
         self.experiment.finish(exit_code=0 if status == "success" else 1)

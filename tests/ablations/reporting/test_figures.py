@@ -5,8 +5,10 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import pytest
 
-from ablations.reporting.figures import draw
+from ablations.reporting import figures
+from ablations.reporting.findings import Findings
 from ablations.reporting.words import StudyText
+from dsv2.report.page import Picture
 from tests.references.tables import SIX, fake
 
 ROUTED = {
@@ -20,6 +22,25 @@ ROUTED = {
     "expert_load",
     "device_load",
 }
+
+
+def draw(findings: Findings) -> list[Picture]:
+    """The figures, none of which fails."""
+    pictures, problems = figures.draw(findings)
+    assert not problems
+    return pictures
+
+
+def test_a_figure_that_fails_leaves_the_others(six_arms, findings_of, monkeypatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        plt.figure()
+        raise ZeroDivisionError("no load")
+
+    monkeypatch.setattr(figures, "load_heatmap", fail)
+    pictures, problems = figures.draw(findings_of(six_arms))
+    assert {picture.name for picture in pictures} == ROUTED - {"expert_load"}
+    assert problems == ["The figure expert_load could not be drawn: ZeroDivisionError: no load."]
+    assert not plt.get_fignums()
 
 
 def test_a_study_of_experts_has_every_figure(six_arms, findings_of) -> None:

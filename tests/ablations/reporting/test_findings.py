@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ablations.reporting.findings import Findings, collect
+from ablations.reporting.findings import Findings, collect, without_failed
 from ablations.trials.looks import LOOKS
 from dsv2.routing.floor import random_floor
 from dsv2.statistics.paired import t_interval
@@ -157,3 +157,26 @@ def test_a_study_that_cannot_be_judged_is_not_looked_at(mine, fill):
     alone = fill(mine | {"name": "alone"}, seeds=(0,))
     collect(alone)
     assert not list(alone.folder.parents[1].rglob(LOOKS))
+
+
+@pytest.mark.parametrize("needed", [False, True])
+def test_a_benchmark_that_failed_is_said_and_nothing_is_averaged_over_it(study_text, needed):
+    """Other metrics keep their verdicts, unless it is one that a contrast or the question needs."""
+    tables = fake(("none", "paper"), seeds=3, layers=1, steps=4)
+    results = tables.results.assign(error=pd.Series([None] * 6, dtype=object))
+    results["bench/copying"] = 0.1 * np.arange(6)
+    results.loc[1, ["bench/copying", "error"]] = [np.nan, "copying failed: RuntimeError: no memory"]
+    metrics = {"val/loss": "lower", "bench/copying": "higher"}
+    study = study_text(tables, metrics, metric="bench/copying" if needed else "val/loss")
+    findings = without_failed(Findings(study=study, results=results, accounting=tables.accounting))
+    arm, seed = results.loc[1, ["arm", "seed"]]
+    assert findings.problems[0] == f"{arm} seed {seed}: copying failed: RuntimeError: no memory."
+    if needed:
+        assert findings.missing == [f"{arm} seed {seed} (failed)"]
+        assert findings.verdicts == findings.effects == []
+    else:
+        assert findings.problems[1] == "copying is left out, since not every trial has it."
+        assert [effect.metric for effect in findings.verdicts] == ["val/loss"]
+        assert not findings.effects
+    whole = Findings(study=study, results=results.assign(error=None))
+    assert without_failed(whole) is whole

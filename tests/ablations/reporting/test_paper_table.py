@@ -118,7 +118,7 @@ def test_any_study_has_a_table_of_its_own_rows(fill, runs):
     assert (
         table.loc[("ours", "validation loss (lower is better)"), "rank1"].count("±") == 0
     )  # one seed has no deviation
-    assert write_tables(planned) == (runs / "kv_rank" / "smoke" / "report" / "paper_table.md").read_text()
+    assert write_tables(planned) == ((runs / "kv_rank" / "smoke" / "report" / "paper_table.md").read_text(), [])
 
 
 def test_names_are_escaped_in_every_format(mine, fill):

@@ -55,7 +55,7 @@ def test_a_study_of_ones_own_is_a_path(tmp_path, suffix):
 @pytest.mark.parametrize("seeds", [[], [1, 1], [-1], [2**32], [0.0], [True]])
 def test_bad_seeds_are_refused(small, seeds):
     with pytest.raises(
-        ConfigError, match=r"seeds=.* is not valid: (at least one, without duplicates|whole numbers from 0)"
+        ConfigError, match=r"seeds=.* is not valid: (at least one, without duplicates|(a list of )?whole numbers)"
     ):
         Study(small.source, seeds=seeds, overrides=small.overrides)
 
@@ -174,3 +174,53 @@ def test_a_damaged_definition_is_one_clear_error(small, content):
 def test_trials_are_not_shared_by_processes():
     with pytest.raises(ConfigError, match=r"trainer\.devices=2 is not valid: 1 in a study"):
         Study("kv_rank", overrides=["trainer.devices=2"])
+
+
+def test_another_study_does_not_take_the_place_of_one_that_was_run(pair_file, quick, tmp_path, monkeypatch):
+    """A file of the same name elsewhere, or a dictionary; the same file may change, and move unchanged."""
+    first, second = tmp_path / "first" / "s.yaml", tmp_path / "second" / "s.yaml"
+    for path in (first, second):
+        path.parent.mkdir()
+        path.write_text(pair_file.read_text())
+    Study(first, seeds=[0], overrides=quick).remember()
+    Study(second, seeds=[0], overrides=quick).remember()  # the same contents: moved
+    second.write_text(second.read_text().replace("0.01", "0.05"))
+    Study(second, seeds=[0], overrides=quick).remember()  # the same file: changed
+    before = (Study(second, seeds=[0], overrides=quick).folder / RECORD).read_bytes()
+
+    node = yaml.safe_load(pair_file.read_text()) | {"name": "s"}
+    for other, origin in ((first, first), (node, "a dictionary")):
+        with pytest.raises(ConfigError, match=f"holds the study of {second}, and this one is of {origin}"):
+            Study(other, seeds=[0], overrides=quick).remember()
+    assert (stored("s").folder / RECORD).read_bytes() == before
+    assert stored("s").file == stored(second).file
+    monkeypatch.chdir(first.parent)
+    with pytest.raises(ConfigError, match=f"sweep='s.yaml' is not valid: .* of {second}; report it with sweep=s"):
+        stored("s.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert stored("s.yaml").file == stored("s").file  # there is no such file here
+
+
+def test_a_dictionary_does_not_take_the_place_of_a_study_of_ours(quick):
+    short = [*quick, "model.shape.num_experts=16", "model.shape.num_devices=8", "trainer.log_every=4"]
+    Study("balance_losses", seeds=[0], overrides=short).remember()
+    node = read("sweep", "balance_losses")
+    node["question"] = "Another question?"
+    with pytest.raises(ConfigError, match="holds the study of balance_losses, and this one is of a dictionary"):
+        Study(node | {"name": "balance_losses"}, seeds=[0], overrides=short).remember()
+
+
+def test_trials_that_a_changed_corpus_makes_anew_are_announced(pair_file, quick, tmp_path, monkeypatch, capsys):
+    """As by a relative path from another folder, or a newer package of texts."""
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            (tmp_path / name / f"{number}.txt").write_text(f"{name} {number} " * 200)
+    words = [*quick, "data.path='*.txt'"]
+    monkeypatch.chdir(tmp_path / "here")
+    Study(pair_file, seeds=[0], overrides=words).remember()
+    Study(pair_file, seeds=[0], overrides=words).remember()
+    assert capsys.readouterr().err == ""
+    monkeypatch.chdir(tmp_path / "there")
+    Study(pair_file, seeds=[0], overrides=words).remember()
+    assert "pair: its corpus, its tokenizer or the code has changed since it was last run" in capsys.readouterr().err

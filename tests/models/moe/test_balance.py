@@ -1,5 +1,7 @@
 """The three balance losses (Eq. 23-31) against loops and by hand, and the one of GShard and Switch."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -196,3 +198,39 @@ def test_first_choices_are_counted_over_the_batch_and_affinities_over_each_seque
     assert losses.device.tolist() == losses.communication.tolist() == [0.0, 0.0]
     (gradient,) = torch.autograd.grad(losses.expert.sum(), s)
     close(gradient, torch.tensor([0.75, 0.25]).expand(2, 2, 2), FLOAT32)  # 2 f / T
+
+
+FINE = Routing(torch.full((2, 3, 4), 0.25), torch.zeros(2, 3, 2, dtype=torch.int64), torch.full((2, 3, 2), 0.25))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"affinities": torch.ones(2, 3)},
+            "affinities has shape (2, 3) torch.float32: must be a floating-point tensor",
+        ),
+        ({"affinities": FINE.experts}, "affinities has shape (2, 3, 2) torch.int64: must be a floating-point tensor"),
+        ({"experts": FINE.experts[:1]}, "experts has shape (1, 3, 2) torch.int64: must be (B, T, K) with the B and T"),
+        ({"experts": FINE.experts[:, :2]}, "experts has shape (2, 2, 2) torch.int64: must be (B, T, K)"),
+        ({"experts": FINE.experts.int()}, "experts has shape (2, 3, 2) torch.int32: must be int64"),
+        ({"experts": FINE.experts + 4}, "experts has values from 4 to 4: must be 0 to 3"),
+        ({"experts": FINE.experts - 1}, "experts has values from -1 to -1: must be 0 to 3"),
+        ({"gates": FINE.gates[..., :1]}, "gates has shape (2, 3, 1) torch.float32: must have the shape of the experts"),
+        ({"gates": None}, "gates has type NoneType: must be"),
+        (
+            {name: FINE._asdict()[name][:0] for name in ("affinities", "experts", "gates")},
+            "experts has shape (0, 3, 2)",
+        ),
+    ],
+    ids=lambda value: value[:24] if isinstance(value, str) else "",
+)
+def test_a_routing_whose_tensors_do_not_fit_is_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        balance_losses(FINE._replace(**changes))
+
+
+@pytest.mark.parametrize("max_devices", [-1, 0, 3, 99, float("nan"), 1.5])
+def test_limits_out_of_range_are_refused(max_devices: float) -> None:
+    with pytest.raises(ValueError, match=f"^max_devices={max_devices}: must be between 1 and num_devices=2, or None"):
+        balance_losses(FINE, num_devices=2, max_devices=max_devices)

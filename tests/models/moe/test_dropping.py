@@ -147,7 +147,7 @@ def test_a_huge_capacity_is_no_dropping() -> None:
         ({"num_devices": 0, "capacity_factor": 1.0}, "num_devices=0: must be a divisor of the number of experts, 4"),
         (
             {"num_devices": 1, "capacity_factor": 1.0, "exempt": torch.tensor([True])},
-            r"exempt has shape \(1,\): must be one entry per sequence, \(2,\)",
+            r"exempt has shape \(1,\) torch.bool: must be one entry per sequence, \(2,\) bool",
         ),
     ],
 )
@@ -169,3 +169,14 @@ def test_arguments_that_do_not_fit_are_refused(arguments: dict, message: str) ->
 def test_impossible_settings_are_refused(field: str, value: float, valid: str) -> None:
     with pytest.raises(ConfigError, match=f"^{field}={value} is not valid: {valid}"):
         Dropping.Config(**{field: value})
+
+
+def test_experts_out_of_range_are_refused() -> None:
+    routing = Routing(torch.ones(1, 2, 4), torch.tensor([[[0, 4], [1, 2]]]), torch.ones(1, 2, 2))
+    with pytest.raises(ValueError, match=r"^experts has values from 0 to 4: must be 0 to 3"):
+        drop(routing, num_devices=2, capacity_factor=1.0)
+
+
+def test_no_pairs_drop_nothing() -> None:
+    routing = Routing(torch.ones(0, 2, 4), torch.zeros(0, 2, 2, dtype=torch.int64), torch.ones(0, 2, 2))
+    assert drop(routing, num_devices=2, capacity_factor=1.0).shape == (0, 2, 2)

@@ -169,3 +169,17 @@ def test_a_token_is_sent_to_the_devices_of_its_experts() -> None:
     """3 devices of 2 experts each; two experts of a device send the token there once."""
     experts = torch.tensor([[[0, 1], [1, 4], [5, 2]]])
     assert token_devices(experts, 6, 3).tolist() == [[[True, False, False], [True, False, True], [False, True, True]]]
+
+
+def test_the_limit_holds_for_numbers_of_any_size() -> None:
+    """Also where affinities are below -1, as logits may be."""
+    affinities = torch.tensor([[[-5.0, -6.0, -2.0, -3.0]]])
+    experts, gates = route(affinities, top_k=2, num_devices=2, max_devices=1)
+    assert experts.tolist() == [[[2, 3]]]
+    assert gates.tolist() == [[[-2.0, -3.0]]]
+
+
+@pytest.mark.parametrize("affinities", [None, [[0.5]], torch.ones(1, 1, 4, dtype=torch.int64)], ids=str)
+def test_what_has_no_affinities_is_refused(affinities: object) -> None:
+    with pytest.raises(TypeError, match=r"^affinities has .*: must be a floating-point tensor"):
+        route(affinities, top_k=1)  # type: ignore[arg-type]

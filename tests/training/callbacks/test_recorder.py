@@ -11,6 +11,7 @@ import torch
 import dsv2
 from dsv2.accounting.account import account
 from dsv2.data.source import Source
+from dsv2.evaluation.benchmarks import TextBenchmarks
 from dsv2.evaluation.validation import evaluate
 from dsv2.routing.measures import Counts
 from dsv2.training import fit
@@ -195,3 +196,21 @@ def test_final_values_take_balance_from_the_validation_set_and_drops_from_traini
     made.last |= {"routing/drop_rate": 0.1, "val/routing/drop_rate": 0.0}
     expected = {"train/loss": 1.0, "val/loss": 2.0, "routing/entropy": 0.9, "routing/drop_rate": 0.1}
     assert made.final() == expected
+
+
+def test_a_benchmark_that_fails_leaves_the_result(
+    quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is finished, has the other scores, and says what failed and why."""
+
+    def fail(*_: object, **__: object) -> dict[str, float]:
+        raise RuntimeError("no memory\nfor questions")
+
+    monkeypatch.setattr(TextBenchmarks, "run_cloze", fail)
+    sizes = ["benchmarks.cloze_context=8", "benchmarks.cloze_continuation=4", "benchmarks.copying_length=8"]
+    result = fit.fit(dsv2.load([*quick, "benchmarks=text", *sizes]), tmp_path / "run")
+    assert result["status"] == "finished"
+    assert result["failed_benchmarks"] == {"cloze": "RuntimeError: no memory"}
+    assert "bench/copying" in result["metrics"]
+    assert not any(name.startswith("bench/cloze") for name in result["metrics"])
+    assert capsys.readouterr().err == f"warning: {tmp_path / 'run'}: cloze failed: RuntimeError: no memory\n"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dsv2.models.moe.router import Routing, token_devices
+from dsv2.models.moe.router import Routing, require_consistent, token_devices
 
 
 class BalanceLosses(NamedTuple):
@@ -30,6 +30,8 @@ def balance_losses_per_sequence(
     (_, length, num_experts), top_k = affinities.shape, experts.shape[-1]
     if num_devices < 1 or num_experts % num_devices:
         raise ValueError(f"num_devices={num_devices}: must be a divisor of the number of experts, {num_experts}")
+    if max_devices is not None and not (isinstance(max_devices, int) and 1 <= max_devices <= num_devices):
+        raise ValueError(f"max_devices={max_devices}: must be between 1 and num_devices={num_devices}, or None")
     most = min(num_devices, top_k) if max_devices is None else max_devices
 
     counts = load_per_sequence(experts, num_experts)  # c, (B, E)
@@ -49,7 +51,13 @@ def balance_losses_per_sequence(
 
 
 def balance_losses(routing: Routing, *, num_devices: int = 1, max_devices: int | None = None) -> BalanceLosses:
-    """Return the losses averaged over sequences, float32 scalars. Perfect balance gives expert = device = 1."""
+    """Return the losses averaged over sequences, float32 scalars. Perfect balance gives expert = device = 1.
+
+    Raises ValueError, naming the field, for tensors that do not fit together and for numbers of devices out of range.
+    """
+    require_consistent(routing, values=True)
+    if not routing.experts.numel():
+        raise ValueError(f"experts has shape {tuple(routing.experts.shape)}: must have at least one sequence and token")
     losses = balance_losses_per_sequence(routing, num_devices=num_devices, max_devices=max_devices)
     return BalanceLosses(*(loss.mean() for loss in losses))
 

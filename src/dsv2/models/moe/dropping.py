@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dsv2.config import ConfigBase
-from dsv2.models.moe.router import Routing
+from dsv2.models.moe.router import Routing, require_consistent
 
 
 class Dropping:
@@ -31,9 +31,13 @@ def drop(routing: Routing, *, num_devices: int, capacity_factor: float, exempt: 
 
     The budget is floor(capacity_factor * B T K / D) pairs. Pairs of `exempt` sequences ((B,) bool) use it first and are
     never dropped; of the others, those with the lowest affinity are dropped, later ones first among equals.
+
+    Raises ValueError, naming the field, for tensors that do not fit together and for numbers out of range; on a GPU the
+    experts are not compared with their number, since every step would have to wait for it.
     """
-    if capacity_factor <= 0:
-        raise ValueError(f"capacity_factor={capacity_factor}: must be positive")
+    require_consistent(routing, values=routing.experts.device.type == "cpu")
+    if not 0 < capacity_factor < math.inf:
+        raise ValueError(f"capacity_factor={capacity_factor}: must be positive and finite")
     experts, num_experts = routing.experts, routing.affinities.shape[-1]
     if num_devices < 1 or num_experts % num_devices:
         raise ValueError(f"num_devices={num_devices}: must be a divisor of the number of experts, {num_experts}")
@@ -42,9 +46,10 @@ def drop(routing: Routing, *, num_devices: int, capacity_factor: float, exempt: 
     devices = (experts // (num_experts // num_devices)).flatten()  # (B T K,)
     rank_by = routing.gates.detach().flatten().float()
     if exempt is not None:
-        if exempt.shape != experts.shape[:1]:
+        if exempt.shape != experts.shape[:1] or exempt.dtype != torch.bool:
+            shape = f"{tuple(exempt.shape)} {exempt.dtype}"
             raise ValueError(
-                f"exempt has shape {tuple(exempt.shape)}: must be one entry per sequence, {tuple(experts.shape[:1])}"
+                f"exempt has shape {shape}: must be one entry per sequence, {tuple(experts.shape[:1])} bool"
             )
         kept = exempt[:, None, None].expand_as(experts).flatten()
         rank_by = torch.where(kept, float("inf"), rank_by)

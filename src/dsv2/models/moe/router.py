@@ -36,8 +36,13 @@ def route(
     """Choose the K experts of highest affinity on at most M devices: experts (B, T, K) int64 and gates (B, T, K).
 
     With `max_devices`, a token's devices are those whose best expert has the highest affinity (section 2.2.2). Devices
-    hold equal consecutive groups of experts. Raises ValueError if M devices do not have K experts.
+    hold equal consecutive groups of experts. Raises ValueError if M devices do not have K experts, and TypeError for
+    affinities that are no floating-point numbers.
     """
+    if not isinstance(affinities, Tensor) or not affinities.is_floating_point():
+        raise TypeError(f"affinities has {_kind(affinities)}: must be a floating-point tensor (B, T, E)")
+    if affinities.dim() < 1:
+        raise ValueError(f"affinities has shape {tuple(affinities.shape)}: must be (B, T, E)")
     num_experts = affinities.shape[-1]
     check_routing(num_experts, top_k, num_devices, max_devices)
     eligible = affinities
@@ -45,13 +50,16 @@ def route(
         groups = affinities.unflatten(-1, (num_devices, -1))  # (B, T, D, E / D)
         devices = groups.amax(-1).topk(max_devices, dim=-1).indices  # (B, T, M)
         allowed = torch.zeros(groups.shape[:-1], dtype=torch.bool, device=affinities.device).scatter_(-1, devices, True)
-        eligible = groups.masked_fill(~allowed.unsqueeze(-1), -1.0).flatten(-2)  # below every affinity, also 0
+        eligible = groups.masked_fill(~allowed.unsqueeze(-1), float("-inf")).flatten(-2)
     experts = eligible.detach().topk(top_k, dim=-1).indices
     return experts, affinities.gather(-1, experts)
 
 
 def check_routing(num_experts: int, top_k: int, num_devices: int, max_devices: int | None) -> None:
     """Raise ValueError, naming the field, unless K of E experts can be chosen on M of D devices."""
+    for name, given in (("top_k", top_k), ("num_devices", num_devices), ("max_devices", max_devices)):
+        if given is not None and not isinstance(given, int):
+            raise ValueError(f"{name}={given!r}: must be a whole number")
     for field, value, valid, holds in routing_rules(num_experts, top_k, num_devices, max_devices):
         if not holds:
             raise ValueError(f"{field}={value}: must be {valid}")
@@ -70,6 +78,34 @@ def routing_rules(
         ("max_devices", max_devices, f"between 1 and num_devices={num_devices}, or null", 1 <= most <= num_devices),
         ("top_k", top_k, f"between 1 and {reachable}, the experts on {most} devices", 1 <= top_k <= reachable),
     ]
+
+
+def require_consistent(routing: Routing, *, values: bool) -> None:
+    """Raise ValueError, naming the field, unless the tensors of a routing fit together.
+
+    `values` says whether experts are compared with their number too, for which a GPU has to be waited for.
+    """
+    affinities, experts, gates = routing[:3]
+    if not isinstance(affinities, Tensor) or not affinities.is_floating_point() or affinities.dim() != 3:
+        raise ValueError(f"affinities has {_kind(affinities)}: must be a floating-point tensor (B, T, E)")
+    for name, tensor in (("experts", experts), ("gates", gates)):
+        fits = isinstance(tensor, Tensor) and tensor.dim() == 3 and tensor.shape[:2] == affinities.shape[:2]
+        if not fits or not 1 <= tensor.shape[2] <= affinities.shape[2]:
+            valid = f"(B, T, K) with the B and T of the affinities, {tuple(affinities.shape)}, and K from 1 to their E"
+            raise ValueError(f"{name} has {_kind(tensor)}: must be {valid}")
+    if gates.shape != experts.shape:
+        raise ValueError(f"gates has {_kind(gates)}: must have the shape of the experts, {tuple(experts.shape)}")
+    if experts.dtype != torch.int64:
+        raise ValueError(f"experts has {_kind(experts)}: must be int64")
+    if values and experts.numel():
+        low, high = (int(bound) for bound in experts.aminmax())
+        if low < 0 or high >= affinities.shape[2]:
+            raise ValueError(f"experts has values from {low} to {high}: must be 0 to {affinities.shape[2] - 1}")
+
+
+def _kind(value: object) -> str:
+    """Return shape and type of a tensor, or the type of anything else."""
+    return f"shape {tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
 
 
 def token_devices(experts: Tensor, num_experts: int, num_devices: int) -> Tensor:

@@ -46,6 +46,7 @@ class Recorder(L.Callback):
         self.flops_per_token = account(run.model, context=run.trainer.sequence_length).flops_per_token
         self.seconds = 0.0  # of training so far, over all attempts, without validation
         self.last: dict[str, float] = {}  # latest value of every metric
+        self.failed: dict[str, str] = {}  # benchmarks that failed, and why
         self.routing: list[pd.DataFrame] = []
         self._reset()
 
@@ -57,10 +58,11 @@ class Recorder(L.Callback):
     # ---- state of a resumed run ----
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "last": self.last}
+        return {"seconds": self.seconds, "last": self.last, "failed": self.failed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds, self.last = state_dict["seconds"], state_dict["last"]
+        self.failed = state_dict.get("failed", {})  # older checkpoints have none
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         keep_until(self.folder, trainer.global_step)
@@ -113,7 +115,9 @@ class Recorder(L.Callback):
                 domains=self.source.domains,
             )
         if final and self.benchmarks is not None:
-            row |= self.benchmarks.run(pl_module.model, batch_tokens=settings.batch.size * settings.sequence_length)
+            tokens = settings.batch.size * settings.sequence_length
+            scores, self.failed = self.benchmarks.run(pl_module.model, batch_tokens=tokens)
+            row |= scores
         if final and type(moe := self.run.model.moe) is MoE.Config and moe.num_devices > 1:
             row["val/loss_at_capacity"] = loss_at_capacity(
                 pl_module.model, self.validation, batch_size=settings.batch.size
