@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
 
 def _report(words: list[str], *, table: bool) -> None:
     if others := [word for word in words if word.partition("=")[0] not in ("sweep", "scale")]:
-        raise ConfigError("words", " ".join(others), "only sweep= and scale=: a report covers the study as last run")
+        raise ConfigError("words", " ".join(others), "only sweep= and scale=: a report covers all seeds of the study that are complete")
     request, _ = parse(words)
     from ablations.trials.trials import stored
 

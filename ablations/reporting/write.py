@@ -22,7 +22,7 @@ def report_study(study: Study, console: "Console") -> None:
     """Write the report from stored results, then print the closing table and the report's path."""
     findings = collect(study)
     print_verdict(findings, console)
-    path = write_report(findings, study.folder / "report")
+    path = write_report(findings, study.report_folder)
     console.print(f"report:  {path}\nfigures: {path.parent / 'figures'}", soft_wrap=True)
 
 
