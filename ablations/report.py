@@ -29,7 +29,11 @@ def main(arguments: list[str]) -> int:
 
 def _report(words: list[str], *, table: bool) -> None:
     if others := [word for word in words if word.partition("=")[0] not in ("sweep", "scale")]:
-        raise ConfigError("words", " ".join(others), "only sweep= and scale=: a report covers all seeds of the study that are complete")
+        raise ConfigError(
+            "words",
+            " ".join(others),
+            "only sweep= and scale=: a report covers all complete seeds",
+        )
     request, _ = parse(words)
     from ablations.trials.trials import stored
 
