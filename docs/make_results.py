@@ -55,8 +55,8 @@ def demo() -> str:
     lower = "; ".join(f"{quantity(metric).name} in {count} of {len(others)}" for metric, count in below.items())
     text = (
         f"Mean ± standard deviation over {stored.seeds} seeds, the lowest imbalances in bold. Variants with a lower "
-        f"mean than without a loss: {lower}. Validation loss with all three minus that without: "
-        f"{stored.difference('paper', 'none')} nats (mean and 95% interval, paired by seed)."
+        f"mean than without a loss: {lower}. Verdicts on the contrasts, minus `none`, with intervals that hold "
+        f"together: {stored.verdicts()}."
     )
     return f"{table(header, rows)}\n\n{text}"
 

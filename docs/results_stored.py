@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from dsv2.metrics import quantity
 from dsv2.statistics.paired import Values, t_interval
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -21,7 +22,7 @@ LOSS = "val/loss"
 
 
 class Stored:
-    """The results of one study at one scale: `table.csv`, `report.md`, and `trials.csv` where the report wrote one."""
+    """The committed results of one study at one scale; older ones have no `trials.csv`."""
 
     def __init__(self, study: str, scale: str = "tiny") -> None:
         self.folder = RESULTS / study / scale
@@ -68,6 +69,15 @@ class Stored:
             return f"{self.mean(arm, metric) - self.mean(baseline, metric):+.3f}"
         low, high = t_interval(each)
         return f"{each.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
+
+    def verdicts(self) -> str:
+        """List the verdicts of the report, each with its interval, from `contrasts.csv`."""
+        rows = pd.read_csv(self.folder / "contrasts.csv", dtype={"arm": str}).to_dict("records")
+        return "; ".join(
+            f"{quantity(row['metric']).name} (`{row['arm']}`) {row['word']}, "
+            f"{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+            for row in rows
+        )
 
     def learned(self, arm: str) -> str:
         """Return how many seeds learned to recall, as in "4 of 5"."""
