@@ -49,8 +49,11 @@ wandb-demo: setup
 	$(BIN)/python -m ablations.run sweep=routing_collapse scale=smoke logger.wandb.mode=offline
 	$(BIN)/wandb leet inspect --summary "$$(ls -td runs/routing_collapse/smoke/trials/*/wandb/offline-run-*/*.wandb | head -1)"
 
+# Copies, which git ignores: running a notebook changes its file. A copy that is there is kept; delete it for a new one.
 lab: setup
-	DSV2_RUNS=$${DSV2_RUNS:-$(CURDIR)/runs} $(BIN)/jupyter lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
+	mkdir -p lab
+	for path in notebooks/*.ipynb; do test -e "lab/$${path##*/}" || cp "$$path" lab; done
+	DSV2_RUNS=$${DSV2_RUNS:-$(CURDIR)/runs} $(BIN)/jupyter lab lab $(if $(filter 0,$(shell id -u)),--allow-root)
 
 # The site, in site/; any warning ends it.
 docs: setup

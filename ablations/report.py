@@ -39,7 +39,7 @@ def _report(words: list[str], *, table: bool) -> list[str]:
     request, others = parse(words, KEYS)
     if others:
         key, _, value = others[0].partition("=")
-        raise ConfigError(key, value, f"{one_of(key, KEYS)}: a report covers the study as last run")
+        raise ConfigError(key, value, f"{one_of(key, KEYS)}: a report covers all complete seeds")
     from ablations.trials.trials import Study, stored
 
     studies = [stored(request.sweep, scale) for scale in request.scales]

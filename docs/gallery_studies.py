@@ -17,10 +17,9 @@ from dsv2 import plots
 from dsv2.metrics import quantity
 from dsv2.plots.balance import CONTROLLED
 from dsv2.statistics.calibration import NOISE, Rate
-from dsv2.statistics.ladder import fit_ladder
 from dsv2.statistics.paired import ALPHA, POWER, detectable_in_sd
 from dsv2.statistics.spending import error_of_interval
-from dsv2.statistics.trends import trends
+from dsv2.statistics.trends import climb, trends
 from dsv2.statistics.verdicts import difference_text
 
 ROOT = Path(__file__).parents[1]
@@ -94,28 +93,27 @@ def rungs() -> pd.DataFrame:
 
 def loss_over_compute(runs_at: Callable[[], pd.DataFrame] = rungs) -> Drawn:
     runs = runs_at()
-    ladder = fit_ladder(runs, arms=list(dict.fromkeys(runs["arm"])), baseline="none", loss=LOSS)
-    powers = sorted(-fit.alpha for fit in ladder.fits.values())
-    scales = " to ".join(ladder.scales)
-    title = f"From {scales} the loss goes with compute to the power {powers[0]:.3f} to {powers[-1]:.3f}, by arm"
+    low, high = climb(runs, arms=list(dict.fromkeys(runs["arm"])), baseline="none", loss=LOSS)
+    means = runs.groupby(["scale", "arm"])[LOSS].mean()
+    ends = [f"{means[scale].min():.3f} to {means[scale].max():.3f} nats at {scale}" for scale in (low, high)]
     return Drawn(
-        plots.loss_over_compute(runs, ladder, loss=LOSS, title=title),
-        "A point per run; a curve per arm with its 95% band. Rungs that are only predicted are open diamonds.",
+        plots.loss_over_compute(runs, None, loss=LOSS, title=f"Mean loss by arm: {', '.join(ends)}"),
+        "A point per run. From three rungs on, each arm gets a curve with its band, and the next rung a prediction.",
     )
 
 
 def difference_over_compute(runs_at: Callable[[], pd.DataFrame] = rungs) -> Drawn:
     runs = runs_at()
     arms = list(dict.fromkeys(runs["arm"]))
-    ladder = fit_ladder(runs, arms=arms, baseline="none", loss=LOSS)
+    scales = climb(runs, arms=arms, baseline="none", loss=LOSS)
     changes = [
         f"{trend.arm} " + " to ".join(f"{effect.mean:+.3f}" for effect in trend.effects)
         for trend in trends(runs, arms=arms, baseline="none", loss=LOSS)
     ]
-    title = f"Against none, {' to '.join(ladder.scales)}: {', '.join(changes)}"
+    title = f"Against none, {' to '.join(scales)}: {', '.join(changes)}"
     return Drawn(
-        plots.difference_over_compute(runs, ladder, "none", loss=LOSS, title=title),
-        "Paired by seed, with 95% t intervals at each rung, and the difference of the fitted curves.",
+        plots.difference_over_compute(runs, None, "none", loss=LOSS, title=title),
+        "Paired by seed, with 95% t intervals at each rung. From three rungs on, curves are fitted and subtracted.",
     )
 
 

@@ -12,9 +12,10 @@ pytest.register_assert_rewrite("tests.references")  # so that checks which tests
 
 @pytest.fixture(autouse=True)
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No test reads or writes the user's runs."""
+    """No test reads or writes the user's runs, or prepared corpora of others."""
     root = tmp_path / "runs"
     monkeypatch.setenv("DSV2_RUNS", str(root))
+    monkeypatch.setenv("DSV2_CACHE", "off")
     return root
 
 
@@ -69,6 +70,7 @@ def trained_once(quick: list[str], tmp_path_factory: pytest.TempPathFactory) -> 
     run = dsv2.load([*quick, *sizes, "model.vocab_size=320", "study=toy", "scale=smoke", "arm=moe"])
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("DSV2_RUNS", str(root))
+        environment.setenv("DSV2_CACHE", "off")
         machine.prepare()
         fit.fit(run, root / "toy" / "smoke" / "trials" / run.fingerprint())
     trials = {"trials": [["moe", 0, None, run.fingerprint()]]}

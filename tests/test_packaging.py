@@ -1,7 +1,9 @@
 """pyproject.toml is the one source of dependencies; constraints.txt pins them; environment.yml only points at both."""
 
 import importlib.metadata
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -102,3 +104,27 @@ def test_a_wheel_works_outside_the_checkout(tmp_path):
     where, trials, layers = done.stdout.split()
     assert where.startswith(str(site))
     assert (int(trials), int(layers)) == (30, 60)
+
+
+def test_running_a_notebook_leaves_the_checkout_clean(tmp_path):
+    """`make lab` opens copies: one that was run and saved is kept, and git sees none of it."""
+    checkout, bin_ = tmp_path / "checkout", tmp_path / "bin"
+    shutil.copytree(ROOT / "notebooks", checkout / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    for name in ("Makefile", ".gitignore"):
+        shutil.copy(ROOT / name, checkout)
+    bin_.mkdir()
+    jupyter = bin_ / "jupyter"
+    save = 'for path in "$2"/*.ipynb; do echo run >> "$path"; done; mkdir -p "$2/.ipynb_checkpoints" "$DSV2_RUNS/study"'
+    jupyter.write_text(f'#!/bin/sh\n{save}\ntouch "$2/.ipynb_checkpoints/00" "$DSV2_RUNS/study/00"\n')
+    jupyter.chmod(0o755)
+    identity = ["-c", "user.name=x", "-c", "user.email=x@x"]
+    for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "all"]):
+        subprocess.run(["git", *command], cwd=checkout, check=True)
+    environment = {key: value for key, value in os.environ.items() if key != "DSV2_RUNS"}
+    for times in (1, 2):
+        subprocess.run(["make", "-o", "setup", "lab", f"BIN={bin_}"], cwd=checkout, env=environment, check=True)
+        copies = list((checkout / "lab").glob("*.ipynb"))
+        assert len(copies) == len(list((ROOT / "notebooks").glob("*.ipynb")))
+        assert all(path.read_text().count("run\n") >= times for path in copies)
+    status = subprocess.run(["git", "status", "--porcelain"], cwd=checkout, check=True, capture_output=True, text=True)
+    assert status.stdout == ""

@@ -6,6 +6,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -15,7 +16,7 @@ from ablations.trials.results import results_of
 from ablations.trials.trials import Study
 from dsv2.plots.ladder import difference_over_compute, loss_over_compute
 from dsv2.report.page import Drawing, Section, Table, pictures, write_page
-from dsv2.statistics.ladder import POWER_LAW, Ladder, Prediction, fit_ladder, held_out, predict
+from dsv2.statistics.ladder import FEWEST_RUNGS, POWER_LAW, Ladder, Prediction, fit_ladder, held_out, predict
 from dsv2.statistics.paired import Interval
 from dsv2.statistics.trends import Trend, trend_rows, trends
 from dsv2.statistics.verdicts import IncompleteStudy
@@ -72,12 +73,14 @@ def _family(
     runs: pd.DataFrame, arms: Sequence[str], baseline: str, studies: Sequence[Study], then: Plan | None
 ) -> tuple[list[str], list[Section]]:
     """Return the headline and the sections of the arms that share a baseline."""
-    same = {"arms": arms, "baseline": baseline, "loss": LOSS}
-    by_arm, ladder = trends(runs, **same), fit_ladder(runs, **same)  # type: ignore[arg-type]
+    same: dict[str, Any] = {"arms": arms, "baseline": baseline, "loss": LOSS}
+    runs = runs[runs["arm"].isin(list(arms))]
+    by_arm = trends(runs, **same)
+    ladder = fit_ladder(runs, **same) if len(studies) >= FEWEST_RUNGS else None
     foretold: list[Prediction] = []
-    if len(ladder.scales) > 2:
-        foretold += held_out(runs, scale=ladder.scales[-1], **same)  # type: ignore[arg-type]
-    if then is not None:
+    if ladder and len(ladder.scales) > FEWEST_RUNGS:
+        foretold += held_out(runs, scale=ladder.scales[-1], **same)
+    if ladder and then is not None:
         flops = {row["arm"]: float(row["flops_per_token"] * row["tokens"]) for row in then.budgets()}
         foretold += predict(
             ladder, {arm: flops[arm] for arm in arms}, scale=then.scale, seeds=len(then.seeds), baseline=baseline
@@ -86,7 +89,7 @@ def _family(
     drawings = [
         Drawing(
             f"loss_over_compute_{baseline}",
-            "Loss over training compute, one point per run. Curves: fits; diamonds: predictions.",
+            "Loss over training compute, one point per run. " + (CURVES if ladder else NO_CURVE),
             partial(loss_over_compute, runs, ladder, foretold=foretold, loss=LOSS),
         ),
         Drawing(
@@ -96,10 +99,9 @@ def _family(
         ),
     ]
     drawn, problems = pictures(drawings)
-    sections = [
-        Section(f"Against {baseline}, rung by rung", text, [Table(*trend_rows(by_arm))], drawn),
-        Section("Curves", [], [Table(*fit_rows(ladder))]),
-    ]
+    sections = [Section(f"Against {baseline}, rung by rung", text, [Table(*trend_rows(by_arm))], drawn)]
+    if ladder:
+        sections.append(Section("Curves", [], [Table(*fit_rows(ladder))]))
     if foretold:
         sections.append(Section("Predictions", [], [Table(*prediction_rows(foretold))]))
     return text[1:2], [*sections, *failures(problems)]
@@ -110,22 +112,31 @@ def _family(
 
 LADDER_RULE = (
     "Curves are least-squares fits of log loss over training compute C (FLOPs per token times tokens), "
-    "loss = E + A C^-alpha with E >= 0, or a power law without E if there are two rungs. Intervals are 95% "
+    "loss = E + A C^-alpha with E >= 0, or a power law without E if there are three rungs. Intervals are 95% "
     "bootstrap intervals over seeds, the same seeds for all arms, widened for small samples; they cover seed noise, "
     "not a wrong form. A rung held out of the fit tests the predictions. Differences at the rungs have plain 95% t "
     "intervals, of one comparison each; verdicts are in the report of each scale."
 )
 
 
-def ladder_text(by_arm: Sequence[Trend], ladder: Ladder, foretold: Sequence[Prediction]) -> list[str]:
+CURVES = "Curves: fits; diamonds: predictions."
+NO_CURVE = (
+    f"No curve is fitted and nothing predicted: a power law has {FEWEST_RUNGS - 1} parameters, so it passes through "
+    f"any {FEWEST_RUNGS - 1} rungs; it takes {FEWEST_RUNGS}."
+)
+
+
+def ladder_text(by_arm: Sequence[Trend], ladder: Ladder | None, foretold: Sequence[Prediction]) -> list[str]:
     """Return paragraphs: how differences change over scale, the fitted form, and how predictions compared."""
-    paragraphs = [LADDER_RULE]
+    paragraphs = [LADDER_RULE if ladder else NO_CURVE]
     if by_arm:
         arms = "; ".join(f"{trend.arm} {trend.text}" for trend in by_arm)
         paragraphs.append(f"Exploratory, over {', '.join(by_arm[0].scales)}: {arms}.")
+    if ladder is None:
+        return paragraphs
     form = next(iter(ladder.fits.values())).form
     noted = "; ".join(f"{arm}: {fit.note}" for arm, fit in ladder.fits.items() if fit.note)
-    few = ", since two rungs cannot determine three parameters" if form == POWER_LAW else ""
+    few = ", since three rungs do not test three parameters" if form == POWER_LAW else ""
     notes = f" Notes: {noted}." if noted and form != POWER_LAW else ""
     paragraphs.append(f"Fitted over {', '.join(ladder.scales)}: loss = {form}{few}.{notes}")
     tested = [prediction for prediction in foretold if prediction.inside is not None]

@@ -23,7 +23,7 @@ CONTRAST_COLUMNS = ["arm", "baseline", "metric", "margin", "better", "error", "n
 def report_study(study: Study, console: "Console") -> None:
     """Write the report from stored results, then print the closing table and the report's path."""
     findings = collect(study)
-    path = write_report(findings, study.folder / "report")
+    path = write_report(findings, study.report_folder)
     print_verdict(findings, console)
     console.print(f"report:  {path}\nfigures: {path.parent / 'figures'}", soft_wrap=True)
 

@@ -3,7 +3,7 @@
 import json
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,14 +86,21 @@ def _frame(path: Path) -> pd.DataFrame | None:
         return None
 
 
-def results(name: str | Path, scale: str = "smoke") -> Results:
-    """Return the results of study `name` as last run at `scale`: a data frame with one row per arm and seed.
+def results(name: str | Path, scale: str = "smoke", seeds: Sequence[int] | None = None) -> Results:
+    """Return the results of study `name` at `scale`: a data frame with one row per arm and seed.
+
+    The rows are those of the study's report, and every other finished trial of its arms; with `seeds`, those of these
+    seeds.
 
     Columns: arm, seed, fingerprint, status (finished, failed, diverged, damaged or unfinished), tokens, seconds
     (of training), error (of a finished trial: its benchmarks that failed), folder, then the final value of each metric
     and the results of each probe, such as recall/accuracy.
     """
-    return results_of(stored(name, scale))
+    study = stored(name, scale)
+    if seeds is not None:
+        return results_of(study.with_seeds(seeds))
+    table = results_of(study.with_seeds([*study.seeds, *study.others])) if study.others else results_of(study)
+    return table[~table["seed"].isin(study.others) | (table["status"] == "finished")].reset_index(drop=True)
 
 
 def results_of(study: Study) -> Results:

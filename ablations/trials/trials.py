@@ -1,20 +1,30 @@
 """A study at a scale as data: trials of every arm with every seed, on the study's own data and on its probes."""
 
+import copy
 import operator
-import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Self
 
 import yaml
 
-from dsv2.config import ConfigError
+from ablations.trials.record import (
+    DEFINITION,
+    RECORD,
+    Record,
+    TrialKey,
+    folder_of_study,
+    known_record,
+    origin_of,
+    read_record,
+)
+from dsv2.config import ConfigError, digest
 from dsv2.printing import warn
 from dsv2.storage.files import write_text
-from dsv2.storage.rundir import FINGERPRINT, require_in_store, runs_root
-from dsv2.storage.sealed import changed, hashes, read_sealed, write_sealed
+from dsv2.storage.rundir import finished
+from dsv2.storage.sealed import changed, hashes, write_sealed
 from dsv2.storage.values import parse_yaml
 from dsv2.study.files import SUFFIXES, definition
 from dsv2.study.plan import Plan
@@ -23,8 +33,6 @@ from dsv2.training.run import Run, folder_of
 
 if TYPE_CHECKING:
     import pandas as pd
-
-RECORD, DEFINITION = "study.json", "study.yaml"  # in a study's folder: the request, and the study's contents
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,10 @@ class Trial:
     def name(self) -> str:
         return f"{self.arm}-s{self.seed}" + (f"-{self.probe}" if self.probe else "")
 
+    @property
+    def key(self) -> TrialKey:
+        return TrialKey(self.arm, self.seed, self.probe)
+
 
 class Study(Plan):
     """A study at a scale: its description, arms, trials and folder."""
@@ -52,26 +64,24 @@ class Study(Plan):
         seeds: Sequence[int] | None = None,
         overrides: Sequence[str] = (),
         *,
-        folders: "Mapping[TrialKey, str] | None" = None,
+        folders: Mapping[TrialKey, str] | None = None,
     ) -> None:
         """Plan `source` (see `Plan`) with `seeds`, by default those of the scale, and `overrides` for every trial.
 
         `folders` names the trials' folders, for a stored study whose data may be gone. Raises ConfigError.
         """
         self.asked = None if seeds is None else _checked(seeds)
+        self.others: tuple[int, ...] = ()  # of a stored study: seeds with trials that its report does not cover
+        self._folders = folders or {}
         if isinstance(overrides, str) or not all(isinstance(word, str) for word in overrides):
             raise ConfigError("overrides", overrides, 'a list of overrides, as in ["optim.lr=1e-3"]')
         super().__init__(source, scale, overrides)
         self.folder = folder_of_study(self.name, scale)
+        self.report_folder = self.folder / "report"
         named = isinstance(source, str | Path)
         self.source = str(source) if named else str(self.folder / DEFINITION)  # for command lines
         self.origin = origin_of(source)
-        self.trials = [
-            self._trial(TrialKey(arm, seed, probe), folders)
-            for seed in self.seeds
-            for arm in self.arms
-            for probe in (None, *self.file.probes)
-        ]
+        self.trials = self._trials()
         self._refuse_shared_folders()
 
     @property
@@ -79,13 +89,30 @@ class Study(Plan):
         """The requested seeds, else the scale's, extended to the number that the study needs."""
         return self.planned_seeds if self.asked is None else self.asked
 
-    def _trial(self, key: "TrialKey", folders: "Mapping[TrialKey, str] | None") -> Trial:
+    def with_seeds(self, seeds: Sequence[int]) -> Self:
+        """Return this study with other seeds. Raises ConfigError."""
+        other = copy.copy(self)
+        checked = _checked(seeds)
+        other.asked = None if checked == self.planned_seeds else checked
+        other.trials = other._trials()
+        other._refuse_shared_folders()
+        return other
+
+    def _trials(self) -> list[Trial]:
+        return [
+            self._trial(TrialKey(arm, seed, probe))
+            for seed in self.seeds
+            for arm in self.arms
+            for probe in (None, *self.file.probes)
+        ]
+
+    def _trial(self, key: TrialKey) -> Trial:
         run = replace(self.run_of(key.arm, key.probe), seed=key.seed + self.arms[key.arm].seed_offset)
         if run.trainer.devices > 1:
             valid = "1 in a study, whose trials run in parallel; train a single run with torchrun -m dsv2.train"
             raise ConfigError("trainer.devices", run.trainer.devices, valid)
         root = self.folder / "trials"
-        folder = root / folders[key] if folders and key in folders else folder_of(run, root)
+        folder = root / self._folders[key] if key in self._folders else folder_of(run, root)
         return Trial(key.arm, key.seed, run, folder, key.probe)
 
     def _refuse_shared_folders(self) -> None:
@@ -102,47 +129,92 @@ class Study(Plan):
 
         return pd.DataFrame(self.budgets())
 
-    def remember(self) -> None:
+    # ---- what the folder remembers -----------------------------------------------------------------------------------
+
+    def remember(self) -> "Study":
         """Store the request and the study's contents, so that results and reports refer to the same trials.
+
+        Returns the study that is reported. Requests that differ only in seeds are one study, reported over the most
+        seeds of which every trial has finished. Any other request takes the stored one's place once it has as many
+        finished trials; until then its report is written beside that of the stored one, `report_folder`.
 
         Raises ConfigError if the folder holds another study of this name. Warns if the trials are others than before,
         although the request is not, as after a change of the corpus.
         """
-        self._compare_with_last()
+        record = known_record(self.folder)
+        if record is not None:
+            self._compare_with(record)
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / DEFINITION, yaml.safe_dump(self.node | {"name": self.name}, sort_keys=False))
-        record = {
+        recorded = record.folders if record else {}
+        reported, known = self, {trial.key: trial.folder.name for trial in self.trials}
+        if record and self._continues(recorded):
+            reported, known = self._most_complete(record), recorded | known
+        elif record and self._count_finished(recorded.values()) > self._count_finished(known.values()):
+            name = digest(sorted(known.values()))
+            self.report_folder = self.folder / "reports" / name
+            if self.source == str(self.folder / DEFINITION):
+                self.source = str(self.folder / f"study-{name}.yaml")
+                self._write_definition(Path(self.source))
+            (self.folder / RECORD).touch()  # when trials were last asked for
+            return self
+        self._write_definition(self.folder / DEFINITION)
+        values = {
             "files": hashes(self.folder, [DEFINITION]),
             "source": self.source,
             "origin": self.origin,
-            "seeds": self.asked,
+            "seeds": reported.asked,
             "overrides": self.overrides,
-            "trials": [[trial.arm, trial.seed, trial.probe, trial.folder.name] for trial in self.trials],
+            "trials": [[*key, name] for key, name in known.items()],
         }
-        write_sealed(self.folder / RECORD, record)
+        write_sealed(self.folder / RECORD, values)
+        return reported
 
-    def _compare_with_last(self) -> None:
+    def _write_definition(self, path: Path) -> None:
+        write_text(path, yaml.safe_dump(self.node | {"name": self.name}, sort_keys=False))
+
+    def _compare_with(self, record: Record) -> None:
         """Compare this request with the last one in the folder; see `remember`."""
         try:
-            record = read_sealed(self.folder / RECORD)
-            then, trials = parse_yaml((self.folder / DEFINITION).read_text()), record["trials"]
-            folders = {TrialKey(arm, seed, probe): name for arm, seed, probe, name in trials}
-        except (OSError, ValueError, KeyError, TypeError):
-            return  # never run, or damaged; running it renews the record
-        origin = record.get("origin", self.origin)
+            then = parse_yaml((self.folder / DEFINITION).read_text())
+        except (OSError, ValueError):
+            return  # running the study renews it
+        origin = record.origin or self.origin
         if self.origin == origin_of(self.folder / DEFINITION):  # as a notebook's runner, from what it was told
             self.origin = origin
         same = then == parse_yaml(yaml.safe_dump(self.node | {"name": self.name}))
         if not same and origin != self.origin:
             held = f"{self.folder} holds the study of {origin}, and this one is of {self.origin}"
             raise ConfigError("sweep", self.name, f"a name of its own, set by `name:` in the study; {held}")
-        keys = {TrialKey(trial.arm, trial.seed, trial.probe): trial.folder.name for trial in self.trials}
-        others = any(folders.get(key, name) != name for key, name in keys.items())
-        if same and others and tuple(record.get("overrides", ())) == self.overrides:
+        others = any(record.folders.get(trial.key, trial.folder.name) != trial.folder.name for trial in self.trials)
+        if same and others and tuple(record.overrides) == self.overrides:
             warn(
                 f"{self.name}: its corpus, its tokenizer or the code has changed since it was last run, so that its "
                 f"trials are trained anew; the former ones stay in {self.folder / 'trials'}"
             )
+
+    def _continues(self, recorded: Mapping[TrialKey, str]) -> bool:
+        """Whether the recorded trials are those that this study has for their seeds."""
+        arms = {(key.arm, key.probe) for key in recorded}
+        return arms == {(trial.arm, trial.probe) for trial in self.trials} and all(
+            self._trial(key).folder.name == name for key, name in recorded.items()
+        )
+
+    def _most_complete(self, record: Record) -> "Study":
+        """Choose the most seeds of which every trial has finished, else all that were asked for."""
+        earlier = self.planned_seeds if record.seeds is None else tuple(record.seeds)
+        together = self.with_seeds(tuple(dict.fromkeys([*earlier, *self.seeds])))
+        by_size = sorted([self, self.with_seeds(earlier)], key=lambda study: -len(study.seeds))
+        complete = (
+            study
+            for study in (together, *by_size)
+            if self._count_finished(trial.folder.name for trial in study.trials) == len(study.trials)
+        )
+        return next(complete, together)
+
+    def _count_finished(self, folders: Iterable[str]) -> int:
+        return sum(finished(self.folder / "trials" / name) is not None for name in folders)
+
+    # ---- commands ----------------------------------------------------------------------------------------------------
 
     @property
     def arguments(self) -> list[str]:
@@ -154,26 +226,6 @@ class Study(Plan):
     def command(self) -> str:
         """The shell command that runs this study."""
         return f"python -m ablations.run {shlex.join(self.arguments)}"
-
-
-def folder_of_study(name: str, scale: str) -> Path:
-    """Return the folder of a study. Raises ConfigError if it leads out of the store, or there can be no store."""
-    try:
-        root = runs_root()
-    except ValueError as error:
-        raise ConfigError("DSV2_RUNS", os.environ["DSV2_RUNS"], str(error).partition(": ")[2]) from None
-    try:
-        require_in_store(root / name / scale)
-    except ValueError as error:
-        raise ConfigError("sweep", name, str(error)) from None
-    return root / name / scale
-
-
-def origin_of(source: str | Path | Mapping[str, Any]) -> str:
-    """Return where a study comes from, wherever it is named from: its name, the full path of its file, or python."""
-    if not isinstance(source, str | Path):
-        return "a dictionary"
-    return str(Path(source).absolute()) if Path(source).suffix in SUFFIXES else str(source)
 
 
 def _checked(seeds: Any) -> tuple[int, ...]:
@@ -189,16 +241,8 @@ def _checked(seeds: Any) -> tuple[int, ...]:
     return checked
 
 
-class TrialKey(NamedTuple):
-    """Identifies a trial within its study."""
-
-    arm: str
-    seed: int
-    probe: str | None
-
-
 def stored(name: str | Path, scale: str = "smoke") -> Study:
-    """Return the study as it was last run: the contents of its file then, its seeds, overrides and trials.
+    """Return the study that is reported: the contents of its file then, its seeds, overrides and trials.
 
     `name` is a study's name or the path of its file; if it was never run, it is planned from that. Raises ConfigError
     if the store has no such study, or another one of that name.
@@ -213,38 +257,25 @@ def stored(name: str | Path, scale: str = "smoke") -> Study:
     require_name("scale", scale)
     folder = folder_of_study(name, scale)
     try:
-        record = read_sealed(folder / RECORD)
-        source, seeds, overrides = record.get("source") or given, record["seeds"], record["overrides"]
-        folders = {
-            TrialKey(arm, seed, probe): fingerprint for arm, seed, probe, fingerprint in record.get("trials", [])
-        }
-        valid_record = (
-            isinstance(overrides, list)
-            and all(isinstance(word, str) for word in overrides)
-            and all(isinstance(seed, int) for seed in seeds or ())
-            and all(FINGERPRINT.fullmatch(fingerprint) for fingerprint in folders.values())
-            and source.isprintable()
-        )
-        files = dict(record.get("files", {}))
+        record = read_record(folder)
     except FileNotFoundError:
         return Study(given, scale)
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        valid_record = False
-    if not valid_record:
-        raise ConfigError("sweep", name, f"{folder / RECORD} is damaged; run the study again to renew it")
-    if not files and not (folder / DEFINITION).is_file():  # the store predates stored definitions
-        return _planned_again(source, scale, seeds, overrides)
-    if changed(folder, files):
+    source = record.source or given
+    if not record.files and not (folder / DEFINITION).is_file():  # the store predates stored definitions
+        return _planned_again(source, scale, record)
+    if changed(folder, record.files):
         valid = f"{folder / DEFINITION} cannot be used; run the study again to renew it. It was changed since"
         raise ConfigError("sweep", name, valid)
     try:
-        study = Study(definition(str(folder / DEFINITION))[1], scale, seeds, overrides, folders=folders)
+        node = definition(str(folder / DEFINITION))[1]
+        study = Study(node, scale, record.seeds, record.overrides, folders=record.folders)
         if study.name != name:
             raise ConfigError("name", study.name, f"{name}, as its folder")
     except ConfigError as error:
         valid = f"{folder / DEFINITION} cannot be used; run the study again to renew it. {error}"
         raise ConfigError("sweep", name, valid) from None
-    study.source, study.origin = source, record.get("origin", origin_of(given))
+    study.source, study.origin = source, record.origin or origin_of(given)
+    study.others = tuple(dict.fromkeys(key.seed for key in record.folders if key.seed not in study.seeds))
     elsewhere = path.suffix in SUFFIXES and path.is_file() and origin_of(given) != study.origin
     if elsewhere and definition(given)[1] | {"name": name} != study.node:
         valid = f"the study that was run as {name}, which is of {study.origin}; report it with sweep={name}"
@@ -252,9 +283,9 @@ def stored(name: str | Path, scale: str = "smoke") -> Study:
     return study
 
 
-def _planned_again(source: str, scale: str, seeds: Sequence[int] | None, overrides: Sequence[str]) -> Study:
+def _planned_again(source: str, scale: str, record: Record) -> Study:
     """Plan a stored study from its file. Raises ConfigError if that has become another study."""
-    study = Study(source, scale, seeds, overrides)
+    study = Study(source, scale, record.seeds, record.overrides)
     others = any((study.folder / "trials").glob("*"))
     if others and not any(trial.folder.is_dir() for trial in study.trials):
         valid = f"the file of the study that {study.folder} holds; none of its trials is there"

@@ -3,14 +3,17 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from dsv2.data import corpora, store
 from dsv2.data.corpora import Files
@@ -89,6 +92,101 @@ def test_a_corpus_is_prepared_once(corpus_config: Files.Config, runs: Path, monk
     np.testing.assert_array_equal(first.store.train.tokens, again.store.train.tokens)
     assert len(folders(runs)) == 1
     assert first.store.train.tokens.dtype == np.uint16
+
+
+# ---- the copy that stores share --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DSV2_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "corpora"
+
+
+@pytest.fixture
+def prepared(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Grows by the folder of every corpus that is prepared and not copied."""
+    made, prepare = list[Path](), store._prepare
+
+    def counted(folder: Path, *rest: Any) -> None:
+        made.append(folder)
+        prepare(folder, *rest)
+
+    monkeypatch.setattr(store, "_prepare", counted)
+    return made
+
+
+def test_another_store_copies_what_one_prepared(
+    corpus_config: Files.Config, cache: Path, prepared: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = opened(corpus_config)
+    monkeypatch.setenv("DSV2_RUNS", str(tmp_path / "other"))
+    again = opened(corpus_config)
+    assert len(prepared) == 1
+    assert again.store.folder.is_relative_to(tmp_path / "other")
+    assert again.identity == first.identity
+    np.testing.assert_array_equal(first.store.train.tokens, again.store.train.tokens)
+    opened(dataclasses.replace(corpus_config, vocab_size=290))
+    assert len(prepared) == 2
+    assert len([path for path in cache.iterdir() if path.is_dir()]) == 2
+
+
+@pytest.mark.parametrize("damage", ["flipped", "gone", "another", "no JSON", "a folder"])
+def test_a_damaged_copy_is_not_used_and_made_again(
+    corpus_config: Files.Config,
+    cache: Path,
+    prepared: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: str,
+) -> None:
+    before = opened(corpus_config).train(0, 4)
+    other = opened(dataclasses.replace(corpus_config, vocab_size=290)).store.folder
+    kept = cache / store.digest(corpus_config.identity())
+    if damage == "flipped":
+        data = bytearray((kept / "train.bin").read_bytes())
+        data[7] ^= 1
+        (kept / "train.bin").write_bytes(data)
+    elif damage == "gone":
+        (kept / "val.bin").unlink()
+    elif damage == "another":
+        shutil.rmtree(kept)
+        shutil.copytree(other, kept)
+    elif damage == "no JSON":
+        (kept / "manifest.json").write_text("[")
+    else:
+        (kept / "val.bin").unlink()
+        (kept / "val.bin").mkdir()
+    monkeypatch.setenv("DSV2_RUNS", str(tmp_path / "other"))
+    assert torch.equal(opened(corpus_config).train(0, 4).inputs, before.inputs)
+    assert len(prepared) == 3
+    monkeypatch.setenv("DSV2_RUNS", str(tmp_path / "third"))
+    assert torch.equal(opened(corpus_config).train(0, 4).inputs, before.inputs)
+    assert len(prepared) == 3
+
+
+def test_a_cache_that_cannot_be_written_fails_no_run(
+    corpus_config: Files.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DSV2_CACHE", str(tmp_path / "file" / "cache"))
+    assert opened(corpus_config).train_tokens
+    assert "data: no copy was kept for other stores in" in capsys.readouterr().err
+
+
+def test_where_copies_lie(corpus_config: Files.Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("DSV2_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    opened(corpus_config)
+    assert len(list((tmp_path / "xdg" / "dsv2" / "corpora").glob("*/manifest.json"))) == 1
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DSV2_RUNS", str(tmp_path / "other"))
+    opened(corpus_config)
+    assert len(list((tmp_path / "home" / ".cache" / "dsv2" / "corpora").glob("*/manifest.json"))) == 1
+
+
+# ---- one store -------------------------------------------------------------------------------------------------------
 
 
 def test_other_settings_are_other_stores(corpus_config: Files.Config, runs: Path) -> None:

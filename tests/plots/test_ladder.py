@@ -17,8 +17,8 @@ def ladder(runs: pd.DataFrame) -> Ladder:
 
 
 def test_every_figure_is_whole_and_readable() -> None:
-    runs = simulate(seeds=3)
-    below, told = ladder(runs[runs["scale"] != "base"]), held_out(runs, scale="base", arms=ARMS, baseline="mha")
+    runs = simulate(rungs=5, seeds=3)
+    below, told = ladder(runs[runs["scale"] != "paper"]), held_out(runs, scale="paper", arms=ARMS, baseline="mha")
     for ax in (
         loss_over_compute(runs, below, foretold=told, title=TITLE),
         difference_over_compute(runs, below, "mha", foretold=told, title=TITLE),
@@ -28,19 +28,31 @@ def test_every_figure_is_whole_and_readable() -> None:
 
 
 def test_figures_draw_every_run_and_dash_what_is_predicted() -> None:
-    runs = simulate(seeds=3)
-    below, told = ladder(runs[runs["scale"] != "base"]), held_out(runs, scale="base", arms=ARMS, baseline="mha")
+    runs = simulate(rungs=5, seeds=3)
+    below, told = ladder(runs[runs["scale"] != "paper"]), held_out(runs, scale="paper", arms=ARMS, baseline="mha")
     ax = loss_over_compute(runs, below, foretold=told)
-    points = [line for line in ax.get_lines() if line.get_linestyle() == "None" and len(line.get_xdata()) == 4 * 3]
+    points = [line for line in ax.get_lines() if line.get_linestyle() == "None" and len(line.get_xdata()) == 5 * 3]
     assert len(points) == len(ARMS)
     dashed = [line for line in ax.get_lines() if line.get_linestyle() == "--"]
-    assert [max(line.get_xdata()) for line in dashed] == pytest.approx([1e13 * 8**3] * 2)
+    assert [max(line.get_xdata()) for line in dashed] == pytest.approx([1e13 * 8**4] * 2)
     assert not [line for line in loss_over_compute(runs, ladder(runs)).get_lines() if line.get_linestyle() == "--"]
     ax = difference_over_compute(runs, below, "mha", foretold=told)
     means = [line.get_ydata()[0] for line in ax.get_lines() if line.get_marker() == "s" and len(line.get_xdata()) == 1]
     wide = runs.pivot(index=["flops", "seed"], columns="arm", values="loss")
     wanted = (wide["mla"] - wide["mha"]).groupby("flops").mean()
     assert means == pytest.approx(list(wanted))
+
+
+def test_without_a_ladder_there_are_points_and_no_curves() -> None:
+    runs = simulate(rungs=2, seeds=3)
+    ax = loss_over_compute(runs, None, title=TITLE)
+    assert [len(line.get_xdata()) for line in ax.get_lines()] == [6, 0, 6, 0]
+    assert {line.get_linestyle() for line in ax.get_lines()} == {"None"}
+    other = difference_over_compute(runs, None, "mha", title=TITLE)
+    assert max(len(line.get_xdata()) for line in other.get_lines()) == 2  # intervals and the line at zero
+    for drawn in (ax, other):
+        assert isinstance(drawn.figure, Figure)
+        assert_readable(drawn.figure)
 
 
 def test_differences_at_equal_compute_stand_beside_each_other() -> None:

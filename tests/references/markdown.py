@@ -19,3 +19,8 @@ def commands(markdown: str) -> list[str]:
     """Lines of unnamed blocks, without their comments: what a reader types."""
     lines = [line for block in blocks(markdown) if not block.language for line in block.text.splitlines()]
     return [line.partition("  #")[0].strip() for line in lines if line.strip()]
+
+
+def without_code(markdown: str) -> str:
+    """What is left of a page without its fenced blocks and its words in backquotes."""
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"^```.*?^```", "", markdown, flags=re.S | re.M))

@@ -5,6 +5,7 @@ import torch
 
 import dsv2
 from dsv2.data.source import Batch
+from dsv2.study.plan import Plan
 from dsv2.training.module import Module
 from tests import references
 
@@ -39,6 +40,16 @@ def test_exempt_sequences_depend_on_seed_and_step_alone(quick: list[str]) -> Non
 def test_the_exempt_share(quick: list[str], ratio: float, low: int, high: int) -> None:
     """Of 10,000 sequences; the count at 10% has a standard deviation of 30, and lies within 6 of them."""
     assert low <= int(module(quick, ratio)._exempt(10_000).sum()) <= high
+
+
+def test_the_share_of_steps_without_an_exempt_sequence(quick: list[str]) -> None:
+    """0.9^8 = 43%, as the study says; of 2,000 steps, within four deviations."""
+    found, without = module(quick, 0.1), 0
+    for found.step in range(2000):
+        without += not found._exempt(8).any()
+    share = without / 2000
+    assert share == pytest.approx(0.9**8, abs=0.044)
+    assert f"{0.9**8:.0%} of the steps of 8 sequences have none (0.9^8)" in Plan("token_dropping", "tiny").file.shows_at
 
 
 def test_nobody_is_exempt_where_nothing_is_dropped(quick: list[str]) -> None:

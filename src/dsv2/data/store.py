@@ -8,10 +8,15 @@
 
 A folder is written under another name and renamed when complete, under a lock, so a folder named by its key is always
 complete, and a killed preparation is repeated.
+
+A copy is kept under `<cache>/corpora/<key>/`, so that another `<runs>` copies it instead of preparing it again. The
+cache is DSV2_CACHE, else dsv2/ of the user's caches; DSV2_CACHE=off keeps none. Copies are checked like the original.
 """
 
 import hashlib
 import json
+import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -75,7 +80,9 @@ def open_store(
         with hold_when_free(folder.with_suffix(".lock"), "the data", lambda text: complain(f"data: {text}")):
             if not _complete(folder):
                 with new_directory(folder, replace=True) as scratch:
-                    _prepare(scratch, documents, survey, chosen, vocab_size, identity, tokenizer)
+                    if not _copied(scratch, identity):
+                        _prepare(scratch, documents, survey, chosen, vocab_size, identity, tokenizer)
+                _keep_copy(folder, identity)
     return _open(folder, vocab_size, tokenizer)
 
 
@@ -97,7 +104,55 @@ def _open(folder: Path, vocab_size: int, tokenizer: Tokenizer | None = None) -> 
     return Store(side("train"), side("val"), tuple(manifest["domains"]), tokenizer, manifest, folder)
 
 
-def _complete(folder: Path) -> bool:
+def _cached(identity: dict[str, str]) -> Path | None:
+    """Return the folder of the copy that stores share, or None if none shall be kept."""
+    chosen = os.environ.get("DSV2_CACHE", "")
+    if chosen == "off":
+        return None
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    return (Path(chosen) if chosen else caches / "dsv2") / "corpora" / digest(identity)
+
+
+def _copied(scratch: Path, identity: dict[str, str]) -> bool:
+    """Copy the shared prepared corpus to `scratch`; return whether there is one and the copy is intact."""
+    cached = _cached(identity)
+    try:
+        if cached is None or not (cached / MANIFEST).is_file():
+            return False
+        for name in (MANIFEST, *FILES):
+            shutil.copyfile(cached / name, scratch / name)
+        intact = _is_of(scratch, identity, cached)
+    except OSError as error:
+        complain(f"data: the copy in {cached} cannot be read: {error.strerror}")
+        intact = False
+    if not intact:
+        for path in scratch.iterdir():
+            path.unlink()
+    return intact
+
+
+def _keep_copy(folder: Path, identity: dict[str, str]) -> None:
+    """Keep a copy that other stores can use; where none can be written, say so and go on without."""
+    cached = _cached(identity)
+    if cached is None:
+        return
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with hold_when_free(cached.with_suffix(".lock"), "the copy", lambda text: complain(f"data: {text}")):
+            if not (cached.is_dir() and _is_of(cached, identity, cached)):
+                with new_directory(cached, replace=True) as scratch:
+                    for name in (*FILES, MANIFEST):
+                        shutil.copyfile(folder / name, scratch / name)
+    except OSError as error:
+        complain(f"data: no copy was kept for other stores in {cached.parent}: {error.strerror}")
+
+
+def _is_of(folder: Path, identity: dict[str, str], named: Path) -> bool:
+    """Whether the folder is an intact prepared corpus with this identity; `named` is what messages call it."""
+    return _complete(folder, named) and json.loads((folder / MANIFEST).read_text()).get("identity") == identity
+
+
+def _complete(folder: Path, named: Path | None = None) -> bool:
     """Whether every file exists with the checksum in the manifest; reads all files, about 1 s per GB."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
@@ -109,7 +164,7 @@ def _complete(folder: Path) -> bool:
     whole = ((folder / name).is_file() and kept.get(name) == _sha256(folder / name) for name in FILES)
     if isinstance(kept, dict) and all(whole):
         return True
-    complain(f"data: {folder} is damaged and will be prepared again")
+    complain(f"data: {named or folder} is damaged and will be prepared again")
     return False
 
 

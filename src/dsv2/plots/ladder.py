@@ -31,7 +31,7 @@ LOSS = "val/loss"  # for labels, whatever the column of `runs` is called
 @styled()
 def loss_over_compute(
     runs: pd.DataFrame,
-    ladder: Ladder,
+    ladder: Ladder | None,
     *,
     foretold: Sequence[Prediction] = (),
     loss: str = "loss",
@@ -40,17 +40,18 @@ def loss_over_compute(
 ) -> Axes:
     """Draw a point per run and each arm's curve with its 95% band, dashed beyond the fitted rungs.
 
-    `foretold` predictions are open diamonds with their intervals. Both axes are logarithmic.
+    `foretold` predictions are open diamonds with their intervals. Both axes are logarithmic. Without a `ladder`, as
+    for too few rungs, points alone are drawn.
     """
-    arms = list(ladder.fits)
+    arms = list(ladder.fits) if ladder else list(dict.fromkeys(runs["arm"]))
     ax = single(HEIGHT, title, ax)
     for index, (arm, style) in enumerate(arm_styles(arms).items()):
         of_arm = runs[runs["arm"] == arm]
-        fitted = of_arm[of_arm["scale"].isin(list(ladder.scales))]
         ax.plot(of_arm["flops"], of_arm[loss], **(style | {"linestyle": "none", "markersize": 3, "alpha": 0.6}))
         predictions = [prediction for prediction in foretold if prediction.arm == arm and not prediction.minus]
-        _curve(ax, ladder, arm, None, fitted["flops"], predictions, style["color"])
-        ax.plot([], [], label=arm, **(style | {"linestyle": "-"}))
+        if ladder:
+            _curve(ax, ladder, arm, None, of_arm, predictions, style["color"])
+        ax.plot([], [], label=arm, **(style | {"linestyle": "-" if ladder else "none"}))
         _diamonds(ax, predictions, style["color"], index)
     ax.set_yscale("log")
     ax.yaxis.set_major_locator(MaxNLocator(5))
@@ -65,7 +66,7 @@ def loss_over_compute(
 @styled()
 def difference_over_compute(
     runs: pd.DataFrame,
-    ladder: Ladder,
+    ladder: Ladder | None,
     baseline: str,
     *,
     foretold: Sequence[Prediction] = (),
@@ -76,9 +77,10 @@ def difference_over_compute(
     """Draw arm minus baseline paired by seed: mean and 95% t interval at each rung, and the difference of the curves.
 
     The horizontal axis is the arm's compute; points of several arms are shifted slightly so that they do not overlap. A
-    curve that moves away from zero means that the difference grows with scale.
+    curve that moves away from zero means that the difference grows with scale. Without a `ladder`, as for too few
+    rungs, there is no curve.
     """
-    arms = list(ladder.fits)
+    arms = list(ladder.fits) if ladder else list(dict.fromkeys(runs["arm"]))
     styles = arm_styles(arms)
     scales = list(dict.fromkeys(runs.sort_values("flops")["scale"]))
     ax = single(HEIGHT, title, ax)
@@ -86,7 +88,6 @@ def difference_over_compute(
     others = [arm for arm in arms if arm != baseline]
     for i, arm in enumerate(others):
         style, shift = styles[arm], 1.05 ** (i - (len(others) - 1) / 2)
-        fitted = runs[(runs["arm"] == arm) & runs["scale"].isin(list(ladder.scales))]
         predictions = [prediction for prediction in foretold if (prediction.arm, prediction.minus) == (arm, baseline)]
         for scale in scales:
             losses = runs[runs["scale"] == scale].pivot(index="seed", columns="arm", values=loss)
@@ -96,8 +97,9 @@ def difference_over_compute(
             flops = shift * runs[(runs["scale"] == scale) & (runs["arm"] == arm)]["flops"].mean()
             ax.plot([flops] * 2, t_interval(delta), color=style["color"], linewidth=1.2)
             ax.plot(flops, delta.mean(), **(style | {"linestyle": "none"}))
-        _curve(ax, ladder, arm, baseline, fitted["flops"], predictions, style["color"])
-        ax.plot([], [], label=arm, **(style | {"linestyle": "-"}))
+        if ladder:
+            _curve(ax, ladder, arm, baseline, runs[runs["arm"] == arm], predictions, style["color"])
+        ax.plot([], [], label=arm, **(style | {"linestyle": "-" if ladder else "none"}))
         _diamonds(ax, predictions, style["color"], arms.index(arm))
     ax.set_ylabel(difference_label(LOSS, baseline))
     _compute_axis(ax)
@@ -111,11 +113,12 @@ def _curve(
     ladder: Ladder,
     arm: str,
     minus: str | None,
-    fitted: "pd.Series[float]",
+    of_arm: pd.DataFrame,
     predictions: Sequence[Prediction],
     colour: str,
 ) -> None:
-    """Draw the fitted curve with its band, dashed beyond the fitted rungs."""
+    """Draw the fitted curve with its band, dashed beyond the fitted rungs; `of_arm` has the runs of the arm."""
+    fitted = of_arm[of_arm["scale"].isin(list(ladder.scales))]["flops"]
     last = max([fitted.max(), *(prediction.flops for prediction in predictions)])
     flops: Values = np.geomspace(fitted.min(), last, 120)
     curve = ladder.fits[arm].at(flops) - (ladder.fits[minus].at(flops) if minus else 0.0)

@@ -1,8 +1,8 @@
 """Loss over training compute along a ladder of scales: fitted curves, their intervals, predictions of the next rung.
 
-R rungs, B resamples. The form is L(C) = E + A C^-alpha with E >= 0, A > 0 and 0.001 <= alpha <= 2, C in FLOPs; two
-rungs do not determine three parameters, so for them it is L(C) = A C^-alpha. Fits are least squares of log L over all
-runs.
+R rungs, B resamples. The form is L(C) = E + A C^-alpha with E >= 0, A > 0 and 0.001 <= alpha <= 2, C in FLOPs. A curve
+needs a rung more than it has parameters, or it passes through any points: three rungs get L(C) = A C^-alpha, and two
+none. Fits are least squares of log L over all runs.
 
 Intervals are a bootstrap over seeds. At each rung the seeds are resampled, the same for all arms, so that differences
 between arms stay paired; rungs are resampled independently, since a seed at two scales shares no weights. With n seeds,
@@ -24,6 +24,7 @@ from dsv2.statistics.paired import ALPHA, Interval, Values
 from dsv2.statistics.trends import climb
 
 SATURATING, POWER_LAW = "E + A C^-alpha", "A C^-alpha"
+FEWEST_RUNGS = 3  # one more than the parameters of a power law
 STEEPEST = 2.0
 EXPONENTS = np.geomspace(1e-3, STEEPEST, 120)
 
@@ -90,11 +91,13 @@ def fit_ladder(
 ) -> Ladder:
     """Fit the curves of all arms; `runs` as in `trends`.
 
-    Raises ValueError for a single rung, for rungs of equal compute and for a loss that does not fall.
+    Raises ValueError for fewer than FEWEST_RUNGS, for rungs of equal compute and for a loss that does not fall.
     """
     scales = climb(runs, arms=arms, baseline=baseline, loss=loss)
-    if len(scales) < 2:
-        raise ValueError(f"runs: only the scale {', '.join(scales)}; a curve over compute needs at least two")
+    if len(scales) < FEWEST_RUNGS:
+        raise ValueError(
+            f"runs: only the scales {', '.join(scales)}; a curve over compute needs {FEWEST_RUNGS} or more"
+        )
     points = {arm: _points(runs[runs["arm"] == arm], arm, scales, loss) for arm in arms}
     counts = [losses.size for losses in points[baseline].logs]  # seeds at each rung, the same for all arms
     rng = np.random.default_rng(seed)
@@ -140,15 +143,15 @@ def _fit(arm: str, flops: Values, means: Values, weights: Values, moved: Values)
     """Fit a curve to `means` (R,) of log loss, and return (B, 3) of E, A, alpha for the resampled means (B, R)."""
     centre = float(np.log(flops).mean())  # centring decorrelates A and alpha
     x = np.log(flops) - centre
-    if len(x) == 2:
-        form, best, drawn = POWER_LAW, _power_law(x, means[None])[0], _power_law(x, moved)
+    if len(x) == FEWEST_RUNGS:
+        form, best, drawn = POWER_LAW, _power_law(x, means[None], weights)[0], _power_law(x, moved, weights)
     else:
         form, best, drawn = SATURATING, _saturating(x, means, weights), _profile(x, np.exp(moved), weights)
     e, a, alpha = best
     if a <= 0 or alpha <= 0:
         ends = f"{math.exp(means[0]):.4g} after {flops[0]:.3g} FLOPs, {math.exp(means[-1]):.4g} after {flops[-1]:.3g}"
         raise ValueError(f"runs: the loss of arm {arm!r} does not fall with compute ({ends}); nothing to fit")
-    notes = ["two rungs: a power law without E"] if form == POWER_LAW else []
+    notes = ["three rungs: a power law without E"] if form == POWER_LAW else []
     bounds = ["E at its bound 0"] if form == SATURATING and e <= 1e-4 * math.exp(means[0]) else []
     bounds += [f"alpha at its bound {STEEPEST:g}"] if form == SATURATING and alpha >= STEEPEST * (1 - 1e-6) else []
     notes += [f"{bound}, so no interval" for bound in bounds]
@@ -182,10 +185,12 @@ def _saturating(x: Values, y: Values, weights: Values) -> tuple[float, float, fl
     return float(best[0]), math.exp(best[1]), float(best[2])
 
 
-def _power_law(x: Values, y: Values) -> Values:
-    """Return (B, 3) of 0, A, alpha through two rungs; y (B, 2) is log loss."""
-    alpha = (y[:, 0] - y[:, 1]) / (x[1] - x[0])
-    return np.stack([np.zeros(len(y)), np.exp(y[:, 0] + alpha * x[0]), alpha], axis=1)
+def _power_law(x: Values, y: Values, weights: Values) -> Values:
+    """Return (B, 3) of 0, A, alpha by weighted least squares; x (R,) is log compute, y (B, R) log loss."""
+    shares = weights / weights.sum()
+    middle, height = shares @ x, y @ shares
+    alpha = -(y * shares) @ (x - middle) / (shares @ (x - middle) ** 2)
+    return np.stack([np.zeros(len(y)), np.exp(height + alpha * middle), alpha], axis=1)
 
 
 def _profile(x: Values, losses: Values, weights: Values) -> Values:
@@ -289,8 +294,8 @@ def held_out(
 ) -> list[Prediction]:
     """Fit the rungs below `scale`, predict it, and check whether the observations lie inside the intervals."""
     scales = climb(runs, arms=arms, baseline=baseline, loss=loss)
-    if scale not in scales[2:]:
-        raise ValueError(f"scale={scale!r}: must be a rung with two below it; rungs are {', '.join(scales)}")
+    if scale not in scales[FEWEST_RUNGS:]:
+        raise ValueError(f"scale={scale!r}: must be a rung with {FEWEST_RUNGS} below it; rungs are {', '.join(scales)}")
     below = runs[runs["scale"].isin(scales[: scales.index(scale)])]
     ladder = fit_ladder(below, arms=arms, baseline=baseline, loss=loss, resamples=resamples, seed=seed)
     rung = runs[(runs["scale"] == scale) & runs["arm"].isin(list(arms))].groupby("arm")

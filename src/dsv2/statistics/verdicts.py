@@ -1,7 +1,7 @@
 """Effects of a study's arms, and verdicts on the contrasts that it declared.
 
 n seeds. An effect is the arm's value minus its baseline's, seed by seed: arms of one seed share initial weights and
-data order, which halves the noise. `RULE` states how verdicts are reached; a study with a missing trial has none.
+data order, and so their noise. `RULE` states how verdicts are reached; a study with a missing trial has none.
 """
 
 import math

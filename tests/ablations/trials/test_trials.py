@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ablations.trials.results import results
 from ablations.trials.trials import DEFINITION, RECORD, Study, stored
 from dsv2.config import ConfigError, plain
+from dsv2.data import corpora
 from dsv2.study.files import read
 
 
@@ -108,6 +110,79 @@ def test_a_study_is_found_without_its_file_corpus_and_directory(mine, corpus, tm
         (tmp_path / "gone").rename(texts)
         elsewhere.rmdir()
     assert sorted(path.name for path in (runs / "mine" / "smoke").iterdir()) == [RECORD, DEFINITION]
+
+
+# ---- which request is reported ---------------------------------------------------------------------------------------
+
+
+def finish(trials):
+    for trial in trials:
+        trial.folder.mkdir(parents=True, exist_ok=True)
+        (trial.folder / "result.json").write_text(json.dumps({"status": "finished", "metrics": {}, "tokens": 1}))
+
+
+def test_fewer_seeds_leave_the_report_of_more(mine):
+    whole = Study(mine, seeds=[0, 1, 2])
+    assert whole.remember() is whole
+    finish(whole.trials)
+    assert Study(mine, seeds=[1]).remember().seeds == (0, 1, 2)
+    assert stored("mine").trials == whole.trials
+
+
+def test_more_seeds_join_once_they_are_finished(mine):
+    first, more = Study(mine, seeds=[0, 1]), Study(mine, seeds=[2])
+    first.remember()
+    finish(first.trials)
+    more.remember()  # as when it starts
+    finish(more.trials[:1])  # and is then aborted
+    assert stored("mine").trials == first.trials
+    assert stored("mine").others == (2,)
+    table = results("mine")
+    assert list(table["seed"]) == [0, 0, 1, 1, 2]
+    assert list(results("mine", seeds=[2])["status"]) == ["finished", "unfinished"]
+    finish(more.trials)
+    assert more.remember().seeds == stored("mine").seeds == (0, 1, 2)
+
+
+def test_where_no_request_is_complete_all_seeds_are_reported(mine):
+    first, more = Study(mine, seeds=[0]), Study(mine, seeds=[1])
+    first.remember()
+    finish(first.trials[:1])
+    assert more.remember().seeds == (0, 1)
+    finish(more.trials)
+    assert more.remember().seeds == (1,)  # what was asked for is complete
+
+
+@pytest.mark.parametrize("change", ["overrides", "an arm"])
+def test_another_request_takes_the_place_of_a_smaller_one_alone(mine, change):
+    whole = Study(mine, seeds=[0, 1, 2])
+    whole.remember()
+    finish(whole.trials)
+    if change == "an arm":
+        mine = mine | {"arms": {**mine["arms"], "third": {"about": "more", "overrides": ["loss.expert=0.02"]}}}
+    other = Study(mine, seeds=[0, 1, 3], overrides=["optim.lr=1e-3"] if change == "overrides" else [])
+    assert other.remember() is other
+    finish(other.trials[:5])
+    other.remember()
+    assert stored("mine").trials == whole.trials
+    assert other.report_folder.parent == other.folder / "reports"
+    assert Study(other.source, seeds=[0, 1, 3], overrides=other.overrides).trials == other.trials
+    finish(other.trials)
+    assert Study(mine, seeds=[0, 1, 3], overrides=other.overrides).remember().report_folder.name == "report"
+    assert stored("mine").trials == other.trials
+
+
+def test_trials_of_other_data_do_not_join(mine, monkeypatch):
+    """The format of the data is part of a trial's name: seeds from before it changed are another study's."""
+    before = Study(mine, seeds=[0, 1])
+    before.remember()
+    finish(before.trials)
+    monkeypatch.setattr(corpora, "FORMAT", corpora.FORMAT + 1)
+    now = Study(mine, seeds=[0, 1, 2])
+    now.remember()
+    finish(now.trials)
+    assert now.remember() is now
+    assert stored("mine").trials == now.trials
 
 
 def test_a_name_may_have_dots(mine):

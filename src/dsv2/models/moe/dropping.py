@@ -14,12 +14,15 @@ from dsv2.models.moe.router import Routing, require_consistent
 
 
 class Dropping:
-    """The budget of a device, and the share of exempt sequences."""
+    """The budget of a device, and the share of exempt sequences.
+
+    Sequences are exempt independently of one another: of steps of B sequences, (1 - exempt_ratio)^B have none.
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ConfigBase):
         capacity_factor: float = 1.0  # budget of a device / average load
-        exempt_ratio: float = 0.1  # share of the sequences that are never dropped
+        exempt_ratio: float = 0.1  # probability that a sequence is exempt
 
         def __post_init__(self) -> None:
             self.require(0 < self.capacity_factor < math.inf, "capacity_factor", "positive and finite")
