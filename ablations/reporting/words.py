@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dsv2.statistics.verdicts import Contrast
+from dsv2.statistics.contrast import Contrast
 
 if TYPE_CHECKING:
     from ablations.trials.trials import Study

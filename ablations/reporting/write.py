@@ -12,7 +12,8 @@ from ablations.reporting.summary import print_verdict, summary
 from ablations.trials.trials import Study
 from dsv2.printing import warn
 from dsv2.report.page import Section, write_page
-from dsv2.statistics.verdicts import Contrast, Effect, judge
+from dsv2.statistics.contrast import Contrast
+from dsv2.statistics.verdicts import Effect, judge
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -14,7 +14,8 @@ from ablations.running.launch import executor
 from ablations.running.pool import WorkerDied, WorkerStopped
 from ablations.running.worker import Outcome, run_trial
 from ablations.trials.progress import StudyProgress
-from ablations.trials.trials import RECORD, Study, Trial
+from ablations.trials.record import RECORD
+from ablations.trials.trials import Study, Trial
 from dsv2.config import plain
 from dsv2.data.source import repetition_warning
 from dsv2.report.terminal import animated

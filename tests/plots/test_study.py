@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 
 from dsv2 import plots
 from dsv2.metrics import quantity
-from dsv2.statistics.verdicts import Contrast, Effect, explore, judge
+from dsv2.statistics.contrast import Contrast
+from dsv2.statistics.verdicts import Effect, explore, judge
 from tests.references.figures import TITLE, assert_readable
 from tests.references.tables import SIX, Tables, fake
 

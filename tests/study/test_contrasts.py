@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dsv2.config import ConfigError
-from dsv2.statistics.verdicts import Contrast
+from dsv2.statistics.contrast import Contrast
 from dsv2.study.contrasts import MOST, declared
 from dsv2.study.files import names, read
 from dsv2.study.plan import Plan

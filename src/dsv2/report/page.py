@@ -15,7 +15,7 @@ DPI = 150
 LONGEST_NAME = 60  # of a figure's file, in letters; a letter takes up to four bytes
 PIXELS_PER_INCH = 120  # renders 7-point text at 12 pixels
 # What Markdown, GitHub's or Python's, would read as markup: within a line, and at its start.
-_INLINE = re.compile(r"[\\`*~$|]|(?<!\w)_|_(?!\w)|](?=[(\[:])|!(?=\[)|<(?=[A-Za-z/!?])|&(?=#?\w+;)")
+_INLINE = re.compile(r"[\\`*~$|]|(?<![^\W_])_|_(?![^\W_])|](?=[(\[:])|!(?=\[)|<(?=[A-Za-z/!?])|&(?=#?\w+;)")
 _START = re.compile(r"[#>]|[+-](?=[\s-]|$)|\d+(?=[.)](\s|$))")
 _BACKSLASHED = "\\`*_]!#>+-"  # the others are escaped as entities, which both know
 

@@ -15,9 +15,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
+from dsv2.statistics.contrast import Contrast
 from dsv2.statistics.paired import ALPHA, POWER, Interval, Values, detectable_in_sd, limits
 from dsv2.statistics.spending import error_of_interval
-from dsv2.statistics.verdicts import Contrast, decide, judge, within
+from dsv2.statistics.verdicts import decide, judge, within
 
 PAIRED_SD = math.sqrt(2)  # of a paired difference, in units of the baseline's
 MARGIN = 3 * PAIRED_SD

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dsv2.config import ConfigError
 from dsv2.metrics import quantity
+from dsv2.statistics.contrast import Contrast
 from dsv2.statistics.paired import ALPHA, Values, limits, paired_differences
 
 RULE = (
@@ -27,15 +28,6 @@ RULE = (
     "others, verdicts on its mean are wrong far more often, so look at the individual seeds."
 )
 MOST_DECIMALS = 8  # smaller differences are written with an exponent
-
-
-class Contrast(NamedTuple):
-    """A comparison that was declared before the study was run."""
-
-    arm: str
-    baseline: str
-    metric: str
-    margin: float  # largest difference that does not matter; NaN if none was declared
 
 
 class Effect(NamedTuple):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsv2.config import ConfigBase, ConfigError, structure
-from dsv2.statistics.verdicts import Contrast
+from dsv2.statistics.contrast import Contrast
 
 MOST = 20  # contrasts of one study; more would leave next to nothing for each
 

@@ -7,7 +7,7 @@ import pytest
 
 from ablations.reporting.findings import Findings
 from ablations.reporting.words import StudyText
-from dsv2.statistics.verdicts import Contrast
+from dsv2.statistics.contrast import Contrast
 from tests.references.tables import Tables, fake
 
 METRICS = {"val/loss": "lower", "routing/max_violation": "lower", "routing/entropy": "higher"}

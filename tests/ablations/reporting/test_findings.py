@@ -10,8 +10,8 @@ import pytest
 from ablations.reporting.findings import Findings, collect, without_failed
 from ablations.trials.looks import LOOKS
 from dsv2.routing.floor import random_floor
+from dsv2.statistics.contrast import Contrast
 from dsv2.statistics.paired import t_interval
-from dsv2.statistics.verdicts import Contrast
 from tests.references.tables import SIX, fake
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from ablations.reporting.summary import against, look_text, print_verdict, said, summary
 from ablations.trials.looks import first_look
 from dsv2.report.terminal import open_console
-from dsv2.statistics.verdicts import Contrast
+from dsv2.statistics.contrast import Contrast
 from tests.references.tables import SIX
 
 
