@@ -112,7 +112,7 @@ def require_runnable(study: Study, workers: int | None, launcher: str) -> None:
 def run_study(study: Study, *, workers: int | None, launcher: str, console: "Console | None" = None) -> bool:
     """Run every unfinished trial, then write the report and print the verdicts; return True if all trials finished.
 
-    The report covers all seeds of the study that are complete, not only those of this request (see `Study.remember`).
+    The report covers all seeds of the study that are complete, not only those of this request (see `Study.reported`).
     A failing trial does not stop the others. On Ctrl-C the workers are stopped, their checkpoints kept, and
     KeyboardInterrupt is passed on to the caller.
     """
@@ -123,7 +123,7 @@ def run_study(study: Study, *, workers: int | None, launcher: str, console: "Con
 
     console = console or open_console()
     finished = run_trials(study, workers=workers, launcher=launcher, console=console)
-    reported = study.remember()
+    reported = study.reported()
     with_space(lambda: report_study(reported, console), console)
     if set(reported.seeds) != set(study.seeds):
         console.print(f"The report covers seeds {', '.join(map(str, reported.seeds))}")

@@ -131,12 +131,8 @@ class Study(Plan):
 
     # ---- what the folder remembers -----------------------------------------------------------------------------------
 
-    def remember(self) -> "Study":
+    def remember(self) -> None:
         """Store the request and the study's contents, so that results and reports refer to the same trials.
-
-        Returns the study that is reported. Requests that differ only in seeds are one study, reported over the most
-        seeds of which every trial has finished. Any other request takes the stored one's place once it has as many
-        finished trials; until then its report is written beside that of the stored one, `report_folder`.
 
         Raises ConfigError if the folder holds another study of this name. Warns if the trials are others than before,
         although the request is not, as after a change of the corpus.
@@ -144,18 +140,23 @@ class Study(Plan):
         record = known_record(self.folder)
         if record is not None:
             self._compare_with(record)
+        self.reported()
+
+    def reported(self) -> "Study":
+        """Store which request is reported, and return it.
+
+        Requests that differ only in seeds are one study, reported over the most seeds of which every trial has
+        finished. Any other request takes the stored one's place once it has as many finished trials; until then its
+        report is written beside that of the stored one, to its `report_folder`.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
+        record = known_record(self.folder)
         recorded = record.folders if record else {}
         reported, known = self, {trial.key: trial.folder.name for trial in self.trials}
         if record and self._continues(recorded):
             reported, known = self._most_complete(record), recorded | known
         elif record and self._count_finished(recorded.values()) > self._count_finished(known.values()):
-            name = digest(sorted(known.values()))
-            self.report_folder = self.folder / "reports" / name
-            if self.source == str(self.folder / DEFINITION):
-                self.source = str(self.folder / f"study-{name}.yaml")
-                self._write_definition(Path(self.source))
-            (self.folder / RECORD).touch()  # when trials were last asked for
+            self._stand_aside(digest(sorted(known.values())))
             return self
         self._write_definition(self.folder / DEFINITION)
         values = {
@@ -169,6 +170,14 @@ class Study(Plan):
         write_sealed(self.folder / RECORD, values)
         return reported
 
+    def _stand_aside(self, name: str) -> None:
+        """Leave record and report to the stored request, and use files of our own, called `name`."""
+        self.report_folder = self.folder / "reports" / name
+        if self.source == str(self.folder / DEFINITION):
+            self.source = str(self.folder / f"study-{name}.yaml")
+            self._write_definition(Path(self.source))
+        (self.folder / RECORD).touch()  # when trials were last asked for
+
     def _write_definition(self, path: Path) -> None:
         write_text(path, yaml.safe_dump(self.node | {"name": self.name}, sort_keys=False))
 
@@ -179,7 +188,7 @@ class Study(Plan):
         except (OSError, ValueError):
             return  # running the study renews it
         origin = record.origin or self.origin
-        if self.origin == origin_of(self.folder / DEFINITION):  # as a notebook's runner, from what it was told
+        if Path(self.origin).parent == self.folder.absolute():  # as a notebook's runner, from what it was told
             self.origin = origin
         same = then == parse_yaml(yaml.safe_dump(self.node | {"name": self.name}))
         if not same and origin != self.origin:

@@ -1,10 +1,21 @@
 """The record of a study: read as it was written, refused in one line where it is damaged."""
 
+import json
+
 import pytest
 
 from ablations.trials.record import RECORD, TrialKey, known_record, origin_of, read_record
 from ablations.trials.trials import Study, stored
 from dsv2.config import ConfigError
+
+VALUES = {
+    "source": "balance_losses",
+    "origin": "balance_losses",
+    "seeds": [0, 1],
+    "overrides": ["optim.lr=1e-3"],
+    "trials": [["none", 0, None, "0123456789abcdef"], ["none", 1, "recall", "fedcba9876543210"]],
+    "files": {"study.yaml": "00"},
+}
 
 
 def test_a_record_says_what_was_asked_for(pair_file, quick):
@@ -49,3 +60,23 @@ def test_a_damaged_record_is_one_clear_error(runs, content):
         stored("balance_losses")
     assert "\n" not in str(damaged.value)
     assert known_record(folder) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seeds": ["0"]},
+        {"overrides": "optim.lr=1"},
+        {"overrides": [1]},
+        {"trials": [["none", "0", None, "0123456789abcdef"]]},
+        {"trials": [["none", 0, None, "../../elsewhere"]]},
+        {"source": "a\nb"},
+        {"files": 1},
+    ],
+    ids=str,
+)
+def test_a_damaged_entry_is_one_clear_error(tmp_path, change):
+    (tmp_path / RECORD).write_text(json.dumps(VALUES | change))
+    with pytest.raises(ConfigError, match=r"study\.json is damaged; run the study again to renew it") as error:
+        read_record(tmp_path)
+    assert "\n" not in str(error.value)

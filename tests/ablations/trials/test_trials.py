@@ -124,9 +124,9 @@ def finish(trials):
 
 def test_fewer_seeds_leave_the_report_of_more(mine):
     whole = Study(mine, seeds=[0, 1, 2])
-    assert whole.remember() is whole
+    assert whole.reported() is whole
     finish(whole.trials)
-    assert Study(mine, seeds=[1]).remember().seeds == (0, 1, 2)
+    assert Study(mine, seeds=[1]).reported().seeds == (0, 1, 2)
     assert stored("mine").trials == whole.trials
 
 
@@ -142,16 +142,16 @@ def test_more_seeds_join_once_they_are_finished(mine):
     assert list(table["seed"]) == [0, 0, 1, 1, 2]
     assert list(results("mine", seeds=[2])["status"]) == ["finished", "unfinished"]
     finish(more.trials)
-    assert more.remember().seeds == stored("mine").seeds == (0, 1, 2)
+    assert more.reported().seeds == stored("mine").seeds == (0, 1, 2)
 
 
 def test_where_no_request_is_complete_all_seeds_are_reported(mine):
     first, more = Study(mine, seeds=[0]), Study(mine, seeds=[1])
     first.remember()
     finish(first.trials[:1])
-    assert more.remember().seeds == (0, 1)
+    assert more.reported().seeds == (0, 1)
     finish(more.trials)
-    assert more.remember().seeds == (1,)  # what was asked for is complete
+    assert more.reported().seeds == (1,)  # what was asked for is complete
 
 
 @pytest.mark.parametrize("change", ["overrides", "an arm"])
@@ -162,14 +162,14 @@ def test_another_request_takes_the_place_of_a_smaller_one_alone(mine, change):
     if change == "an arm":
         mine = mine | {"arms": {**mine["arms"], "third": {"about": "more", "overrides": ["loss.expert=0.02"]}}}
     other = Study(mine, seeds=[0, 1, 3], overrides=["optim.lr=1e-3"] if change == "overrides" else [])
-    assert other.remember() is other
+    assert other.reported() is other
     finish(other.trials[:5])
     other.remember()
     assert stored("mine").trials == whole.trials
     assert other.report_folder.parent == other.folder / "reports"
     assert Study(other.source, seeds=[0, 1, 3], overrides=other.overrides).trials == other.trials
     finish(other.trials)
-    assert Study(mine, seeds=[0, 1, 3], overrides=other.overrides).remember().report_folder.name == "report"
+    assert Study(mine, seeds=[0, 1, 3], overrides=other.overrides).reported().report_folder.name == "report"
     assert stored("mine").trials == other.trials
 
 
@@ -182,7 +182,7 @@ def test_trials_of_other_data_do_not_join(mine, monkeypatch):
     now = Study(mine, seeds=[0, 1, 2])
     now.remember()
     finish(now.trials)
-    assert now.remember() is now
+    assert now.reported() is now
     assert stored("mine").trials == now.trials
 
 
