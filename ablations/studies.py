@@ -47,12 +47,15 @@ class StudyHandle(Study):
         return results_of(self)
 
     def verdict(self) -> str:
-        """Return the verdict of the stored results in sentences; if trials are missing, it says so."""
-        from ablations.reporting.findings import Findings
+        """Return the verdicts of the stored results in sentences; if trials are missing, it says so.
+
+        This is a look at the study, which is recorded in its folder.
+        """
+        from ablations.reporting.findings import Findings, looked
         from ablations.reporting.summary import said
         from ablations.reporting.words import text_of
 
-        lines = said(Findings(study=text_of(self), results=self.results()))
+        lines = said(looked(self, Findings(study=text_of(self), results=self.results())))
         return "\n".join(textwrap.fill(line, 100, subsequent_indent="  ") for line in lines)
 
     def with_arm(self, name: str, overrides: Sequence[str], about: str | None = None) -> "StudyHandle":

@@ -19,18 +19,19 @@ from dsv2.plots.balance import CONTROLLED
 from dsv2.statistics.calibration import NOISE, Rate
 from dsv2.statistics.ladder import fit_ladder
 from dsv2.statistics.paired import ALPHA, POWER, detectable_in_sd
+from dsv2.statistics.spending import error_of_interval
 from dsv2.statistics.trends import trends
 from dsv2.statistics.verdicts import difference_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
-CALIBRATION = ROOT / "benchmarks" / "results" / "calibration.json"
+CALIBRATION = ROOT / "benchmarks" / "results" / "verdicts.json"
 
 LADDER = "python -m ablations.run sweep=balance_losses 'scale=[smoke,tiny]'"
 GRID = "python -m ablations.run sweep=balance_grid scale=smoke"
 BASELINES = "python -m ablations.run sweep=moe_baselines scale=tiny"
 AA = "python -m ablations.run sweep=aa scale=tiny"
-SIMULATED = "python -m benchmarks.calibration --studies 2000"
+SIMULATED = "python -m benchmarks.verdicts"
 
 
 # ---- studies and ladders ---------------------------------------------------------------------------------------------
@@ -64,7 +65,7 @@ def factorial_forest() -> Drawn:
     title = f"Main effect of each loss on its own target: {effects}"
     return Drawn(
         plots.factorial_forest(terms, directions=study.file.judged, title=title),
-        "Main effects and, below the line, interactions, with 95% t intervals. Filled: decided after Holm.",
+        "Main effects and, below the line, interactions, with 95% intervals of one term each; exploratory.",
     )
 
 
@@ -76,7 +77,7 @@ def interaction() -> Drawn:
     )
     title = (
         "Expert-level and device-level loss together, beyond the sum of what they do apart: "
-        f"{difference_text(term.effect, term.low, term.high)}, {term.word}"
+        f"{difference_text(term.effect, term.low, term.high)}, exploratory"
     )
     return Drawn(
         plots.interaction(results, metric, findings.study.design(), "expert", "device", seeds=study.seeds, title=title),
@@ -108,7 +109,7 @@ def difference_over_compute(runs_at: Callable[[], pd.DataFrame] = rungs) -> Draw
     arms = list(dict.fromkeys(runs["arm"]))
     ladder = fit_ladder(runs, arms=arms, baseline="none", loss=LOSS)
     changes = [
-        f"{trend.arm} " + " to ".join(f"{effect.mean:+.3f} ({effect.word})" for effect in trend.effects)
+        f"{trend.arm} " + " to ".join(f"{effect.mean:+.3f}" for effect in trend.effects)
         for trend in trends(runs, arms=arms, baseline="none", loss=LOSS)
     ]
     title = f"Against none, {' to '.join(ladder.scales)}: {', '.join(changes)}"
@@ -127,27 +128,28 @@ def simulated(what: str) -> list[Rate]:
 
 
 def power_by_effect() -> Drawn:
-    arms = 4
-    rates = [r for r in simulated("1 x detectable found") if (r.noise, r.arms) == ("normal", arms)]
-    powers = [(detectable_in_sd(rate.seeds, ALPHA / (arms - 1)), rate) for rate in rates]
+    contrasts = 3
+    of = simulated("effect found, 1 x that of 80% power")
+    rates = [r for r in of if (r.noise, r.contrasts) == ("normal", contrasts) and int(r.seeds) > 2]
+    errors = [error_of_interval([frozenset(range(int(rate.seeds)))], int(rate.seeds), contrasts) for rate in rates]
+    powers = [(detectable_in_sd(int(r.seeds), error), r) for r, error in zip(rates, errors, strict=True)]
     low, high = min(rate.rate for rate in rates), max(rate.rate for rate in rates)
-    title = f"Where {POWER:.0%} is stated, {low:.1%} to {high:.1%} of simulated studies of {arms} arms find the effect"
+    title = f"Where {POWER:.0%} is stated, {low:.1%} to {high:.1%} of studies of {contrasts} contrasts find the effect"
     return Drawn(
         plots.power_by_effect(powers, title=title),
-        "Lines: power as stated; points: simulated, at the effect that is called detectable.",
+        "Lines: power as stated for one contrast; points: simulated, at the effect of 80% power.",
     )
 
 
 def false_positive_rates() -> Drawn:
-    rates = simulated("false better or worse")
-    sizes = {(rate.seeds, rate.arms) for rate in rates if rate.noise != "normal"}
-    shown = [rate for rate in rates if (rate.seeds, rate.arms) in sizes]
+    rates = simulated("false verdict, equal arms")
+    shown = [rate for rate in rates if (rate.seeds, rate.contrasts) in {("3", 1), ("5", 6), ("8", 3)}]
     kept = [rate.rate for rate in shown if rate.low <= ALPHA]
     broken = [rate for rate in shown if rate.low > ALPHA]
-    title = f"Equal arms are told apart in {min(kept):.1%} to {max(kept):.1%} of simulated studies"
+    title = f"Of simulated studies of equal arms, {min(kept):.1%} to {max(kept):.1%} say anything false"
     if broken:
         noise = ", ".join(dict.fromkeys(rate.noise for rate in broken))
-        title += f", but in up to {max(rate.rate for rate in broken):.0%} of those with noise of the kind '{noise}'"
+        title += f", but up to {max(rate.rate for rate in broken):.0%} of those with noise of the kind '{noise}'"
     return Drawn(
         plots.false_positive_rates(shown, title=title),
         f"By the shape of the noise; rare: {NOISE['rare']}. Filled: the interval lies above the 5% that are promised.",
@@ -184,7 +186,7 @@ def against_mha(_: str, table: pd.DataFrame) -> str:
 
 def told_apart(text: str, _: pd.DataFrame) -> str:
     section = text.partition("## False verdicts")[2].partition("\n## ")[0]
-    rates = [float(share) for share in re.findall(r"^\|[^|]*\| ([\d.]+)% \|", section, flags=re.M)]
+    rates = [float(share) for share in re.findall(r"^\|[^|]*\|(?: \d+ \|)? ([\d.]+)% \|", section, flags=re.M)]
     rates = some(rates, "rates of false verdicts in the report of aa")
     return f"Studies of identical trials tell arms apart in {min(rates)}% to {max(rates)}%, by metric"
 

@@ -89,6 +89,10 @@ def read_study(name: str) -> StudyFile:
 
 def _section(name: str, study: StudyFile) -> list[str]:
     judged = ", ".join(f"`{metric}` ({better})" for metric, better in study.judged.items())
+    declared = "; ".join(
+        f"`{contrast['arm']}` in `{contrast['metric']}`, margin {contrast['margin']:g}"
+        for contrast in study.contrasts or ()
+    )
     held = f"Held equal within 1%: {', '.join(study.equal)}."
     if study.differs:
         held += f" May differ: {', '.join(study.differs)}."
@@ -107,8 +111,9 @@ def _section(name: str, study: StudyFile) -> list[str]:
         *([f"Published: {study.published_text}", ""] if study.published_text else []),
         *([f"Where the effect is expected to show: {study.shows_at}", ""] if study.shows_at else []),
         *([f"Overrides of all arms: {_code([*study.data, *study.base])}.", ""] if study.data or study.base else []),
-        f"Judged metrics and their better direction: {judged}. Baseline: `{study.baseline}`.",
+        f"Metrics and their better direction: {judged}. Baseline: `{study.baseline}`.",
         "",
+        *([f"Contrasts, which get a verdict: {declared}.", ""] if declared else []),
         held,
         "",
         *["```", f"{command} dry_run=true", command, "```", ""],

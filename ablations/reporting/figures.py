@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from ablations.reporting.findings import Findings
+from ablations.reporting.summary import level
 from dsv2.metrics import quantity
 from dsv2.plots.calibration import false_positive_rates
 from dsv2.plots.cost import loss_over_budgets
@@ -20,24 +21,26 @@ from dsv2.report.page import Picture, picture
 
 
 def draw(findings: Findings) -> list[Picture]:
-    """Draw all figures that the data allow: effects only with a verdict, routing only for MoE models."""
+    """Draw all figures that the data allow: effects only if no trial is missing, routing only for MoE models."""
     return [*_verdicts(findings), *_values(findings), *_training(findings), *_routing(findings)]
 
 
 def _verdicts(findings: Findings) -> Iterator[Picture]:
     study = findings.study
     if findings.false_rates:
-        text = "Share of studies drawn from identical trials that call an arm better or worse, with 95% intervals."
+        text = "Share of studies drawn from identical trials that say anything false, with 95% intervals."
         yield picture("false_verdicts", text, false_positive_rates(findings.false_rates))
-    if findings.effects:
-        text = (
-            f"Each arm minus {' or '.join(study.families())}, paired by seed, with 95% t intervals. Filled: better or "
-            "worse after Holm's correction; square: equivalent within the margin (grey band); hollow: neither."
-        )
-        figure = forest(findings.effects, margins=study.margin, directions=study.metrics)
-        yield picture("effects", text, figure)
+    if findings.effects or findings.verdicts:
+        text = f"Each arm minus {' or '.join(study.families())}, paired by seed. "
+        if findings.verdicts:
+            text += (
+                f"In blue, the contrasts, with intervals of {level(findings)} that hold together. Filled: better or "
+                "worse; square: equivalent within the margin (grey band); hollow: undecided. "
+            )
+        text += "In grey, exploratory differences, with 95% intervals of one comparison each."
+        yield picture("effects", text, forest(findings.effects, verdicts=findings.verdicts, directions=study.metrics))
     if findings.terms:
-        text = "Main effects and, below the line, interactions, with 95% t intervals. Filled: significant after Holm."
+        text = "Main effects and, below the line, interactions, with 95% intervals of one term each; exploratory."
         yield picture("factors", text, factorial_forest(findings.terms, directions=study.metrics))
 
 

@@ -1,22 +1,23 @@
 """The findings of a study: everything that its report needs, in one value."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
 from ablations.reporting.words import StudyText, text_of
+from ablations.trials.looks import Look, first_look, look_at, record_look
 from ablations.trials.results import Results, results_of
 from ablations.trials.trials import Study
 from dsv2.routing.floor import random_floor
 from dsv2.statistics.calibration import TrialsRate, from_trials
 from dsv2.statistics.factorial import Term, factorial
-from dsv2.statistics.verdicts import Effect, IncompleteStudy, compare
+from dsv2.statistics.verdicts import Effect, explore, judge, missing_trials
 from dsv2.storage.rundir import read_result
 
-FALSE_DRAWS = 1000  # number of studies drawn from an A/A study's trials
+FALSE_DRAWS = 2000  # number of studies drawn from an A/A study's trials
 METRIC_COLUMNS = ["arm", "seed", "step", "tokens", "metric", "value"]
 
 
@@ -36,6 +37,7 @@ class Findings:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     step_floor: Mapping[str, float] = field(default_factory=dict)
     final_floor: Mapping[str, float] = field(default_factory=dict)
+    recorded: Look | None = None  # what the store knows of looks at the study; None: this is the first
 
     @cached_property
     def chosen(self) -> pd.DataFrame:
@@ -49,60 +51,72 @@ class Findings:
         return self.chosen[self.chosen["status"] == "finished"]
 
     @cached_property
-    def _judged(self) -> tuple[list[Effect], list[str]]:
-        try:
-            effects = [
-                effect
-                for metric, direction in self.study.metrics.items()
-                for baseline, arms in self.study.families().items()
-                for effect in compare(
-                    self.chosen,
-                    metric,
-                    arms=arms,
-                    baseline=baseline,
-                    seeds=list(self.study.seeds),
-                    direction=direction,
-                    margin=self.study.margin.get(metric),
-                )
-            ]
-        except IncompleteStudy as error:
-            return [], error.missing
-        return (effects if len(self.study.seeds) > 1 else []), []  # one seed gives no interval
-
-    @property
-    def effects(self) -> list[Effect]:
-        """Every arm against its baseline in every judged metric; empty if trials are missing or there is one seed."""
-        return self._judged[0]
-
-    @property
     def missing(self) -> list[str]:
         """The trials without a result, as text."""
-        return self._judged[1]
+        return missing_trials(self.chosen, list(self.study.arms), list(self.study.seeds))
+
+    @property
+    def comparable(self) -> bool:
+        """Whether arms can be compared: every trial has a result, and there is more than one seed."""
+        return not self.missing and len(self.study.seeds) > 1
+
+    @property
+    def look(self) -> Look:
+        """Which look at the study this is; only for a study that is `comparable`."""
+        return self.recorded or first_look(self.study.seeds, self.study.decided_at, max(len(self.study.contrasts), 1))
+
+    @cached_property
+    def verdicts(self) -> list[Effect]:
+        """The contrasts with their verdicts; empty if trials are missing, for one seed, or if verdicts are refused."""
+        if not self.comparable or self.look.refused:
+            return []
+        seeds = list(self.study.seeds)
+        directions, error = self.study.metrics, self.look.error
+        return judge(self.chosen, self.study.contrasts, seeds=seeds, directions=directions, error=error)
+
+    @cached_property
+    def effects(self) -> list[Effect]:
+        """Every other arm and metric, exploratory; empty if trials are missing or there is one seed."""
+        if not self.comparable:
+            return []
+        decided = {(effect.arm, effect.metric) for effect in self.verdicts}
+        return [
+            effect
+            for metric in self.study.metrics
+            for baseline, arms in self.study.families().items()
+            for effect in explore(self.chosen, metric, arms=arms, baseline=baseline, seeds=list(self.study.seeds))
+            if (effect.arm, metric) not in decided
+        ]
 
     @cached_property
     def terms(self) -> list[Term]:
-        """Main effects and interactions in every judged metric, if the arms are a grid."""
+        """Main effects and interactions in every metric, if the arms are a grid; exploratory."""
         design = self.study.design()
-        if not design or not self.effects:
+        if not design or not self.comparable:
             return []
         return [
             term
-            for metric, direction in self.study.metrics.items()
+            for metric in self.study.metrics
             if metric in self.results
-            for term in factorial(self.chosen, metric, design, seeds=list(self.study.seeds), direction=direction)
+            for term in factorial(self.chosen, metric, design, seeds=list(self.study.seeds))
         ]
 
     @cached_property
     def false_rates(self) -> list[TrialsRate]:
-        """The rate of false verdicts between identical arms in studies of 5 seeds, or fewer if trials are few."""
-        if not self.study.identical or self.missing:
+        """The rate of false verdicts between identical arms in studies of 5 seeds, or fewer if trials are few.
+
+        First of studies that judge every metric, then of studies that judge one.
+        """
+        if not self.study.identical or not self.comparable:
             return []
-        arms = max(2, min(len(self.study.arms), 4))
-        seeds = min(5, len(self.finished) // (2 * arms))
+        trials = self.finished[self.finished["arm"].isin(self.study.identical)]
+        arms = max(2, min(len(self.study.identical), 4))
+        seeds = min(5, len(trials) // (2 * arms))
         if seeds < 2:
             return []
-        judged = [metric for metric in self.study.metrics if metric in self.finished]
-        return [from_trials(self.finished, metric, seeds, arms, FALSE_DRAWS) for metric in judged]
+        judged = [metric for metric in self.study.metrics if metric in trials]
+        families = [judged, *([metric] for metric in judged)] if len(judged) > 1 else [judged]
+        return [from_trials(trials, metrics, seeds, arms, FALSE_DRAWS) for metrics in families]
 
     @cached_property
     def by_arm(self) -> pd.DataFrame:
@@ -122,18 +136,32 @@ class Findings:
 
 
 def collect(study: Study) -> Findings:
-    """Read the findings of `study` from its stored trials."""
+    """Read the findings of `study` from its stored trials, and record the look at them."""
     results = results_of(study)
-    return Findings(
-        study=text_of(study),
-        results=results,
-        metrics=results.metrics(),
-        routing=results.routing(),
-        accounting=study.accounting(),
-        provenance=_provenance(study, results),
-        step_floor=_floor(study, per_step=True),
-        final_floor=_floor(study, per_step=False),
+    return looked(
+        study,
+        Findings(
+            study=text_of(study),
+            results=results,
+            metrics=results.metrics(),
+            routing=results.routing(),
+            accounting=study.accounting(),
+            provenance=_provenance(study, results),
+            step_floor=_floor(study, per_step=True),
+            final_floor=_floor(study, per_step=False),
+        ),
     )
+
+
+def looked(study: Study, findings: Findings) -> Findings:
+    """Return the findings with the look that showing them is, which is recorded if there is anything to compare."""
+    if not findings.comparable:
+        return findings
+    findings = replace(findings, recorded=look_at(study))
+    if findings.look.number:
+        words = {f"{effect.arm}, {effect.metric}": effect.word for effect in findings.verdicts}
+        record_look(study, words)
+    return findings
 
 
 def _floor(study: Study, *, per_step: bool) -> dict[str, float]:

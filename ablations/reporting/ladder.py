@@ -1,4 +1,4 @@
-"""A study along a ladder of scales: does its verdict hold as models and budgets grow, and can the next be predicted?
+"""A study along a ladder of scales: how its differences change as models and budgets grow; all of it is exploratory.
 
 `python -m ablations.run sweep=NAME scale=[smoke,tiny,small]` runs every rung and writes `runs/<sweep>/ladder/report`.
 """
@@ -37,7 +37,7 @@ def runs_of(studies: Sequence[Study]) -> pd.DataFrame:
 def report_ladder(studies: Sequence[Study], console: Console) -> None:
     """Write the report of all rungs and print its headline; the rung after the last is predicted.
 
-    If any trial is missing, there is no verdict and the report only lists what is missing.
+    If any trial is missing, the report only lists what is missing.
     """
     first = studies[0]
     folder = runs_root() / first.name / "ladder" / "report"
@@ -53,7 +53,7 @@ def report_ladder(studies: Sequence[Study], console: Console) -> None:
                 sections += more
     except IncompleteStudy as error:
         missing = ", ".join(error.missing)
-        headline, sections = [f"No verdict: {len(error.missing)} trials have no result: {missing}."], []
+        headline, sections = [f"Nothing to compare: {len(error.missing)} trials have no result: {missing}."], []
     path = write_page(folder, title, " ".join(headline), sections, {"table": runs.to_csv(index=False)})
     console.print(" ".join(headline))
     console.print(f"ladder:  {path}", soft_wrap=True)
@@ -71,7 +71,7 @@ def _family(
 ) -> tuple[list[str], list[Section]]:
     """Return the headline and the sections of the arms that share a baseline."""
     same = {"arms": arms, "baseline": baseline, "loss": LOSS}
-    verdicts, ladder = trends(runs, **same), fit_ladder(runs, **same)  # type: ignore[arg-type]
+    by_arm, ladder = trends(runs, **same), fit_ladder(runs, **same)  # type: ignore[arg-type]
     foretold: list[Prediction] = []
     if len(ladder.scales) > 2:
         foretold += held_out(runs, scale=ladder.scales[-1], **same)  # type: ignore[arg-type]
@@ -80,7 +80,7 @@ def _family(
         foretold += predict(
             ladder, {arm: flops[arm] for arm in arms}, scale=then.scale, seeds=len(then.seeds), baseline=baseline
         )
-    text = ladder_text(verdicts, ladder, foretold)
+    text = ladder_text(by_arm, ladder, foretold)
     drawn = [
         picture(
             f"loss_over_compute_{baseline}",
@@ -94,7 +94,7 @@ def _family(
         ),
     ]
     sections = [
-        Section(f"Against {baseline}, rung by rung", text, [Table(*trend_rows(verdicts))], drawn),
+        Section(f"Against {baseline}, rung by rung", text, [Table(*trend_rows(by_arm))], drawn),
         Section("Curves", [], [Table(*fit_rows(ladder))]),
     ]
     if foretold:
@@ -109,17 +109,17 @@ LADDER_RULE = (
     "Curves are least-squares fits of log loss over training compute C (FLOPs per token times tokens), "
     "loss = E + A C^-alpha with E >= 0, or a power law without E if there are two rungs. Intervals are 95% "
     "bootstrap intervals over seeds, the same seeds for all arms, widened for small samples; they cover seed noise, "
-    "not a wrong form. A rung held out of the fit tests the predictions."
+    "not a wrong form. A rung held out of the fit tests the predictions. Differences at the rungs have plain 95% t "
+    "intervals, of one comparison each; verdicts are in the report of each scale."
 )
 
 
-def ladder_text(verdicts: Sequence[Trend], ladder: Ladder, foretold: Sequence[Prediction]) -> list[str]:
-    """Return paragraphs: whether verdicts hold over scale, the fitted form, and how predictions compared."""
+def ladder_text(by_arm: Sequence[Trend], ladder: Ladder, foretold: Sequence[Prediction]) -> list[str]:
+    """Return paragraphs: how differences change over scale, the fitted form, and how predictions compared."""
     paragraphs = [LADDER_RULE]
-    if verdicts:
-        paragraphs.append(
-            f"Over {', '.join(verdicts[0].scales)}: " + "; ".join(f"{t.arm} {t.text}" for t in verdicts) + "."
-        )
+    if by_arm:
+        arms = "; ".join(f"{trend.arm} {trend.text}" for trend in by_arm)
+        paragraphs.append(f"Exploratory, over {', '.join(by_arm[0].scales)}: {arms}.")
     form = next(iter(ladder.fits.values())).form
     noted = "; ".join(f"{arm}: {fit.note}" for arm, fit in ladder.fits.items() if fit.note)
     few = ", since two rungs cannot determine three parameters" if form == POWER_LAW else ""

@@ -1,41 +1,53 @@
 """The sections of a report, each with paragraphs, tables and figures."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from ablations.reporting.adjusted import adjusted
 from ablations.reporting.findings import Findings
-from ablations.reporting.summary import summary
+from ablations.reporting.summary import level, look_text
 from ablations.reporting.words import number, spread
 from dsv2.metrics import BUDGETS, chance, quantity
 from dsv2.report.page import Picture, Section, Table
 from dsv2.statistics.budgets import loss_at_equal
-from dsv2.statistics.calibration import TrialsRate
-from dsv2.statistics.factorial import FACTORIAL_RULE, Term, factorial_rows, factorial_text
-from dsv2.statistics.paired import ALPHA, detectable_in_sd
-from dsv2.statistics.verdicts import RULE, Effect, difference_text, two_digits
+from dsv2.statistics.factorial import FACTORIAL_RULE, Term, factorial_rows
+from dsv2.statistics.paired import (
+    ALPHA,
+    MOST_SEEDS,
+    detectable_in_sd,
+    sd_limit,
+    seeds_for_equivalence,
+    seeds_needed,
+)
+from dsv2.statistics.verdicts import RULE, Effect, difference_text
+
+EXPLORATORY = (
+    "Not among the contrasts that were declared before the study was run. Each interval is a plain 95% t interval of "
+    "one comparison: of many comparisons of equal arms, one in twenty excludes 0. What is seen here is a reason for "
+    "another study, not a result of this one."
+)
 
 
 def sections_of(findings: Findings, pictures: Sequence[Picture]) -> list[Section]:
-    """Return all sections that the stored data allow, in order."""
+    """Return all sections that the stored data allow, in order: verdicts first, what is exploratory after them."""
     study = findings.study
-    headline, sentences = summary(findings)
-    others = [text for text in sentences if text not in headline]
     arms = "; ".join(f"{arm}: {text}" for arm, text in study.arms.items())
     sections = [
-        Section("The other metrics", others) if others else None,
-        _calibration(findings.false_rates) if findings.false_rates else None,
+        _verdicts(findings) if findings.verdicts else None,
+        _calibration(findings) if findings.false_rates else None,
         Section("Question", [study.question, f"Predicted: {study.prediction}", f"Arms - {arms}."]),
         _results(findings),
         Section("Figures", [], (), pictures) if pictures else None,
-        Section("Effects", [RULE], [_effect_table(findings.effects)]) if findings.effects else None,
+        Section("Exploratory: other differences", [EXPLORATORY], [_effect_table(findings.effects)])
+        if findings.effects
+        else None,
         _factors(findings.terms) if findings.terms else None,
         _probes(findings),
         _at_equal(findings),
-        _detectable(findings) if findings.effects else None,
+        _planning(findings) if findings.verdicts else None,
         Section("Held equal", [], [_equality(findings)]),
         adjusted(study),
         Section("Published", [study.published]) if study.published else None,
@@ -44,6 +56,39 @@ def sections_of(findings: Findings, pictures: Sequence[Picture]) -> list[Section
         _provenance(findings),
     ]
     return [section for section in sections if section is not None]
+
+
+def _verdicts(findings: Findings) -> Section:
+    rows = [
+        [
+            quantity(effect.metric).label,
+            effect.arm,
+            effect.baseline,
+            difference_text(effect.mean, effect.low, effect.high),
+            number(effect.margin),
+            effect.word,
+        ]
+        for effect in findings.verdicts
+    ]
+    tables = [Table(["metric", "arm", "against", f"difference [{level(findings)} each]", "margin", "verdict"], rows)]
+    if len(findings.look.past) > 1:
+        tables.append(_looks(findings))
+    return Section("Verdicts", [RULE, look_text(findings)], tables)
+
+
+def _looks(findings: Findings) -> Table:
+    """Tabulate all looks at the study with these settings and the words that they gave."""
+    rows = [
+        [
+            str(number) + (" (this one)" if number == findings.look.number else ""),
+            past.date,
+            ", ".join(map(str, past.seeds)),
+            f"{past.error:.2%}",
+            "; ".join(f"{name}: {word}" for name, word in past.words.items()),
+        ]
+        for number, past in enumerate(findings.look.past, 1)
+    ]
+    return Table(["look", "date", "seeds", "may err in", "verdicts then"], rows)
 
 
 def _results(findings: Findings) -> Section:
@@ -64,17 +109,20 @@ def _results(findings: Findings) -> Section:
     return Section("Results by arm", [text], [Table(header, rows)])
 
 
-def _calibration(rates: Sequence[TrialsRate]) -> Section:
+def _calibration(findings: Findings) -> Section:
+    rates = findings.false_rates
     first = rates[0]
+    arms = first.contrasts // max(len(rates) - 1, 1) + 1
     text = (
-        f"All {first.trials} trials differ only in their seeds, so any verdict of better or worse is false. The table "
-        f"gives the share of false verdicts in studies of {first.arms} arms and {first.seeds} seeds drawn from them, "
-        f"{first.draws:,} per metric; the nominal rate is 5%. Draws share trials, so the intervals are as wide as for "
-        "the stated number of independent studies."
+        f"{first.trials} trials differ only in their seeds, so any verdict of better or worse on them is false. The "
+        f"table gives the share of studies of {arms} arms and {first.seeds} seeds drawn from them, {first.draws:,} in "
+        "each row, that say anything false: studies whose contrasts are all arms in all metrics, then studies of one "
+        "metric. Draws share trials, so the intervals are as wide as for the stated number of independent studies."
     )
     rows = [
         [
-            quantity(rate.metric).name,
+            quantity(rate.metric).name if rate.metric else "all metrics together",
+            str(rate.contrasts),
             f"{rate.rate:.1%}",
             f"{rate.low:.1%} to {rate.high:.1%}",
             f"{rate.effective:,.0f}",
@@ -82,14 +130,25 @@ def _calibration(rates: Sequence[TrialsRate]) -> Section:
         ]
         for rate in rates
     ]
-    return Section(
-        "False verdicts", [text], [Table(["metric", "false", "95% interval", "independent studies", "result"], rows)]
-    )
+    header = ["metric", "contrasts", "false", "95% interval", "independent studies", "result"]
+    return Section("False verdicts", [text, *_paired(findings)], [Table(header, rows)])
+
+
+def _paired(findings: Findings) -> Iterator[str]:
+    """Say of the other arms of an A/A study, which have the baseline's seeds, whether they have its numbers too."""
+    study, trials = findings.study, findings.finished.set_index(["arm", "seed"])
+    metrics = [metric for metric in study.metrics if metric in trials]
+    for arm in study.arms:
+        if arm not in study.identical:
+            values, baseline = trials.loc[arm, metrics], trials.loc[study.baseline, metrics]
+            different = [quantity(m).name for m in metrics if not values[m].equals(baseline[m].loc[values.index])]
+            same = f"the same numbers in all {len(metrics)} metrics"
+            result = f"other numbers in {', '.join(different)}: pairing is broken" if different else same
+            yield f"{arm}, which has the seeds of {study.baseline}, has {result}."
 
 
 def _factors(terms: Sequence[Term]) -> Section:
-    text = [FACTORIAL_RULE, *factorial_text(terms)]
-    return Section("Main effects and interactions", text, [Table(*factorial_rows(terms))])
+    return Section("Exploratory: main effects and interactions", [FACTORIAL_RULE], [Table(*factorial_rows(terms))])
 
 
 def _probes(findings: Findings) -> Section | None:
@@ -113,7 +172,7 @@ def _probes(findings: Findings) -> Section | None:
         "Every arm was also trained on each task alone. The table gives how many seeds reached an accuracy of one half "
         "and when, then the mean final accuracy. Such tasks are learned abruptly, so with few seeds read the share."
     )
-    return Section("Tasks", [text], [Table(["arm", *probes], rows)])
+    return Section("Exploratory: tasks", [text], [Table(["arm", *probes], rows)])
 
 
 def _at_equal(findings: Findings) -> Section | None:
@@ -146,32 +205,50 @@ def _effect_table(effects: Sequence[Effect]) -> Table:
         [
             quantity(effect.metric).name,
             effect.arm,
+            effect.baseline,
             difference_text(effect.mean, effect.low, effect.high),
-            two_digits(effect.p_holm),
-            effect.word,
-            effect.note,
         ]
         for effect in effects
     ]
-    return Table(["metric", "arm", "difference [95% t]", "p (Holm)", "verdict", "note"], rows)
+    return Table(["metric", "arm", "against", "difference [95% each]"], rows)
 
 
-def _detectable(findings: Findings) -> Section:
-    study, rows = findings.study, []
-    for metric in dict.fromkeys(effect.metric for effect in findings.effects):
-        smallest = [effect.detectable for effect in findings.effects if effect.metric == metric]
-        margin = number(study.margin.get(metric))
-        rows.append([quantity(metric).name, number(min(smallest)), number(max(smallest)), margin])
-    family = max(len(study.arms) - 1, 1)
-    arms = f"{family} arm{'s' if family > 1 else ''}"
-    in_sd = detectable_in_sd(len(study.seeds), ALPHA / family)
+def _planning(findings: Findings) -> Section:
+    """Say what this look could find, and how many seeds would settle each contrast at the next."""
+    look, n = findings.look, len(findings.study.seeds)
+    if look.error > 0:
+        found = (
+            f"At this look, a true difference of {detectable_in_sd(n, look.error):.2g} standard deviations of the "
+            "paired differences is found with a power of 80%, in any one contrast. "
+        )
+    else:
+        found = ""
     text = (
-        f"With {len(study.seeds)} seeds and {arms} compared, a true difference of {in_sd:.2g} standard "
-        "deviations of the paired differences is detected with a power of 80%; smaller ones are often missed. "
-        "For the spread observed here, from the least to the most noisy arm:"
+        f"{found}For a further look, the table gives how many seeds find a difference as large as the margin, and how "
+        "many show equivalence if the arms are equal, each with a power of 80%: from the number for the standard "
+        f"deviation seen in these {n} seeds to that for its upper 80% limit, which is the one to plan with."
     )
-    table = Table(["metric", "smallest detectable, from", "to", "margin"], rows)
-    return Section("What could have been detected", [text], [table])
+    rows = [
+        [
+            quantity(effect.metric).name,
+            effect.arm,
+            f"{number(effect.sd)} (up to {number(sd_limit(effect.sd, n))})",
+            number(effect.margin),
+            *(_seeds(how, effect, n, look.next_error) for how in (seeds_needed, seeds_for_equivalence)),
+        ]
+        for effect in findings.verdicts
+        if effect.sd > 0
+    ]
+    header = ["metric", "arm", "sd of differences", "margin", "seeds to find the margin", "seeds to show equivalence"]
+    return Section("Planning", [text], [Table(header, rows)])
+
+
+def _seeds(how: Callable[..., int | None], effect: Effect, n: int, error: float) -> str:
+    if math.isnan(effect.margin):
+        return ""
+    counts = [how(effect.margin, sd, error) for sd in (effect.sd, sd_limit(effect.sd, n))]
+    low, high = (f"{count:,}" if count else f"over {MOST_SEEDS:,}" for count in counts)
+    return low if low == high else f"{low} to {high}"
 
 
 def _equality(findings: Findings) -> Table:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dsv2.statistics.paired import ALPHA
+from dsv2.statistics.verdicts import Contrast
 
 if TYPE_CHECKING:
     from ablations.trials.trials import Study
@@ -20,9 +20,10 @@ class StudyText:
     question: str
     prediction: str
     metric: str  # the metric that answers the question
-    metrics: Mapping[str, str]  # judged metric -> better direction, "lower" or "higher"
+    metrics: Mapping[str, str]  # metric of the report -> better direction, "lower" or "higher"
     equal: Sequence[str]  # budgets that are held equal
-    margin: Mapping[str, float]  # metric -> largest difference that does not matter
+    contrasts: Sequence[Contrast]  # what gets a verdict
+    decided_at: int  # number of seeds at which the study is to be decided
     baseline: str
     arms: Mapping[str, str]  # arm -> its description, in order
     seeds: Sequence[int]
@@ -30,12 +31,12 @@ class StudyText:
     shows_at: str | None = None
     baselines: Mapping[str, str] = field(default_factory=dict)  # arm -> its baseline, if not the study's
     differs: Mapping[str, Sequence[str]] = field(default_factory=dict)  # arm -> budgets that only it does not hold
-    identical: bool = False  # an A/A study: its arms differ only in their seeds
+    identical: Sequence[str] = ()  # in an A/A study, the arms that differ only in their seeds
     levels: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # for a grid: arm -> level of each factor
     adjusted: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)  # arm -> key -> from and to
 
     def families(self) -> dict[str, list[str]]:
-        """Map each baseline to the arms compared with it, itself included; Holm's correction is over such a family."""
+        """Map each baseline to the arms compared with it, itself included."""
         families: dict[str, list[str]] = {}
         for arm in self.arms:
             families.setdefault(self.baselines.get(arm, self.baseline), []).append(arm)
@@ -48,12 +49,6 @@ class StudyText:
         varied = [name for name in names if len({str(cell[name]) for cell in cells.values()}) > 1]
         return {arm: {name: cell[name] for name in varied} for arm, cell in cells.items()} if varied else {}
 
-    @property
-    def against(self) -> str:
-        """How arms are compared, as the start of a sentence."""
-        baselines = " and ".join(self.families())
-        return f"Against {baselines}, {len(self.seeds)} paired seeds, p < {ALPHA} after Holm's correction"
-
 
 def text_of(study: "Study") -> StudyText:
     """Build the description of a study from its file and plan."""
@@ -65,7 +60,8 @@ def text_of(study: "Study") -> StudyText:
         metric=study.file.metric,
         metrics=study.file.judged,
         equal=study.file.equal,
-        margin=study.file.margin or {},
+        contrasts=study.contrasts,
+        decided_at=study.decided_at,
         baseline=study.file.baseline,
         arms={name: arm.about for name, arm in study.arms.items()},
         seeds=study.seeds,
@@ -73,10 +69,16 @@ def text_of(study: "Study") -> StudyText:
         shows_at=study.file.shows_at,
         baselines={arm: study.baseline_of(arm) for arm in study.arms},
         differs={name: arm.differs for name, arm in study.arms.items()},
-        identical=any(arm.seed_offset for arm in study.arms.values()),
+        identical=_identical(study),
         levels=study.file.levels(),
         adjusted={name: study.adjusted[name] for name in study.arms},
     )
+
+
+def _identical(study: "Study") -> list[str]:
+    """Return the baseline and the arms with seeds of their own, if there are any."""
+    moved = [name for name, arm in study.arms.items() if arm.seed_offset]
+    return [study.file.baseline, *moved] if moved else []
 
 
 def number(value: Any) -> str:

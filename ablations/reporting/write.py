@@ -1,16 +1,21 @@
-"""The report of a study, verdict first: Markdown, one HTML file, a CSV table and figures."""
+"""The report of a study, verdicts first: Markdown, one HTML file, CSV tables and figures."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from ablations.reporting.findings import Findings, collect
 from ablations.reporting.sections import sections_of
 from ablations.reporting.summary import print_verdict, summary
 from ablations.trials.trials import Study
 from dsv2.report.page import write_page
+from dsv2.statistics.verdicts import Contrast, Effect, judge
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+CONTRAST_COLUMNS = ["arm", "baseline", "metric", "margin", "better", "error", "n", "mean", "sd", "low", "high", "word"]
 
 
 def report_study(study: Study, console: "Console") -> None:
@@ -22,7 +27,9 @@ def report_study(study: Study, console: "Console") -> None:
 
 
 def write_report(findings: Findings, folder: Path) -> Path:
-    """Write report.md, report.html, table.csv and figures/*.png under `folder`; return the path of report.html.
+    """Write report.md, report.html, CSV tables and figures/*.png under `folder`; return the path of report.html.
+
+    table.csv has means by arm, trials.csv every trial, contrasts.csv the verdicts.
 
     If any trial has no result, the report says so and gives no verdict.
     """
@@ -30,5 +37,46 @@ def write_report(findings: Findings, folder: Path) -> Path:
 
     headline, _ = summary(findings)
     title = f"{findings.study.name} ({findings.study.scale})"
-    table = findings.by_arm.to_csv(index=False)
-    return write_page(folder, title, headline, sections_of(findings, draw(findings)), {"table": table})
+    tables = {"table": findings.by_arm, "trials": trials_table(findings), "contrasts": contrasts_table(findings)}
+    csv = {name: table.to_csv(index=False) for name, table in tables.items()}
+    return write_page(folder, title, headline, sections_of(findings, draw(findings)), csv)
+
+
+def trials_table(findings: Findings) -> pd.DataFrame:
+    """Return one row per trial: arm, seed, status, tokens, seconds, steps, and every metric of the report."""
+    chosen = findings.chosen
+    steps = (
+        dict(zip(findings.accounting["arm"], findings.accounting["steps"], strict=True))
+        if len(findings.accounting)
+        else {}
+    )
+    measured = [metric for metric in findings.study.metrics if metric in chosen]
+    kept = chosen[["arm", "seed", "status", "tokens", "seconds", *measured]]
+    kept.insert(3, "steps", chosen["arm"].map(steps))
+    return kept
+
+
+def contrasts_table(findings: Findings) -> pd.DataFrame:
+    """Return one row per contrast: what was declared, the error of its interval, the interval and the verdict."""
+    directions = findings.study.metrics
+    rows = [
+        {name: getattr(effect, name) for name in ("arm", "baseline", "metric", "margin")}
+        | {"better": directions[effect.metric], "error": findings.look.error}
+        | {name: getattr(effect, name) for name in ("n", "mean", "sd", "low", "high", "word")}
+        for effect in findings.verdicts
+    ]
+    return pd.DataFrame(rows, columns=CONTRAST_COLUMNS)
+
+
+def judged_again(folder: Path) -> list[Effect]:
+    """Return the verdicts of a written report, computed from its trials.csv and what its contrasts.csv declares."""
+    trials, declared = (
+        pd.read_csv(folder / f"{name}.csv", float_precision="round_trip", dtype={"arm": str, "baseline": str})
+        for name in ("trials", "contrasts")
+    )
+    effects = []
+    for arm, baseline, metric, margin, better, error in declared[CONTRAST_COLUMNS[:6]].itertuples(index=False):
+        contrast = [Contrast(arm, baseline, metric, margin)]
+        seeds = list(dict.fromkeys(trials["seed"]))
+        effects += judge(trials, contrast, seeds=seeds, directions={metric: better}, error=error)
+    return effects

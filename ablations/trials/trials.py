@@ -77,7 +77,7 @@ class Study(Plan):
     @property
     def seeds(self) -> tuple[int, ...]:
         """The requested seeds, else the scale's, extended to the number that the study needs."""
-        return super().seeds if self.asked is None else self.asked
+        return self.planned_seeds if self.asked is None else self.asked
 
     def _trial(self, key: "TrialKey", folders: "Mapping[TrialKey, str] | None") -> Trial:
         run = replace(self.run_of(key.arm, key.probe), seed=key.seed + self.arms[key.arm].seed_offset)

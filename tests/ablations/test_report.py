@@ -28,14 +28,14 @@ def test_a_grid_is_reported_by_its_factors(fill, runs):
     fill("balance_grid", "smoke", seeds=(0, 1, 2))
     assert main(["sweep=balance_grid"]) == 0
     report = (runs / "balance_grid" / "smoke" / "report" / "report.md").read_text()
-    assert "## Main effects and interactions" in report
+    assert "## Exploratory: main effects and interactions" in report
     assert "expert=0.003 x device=0.05" in report
 
 
 def test_a_study_from_a_dictionary_is_reported_by_its_name(mine, fill, runs, capsys):
     fill(mine)
     assert main(["sweep=mine"]) == 0
-    assert "validation loss - better: expert" in capsys.readouterr().out
+    assert "validation loss, expert - better: -0." in capsys.readouterr().out
     assert mine["question"] in (runs / "mine" / "smoke" / "report" / "report.md").read_text()
 
 

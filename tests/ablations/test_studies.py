@@ -17,7 +17,7 @@ from dsv2.storage.rundir import finished
 from dsv2.study.files import read
 from dsv2.study.plan import Plan
 
-BALANCE = read("sweep", "balance_losses")
+BALANCE = {key: value for key, value in read("sweep", "balance_losses").items() if key != "contrasts"}
 NONE = {"none": {"about": "", "overrides": []}}
 
 
@@ -137,6 +137,15 @@ def test_a_study_from_a_dictionary_runs_and_is_found_again(mine, corpus, here, t
     assert list(Path().iterdir()) == []
 
 
+def test_a_dictionary_declares_contrasts_too(mine):
+    given = mine | {"contrasts": [{"arm": "expert", "metric": "routing/max_violation", "margin": 0.1}]}
+    assert study(given).contrasts == (("expert", "none", "routing/max_violation", 0.1),)
+    with pytest.raises(ConfigError, match=r"contrasts\.0\.arm='all' is not valid"):
+        study(mine | {"contrasts": [{"arm": "all", "metric": "val/loss", "margin": 0.1}]})
+    with pytest.raises(ConfigError, match="contrasts='expert' is not valid"):
+        study(mine | {"contrasts": "expert"})
+
+
 # ---- with_arm --------------------------------------------------------------------------------------------------------
 
 
@@ -217,6 +226,6 @@ def test_there_is_no_runner_to_stop(small):
 def test_a_verdict_is_one_of_stored_results(mine, fill):
     assert study(mine).verdict().startswith("No verdict: 6 of 6 trials have no result: none seed 0 (unfinished)")
     lines = fill(mine, seeds=(0, 1, 2)).verdict().splitlines()
-    assert lines[0] == "Against none, 3 paired seeds, p < 0.05 after Holm's correction:"
-    assert lines[1].startswith("validation loss - better: expert (-0.")
+    assert lines[0] == "Against none, 3 paired seeds, look 1, interval at 96%:"
+    assert lines[1].startswith("validation loss, expert - better: -0.")
     assert max(map(len, lines)) <= 100

@@ -127,7 +127,7 @@ def test_a_title_made_of_nothing_is_an_error() -> None:
         STUDIES.against_mha("", nothing)
     with pytest.raises(RUNS.Missing, match="found no rates of false verdicts"):
         STUDIES.told_apart("# a report without that section", nothing)
-    with pytest.raises(RUNS.Missing, match=r"found no rates of 'beauty' in .*calibration\.json"):
+    with pytest.raises(RUNS.Missing, match=r"found no rates of 'beauty' in .*verdicts\.json"):
         STUDIES.simulated("beauty")
 
 
@@ -155,4 +155,4 @@ def test_figures_of_a_ladder() -> None:
     said = title_of(STUDIES.loss_over_compute(lambda: runs).picture)
     assert said == "From smoke to tiny the loss goes with compute to the power -0.070 to -0.070, by arm"
     said = title_of(STUDIES.difference_over_compute(lambda: runs).picture)
-    assert said == "Against none, smoke to tiny: paper -0.100 (better) to -0.085 (better)"
+    assert said == "Against none, smoke to tiny: paper -0.100 to -0.085"

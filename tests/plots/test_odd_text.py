@@ -14,7 +14,7 @@ from dsv2 import plots
 from dsv2.accounting.account import account
 from dsv2.statistics.factorial import factorial
 from dsv2.statistics.ladder import fit_ladder
-from dsv2.statistics.verdicts import compare
+from dsv2.statistics.verdicts import explore
 from tests.references.analyses import changes, four_tokens, masked, shares
 from tests.references.ladders import simulate
 from tests.references.tables import fake
@@ -89,10 +89,10 @@ def test_names_of_runs_domains_and_models_are_drawn_as_they_are_written() -> Non
 
 def test_figures_of_statistics_draw_arms_as_they_are_written() -> None:
     tables = fake(ODD[:4], seeds=3, layers=1, steps=2)
-    effects = compare(tables.results, "val/loss", arms=ODD[:4], baseline=ODD[0], seeds=[0, 1, 2], direction="lower")
+    effects = explore(tables.results, "val/loss", arms=ODD[:4], baseline=ODD[0], seeds=[0, 1, 2])
     assert drawn_names(plots.forest(effects), PLAIN) >= set(PLAIN[1:4])
     design = {arm: {"$a$": i % 2, "_b": i // 2} for i, arm in enumerate(ODD[:4])}
-    terms = factorial(tables.results, "val/loss", design, seeds=[0, 1, 2], direction="lower")
+    terms = factorial(tables.results, "val/loss", design, seeds=[0, 1, 2])
     assert drawn_names(plots.factorial_forest(terms), ("$a$", "_b")) == {"$a$", "_b"}
     ax = plots.interaction(tables.results, "val/loss", design, "$a$", "_b", seeds=[0, 1, 2])
     assert drawn_names(ax.figure, ("$a$", "_b=0", "_b=1")) == {"$a$", "_b=0", "_b=1"}

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from dsv2 import plots
 from dsv2.metrics import quantity
-from dsv2.statistics.verdicts import Effect, compare
+from dsv2.statistics.verdicts import Contrast, Effect, explore, judge
 from tests.references.figures import TITLE, assert_readable
 from tests.references.tables import SIX, Tables, fake
 
@@ -18,11 +18,14 @@ JUDGED = {"val/loss": "lower", "routing/max_violation": "lower"}
 def effects_of(tables: Tables, arms: tuple[str, ...], seeds: int) -> list[Effect]:
     return [
         effect
-        for metric, direction in JUDGED.items()
-        for effect in compare(
-            tables.results, metric, arms=arms, baseline=arms[0], seeds=range(seeds), direction=direction
-        )
+        for metric in JUDGED
+        for effect in explore(tables.results, metric, arms=arms, baseline=arms[0], seeds=range(seeds))
     ]
+
+
+def verdicts_of(tables: Tables, arms: tuple[str, ...], seeds: int) -> list[Effect]:
+    contrasts = [Contrast(arms[1], arms[0], "val/loss", 0.02), Contrast(arms[1], arms[0], "routing/max_violation", 0.1)]
+    return judge(tables.results, contrasts, seeds=range(seeds), directions=JUDGED, error=0.02)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +38,7 @@ def test_every_figure_is_whole_and_readable(arms: tuple[str, ...], layers: int, 
         plots.loss_over_tokens(tables.metrics, train=True, title=TITLE).figure,
         plots.difference_over_tokens(tables.metrics, arms[0], title=TITLE).figure,
         plots.metric_by_arm(tables.results, "routing/max_violation", floor=0.05, title=TITLE).figure,
-        plots.forest(effects, margins={"val/loss": 0.02}, directions=JUDGED, title=TITLE),
+        plots.forest(effects, verdicts=verdicts_of(tables, arms, 3), directions=JUDGED, title=TITLE),
         plots.imbalance_over_training(tables.metrics, floor={"routing/max_violation": 0.05}, title=TITLE),
     ):
         assert isinstance(figure, Figure)
@@ -81,17 +84,33 @@ def test_a_callers_axes_hold_title_and_legend_and_no_figure_is_made(six: Tables)
     assert plt.get_fignums() == [figure.number]
 
 
-def test_forest_fills_what_is_decided_and_shades_the_margin(six: Tables) -> None:
-    figure = plots.forest(effects_of(six, SIX, 6), margins={"val/loss": 0.02})
-    loss, violation = figure.axes
-    assert all(line.get_markerfacecolor() == "white" for line in loss.lines if line.get_marker() == "o")
-    assert all(line.get_markerfacecolor() != "white" for line in violation.lines if line.get_marker() == "o")
-    assert (len(loss.patches), len(violation.patches)) == (1, 0)
+def test_forest_draws_verdicts_before_what_is_exploratory(six: Tables) -> None:
+    verdicts = verdicts_of(six, SIX, 6)
+    figure = plots.forest(effects_of(six, SIX, 6), verdicts=verdicts, directions=JUDGED)
+    loss, violation, *exploratory = figure.axes
+    for ax, verdict in zip((loss, violation), verdicts, strict=True):
+        (dot,) = (line for line in ax.lines if line.get_marker() == "o")
+        assert (dot.get_markerfacecolor() != "white") == (verdict.word in ("better", "worse"))
+        assert len(ax.collections) == 1  # the margin, in the row of its contrast
+        assert ax.get_xlabel() == "← better"
+    assert [verdict.word for verdict in verdicts] == ["undecided", "better"]
+    for ax in exploratory:
+        dots = [line for line in ax.lines if line.get_marker() == "o"]
+        assert len(dots) == 5
+        assert {dot.get_markerfacecolor() for dot in dots} == {"white"}
+        assert {dot.get_color() for dot in dots} == {"0.55"}
+        assert (len(ax.collections), ax.get_xlabel()) == (0, "exploratory")
 
 
-def test_forest_names_the_better_side(six: Tables) -> None:
-    loss, violation = plots.forest(effects_of(six, SIX, 6), directions={"val/loss": "lower"}).axes
-    assert (loss.get_xlabel(), violation.get_xlabel()) == ("← better", "")
+def test_an_equivalent_arm_is_a_hollow_square_and_an_infinite_interval_a_dot(six: Tables) -> None:
+    verdict = verdicts_of(six, SIX, 6)[0]
+    same = verdict._replace(low=-0.01, high=0.01, word="equivalent")
+    endless = verdict._replace(low=-np.inf, high=np.inf, word="undecided")
+    for effect, marker in ((same, "s"), (endless, "o")):
+        (ax,) = plots.forest([], verdicts=[effect]).axes
+        (dot,) = (line for line in ax.lines if line.get_marker() == marker)
+        assert dot.get_markerfacecolor() == "white"
+        assert np.isfinite(ax.get_xlim()).all()
 
 
 def test_imbalance_shows_the_drop_rate_only_where_something_is_dropped(six: Tables) -> None:

@@ -6,16 +6,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import AnovaRM
 
-from dsv2.statistics.factorial import contrasts, factorial, factorial_rows, factorial_text, levels
+from dsv2.statistics.factorial import contrasts, factorial, factorial_rows, levels
 from dsv2.statistics.verdicts import IncompleteStudy
 from tests.references.factorial import EFFECT, PAIR, TWO, design_of, simulate
 
 
 def judged(results: pd.DataFrame, **changed: Any) -> dict[str, Any]:
-    arguments = {"seeds": sorted(set(results["seed"])), "direction": "lower"} | changed
+    arguments = {"seeds": sorted(set(results["seed"]))} | changed
     return {term.term: term for term in factorial(results, "val/loss", design_of(TWO), **arguments)}
 
 
@@ -25,18 +26,11 @@ def test_effects_without_noise_are_those_put_in() -> None:
     assert terms["device=0.05"].effect == pytest.approx(EFFECT["device"] + PAIR / 2)
     assert terms["expert=0.003 x device=0.05"].effect == pytest.approx(PAIR)
     for term in ("limit=on", "expert=0.003 x limit=on", "expert=0.003 x device=0.05 x limit=on"):
-        assert (terms[term].effect, terms[term].word) == (0, "identical")
+        assert (terms[term].effect, terms[term].low, terms[term].high) == (0, 0, 0)
     assert [term.order for term in terms.values()] == [1, 1, 1, 2, 2, 2, 3]
 
 
-def test_words_follow_the_direction() -> None:
-    lower, higher = judged(simulate()), judged(simulate(), direction="higher")
-    for term, word, other in [("expert=0.003", "better", "worse"), ("expert=0.003 x device=0.05", "worse", "better")]:
-        assert (lower[term].word, higher[term].word) == (word, other)
-    assert lower["limit=on"].word == "undecided"
-
-
-def test_p_values_are_those_of_a_repeated_measures_anova() -> None:
+def test_intervals_are_those_of_a_repeated_measures_anova() -> None:
     """For two levels F = t^2 with 1 and n - 1 degrees of freedom, and the seed's interaction with the term as error."""
     results = simulate(noise=0.1)
     table = AnovaRM(results.rename(columns={"val/loss": "loss"}), "loss", "seed", within=list(TWO)).fit().anova_table
@@ -45,7 +39,8 @@ def test_p_values_are_those_of_a_repeated_measures_anova() -> None:
     for name, row in table.iterrows():
         wanted = name.split(":")
         (term,) = [t for t in terms.values() if [part.split("=")[0] for part in t.term.split(" x ")] == wanted]
-        assert term.p == pytest.approx(row["Pr > F"], rel=1e-9)
+        half = stats.t.ppf(0.975, 5) * abs(term.effect) / math.sqrt(row["F Value"])
+        assert (term.low, term.high) == pytest.approx((term.effect - half, term.effect + half), rel=1e-9)
 
 
 def test_effects_are_the_coefficients_of_a_regression_with_seeds_as_blocks() -> None:
@@ -74,7 +69,7 @@ def test_a_factor_of_three_levels_is_compared_with_its_lowest() -> None:
         for seed in range(3)
     ]
     results = pd.DataFrame(rows, columns=["arm", "seed", "status", "val/loss"])
-    effects = {t.term: t.effect for t in factorial(results, "val/loss", design, seeds=range(3), direction="lower")}
+    effects = {t.term: t.effect for t in factorial(results, "val/loss", design, seeds=range(3))}
     assert effects == pytest.approx(
         {
             "rank=32": (4.8 + 4.8) / 2 - (5.0 + 4.9) / 2,
@@ -87,22 +82,11 @@ def test_a_factor_of_three_levels_is_compared_with_its_lowest() -> None:
     assert all(abs(sum(weight.values())) < 1e-12 for weight in contrasts(design).values())
 
 
-def test_equal_cells_give_a_false_effect_in_at_most_one_study_of_twenty() -> None:
-    rng, studies, false = np.random.default_rng(3), 300, 0
-    design = design_of(TWO)
-    for _ in range(studies):
-        rows = [(arm, seed, "finished", rng.normal()) for arm in design for seed in range(4)]
-        results = pd.DataFrame(rows, columns=["arm", "seed", "status", "val/loss"])
-        terms = factorial(results, "val/loss", design, seeds=range(4), direction="lower")
-        false += any(term.word in ("better", "worse") for term in terms)
-    assert 3 <= false <= 0.05 * studies + 3 * math.sqrt(0.05 * 0.95 * studies)  # three standard errors above 5%
-
-
 def test_holes_are_named() -> None:
     results = simulate(seeds=2)
     part = {arm: cell for arm, cell in design_of(TWO).items() if arm != "0.003-0.05-on"}
     with pytest.raises(IncompleteStudy, match=r"expert=0.003, device=0.05, limit=on \(no arm\)"):
-        factorial(results, "val/loss", part, seeds=[0, 1], direction="lower")
+        factorial(results, "val/loss", part, seeds=[0, 1])
     lost = results[~((results["arm"] == "0.0-0.05-off") & (results["seed"] == 1))]
     with pytest.raises(IncompleteStudy, match=r"0.0-0.05-off seed 1 \(missing\)"):
         judged(lost)
@@ -112,21 +96,15 @@ def test_holes_are_named() -> None:
         levels({"a": {"x": 0}, "b": {"x": 0}})
     with pytest.raises(ValueError, match="factor 'x' has only the level 0"):
         levels({"a": {"x": 0}})
-    with pytest.raises(ValueError, match="direction='up'"):
-        judged(results, direction="up")
 
 
-def test_one_seed_has_no_verdict() -> None:
+def test_one_seed_has_no_interval() -> None:
     terms = list(judged(simulate(seeds=1)).values())
-    assert {term.word for term in terms} == {"none"}
-    assert factorial_text(terms) == ["validation loss - no verdict: one seed gives no interval."]
+    assert all(math.isnan(end) for term in terms for end in (term.low, term.high, term.sd))
 
 
-def test_the_report_names_what_was_decided_and_what_was_not() -> None:
-    terms = list(judged(simulate()).values())
-    (text,) = factorial_text(terms)
-    assert text.startswith("validation loss - main effects: expert=0.003 better (-0.1")
-    assert "interactions: expert=0.003 x device=0.05 worse (+0.1" in text
-    assert "may have been missed" in text
-    header, rows = factorial_rows(terms)
-    assert [len(row) for row in rows] == [len(header)] * 7
+def test_the_table_has_differences_and_no_verdicts() -> None:
+    header, rows = factorial_rows(list(judged(simulate()).values()))
+    assert header == ["metric", "term", "effect [95% each]"]
+    assert [len(row) for row in rows] == [3] * 7
+    assert rows[0][2].startswith("-0.1")

@@ -59,9 +59,31 @@ def test_the_scan_and_the_solver_agree() -> None:
 def test_a_bound_is_named() -> None:
     runs = simulate(noise=0.0, rungs=3)
     power = runs.assign(loss=60 * runs["flops"] ** -0.08)
-    assert "E at its bound 0" in ladder(power).fits["mha"].note
+    fit = ladder(power).fits["mha"]
+    assert "E at its bound 0, so no interval" in fit.note
+    assert all(math.isnan(end) for of in (fit.e_interval, fit.a_interval, fit.alpha_interval) for end in of)
     flat = runs.assign(loss=runs["scale"].map({"smoke": 4.0, "tiny": 3.5, "small": 3.4999}))
-    assert "alpha at its bound 2" in ladder(flat).fits["mha"].note
+    assert "alpha at its bound 2, so no interval" in ladder(flat).fits["mha"].note
+
+
+def test_the_fit_does_not_depend_on_the_unit_of_compute() -> None:
+    runs = simulate()
+    one, millions = (ladder(runs.assign(flops=runs["flops"] / unit)).fits["mha"] for unit in (1.0, 1e6))
+    for name in ("e", "alpha", "e_interval", "alpha_interval"):
+        assert getattr(millions, name) == pytest.approx(getattr(one, name), rel=1e-6)
+    assert millions.a == pytest.approx(one.a * 1e6**-one.alpha, rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rungs", "seeds"), [(3, 3), (4, 5)])
+def test_intervals_cover_in_95_of_100_ladders(rungs: int, seeds: int) -> None:
+    """93% to 97% over 1,000 synthetic ladders."""
+    hits = np.zeros(3)
+    for draw in range(1000):
+        fit = ladder(simulate(rungs=rungs, seeds=seeds, draw=draw)).fits["mha"]
+        pairs = ((E, fit.e_interval), (A, fit.a_interval), (ALPHA, fit.alpha_interval))
+        hits += [low <= true <= high for true, (low, high) in pairs]
+    assert ((hits >= 930) & (hits <= 970)).all(), hits
 
 
 @pytest.mark.parametrize(("rungs", "seeds"), [(3, 3), pytest.param(4, 5, marks=pytest.mark.slow)])

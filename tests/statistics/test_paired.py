@@ -1,4 +1,4 @@
-"""Tests of paired differences agree with scipy, and say how many seeds would be needed."""
+"""Intervals of paired differences agree with scipy, and it is known how many seeds would be needed."""
 
 import math
 
@@ -19,27 +19,20 @@ def same_numbers() -> None:
     RNG.bit_generator.state = START
 
 
-def test_t_interval_and_p_are_scipys() -> None:
-    expected = stats.ttest_1samp(DELTA, 0)
-    assert st.paired_p(DELTA) == pytest.approx(expected.pvalue, rel=1e-12)
-    assert st.t_interval(DELTA) == pytest.approx(tuple(expected.confidence_interval(0.95)), rel=1e-12)
+@pytest.mark.parametrize("error", [0.05, 0.004, 1e-7])
+def test_intervals_are_scipys(error: float) -> None:
+    expected = stats.ttest_1samp(DELTA, 0).confidence_interval(1 - error)
+    assert st.t_interval(DELTA, 1 - error) == pytest.approx(tuple(expected), rel=1e-6)
+    assert st.t_interval(DELTA) == pytest.approx(tuple(stats.ttest_1samp(DELTA, 0).confidence_interval(0.95)))
 
 
-def test_equivalence_p_is_the_larger_one_sided_test() -> None:
-    margin = 0.4
-    lower = stats.ttest_1samp(DELTA, -margin, alternative="greater").pvalue
-    upper = stats.ttest_1samp(DELTA, margin, alternative="less").pvalue
-    assert st.equivalence_p(DELTA, margin) == pytest.approx(max(lower, upper), rel=1e-12)
-    with pytest.raises(ValueError, match="margin"):
-        st.equivalence_p(DELTA, 0.0)
-
-
-def test_holm_matches_a_worked_example_and_keeps_nan() -> None:
-    assert st.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    adjusted = st.holm([0.01, math.nan, 0.02])
-    assert adjusted[0] == pytest.approx(0.03)  # the unknown one still counts in the family
-    assert math.isnan(adjusted[1])
-    assert adjusted[2] == pytest.approx(0.04)
+def test_limits_of_many_studies_are_those_of_each() -> None:
+    many = RNG.normal(0, 1, (7, 3, 5))
+    low, high = st.limits(many, 0.01)
+    assert low.shape == high.shape == (7, 3)
+    for i in range(7):
+        for j in range(3):
+            assert (low[i, j], high[i, j]) == pytest.approx(st.t_interval(many[i, j], 0.99), rel=1e-12)
 
 
 @pytest.mark.parametrize(("n", "alpha"), [(3, 0.05), (6, 0.05), (6, 0.01)])
@@ -58,23 +51,27 @@ def test_seeds_needed_inverts_the_detectable_effect() -> None:
     assert st.seeds_needed(1e-5, 0.028) is None
     enough = st.seeds_for_equivalence(0.03, 0.028)
     assert enough is not None
-    p = [st.equivalence_p(RNG.normal(0, 0.028, enough), 0.03) for _ in range(2000)]
-    assert 0.77 < np.mean(np.array(p) < 0.05) < 0.9
+    low, high = st.limits(RNG.normal(0, 0.028, (2000, enough)))
+    assert 0.77 < np.mean((low > -0.03) & (high < 0.03)) < 0.9
 
 
-def test_separation_is_of_all_seeds() -> None:
-    assert st.separation(np.array([1.0, 2.0]), np.array([3.0, 4.0])) == "below"
-    assert st.separation(np.array([5.0, 6.0]), np.array([3.0, 4.0])) == "above"
-    assert st.separation(np.array([1.0, 3.5]), np.array([3.0, 4.0])) == ""
+def test_the_limit_of_a_standard_deviation_is_above_it_in_four_of_five() -> None:
+    sds = RNG.normal(0, 2, (5000, 4)).std(1, ddof=1)
+    above = sum(st.sd_limit(float(sd), 4) > 2 for sd in sds)
+    assert stats.binomtest(above, 5000, 0.8).pvalue > 1e-4
 
 
-def test_equal_differences_leave_no_noise_for_equivalence() -> None:
-    assert math.isnan(st.equivalence_p(np.full(4, 0.25), 1.0))
-    assert math.isnan(st.equivalence_p(np.full(4, 0.1) + np.array([0, 1e-17, 0, 0]), 1.0))
-    assert st.equivalence_p(np.zeros(4), 1.0) == 0
-    for margin in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match="margin="):
-            st.equivalence_p(DELTA, margin)
+def test_equal_differences_leave_no_noise() -> None:
+    for equal in (np.full(4, 0.25), np.full(4, 0.1) + np.array([0, 1e-17, 0, 0])):
+        assert tuple(map(float, st.limits(equal))) == (-math.inf, math.inf)
+        assert all(math.isnan(end) for end in st.t_interval(equal))
+    assert st.t_interval(np.zeros(4)) == (0, 0)
+
+
+def test_next_to_no_error_leaves_no_limit() -> None:
+    for error in (0.0, 1e-16):
+        assert tuple(map(float, st.limits(DELTA, error))) == (-math.inf, math.inf)
+    assert tuple(map(float, st.limits(np.zeros(3), 0.0))) == (0, 0)
 
 
 def test_differences_are_arm_minus_baseline_without_rounding() -> None:
@@ -87,11 +84,11 @@ def test_differences_are_arm_minus_baseline_without_rounding() -> None:
         st.paired_differences(base[:2], base)
 
 
-def test_one_seed_has_neither_interval_nor_p() -> None:
+def test_one_seed_has_no_interval() -> None:
     one_seed = np.array([0.3])
-    assert all(math.isnan(value) for value in (*st.t_interval(one_seed), st.paired_p(one_seed)))
-    assert math.isnan(st.equivalence_p(one_seed, 1.0))
+    assert all(math.isnan(value) for value in st.t_interval(one_seed))
+    assert tuple(map(float, st.limits(one_seed))) == (-math.inf, math.inf)
     assert st.detectable_in_sd(1) == math.inf
     for refused in (np.array([]), np.array([1.0, math.nan])):
         with pytest.raises(ValueError, match="one finite number per seed"):
-            st.paired_p(refused)
+            st.t_interval(refused)

@@ -1,4 +1,4 @@
-"""Whether verdicts keep over scale, on ladders whose answer is known; runs that are no ladder are refused by name."""
+"""How differences change over scale, on ladders whose answer is known; runs that are no ladder are refused by name."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,19 +12,20 @@ from dsv2.statistics.verdicts import IncompleteStudy
 from tests.references.ladders import ARMS, SCALES, simulate
 
 
-def test_trends_keep_turn_or_stay_open() -> None:
-    def word(gain: Sequence[float], **changed: Any) -> tuple[str, str]:
+def test_trends_say_the_side_and_no_verdict() -> None:
+    def text(gain: Sequence[float], **changed: Any) -> str:
         (trend,) = trends(simulate(gain=gain, rungs=3, **changed), arms=ARMS, baseline="mha")
         assert trend.scales == SCALES[:3]
-        return trend.word, trend.text
+        assert {effect.word for effect in trend.effects} == {""}
+        return trend.text
 
-    assert word((0.97, 0.97, 0.97)) == ("keeps", "better at every rung")
-    assert word((0.97, 0.97, 1.03)) == ("turns", "better at smoke, better at tiny, worse at small")
-    assert word((0.97, 0.97, 0.97), seeds=1) == ("one sign", "below the baseline at every rung; settled at no rung")
-    assert word((0.97, 0.999, 0.99), noise=0.002)[0] in ("one sign", "keeps")
-    assert word((0.97, 1.0, 1.0002), noise=0.0)[0] == "open"
+    assert text((0.97, 0.97, 0.97)) == "below the baseline at every rung"
+    assert text((1.03, 1.03, 1.03)) == "above the baseline at every rung"
+    assert text((0.97, 0.97, 1.03)) == "on both sides of the baseline"
+    assert text((0.97, 0.97, 0.97), seeds=1) == "below the baseline at every rung"
+    assert text((1.0, 1.0, 1.0), noise=0.0) == "equal to the baseline at every rung"
     header, rows = trend_rows(trends(simulate(rungs=3), arms=ARMS, baseline="mha"))
-    assert header == ["arm", "smoke", "tiny", "small", "over scale", "details"]
+    assert header == ["arm", "smoke", "tiny", "small", "over scale"]
     assert [len(row) for row in rows] == [len(header)]
 
 

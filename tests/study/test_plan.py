@@ -17,8 +17,8 @@ STUDIES = sorted(path.stem for path in (CONFIG_DIR / "sweep").glob("*.yaml"))
 
 @pytest.fixture
 def balance_losses() -> dict:
-    """The study of the balance losses as a dictionary, under another name."""
-    return read("sweep", "balance_losses") | {"name": "mine"}
+    """The study of the balance losses as a dictionary, under another name and without its contrasts."""
+    return read("sweep", "balance_losses") | {"name": "mine", "contrasts": None}
 
 
 # ---- the studies here ------------------------------------------------------------------------------------------------
@@ -183,3 +183,9 @@ def test_there_are_as_many_seeds_as_the_claim_needs(balance_losses):
 def test_an_unknown_scale_is_refused():
     with pytest.raises(ConfigError, match="scale='huge' is not valid: choose one of base, paper"):
         Plan("balance_losses", "huge")
+
+
+def test_a_study_is_decided_at_its_planned_seeds_or_its_last_planned_look(balance_losses):
+    assert Plan(balance_losses, "smoke").decided_at == len(Plan(balance_losses, "smoke").seeds) == 5
+    assert Plan(balance_losses, "small").decided_at == 6
+    assert Plan(balance_losses | {"looks": [4, 8, 16]}, "smoke").decided_at == 16

@@ -10,6 +10,7 @@ from dsv2.metrics import quantity
 from dsv2.plots.style import REFERENCE, arm_styles, interval, percent, rows_axis, single, styled
 from dsv2.statistics.calibration import Rate, TrialsRate
 from dsv2.statistics.paired import ALPHA, POWER, detectable_in_sd, paired_power
+from dsv2.statistics.spending import error_of_interval
 
 
 @styled()
@@ -37,23 +38,23 @@ def false_positive_rates(
 def power_by_effect(rates: Sequence[tuple[float, Rate]], *, title: str | None = None, ax: Axes | None = None) -> Axes:
     """Draw simulated power over the effect in standard deviations of the paired differences, a colour per seed count.
 
-    `rates` pairs each effect with its rate, all for one number of arms. Lines are the stated power for Holm's first
-    rejection; vertical lines mark the effect called detectable.
+    `rates` pairs each effect with its rate, all for one number of contrasts. Lines are the stated power at the first
+    look; vertical lines mark the effect of 80% power.
     """
-    (arms,) = {rate.arms for _, rate in rates}
-    level, top = ALPHA / (arms - 1), max(effect for effect, _ in rates)
-    seeds = sorted({rate.seeds for _, rate in rates})
+    (contrasts,) = {rate.contrasts for _, rate in rates}
+    top = max(effect for effect, _ in rates)
+    seeds = sorted({int(rate.seeds) for _, rate in rates})
     labels = {n: f"{n} seeds" for n in seeds}
     styles = arm_styles(list(labels.values()))
     ax = single(2.4, title, ax)
     ax.axhline(POWER, **REFERENCE)
     effects = np.linspace(0, top, 120)
     for n in seeds:
-        style = styles[labels[n]]
+        style, level = styles[labels[n]], error_of_interval([frozenset(range(n))], n, contrasts)
         ax.plot(effects, [paired_power(n, effect, level) for effect in effects], color=style["color"])
         ax.plot([detectable_in_sd(n, level)] * 2, [0, POWER], color=style["color"], linewidth=0.6, alpha=0.6)
         for effect, rate in rates:
-            if rate.seeds == n:
+            if int(rate.seeds) == n:
                 ax.plot([effect] * 2, [rate.low, rate.high], color=style["color"], linewidth=1)
                 ax.plot(effect, rate.rate, **(style | {"linestyle": "none"}))
         ax.plot([], [], label=labels[n], **(style | {"linestyle": "-"}))
@@ -67,5 +68,8 @@ def power_by_effect(rates: Sequence[tuple[float, Rate]], *, title: str | None = 
 
 
 def _row(rate: Rate | TrialsRate) -> str:
-    name = quantity(rate.metric).name if isinstance(rate, TrialsRate) else rate.noise
-    return f"{name}, {rate.seeds} seeds, {rate.arms} arms"
+    if isinstance(rate, TrialsRate):
+        name = quantity(rate.metric).name if rate.metric else "all metrics"
+    else:
+        name = rate.noise
+    return f"{name}, {rate.seeds} seeds, {rate.contrasts} contrast{'s' if rate.contrasts > 1 else ''}"

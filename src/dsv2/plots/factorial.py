@@ -15,7 +15,7 @@ from dsv2.plots.style import (
     PAGE,
     ZERO,
     arm_styles,
-    interval,
+    faint_interval,
     legend_within,
     panels,
     rows_axis,
@@ -32,10 +32,7 @@ from dsv2.statistics.verdicts import paired_values
 def factorial_forest(
     terms: Sequence[Term], *, directions: Mapping[str, str] | None = None, title: str | None = None
 ) -> Figure:
-    """Draw each term with its 95% interval, a panel per metric; interactions are below the line.
-
-    Filled: significant after Holm's correction.
-    """
+    """Draw each term with its 95% interval, a panel per metric; interactions are below the line. All is exploratory."""
     metrics, names = (list(dict.fromkeys(t.metric for t in terms)), list(dict.fromkeys(t.term for t in terms)))
     mains = len({term.term for term in terms if term.order == 1})
     width = PAGE if len(metrics) > 1 else 0.75 * PAGE  # long names take half a page
@@ -47,8 +44,7 @@ def factorial_forest(
             ax.axhline(mains - 0.5, color="0.6", linewidth=0.6, linestyle=DASHED)
         for term in terms:
             if term.metric == metric:
-                decided = term.word in ("better", "worse")
-                interval(ax, names.index(term.term), term.low, term.effect, term.high, filled=decided)
+                faint_interval(ax, names.index(term.term), term.low, term.effect, term.high)
         name, unit = quantity(metric)
         ax.set_title(f"effect on {name}" + (f"\n({unit})" if unit else ""), fontsize=7)
         ax.xaxis.set_major_locator(MaxNLocator(4))

@@ -19,6 +19,7 @@ from dsv2.plots.style import (
     curves,
     difference_label,
     draw_curves,
+    faint_interval,
     floor_line,
     handles,
     interval,
@@ -33,6 +34,7 @@ from dsv2.plots.style import (
     tick_names,
     tokens_axis,
 )
+from dsv2.statistics.verdicts import Effect
 
 IMBALANCE = [f"routing/{name}_violation" for name in ("max", "device_max", "received_max")] + [
     f"routing/{name}" for name in ("dead_experts", "overflow", "drop_rate")
@@ -163,33 +165,47 @@ def metric_by_arm(
 
 @styled()
 def forest(
-    effects: pd.DataFrame | Sequence[tuple[Any, ...]],
+    effects: Sequence[Effect],
     *,
-    margins: Mapping[str, float] | None = None,
+    verdicts: Sequence[Effect] = (),
     directions: Mapping[str, str] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw each arm minus the baseline with its 95% interval, a panel per metric (`verdicts.Effect` rows).
+    """Draw each arm minus its baseline with its interval: a panel per metric of the verdicts, then of other effects.
 
-    Markers are filled if the verdict is better or worse, squares if equivalent, hollow otherwise; the margin is shaded.
+    Verdicts are blue with their margin shaded; markers are filled if better or worse, squares if equivalent, hollow
+    otherwise. Exploratory effects are thin and grey.
     """
-    table = pd.DataFrame(effects)
-    metrics, arms = list(dict.fromkeys(table["metric"])), list(dict.fromkeys(table["arm"]))
-    figure, axes = panels(len(metrics), columns=3, height=0.17 * len(arms) + 0.85, title=title, sharey=True)
-    for ax, metric in zip(axes, metrics, strict=True):
-        if margin := (margins or {}).get(metric):
-            ax.axvspan(-margin, margin, color="0.88", linewidth=0, zorder=0)
+    arms = list(dict.fromkeys(effect.arm for effect in (*verdicts, *effects)))
+    groups = [(rows, decided) for decided, of in ((True, verdicts), (False, effects)) for rows in _by_metric(of)]
+    figure, axes = panels(len(groups), columns=3, height=0.17 * len(arms) + 0.95, title=title, sharey=True)
+    for ax, (rows, decided) in zip(axes, groups, strict=True):
+        metric = rows[0].metric
         ax.axvline(0, **ZERO)
-        for effect in table[table["metric"] == metric].itertuples():
-            decided, marker = effect.word in ("better", "worse"), "s" if effect.word == "equivalent" else "o"
-            row = arms.index(effect.arm)
-            interval(ax, row, effect.low, effect.mean, effect.high, filled=decided, marker=marker)
+        for effect in rows:
+            if decided:
+                _draw_verdict(ax, arms.index(effect.arm), effect)
+            else:
+                faint_interval(ax, arms.index(effect.arm), effect.low, effect.mean, effect.high)
         panel_title(ax, quantity(metric).label)
         ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.grid(False, axis="y")
-        ax.set_xlabel(BETTER.get((directions or {}).get(metric, ""), ""), fontsize=7)
+        ax.set_xlabel(BETTER.get((directions or {}).get(metric, ""), "") if decided else "exploratory", fontsize=7)
     rows_axis(axes[0], arms)
     return figure
+
+
+def _by_metric(effects: Sequence[Effect]) -> list[list[Effect]]:
+    metrics = dict.fromkeys(effect.metric for effect in effects)
+    return [[effect for effect in effects if effect.metric == metric] for metric in metrics]
+
+
+def _draw_verdict(ax: Axes, row: int, effect: Effect) -> None:
+    if effect.margin > 0:
+        ax.fill_betweenx([row - 0.42, row + 0.42], -effect.margin, effect.margin, color="0.88", linewidth=0, zorder=0)
+    marker = "s" if effect.word == "equivalent" else "o"
+    filled = effect.word in ("better", "worse")
+    interval(ax, row, effect.low, effect.mean, effect.high, filled=filled, marker=marker)
 
 
 # ---- shared ----------------------------------------------------------------------------------------------------------

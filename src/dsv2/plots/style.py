@@ -273,6 +273,12 @@ def interval(ax: Axes, row: int, low: float, middle: float, high: float, *, fill
     ax.plot(middle, row, marker=marker, color=colour, markerfacecolor=face, markersize=4.5)
 
 
+def faint_interval(ax: Axes, row: int, low: float, middle: float, high: float) -> None:
+    """Draw an exploratory interval in one row of a figure, thin and grey."""
+    ax.plot([low, high], [row, row], color="0.55", linewidth=0.8, solid_capstyle="butt")
+    ax.plot(middle, row, marker="o", color="0.55", markerfacecolor="white", markersize=3, markeredgewidth=0.7)
+
+
 def curves(
     metrics: pd.DataFrame, metric: str, arms: Sequence[str] | Mapping[str, Any]
 ) -> list[tuple[str, pd.DataFrame]]:

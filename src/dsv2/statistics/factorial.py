@@ -9,7 +9,7 @@ A main effect is the mean of the metric at a level minus that at the factor's lo
 other factors. A two-way interaction is the change of one effect when the other factor is raised from its lowest level:
 the difference of differences. A three-way interaction is the change of that with the third factor. A factor of k levels
 has k - 1 contrasts, each of a level with the lowest, so linearity is not assumed. Numeric levels are sorted, others
-keep the order of the arms. Holm's correction is over all terms of the metric.
+keep the order of the arms. Terms are exploratory: intervals are 95% each, and there are no verdicts.
 """
 
 import itertools
@@ -21,8 +21,8 @@ import numpy as np
 import pandas as pd
 
 from dsv2.metrics import quantity
-from dsv2.statistics.paired import ALPHA, Values, detectable_in_sd, holm, paired_p, t_interval, without_rounding
-from dsv2.statistics.verdicts import IncompleteStudy, difference_text, paired_values, two_digits
+from dsv2.statistics.paired import Values, t_interval, without_rounding
+from dsv2.statistics.verdicts import IncompleteStudy, difference_text, paired_values
 
 Level = str | float | bool
 Design = Mapping[str, Mapping[str, Level]]  # arm -> factor -> level
@@ -30,14 +30,13 @@ Design = Mapping[str, Mapping[str, Level]]  # arm -> factor -> level
 FACTORIAL_RULE = (
     "Every term is a contrast of the arms, seed by seed; intervals are 95% t intervals over seeds. A main effect is "
     "the mean at the level minus the mean at the factor's lowest level, over all levels of the other factors; an "
-    "interaction is the joint effect of the levels minus the sum of their separate effects. A term is called better or "
-    "worse when p < 0.05 after Holm's correction over all terms of the metric, else undecided. An interaction is "
-    "better if the levels together do better than that sum."
+    "interaction is the joint effect of the levels minus the sum of their separate effects. Intervals are of one term "
+    "each: of many terms without any effect, one in twenty excludes 0."
 )
 
 
 class Term(NamedTuple):
-    """One main effect or interaction in one metric. With one seed, interval and p are NaN and the word is none."""
+    """One main effect or interaction in one metric. With one seed, the interval is NaN."""
 
     term: str  # "device=0.05", "expert=0.003 x device=0.05"
     order: int  # 1 for a main effect, 2 and 3 for interactions
@@ -47,10 +46,6 @@ class Term(NamedTuple):
     sd: float  # of the contrast over seeds
     low: float  # 95% t interval
     high: float
-    p: float  # two-sided, t over seeds
-    p_holm: float
-    detectable: float  # smallest effect detected with 80% power at the level of Holm's first rejection
-    word: str  # better, worse, undecided, identical or none
 
 
 # ---- the design ------------------------------------------------------------------------------------------------------
@@ -106,41 +101,23 @@ def _weight(cell: Mapping[str, Level], term: Iterable[tuple[str, Level]], ordere
 # ---- the effects -----------------------------------------------------------------------------------------------------
 
 
-def factorial(
-    results: pd.DataFrame, metric: str, design: Design, *, seeds: Sequence[int], direction: str
-) -> list[Term]:
+def factorial(results: pd.DataFrame, metric: str, design: Design, *, seeds: Sequence[int]) -> list[Term]:
     """Estimate every main effect and every interaction of two and three factors in one metric.
 
-    `results` has one row per trial with columns arm, seed, status and the metric; `direction` is "lower" or "higher",
-    whichever is better. Raises `IncompleteStudy` for combinations without an arm and for missing trials.
+    `results` has one row per trial with columns arm, seed, status and the metric. Raises `IncompleteStudy` for
+    combinations without an arm and for missing trials.
     """
-    if direction not in ("lower", "higher"):
-        raise ValueError(f"direction={direction!r}: must be 'lower' or 'higher'")
     weights = contrasts(design)
     values = paired_values(results, metric, list(design), seeds)
     if missing := [arm for arm in design if arm not in values]:
         raise ValueError(f"results: {', '.join(missing)} have no {metric}; a factorial study needs it for every arm")
-    by_term = [_sum(values, weight) for weight in weights.values()]
-    p = [paired_p(of_seeds) for of_seeds in by_term]
     terms = []
-    for factors, of_seeds, raw, corrected in zip(weights, by_term, p, holm(p), strict=True):
-        n, interval = of_seeds.size, t_interval(of_seeds)
-        sd = float(of_seeds.std(ddof=1)) if n > 1 else math.nan
-        term = Term(
-            term=" x ".join(f"{factor}={level_text(level)}" for factor, level in factors),
-            order=len(factors),
-            metric=metric,
-            n=n,
-            effect=float(of_seeds.mean()),
-            sd=sd,
-            low=interval.low,
-            high=interval.high,
-            p=raw,
-            p_holm=corrected,
-            detectable=detectable_in_sd(n, ALPHA / len(weights)) * sd if n > 1 else math.nan,
-            word="",
-        )
-        terms.append(term._replace(word=_word(term, direction)))
+    for factors, weight in weights.items():
+        of_seeds = _sum(values, weight)
+        sd = float(of_seeds.std(ddof=1)) if of_seeds.size > 1 else math.nan
+        name = " x ".join(f"{factor}={level_text(level)}" for factor, level in factors)
+        moments = float(of_seeds.mean()), sd
+        terms.append(Term(name, len(factors), metric, of_seeds.size, *moments, *t_interval(of_seeds)))
     return terms
 
 
@@ -150,55 +127,15 @@ def _sum(values: Mapping[str, Values], weight: Mapping[str, float]) -> Values:
     return without_rounding(terms.sum(0), float(np.abs(terms).sum(0).max()))
 
 
-def _word(term: Term, direction: str) -> str:
-    if term.n < 2:
-        return "none"
-    if term.effect == 0 and term.sd == 0:
-        return "identical"
-    if not term.p_holm < ALPHA:  # also NaN, if equal contrasts leave no noise estimate
-        return "undecided"
-    return "better" if (term.effect < 0) == (direction == "lower") else "worse"
-
-
 # ---- text ------------------------------------------------------------------------------------------------------------
-
-
-def factorial_text(terms: Sequence[Term]) -> list[str]:
-    """Return a sentence per metric: which main effects and interactions are significant, and the detection limit."""
-    sentences = []
-    for metric in dict.fromkeys(term.metric for term in terms):
-        of_metric = [term for term in terms if term.metric == metric]
-        if of_metric[0].n < 2:
-            sentences.append(f"{quantity(metric).name} - no verdict: one seed gives no interval.")
-            continue
-        parts = []
-        for name, kind in (
-            ("main effects", [term for term in of_metric if term.order == 1]),
-            ("interactions", [term for term in of_metric if term.order > 1]),
-        ):
-            decided = [term for term in kind if term.word in ("better", "worse")]
-            named = ", ".join(f"{t.term} {t.word} ({difference_text(t.effect, t.low, t.high)})" for t in decided)
-            if kind:
-                parts.append(f"{name}: {named or 'none detected'}")
-        undetected = [term.detectable for term in of_metric if term.word == "undecided"]
-        limit = f"; undecided terms below {max(undetected):.2g} may have been missed" if undetected else ""
-        sentences.append(f"{quantity(metric).name} - {'; '.join(parts)}{limit}.")
-    return sentences
 
 
 def factorial_rows(terms: Sequence[Term]) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of the report's table."""
     rows = [
-        [
-            quantity(term.metric).name,
-            term.term,
-            difference_text(term.effect, term.low, term.high),
-            *map(two_digits, (term.p, term.p_holm, term.detectable)),
-            term.word,
-        ]
-        for term in terms
+        [quantity(term.metric).name, term.term, difference_text(term.effect, term.low, term.high)] for term in terms
     ]
-    return ["metric", "term", "effect [95% t]", "p", "p (Holm)", "smallest detectable", "verdict"], rows
+    return ["metric", "term", "effect [95% each]"], rows
 
 
 def level_text(level: Level) -> str:

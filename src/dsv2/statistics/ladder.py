@@ -29,7 +29,7 @@ EXPONENTS = np.geomspace(1e-3, STEEPEST, 120)
 
 
 class Fit(NamedTuple):
-    """One arm's curve. Intervals are NaN if a rung has one seed."""
+    """One arm's curve. Intervals are NaN if a rung has one seed or the fit reached a bound."""
 
     arm: str
     form: str
@@ -149,11 +149,12 @@ def _fit(arm: str, flops: Values, means: Values, weights: Values, moved: Values)
         ends = f"{math.exp(means[0]):.4g} after {flops[0]:.3g} FLOPs, {math.exp(means[-1]):.4g} after {flops[-1]:.3g}"
         raise ValueError(f"runs: the loss of arm {arm!r} does not fall with compute ({ends}); nothing to fit")
     notes = ["two rungs: a power law without E"] if form == POWER_LAW else []
-    notes += ["E at its bound 0"] if form == SATURATING and e <= 1e-4 * math.exp(means[0]) else []
-    notes += [f"alpha at its bound {STEEPEST:g}"] if form == SATURATING and alpha >= STEEPEST * (1 - 1e-6) else []
+    bounds = ["E at its bound 0"] if form == SATURATING and e <= 1e-4 * math.exp(means[0]) else []
+    bounds += [f"alpha at its bound {STEEPEST:g}"] if form == SATURATING and alpha >= STEEPEST * (1 - 1e-6) else []
+    notes += [f"{bound}, so no interval" for bound in bounds]
     notes += [] if len(moved) else ["no interval: a rung has one seed, or resamples=0"]
     drawn = np.stack([drawn[:, 0], drawn[:, 1] * np.exp(drawn[:, 2] * centre), drawn[:, 2]], axis=1)
-    of_e, of_a, of_alpha = (_interval(drawn[:, i]) for i in range(3))
+    of_e, of_a, of_alpha = (_interval(drawn[: 0 if bounds else None, i]) for i in range(3))
     fit = Fit(arm, form, len(x), e, a * math.exp(alpha * centre), alpha, of_e, of_a, of_alpha, "; ".join(notes))
     return fit, drawn
 

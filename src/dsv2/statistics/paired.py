@@ -1,10 +1,10 @@
-"""Statistics of differences paired by seed: intervals, p-values and power.
+"""Statistics of differences paired by seed: intervals and power.
 
 n seeds; `differences` (n,) are an arm's values minus the baseline's, seed by seed. All functions are pure.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from scipy import optimize, special, stats
 
 ALPHA = 0.05
 POWER = 0.8
+WIDEST = 300.0  # half the width of an interval that still says something, in standard deviations
 MOST_SEEDS = 1000  # upper limit of the searches for a number of seeds
 
 Values = NDArray[np.float64]
@@ -40,7 +41,7 @@ def paired_differences(arm: Values, baseline: Values) -> Values:
 def without_rounding(differences: Values, size: float) -> Values:
     """Remove rounding errors from differences (n,) of values as large as `size`: from the mean and from the spread.
 
-    A t-test would find noise of 1e-16 significant.
+    An interval would exclude 0 by noise of 1e-16.
     """
     rounding = 4 * np.finfo(float).eps * size
     if differences.size > 1 and np.ptp(differences) <= rounding:
@@ -48,60 +49,27 @@ def without_rounding(differences: Values, size: float) -> Values:
     return np.where(np.abs(differences) <= rounding, 0.0, differences)
 
 
+def limits(differences: Values, error: float = ALPHA) -> tuple[Values, Values]:
+    """Return the ends (...) of Student's t intervals of the mean of (..., n) differences, missing it by `error`.
+
+    Infinite without an estimate of the noise (one seed, or equal nonzero differences), and where an error near 0 makes
+    them wider than `WIDEST`; both 0 if all differences are 0.
+    """
+    n = _checked(differences).shape[-1]
+    mean, largest = differences.mean(-1), np.abs(differences).max(-1)
+    if n < 2:
+        return np.full_like(mean, -math.inf), np.full_like(mean, math.inf)
+    width = abs(special.stdtrit(n - 1, error / 2)) / math.sqrt(n)  # half, in standard deviations
+    sd = differences.std(-1, ddof=1)
+    half = np.full_like(mean, math.inf) if width > WIDEST else np.asarray(width * sd)
+    half = np.where(np.ptp(differences, -1) <= 1e-12 * largest, np.where(largest == 0, 0.0, math.inf), half)
+    return np.asarray(mean - half), np.asarray(mean + half)
+
+
 def t_interval(differences: Values, level: float = 1 - ALPHA) -> Interval:
-    """Return the interval of the mean of (n,) differences by Student's t; NaN for one seed."""
-    n = _checked(differences).size
-    if n < 2:
-        return Interval(math.nan, math.nan)
-    half = special.stdtrit(n - 1, (1 + level) / 2) * differences.std(ddof=1) / math.sqrt(n)
-    return Interval(float(differences.mean() - half), float(differences.mean() + half))
-
-
-def paired_p(differences: Values) -> float:
-    """Return the two-sided p-value of the paired t-test; 1 if all differences are zero.
-
-    NaN for one seed, or if all differences are equal and nonzero, which gives no estimate of the noise.
-    """
-    n, scale = _checked(differences).size, np.abs(differences).max()
-    if scale == 0 and n > 1:
-        return 1.0
-    if n < 2 or _no_spread(differences):
-        return math.nan
-    t = differences.mean() / (differences.std(ddof=1) / math.sqrt(n))
-    return float(2 * special.stdtr(n - 1, -abs(t)))
-
-
-def equivalence_p(differences: Values, margin: float) -> float:
-    """Return the p-value of two one-sided t-tests (TOST): small if the mean lies inside (-margin, margin).
-
-    0 if all differences are zero; NaN for one seed, or if all differences are equal and nonzero.
-    """
-    n = _checked(differences).size
-    if not 0 < margin < math.inf:
-        raise ValueError(f"margin={margin}: must be positive and finite")
-    if n < 2:
-        return math.nan
-    if _no_spread(differences):
-        return math.nan if differences.any() else 0.0
-    error = differences.std(ddof=1) / math.sqrt(n)
-    return float(special.stdtr(n - 1, -(margin - abs(differences.mean())) / error))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return Holm's step-down adjusted p-values, in the given order. NaN stays NaN and counts towards the family."""
-    p = np.asarray(p_values, dtype=float)
-    order = np.argsort(np.where(np.isnan(p), 2.0, p), kind="stable")
-    adjusted = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
-    result = np.empty(len(p))
-    result[order] = adjusted
-    return [float(value) for value in result]
-
-
-def separation(arm: Values, baseline: Values) -> str:
-    """Return "below" or "above" if all seeds of the arm lie beyond all of the baseline; else, or for n = 1, ""."""
-    if min(arm.size, baseline.size) < 2:
-        return ""
-    return "below" if arm.max() < baseline.min() else "above" if arm.min() > baseline.max() else ""
+    """Return the interval of the mean of (n,) differences by Student's t; NaN without an estimate of the noise."""
+    low, high = map(float, limits(differences, 1 - level))
+    return Interval(low, high) if math.isfinite(low) else Interval(math.nan, math.nan)
 
 
 # ---- what n seeds can detect -----------------------------------------------------------------------------------------
@@ -134,23 +102,24 @@ def seeds_needed(effect: float, sd: float, alpha: float = ALPHA, power: float = 
 
 
 def seeds_for_equivalence(margin: float, sd: float, alpha: float = ALPHA, power: float = POWER) -> int | None:
-    """Return the fewest seeds that show equivalence of equal arms within the margin; None if over 1,000."""
+    """Return the fewest seeds whose interval lies inside the margin if the arms are equal; None if over 1,000."""
 
     def enough(n: int) -> bool:
-        critical = special.stdtrit(n - 1, 1 - alpha)
+        critical = special.stdtrit(n - 1, 1 - alpha / 2)
         return bool(2 * stats.nct.sf(critical, n - 1, margin / sd * math.sqrt(n)) - 1 >= power)
 
     return _fewest(enough)
 
 
+def sd_limit(sd: float, n: int, level: float = POWER) -> float:
+    """Return the upper one-sided confidence limit of a standard deviation that n normal values have."""
+    return sd * math.sqrt((n - 1) / float(special.chdtri(n - 1, level)))
+
+
 def _checked(differences: Values) -> Values:
-    if differences.ndim != 1 or differences.size == 0 or not np.isfinite(differences).all():
+    if differences.ndim < 1 or differences.size == 0 or not np.isfinite(differences).all():
         raise ValueError(f"differences={differences!r}: must be one finite number per seed")
     return differences
-
-
-def _no_spread(differences: Values) -> bool:
-    return bool(np.ptp(differences) <= 1e-12 * np.abs(differences).max())
 
 
 def _fewest(enough: Callable[[int], bool]) -> int | None:

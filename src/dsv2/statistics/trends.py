@@ -1,8 +1,8 @@
-"""Whether verdicts hold as scale grows: every arm against the baseline at each rung of a ladder of scales.
+"""How differences change as scale grows: every arm against the baseline at each rung of a ladder of scales.
 
 `runs` is a long table: one row per run with columns scale, arm, seed, flops (of the whole training) and loss; in an
 optional column status, all must be "finished". Rungs are ordered by the baseline's compute. Seeds may differ between
-rungs.
+rungs. All of it is exploratory: verdicts are on the contrasts of one study, in its own report.
 """
 
 from collections.abc import Sequence
@@ -11,41 +11,27 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from dsv2.statistics.verdicts import Effect, IncompleteStudy, compare, difference_text
+from dsv2.statistics.verdicts import Effect, IncompleteStudy, difference_text, explore
 
 COLUMNS = ("scale", "arm", "seed", "flops")
-SETTLED = ("better", "worse", "equivalent", "identical")
 
 
 class Trend(NamedTuple):
-    """One arm over all rungs. `word` is one of keeps (the same settled verdict at every rung), one sign (the same sign
-    everywhere, not settled everywhere), turns (better at one rung and worse at another) and open (anything else)."""
+    """One arm over all rungs; `text` says on which side of the baseline it lies."""
 
     arm: str
     scales: tuple[str, ...]
     effects: tuple[Effect, ...]  # one per rung
-    word: str
     text: str
 
 
-def trends(
-    runs: pd.DataFrame,
-    *,
-    arms: Sequence[str],
-    baseline: str,
-    loss: str = "loss",
-    direction: str = "lower",
-    margin: float | None = None,
-) -> list[Trend]:
-    """Judge every other arm at each rung (`verdicts.compare`, Holm over the arms of a rung), and over all rungs."""
+def trends(runs: pd.DataFrame, *, arms: Sequence[str], baseline: str, loss: str = "loss") -> list[Trend]:
+    """Compare every other arm with the baseline at each rung (`verdicts.explore`), and over all rungs."""
     scales = climb(runs, arms=arms, baseline=baseline, loss=loss)
     by_arm: dict[str, list[Effect]] = {arm: [] for arm in arms if arm != baseline}
     for scale in scales:
         rung = _rung(runs, scale)
-        seeds = sorted(set(rung["seed"]))
-        for effect in compare(
-            rung, loss, arms=arms, baseline=baseline, seeds=seeds, direction=direction, margin=margin
-        ):
+        for effect in explore(rung, loss, arms=arms, baseline=baseline, seeds=sorted(set(rung["seed"]))):
             by_arm[effect.arm].append(effect)
     return [_trend(arm, scales, effects) for arm, effects in by_arm.items()]
 
@@ -91,32 +77,18 @@ def _rung(runs: pd.DataFrame, scale: str) -> pd.DataFrame:
 
 
 def _trend(arm: str, scales: Sequence[str], effects: Sequence[Effect]) -> Trend:
-    words = [effect.word for effect in effects]
-    signs = {float(np.sign(effect.mean)) for effect in effects}
-    settled = ", ".join(f"{word} at {scale}" for word, scale in zip(words, scales, strict=True) if word in SETTLED)
-    side = {-1.0: "below", 1.0: "above"}.get(signs.pop() if len(signs) == 1 else 0.0, "")
-    if len(set(words)) == 1 and words[0] in SETTLED:
-        word, text = "keeps", f"{words[0]} at {'every rung' if len(words) > 1 else scales[0]}"
-    elif {"better", "worse"} <= set(words):
-        word, text = "turns", settled
-    elif side:
-        where = "every rung" if len(words) > 1 else scales[0]
-        word, text = "one sign", f"{side} the baseline at {where}; {settled or 'settled at no rung'}"
-    else:
-        word, text = "open", f"the sign changes with scale; {settled or 'settled at no rung'}"
-    return Trend(arm, tuple(scales), tuple(effects), word, text)
+    sides = {float(np.sign(effect.mean)) for effect in effects}
+    side = {-1.0: "below", 1.0: "above", 0.0: "equal to"}[sides.pop()] if len(sides) == 1 else ""
+    where = "every rung" if len(scales) > 1 else scales[0]
+    text = f"{side} the baseline at {where}" if side else "on both sides of the baseline"
+    return Trend(arm, tuple(scales), tuple(effects), text)
 
 
 def trend_rows(by_arm: Sequence[Trend]) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows of the report's table: difference and verdict at each rung, then the overall trend."""
+    """Return header and rows of the report's table: difference at each rung, then the overall trend."""
     scales = by_arm[0].scales if by_arm else ()
     rows = [
-        [
-            trend.arm,
-            *(f"{difference_text(e.mean, e.low, e.high)} {e.word}" for e in trend.effects),
-            trend.word,
-            trend.text,
-        ]
+        [trend.arm, *(difference_text(effect.mean, effect.low, effect.high) for effect in trend.effects), trend.text]
         for trend in by_arm
     ]
-    return ["arm", *scales, "over scale", "details"], rows
+    return ["arm", *scales, "over scale"], rows

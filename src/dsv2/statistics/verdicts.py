@@ -1,6 +1,6 @@
-"""Effects of a study's arms and verdicts on them.
+"""Effects of a study's arms, and verdicts on the contrasts that it declared.
 
-n seeds. An effect is the arm's value minus the baseline's, seed by seed: arms of one seed share initial weights and
+n seeds. An effect is the arm's value minus its baseline's, seed by seed: arms of one seed share initial weights and
 data order, which halves the noise. `RULE` states how verdicts are reached; a study with a missing trial has none.
 """
 
@@ -10,84 +10,62 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from dsv2.config import ConfigError
-from dsv2.statistics.paired import (
-    ALPHA,
-    MOST_SEEDS,
-    Values,
-    detectable_in_sd,
-    equivalence_p,
-    holm,
-    paired_differences,
-    paired_p,
-    seeds_for_equivalence,
-    seeds_needed,
-    separation,
-    t_interval,
-)
+from dsv2.metrics import quantity
+from dsv2.statistics.paired import ALPHA, Values, limits, paired_differences
 
 RULE = (
-    "Arms are compared with the baseline seed by seed. A metric is called better or worse when the paired t-test "
-    "gives p < 0.05 after Holm's correction over the arms compared in that metric, and equivalent when both one-sided "
-    "t-tests (TOST) reject the stated margin under the same correction; anything else is undecided. Intervals are 95% "
-    "t intervals of the mean difference, not widened for the number of arms. At most about 5% of studies of equal arms "
-    "get a false verdict, whether noise is normal, heavy-tailed or skewed. If an arm fails in one run of ten and does "
-    "well in the others, verdicts on its mean are wrong far more often, so look at the individual seeds."
+    "A study names its contrasts before it is run: an arm against its baseline in one metric, with the margin below "
+    "which a difference does not matter. Only they get a verdict. Arms are compared seed by seed. The intervals of all "
+    "contrasts hold together: each is a t interval whose error is a share of what this look at the study may spend, so "
+    "that at most 5% of studies say anything false, however often they are looked at. A contrast is better or worse if "
+    "its interval excludes 0, equivalent if the interval lies within the margin, and undecided otherwise: the ends of "
+    "the interval then say which differences remain possible. In simulations this holds for normal, heavy-tailed, "
+    "unequal and skewed noise (docs/report.md has the table). If an arm fails in one run of ten and does well in the "
+    "others, verdicts on its mean are wrong far more often, so look at the individual seeds."
 )
-UNSEEN = "no visible cost or gain"
 MOST_DECIMALS = 8  # smaller differences are written with an exponent
 
 
-class Verdict(NamedTuple):
-    """A verdict. `word` is one of better, worse, equivalent, identical, undecided, none; `text` adds the details."""
+class Contrast(NamedTuple):
+    """A comparison that was declared before the study was run."""
 
-    word: str
-    numbers: str  # difference, interval and p; "" if there are none
-    note: str  # qualifications; may be ""
-
-    @property
-    def text(self) -> str:
-        text = f"{self.word}: {self.numbers}" if self.numbers else self.word
-        return f"{text}; {self.note}" if self.note else text
-
-    def __str__(self) -> str:
-        return self.text
+    arm: str
+    baseline: str
+    metric: str
+    margin: float  # largest difference that does not matter; NaN if none was declared
 
 
 class Effect(NamedTuple):
-    """One arm against the baseline in one metric. Without an interval (n = 1) its numbers are NaN."""
+    """One arm against its baseline in one metric.
+
+    Of a contrast it has a verdict, and the interval is one of those that hold together; otherwise it is exploratory.
+    Limits are infinite in a verdict, and NaN in an exploratory effect, if there is no estimate of the noise.
+    """
 
     arm: str
+    baseline: str
     metric: str
     n: int
     mean: float  # arm minus baseline
     sd: float  # of the paired differences
-    low: float  # 95% t interval
+    low: float
     high: float
-    p: float  # paired t, two-sided
-    p_holm: float
-    p_equivalence: float  # TOST after Holm; NaN without a margin
-    detectable: float  # smallest effect detected with 80% power at the level of Holm's first rejection
-    separated: str  # "below" or "above" if all seeds of the arm lie beyond all of the baseline, else ""
-    word: str
-    note: str
-    verdict: str
+    margin: float = math.nan
+    word: str = ""  # better, worse, equivalent, identical, undecided, none; "" if exploratory
+    text: str = ""  # the verdict in a phrase
 
 
 def difference_text(mean: float, low: float, high: float) -> str:
     """Format a mean with its interval, to two digits of the interval's half width; without one, only the mean."""
-    if math.isnan(low):
+    if not math.isfinite(high - low):
         return f"{mean:+.2g}"
     digits = decimals(low, high)
     if digits == MOST_DECIMALS:
         return f"{mean:+.2g} [{low:+.2g}, {high:+.2g}]"
     return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
-
-
-def two_digits(value: float) -> str:
-    """Format a number with two significant digits; an empty string for NaN."""
-    return "" if math.isnan(value) else f"{value:.2g}"
 
 
 def decimals(low: float, high: float) -> int:
@@ -141,106 +119,106 @@ def paired_values(results: pd.DataFrame, metric: str, arms: Sequence[str], seeds
     return values
 
 
-def compare(
-    results: pd.DataFrame,
-    metric: str,
-    *,
-    arms: Sequence[str],
-    baseline: str,
-    seeds: Sequence[int],
-    direction: str,
-    margin: float | None = None,
+def explore(
+    results: pd.DataFrame, metric: str, *, arms: Sequence[str], baseline: str, seeds: Sequence[int]
 ) -> list[Effect]:
-    """Compare every other arm with the baseline in one metric by `RULE`, in the order of `arms`.
+    """Compare every other arm with the baseline in one metric, with plain 95% intervals and without verdicts.
 
-    `results` has one row per trial with columns arm, seed, status and the metric. `direction` is "lower" or "higher",
-    whichever is better. Empty if the baseline does not have the metric.
+    `results` has one row per trial with columns arm, seed, status and the metric. Empty if the baseline does not have
+    the metric.
     """
     values = paired_values(results, metric, arms, seeds)
     if baseline not in values:
         return []
-    return judge(values, metric, baseline=baseline, direction=direction, margin=margin)
-
-
-def judge(
-    values: Mapping[str, Values],
-    metric: str,
-    *,
-    baseline: str,
-    direction: str,
-    margin: float | None = None,
-) -> list[Effect]:
-    """Do the same as `compare` on arrays: arm -> its (n,) values, all in the same order of seeds."""
-    if direction not in ("lower", "higher"):
-        raise ValueError(f"direction={direction!r}: must be 'lower' or 'higher'")
-    if baseline not in values:
-        raise ValueError(f"baseline={baseline!r}: must be one of {', '.join(values)}")
-    others = [arm for arm in values if arm != baseline]
-    deltas = {arm: paired_differences(values[arm], values[baseline]) for arm in others}
-    p = [paired_p(delta) for delta in deltas.values()]
-    p_same = [math.nan if margin is None else equivalence_p(delta, margin) for delta in deltas.values()]
     effects = []
-    for arm, p_raw, p_holm, p_equal in zip(others, p, holm(p), holm(p_same), strict=True):
-        delta, n = deltas[arm], deltas[arm].size
-        sd = float(delta.std(ddof=1)) if n > 1 else math.nan
-        effect = Effect(
-            arm=arm,
-            metric=metric,
-            n=n,
-            mean=float(delta.mean()),
-            sd=sd,
-            low=t_interval(delta).low,
-            high=t_interval(delta).high,
-            p=p_raw,
-            p_holm=p_holm,
-            p_equivalence=p_equal,
-            detectable=detectable_in_sd(n, ALPHA / len(others)) * sd if n > 1 else math.nan,
-            separated=separation(values[arm], values[baseline]),
-            word="",
-            note="",
-            verdict="",
-        )
-        verdict = decide(effect, direction, margin, family=len(others))
-        effects.append(effect._replace(word=verdict.word, note=verdict.note, verdict=verdict.text))
+    for arm in values:
+        if arm != baseline:
+            delta = paired_differences(values[arm], values[baseline])
+            low, high = map(float, limits(delta, ALPHA))
+            effects.append(Effect(arm, baseline, metric, delta.size, *_moments(delta), *_finite(low, high)))
     return effects
 
 
-def decide(effect: Effect, direction: str, margin: float | None = None, family: int = 1) -> Verdict:
-    """Return the verdict on one effect by `RULE`, in a family of that many compared arms."""
-    n, mean = effect.n, effect.mean
-    if n < 2:
-        return Verdict("none", "", f"one seed ({mean:+.2g}) gives no interval and no verdict")
-    if mean == 0 and effect.sd == 0:
-        return Verdict("identical", "", f"in all {n} seeds")
-    if math.isnan(effect.p):
-        return Verdict("undecided", "", f"{mean:+.2g} in each of {n} seeds, without any spread")
-    size = difference_text(mean, effect.low, effect.high)
-    numbers = f"{size}, p = {effect.p_holm:.2g} after Holm"
-    significant = effect.p_holm < ALPHA
-    notes = ["no seed overlaps the baseline's"] if effect.separated else []
-    if margin is not None and effect.p_equivalence < ALPHA:
-        small = ["significant, but below the margin"] if significant else []
-        return Verdict("equivalent", size, "; ".join([f"within {margin:g}", *small]))
-    if significant:
-        word = "better" if (mean < 0) == (direction == "lower") else "worse"
-        return Verdict(word, numbers, "; ".join(notes))
-    if unseen(effect):
-        notes.append(UNSEEN)
-    return Verdict("undecided", numbers, "; ".join([*notes, _what_would_decide(effect, margin, family)]))
+def judge(
+    results: pd.DataFrame,
+    contrasts: Sequence[Contrast],
+    *,
+    seeds: Sequence[int],
+    directions: Mapping[str, str],
+    error: float,
+) -> list[Effect]:
+    """Return the verdict on each contrast by `RULE`; `error` is that of each interval (`spending.error_of_interval`).
+
+    `directions` maps metrics to "lower" or "higher", whichever is better.
+    """
+    effects = []
+    for arm, baseline, metric, margin in contrasts:
+        values = paired_values(results, metric, [baseline, arm], seeds)
+        if missing := [name for name in (baseline, arm) if name not in values]:
+            none = f"none: {' and '.join(missing)} measured no {quantity(metric).name}"
+            nan = math.nan
+            effects.append(Effect(arm, baseline, metric, len(seeds), nan, nan, nan, nan, margin, "none", none))
+            continue
+        delta = paired_differences(values[arm], values[baseline])
+        low, high = map(float, limits(delta, error))
+        word = str(decide(low, high, margin, directions[metric]))
+        effect = Effect(arm, baseline, metric, delta.size, *_moments(delta), low, high, margin, word)
+        effects.append(effect._replace(text=_phrase(effect, directions[metric])))
+    return effects
 
 
-def unseen(effect: Effect) -> bool:
-    """Whether a loss shows no sign of an effect: its interval contains 0 and the seeds of the two arms overlap."""
-    return effect.metric in ("val/loss", "val/bpb") and effect.low <= 0 <= effect.high and not effect.separated
+def decide(low: float | Values, high: float | Values, margin: float | Values, direction: str) -> NDArray[np.str_]:
+    """Return the word on each interval: better, worse, equivalent, identical or undecided. A NaN margin is none.
+
+    Raises ValueError for limits that are NaN or in the wrong order.
+    """
+    low, high = np.asarray(low, dtype=float), np.asarray(high, dtype=float)
+    if direction not in ("lower", "higher"):
+        raise ValueError(f"direction={direction!r}: must be 'lower' or 'higher'")
+    if not (low <= high).all():
+        raise ValueError(f"low={low}, high={high}: must be numbers, the lower limit first")
+    below, above = ("better", "worse") if direction == "lower" else ("worse", "better")
+    cases = {
+        "identical": (low == 0) & (high == 0),
+        below: high < 0,
+        above: low > 0,
+        "equivalent": within(low, high, margin),
+    }
+    return np.select(list(cases.values()), list(cases), "undecided")
 
 
-def _what_would_decide(effect: Effect, margin: float | None, family: int) -> str:
-    limit = f"differences below {effect.detectable:.2g} may have been missed with {effect.n} seeds"
-    needed = seeds_needed(effect.mean, effect.sd, ALPHA / family)
-    more = f"about {needed} seeds would decide" if needed else f"not even {MOST_SEEDS:,} seeds would decide"
-    text = f"{limit}; {more} a difference of this size"
-    if margin is not None:
-        same = seeds_for_equivalence(margin, effect.sd, ALPHA / family)
-        enough = f"about {same}" if same else f"over {MOST_SEEDS:,}"
-        text += f", {enough} would show equivalence within {margin:g} if the arms are equal"
-    return text
+def within(low: float | Values, high: float | Values, margin: float | Values) -> NDArray[np.bool_]:
+    """Return whether each interval lies within the margin on either side of 0; never in a NaN margin."""
+    return np.asarray((np.negative(margin) < low) & (np.asarray(high) < margin))
+
+
+def _phrase(effect: Effect, direction: str) -> str:
+    """Return the verdict on a contrast in a phrase."""
+    mean, low, high, margin = effect.mean, effect.low, effect.high, effect.margin
+    size, given = difference_text(mean, low, high), "" if math.isnan(margin) else f"; margin {margin:g}"
+    if effect.word == "identical":
+        return f"identical: in all {effect.n} seeds"
+    if effect.word == "equivalent":
+        return f"equivalent: {size}; within the margin {margin:g}"
+    if effect.word != "undecided":
+        small = f"; smaller than the margin {margin:g} all the same"
+        return f"{effect.word}: {size}{small if within(low, high, margin) else given}"
+    if math.isinf(high):
+        why = (
+            "every seed has the same difference, which gives no estimate of the noise"
+            if effect.sd <= 1e-12 * abs(mean)
+            else ("this look has too little error to spend for an interval")
+        )
+        return f"undecided: {size}; {why}{given}"
+    cost, gain = (high, -low) if direction == "lower" else (-low, high)
+    digits = decimals(low, high)
+    ends = f"{cost:.{digits}f} and a gain of up to {gain:.{digits}f}"
+    return f"undecided: {size}; a cost of up to {ends} are possible{given}"
+
+
+def _moments(delta: Values) -> tuple[float, float]:
+    return float(delta.mean()), float(delta.std(ddof=1)) if delta.size > 1 else math.nan
+
+
+def _finite(low: float, high: float) -> tuple[float, float]:
+    return (low, high) if math.isfinite(low) else (math.nan, math.nan)

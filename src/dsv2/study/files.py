@@ -45,7 +45,7 @@ class StudyFile(ConfigBase):
     question: str
     prediction: str
     metric: str  # the metric that answers the question
-    judged: dict[str, Literal["lower", "higher"]]  # metrics that get a verdict -> which direction is better
+    judged: dict[str, Literal["lower", "higher"]]  # metrics of the report -> which direction is better
     equal: tuple[str, ...]  # budgets held within 1% of the baseline's
     seeds: int  # minimum number of paired seeds for the claim
     baseline: str
@@ -60,7 +60,9 @@ class StudyFile(ConfigBase):
     data: tuple[str, ...] = ()  # overrides that choose corpus and benchmarks, applied before `base`
     base: tuple[str, ...] = ()  # overrides shared by all arms
     scales: dict[str, tuple[str, ...]] = field(default_factory=dict)  # scale -> overrides of this study at that scale
-    margin: dict[str, float] | None = None  # metric -> largest difference that does not matter
+    contrasts: tuple[Any, ...] | None = None  # what gets a verdict, `contrasts.Declared`; None: every arm in `metric`
+    looks: tuple[int, ...] | None = None  # planned numbers of seeds at each look; None: one look, at the scale's seeds
+    margin: dict[str, float] | None = None  # without contrasts: metric -> largest difference that does not matter
 
     def __post_init__(self) -> None:
         self.require(self.seeds >= 2, "seeds", "at least 2: one seed gives no interval and supports no claim")
@@ -81,6 +83,9 @@ class StudyFile(ConfigBase):
         self.require(not unknown, "margin", f"judged metrics only; not {', '.join(unknown)}")
         fits = all(0 < margin < math.inf for margin in (self.margin or {}).values())
         self.require(fits, "margin", "positive and finite")
+        looks = self.looks or (2,)
+        grows = all(low < high for low, high in itertools.pairwise((1, *looks, 1001))) and self.looks != ()
+        self.require(grows, "looks", "numbers of seeds from 2 to 1000, each more than the one before")
         _require_scales("scales", self.scales)
         known = self.paper_table is None or self.paper_table in PAPER_TABLES
         self.require(known, "paper_table", f"one of {', '.join(PAPER_TABLES)}")

@@ -13,6 +13,7 @@ from dsv2.accounting.account import account
 from dsv2.accounting.matching import match
 from dsv2.config import ConfigError, plain, structure
 from dsv2.metrics import BUDGETS, MODEL_BUDGETS
+from dsv2.study.contrasts import declared
 from dsv2.study.files import Probe, ScaleFile, StudyFile, definition, read
 from dsv2.study.words import require_allowed
 from dsv2.training.run import Run, load
@@ -35,6 +36,14 @@ class Plan:
         self._scale: ScaleFile = structure(read("scale", scale), ScaleFile)
         self.probes = {name: structure(read("probe", name), Probe) for name in self.file.probes}
         self.arms = self.file.all_arms()
+        self.contrasts = declared(
+            self.file.contrasts,
+            arms=list(self.arms),
+            baseline_of=self.baseline_of,
+            judged=self.file.judged,
+            metric=self.file.metric,
+            margins=self.file.margin or {},
+        )
         self.configs: dict[str, Run.Config] = {}
         self.changes: dict[str, dict[str, int]] = {}  # arm -> keys under `model.` changed by the solver -> new values
         self.adjusted: dict[str, dict[str, tuple[int, int]]] = {}  # the same with old and new values
@@ -50,6 +59,16 @@ class Plan:
 
     @property
     def seeds(self) -> tuple[int, ...]:
+        """The seeds to run: those that are planned."""
+        return self.planned_seeds
+
+    @property
+    def decided_at(self) -> int:
+        """The number of seeds at which the study is to be decided: of its last planned look, else that it plans."""
+        return self.file.looks[-1] if self.file.looks else len(self.planned_seeds)
+
+    @property
+    def planned_seeds(self) -> tuple[int, ...]:
         """The scale's seeds, extended to the number that the study needs."""
         seeds = list(self._scale.seeds)
         unused = (seed for seed in itertools.count() if seed not in seeds)

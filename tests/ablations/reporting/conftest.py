@@ -7,6 +7,7 @@ import pytest
 
 from ablations.reporting.findings import Findings
 from ablations.reporting.words import StudyText
+from dsv2.statistics.verdicts import Contrast
 from tests.references.tables import Tables, fake
 
 METRICS = {"val/loss": "lower", "routing/max_violation": "lower", "routing/entropy": "higher"}
@@ -20,7 +21,7 @@ def six_arms() -> Tables:
 
 @pytest.fixture(scope="session")
 def study_text() -> Callable[..., StudyText]:
-    """Returns the words of the study that `tables` are of: its question is about the last of `metrics`."""
+    """Returns the words of the study that `tables` are of: all arms in the loss are its contrasts."""
 
     def study_text(tables: Tables, metrics: Mapping[str, str] = METRICS, seeds: int = 3, **changes: Any) -> StudyText:
         arms = list(tables.accounting["arm"])
@@ -32,14 +33,18 @@ def study_text() -> Callable[..., StudyText]:
             "metric": list(metrics)[-1],
             "metrics": metrics,
             "equal": ["total_params", "tokens"],
-            "margin": {},
+            "decided_at": seeds,
             "baseline": arms[0],
             "arms": {arm: f"about {arm}" for arm in arms},
             "seeds": range(seeds),
             "published": "No ablation is published.",
             "shows_at": "From 100 steps and 3 seeds.",
         }
-        return StudyText(**words | changes)
+        words |= changes
+        of = {arm: words.get("baselines", {}).get(arm, words["baseline"]) for arm in words["arms"]}
+        judged = "val/loss" if "val/loss" in metrics else next(iter(metrics))
+        contrasts = [Contrast(arm, other, judged, 0.02) for arm, other in of.items() if arm != other]
+        return StudyText(**{"contrasts": contrasts} | words)
 
     return study_text
 

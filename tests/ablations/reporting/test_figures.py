@@ -68,7 +68,9 @@ def test_special_studies_have_their_own_figure(study_text, findings_of, identica
     arms = ("low_off", "low_on", "high_off", "high_on")
     tables = fake(arms, seeds=4, layers=1, steps=4)
     levels = {arm: dict(zip(("lr", "expert"), arm.split("_"), strict=True)) for arm in arms}
-    study = study_text(tables, {"val/loss": "lower"}, seeds=4, identical=identical, levels={} if identical else levels)
+    study = study_text(
+        tables, {"val/loss": "lower"}, seeds=4, identical=arms if identical else (), levels={} if identical else levels
+    )
     names = {picture.name for picture in draw(findings_of(tables, study))}
     assert names & {"false_verdicts", "factors"} == {name}
 

@@ -8,7 +8,10 @@ import pandas as pd
 import pytest
 
 from ablations.reporting.findings import Findings, collect
+from ablations.trials.looks import LOOKS
 from dsv2.routing.floor import random_floor
+from dsv2.statistics.paired import t_interval
+from dsv2.statistics.verdicts import Contrast
 from tests.references.tables import SIX, fake
 
 
@@ -24,7 +27,8 @@ def test_seeds_and_arms_outside_the_study_are_left_out(six_arms, study_text, fin
     both = pd.concat([six_arms.results, other[other["arm"] == "another"]])
     findings = replace(findings_of(six_arms, study_text(six_arms, seeds=2)), results=both)
     assert list(findings.by_arm["n"]) == [2] * 6
-    assert {(effect.n, effect.arm) for effect in findings.effects} == {(2, arm) for arm in SIX[1:]}
+    for effects in (findings.effects, findings.verdicts):
+        assert {(effect.n, effect.arm) for effect in effects} == {(2, arm) for arm in SIX[1:]}
     assert len(findings.chosen) == len(findings.finished) == 12
 
 
@@ -39,7 +43,7 @@ def test_means_are_of_finished_trials(six_arms, findings_of):
 
 def test_a_missing_trial_leaves_no_effects(six_arms, findings_of):
     findings = replace(findings_of(six_arms), results=without(six_arms, "paper", 1))
-    assert findings.effects == []
+    assert findings.effects == findings.verdicts == []
     assert findings.missing == ["paper seed 1 (diverged)"]
     assert (findings.terms, findings.false_rates) == ([], [])
     rows = six_arms.results
@@ -49,12 +53,12 @@ def test_a_missing_trial_leaves_no_effects(six_arms, findings_of):
 
 def test_one_seed_is_no_effect(six_arms, study_text, findings_of):
     findings = findings_of(six_arms, study_text(six_arms, seeds=1))
-    assert (findings.effects, findings.missing) == ([], [])
+    assert (findings.effects, findings.verdicts, findings.missing) == ([], [], [])
 
 
 def test_arms_are_compared_with_their_own_baseline(six_arms, study_text, findings_of):
     two = study_text(six_arms, {"val/loss": "lower"}, baselines={"paper": "device", "device": "device"})
-    effects = {effect.arm: effect for effect in findings_of(six_arms, two).effects}
+    effects = {effect.arm: effect for effect in findings_of(six_arms, two).verdicts}
     assert set(effects) == set(SIX) - {"none", "device"}
     loss = six_arms.results.set_index(["arm", "seed"])["val/loss"]
     assert effects["paper"].mean == pytest.approx((loss["paper"] - loss["device"]).mean())
@@ -76,10 +80,22 @@ def test_identical_arms_tell_how_often_verdicts_are_false(study_text, findings_o
     tables = fake(("a", "b"), seeds=10, layers=1, steps=4)
     study = study_text(tables, {"val/loss": "lower"}, seeds=10)
     assert findings_of(tables, study).false_rates == []
-    (rate,) = findings_of(tables, replace(study, identical=True)).false_rates
-    assert (rate.metric, rate.arms, rate.seeds, rate.trials) == ("val/loss", 2, 5, 20)
-    few = replace(study, identical=True, seeds=range(3))  # 6 trials: too few for two studies of two seeds
+    (rate,) = findings_of(tables, replace(study, identical=("a", "b"))).false_rates
+    assert (rate.metric, rate.contrasts, rate.seeds, rate.trials) == ("val/loss", 1, 5, 20)
+    two = study_text(tables, seeds=10, identical=("a", "b"))
+    assert [rate.metric for rate in findings_of(tables, two).false_rates] == ["", *two.metrics]
+    few = replace(study, identical=("a", "b"), seeds=range(3))  # 6 trials: too few for two studies of two seeds
     assert findings_of(tables, few).false_rates == []
+
+
+def test_contrasts_alone_are_judged_and_their_intervals_hold_together(six_arms, study_text, findings_of):
+    contrasts = [Contrast("paper", "none", "routing/max_violation", 0.1), Contrast("expert", "none", "val/loss", 0.02)]
+    findings = findings_of(six_arms, study_text(six_arms, contrasts=contrasts))
+    assert [(effect.arm, effect.metric) for effect in findings.verdicts] == [(c.arm, c.metric) for c in contrasts]
+    assert len(findings.effects) == 5 * 3 - 2
+    values = six_arms.results.set_index(["arm", "seed"])["val/loss"]
+    low, high = t_interval((values["expert"] - values["none"]).to_numpy(), 1 - 0.04 / 2)
+    assert (findings.verdicts[1].low, findings.verdicts[1].high) == pytest.approx((low, high))
 
 
 # ---- out of a store --------------------------------------------------------------------------------------------------
@@ -124,3 +140,20 @@ def test_a_store_without_trials_has_only_a_plan(six):
     assert len(findings.missing) == 6
     assert list(findings.by_arm["n"]) == [0] * 6
     assert np.isnan(findings.results["tokens"].astype(float)).all()
+
+
+def test_showing_verdicts_is_a_look_and_showing_them_again_is_the_same(mine, fill):
+    first = fill(mine, seeds=(0, 1, 2))
+    before = collect(first)
+    assert (before.look.number, before.look.error) == (1, pytest.approx(0.04))
+    stored = (first.folder / LOOKS).read_text()
+    assert "better" in stored
+    assert collect(first).verdicts == before.verdicts
+    assert (first.folder / LOOKS).read_text() == stored
+
+
+def test_a_study_that_cannot_be_judged_is_not_looked_at(mine, fill):
+    collect(fill(mine, leave_out=1))
+    alone = fill(mine | {"name": "alone"}, seeds=(0,))
+    collect(alone)
+    assert not list(alone.folder.parents[1].rglob(LOOKS))

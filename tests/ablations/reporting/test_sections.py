@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from ablations.reporting.findings import Findings
 from ablations.reporting.sections import sections_of
-from ablations.reporting.summary import summary
+from ablations.trials.looks import Past, first_look
 from dsv2.report.page import Picture, Section, markdown_table
+from dsv2.statistics.paired import detectable_in_sd, sd_limit, seeds_needed
 from tests.references.tables import fake
 
 
@@ -24,13 +25,13 @@ def test_the_verdict_comes_first_then_what_it_rests_on(six_arms, findings_of) ->
     drawn = [Picture("loss", "Loss.", b"png", 100)]
     sections = sections_of(findings_of(six_arms), drawn)
     assert [section.title for section in sections] == [
-        "The other metrics",
+        "Verdicts",
         "Question",
         "Results by arm",
         "Figures",
-        "Effects",
+        "Exploratory: other differences",
         "Per token, per FLOP and per second",
-        "What could have been detected",
+        "Planning",
         "Held equal",
         "Published",
         "Where the effect is expected to show",
@@ -40,11 +41,24 @@ def test_the_verdict_comes_first_then_what_it_rests_on(six_arms, findings_of) ->
     assert sections[3].pictures == drawn
 
 
-def test_every_sentence_stands_in_the_headline_or_among_the_other_metrics(six_arms, findings_of) -> None:
+def test_verdicts_are_of_contrasts_and_the_rest_has_none(six_arms, findings_of) -> None:
     findings = findings_of(six_arms)
-    headline, sentences = summary(findings)
-    others = section(findings, "The other metrics").paragraphs
-    assert [text for text in sentences if text not in headline] == list(others) != []
+    rows = table(findings, "Verdicts").splitlines()[2:]
+    words = "better|worse|equivalent|undecided|identical"
+    assert [re.search(rf"\| 0\.020 \| ({words}) \|$", row) is not None for row in rows] == [True] * 5
+    rest = section(findings, "Exploratory: other differences")
+    assert not re.search(rf"{words}|verdict|p =", markdown_table(rest.tables[0]))
+    assert len(rest.tables[0].rows) == 10
+    assert not any(row[0] == "validation loss" for row in rest.tables[0].rows)
+
+
+def test_earlier_looks_are_told(six_arms, findings_of) -> None:
+    first = Past((0, 1), "2026-11-26T10:00:00+00:00", 0.0002, {"expert, val/loss": "undecided"})
+    second = Past((0, 1, 2), "2026-11-27T10:00:00+00:00", 0.04, {})
+    look = first_look(range(3), 3, 5)._replace(number=2, past=(first, second))
+    looks = markdown_table(section(replace(findings_of(six_arms), recorded=look), "Verdicts").tables[1])
+    assert "| 1 | 2026-11-26T10:00:00+00:00 | 0, 1 | 0.02% | expert, val/loss: undecided |" in looks
+    assert "| 2 (this one) | 2026-11-27T10:00:00+00:00 | 0, 1, 2 | 4.00% |" in looks
 
 
 def test_budgets_are_compared_among_the_arms_that_hold_them(study_text, findings_of) -> None:
@@ -75,7 +89,7 @@ def test_tasks_tell_how_many_seeds_learned_them_and_when(study_text, findings_of
     tables = fake(("mha", "mla"), seeds=2, steps=4, dense=True)
     tables.results["recall/accuracy"] = [0.1, 0.9, 0.1, 0.1]
     tables.results["recall/steps_to_half"] = [math.inf, 200.0, math.inf, math.inf]
-    text = table(findings_of(tables, study_text(tables, {"val/loss": "lower"}, seeds=2)), "Tasks")
+    text = table(findings_of(tables, study_text(tables, {"val/loss": "lower"}, seeds=2)), "Exploratory: tasks")
     assert "| mha | 1 of 2, median step 200; 0.500 |" in text
     assert "| mla | 0 of 2; 0.100 |" in text
 
@@ -85,20 +99,38 @@ def test_a_grid_has_main_effects_and_identical_arms_have_false_verdicts(study_te
     tables = fake(arms, seeds=4, layers=1, steps=4)
     levels = {arm: dict(zip(("lr", "expert"), arm.split("_"), strict=True)) for arm in arms}
     study = study_text(tables, {"val/loss": "lower"}, seeds=4, levels=levels)
-    assert "lr=high x expert=on" in table(findings_of(tables, study), "Main effects and interactions")
-    text = table(findings_of(tables, replace(study, identical=True, levels={})), "False verdicts")
+    assert "lr=high x expert=on" in table(findings_of(tables, study), "Exploratory: main effects and interactions")
+    text = table(findings_of(tables, replace(study, identical=arms, levels={})), "False verdicts")
     assert re.search(
-        r"\| validation loss \| \d+\.\d% \| \d+\.\d% to \d+\.\d% \| [\d,]+ \| (above|compatible with) 5% \|", text
+        r"\| validation loss \| 3 \| \d+\.\d% \| \d+\.\d% to \d+\.\d% \| [\d,]+ \| (above|compatible with) 5% \|", text
     )
 
 
-def test_what_could_have_been_detected_stands_beside_the_margin(six_arms, study_text, findings_of) -> None:
-    study = study_text(six_arms, {"val/loss": "lower"}, margin={"val/loss": 0.5})
-    findings = findings_of(six_arms, study)
-    assert re.search(
-        r"\| validation loss \| 0\.\d+ \| 0\.\d+ \| 0\.500 \|", table(findings, "What could have been detected")
-    )
-    assert "With 3 seeds and 5 arms compared" in section(findings, "What could have been detected").paragraphs[0]
+def test_an_arm_with_the_seeds_of_the_baseline_must_have_its_numbers(study_text, findings_of) -> None:
+    tables = fake(("a", "b", "twin"), seeds=4, layers=1, steps=4)
+    results, metrics = tables.results, ["val/loss", "routing/max_violation", "routing/entropy"]
+    same = results[results["arm"] == "a"][metrics].to_numpy()
+    results.loc[results["arm"] == "twin", metrics] = same
+    findings = findings_of(tables, study_text(tables, seeds=4, identical=("a", "b")))
+    paired = "twin, which has the seeds of a, has"
+    assert section(findings, "False verdicts").paragraphs[1] == f"{paired} the same numbers in all 3 metrics."
+    results.loc[(results["arm"] == "twin") & (results["seed"] == 2), "routing/entropy"] += 1e-9
+    findings = findings_of(tables, study_text(tables, seeds=4, identical=("a", "b")))
+    broken = f"{paired} other numbers in load entropy: pairing is broken."
+    assert section(findings, "False verdicts").paragraphs[1] == broken
+
+
+def test_seeds_are_planned_for_the_margin(six_arms, findings_of) -> None:
+    findings = findings_of(six_arms)
+    text = section(findings, "Planning").paragraphs[0]
+    detectable = detectable_in_sd(3, 0.04 / 5)
+    assert text.startswith(f"At this look, a true difference of {detectable:.2g} standard deviations")
+    rows = section(findings, "Planning").tables[0].rows
+    effect = findings.verdicts[0]
+    more = (0.005 / 5, sd_limit(effect.sd, 3))
+    expected = [seeds_needed(0.02, sd, more[0]) for sd in (effect.sd, more[1])]
+    assert rows[0][4] == f"{expected[0]} to {expected[1]}"
+    assert re.fullmatch(r"\d+ to \d+", rows[0][5])
 
 
 def test_uncommitted_changes_are_said(six_arms, findings_of) -> None:
@@ -118,4 +150,4 @@ def test_uncommitted_changes_of_some_trials_are_said(six_arms, findings_of) -> N
 
 def test_a_study_without_verdict_has_no_effects(six_arms, study_text, findings_of) -> None:
     titles = [each.title for each in sections_of(findings_of(six_arms, study_text(six_arms, seeds=1)), [])]
-    assert not {"The other metrics", "Effects", "What could have been detected", "Figures"} & set(titles)
+    assert not {"Verdicts", "Exploratory: other differences", "Planning", "Figures"} & set(titles)

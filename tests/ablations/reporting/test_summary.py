@@ -4,15 +4,14 @@ import io
 import re
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from rich.console import Console
 
-from ablations.reporting.findings import Findings
-from ablations.reporting.summary import print_verdict, said, summary
+from ablations.reporting.summary import against, look_text, print_verdict, said, summary
+from ablations.trials.looks import first_look
 from dsv2.report.terminal import open_console
-from dsv2.statistics.verdicts import UNSEEN
-from tests.references.tables import fake
+from dsv2.statistics.verdicts import Contrast
+from tests.references.tables import SIX
 
 
 @pytest.fixture
@@ -22,50 +21,51 @@ def narrow() -> Console:
     return console
 
 
-def test_an_unseen_cost_is_not_called_absent(six_arms, findings_of) -> None:
+def test_every_contrast_has_a_sentence_and_nothing_else_has(six_arms, findings_of) -> None:
     headline, sentences = summary(findings_of(six_arms))
-    loss = next(text for text in sentences if text.startswith("validation loss"))
-    assert "no visible cost or gain" in loss
-    assert re.search(r"differences below 0\.\d+ may have been missed", loss)
-    assert "equivalent" not in loss  # no margin was stated
-    assert loss in headline
-    assert sentences[0].startswith("load entropy")  # the study's own metric first
-
-
-def test_nothing_is_unseen_where_no_seed_overlaps(study_text) -> None:
-    """A mean of +0.09 with every seed above the baseline's is undecided, not invisible."""
-    tables = fake(("base", "arm"), seeds=4, layers=1, steps=4)
-    values = {"base": [3.06, 3.12, 3.09, 3.11], "arm": [3.13, 3.28, 3.22, 3.13]}
-    tables.results["val/loss"] = np.concatenate(list(values.values()))
-    findings = Findings(study=study_text(tables, {"val/loss": "lower"}, seeds=4), results=tables.results)
-    (effect,) = findings.effects
-    assert effect.low < 0 < effect.mean
-    assert (effect.word, effect.separated) == ("undecided", "above")
-    assert UNSEEN not in effect.note
-    (sentence,) = summary(findings)[1]
-    assert sentence.startswith("validation loss - undecided: arm (+0.095, no seed overlaps); differences below 0.")
-
-
-def test_an_equivalent_arm_is_so_within_the_stated_margin(six_arms, study_text, findings_of) -> None:
-    study = study_text(six_arms, {"val/loss": "lower"}, margin={"val/loss": 1.0})
-    _, (sentence,) = summary(findings_of(six_arms, study))
-    assert sentence.startswith("validation loss - equivalent within 1: expert (")
-    assert UNSEEN not in sentence
-
-
-def test_words_that_all_arms_share_are_one_sentence(study_text, findings_of) -> None:
-    tables = fake(("none", "paper"), seeds=3, layers=1, steps=4)
-    for metric in ("val/bpb", "val/accuracy"):
-        tables.results[metric] = [1.0, 1.1, 1.2, 2.0, 2.11, 2.22]
-    tables.results["routing/entropy"] = 0.5
-    metrics = {"val/loss": "lower", "val/bpb": "lower", "val/accuracy": "higher", "routing/entropy": "higher"}
-    headline, sentences = summary(findings_of(tables, study_text(tables, metrics, metric="val/loss")))
-    assert len(sentences) == 4
-    assert headline.startswith("Against none, 3 paired seeds, p < 0.05 after Holm's correction: validation loss - ")
-    assert headline.endswith(
-        "Every arm better in validation accuracy. Every arm worse in validation bits per byte. "
-        "Every arm identical in load entropy."
+    assert headline.startswith(
+        "Against none, 3 paired seeds, look 1, each interval at 99.2%: validation loss, expert - "
     )
+    assert [text.partition(" - ")[0] for text in sentences] == [f"validation loss, {arm}" for arm in SIX[1:]]
+    assert all(text in headline for text in sentences)
+    undecided = next(text for text in sentences if " undecided: " in text)
+    assert re.search(
+        r"\[-.*\]; a cost of up to 0\.\d+ and a gain of up to 0\.\d+ are possible; margin 0.02\.$", undecided
+    )
+    assert not re.search("detected|missed|visible|entropy|violation", headline)
+
+
+def test_an_equivalent_arm_is_so_within_its_margin(six_arms, study_text, findings_of) -> None:
+    study = study_text(six_arms, contrasts=[Contrast("expert", "none", "val/loss", 1.0)])
+    headline, (sentence,) = summary(findings_of(six_arms, study))
+    assert re.fullmatch(r"validation loss, expert - equivalent: .* \[.*\]; within the margin 1\.", sentence)
+    assert headline.startswith("Against none, 3 paired seeds, look 1, interval at 96%: ")
+
+
+def test_changed_contrasts_leave_everything_exploratory(six_arms, findings_of) -> None:
+    look = first_look(range(3), 3, 5)._replace(refused="the contrasts changed after the first look: x was added")
+    findings = replace(findings_of(six_arms), recorded=look)
+    assert findings.verdicts == []
+    assert len(findings.effects) == 5 * 3
+    assert summary(findings) == (
+        "No verdict, all of it is exploratory: the contrasts changed after the first look: x was added.",
+        [],
+    )
+
+
+def test_the_look_is_said(six_arms, findings_of) -> None:
+    findings = findings_of(six_arms)
+    text = look_text(findings)
+    assert "This is look 1, at 3 of the 3 seeds at which the study is decided." in text
+    assert (
+        "Its verdicts may err in 4.00% of studies, shared by 5 contrasts, and those of all looks in at most 5%" in text
+    )
+    assert "extended" not in text
+    later = first_look(range(3), 2, 5)._replace(number=2, error=0.001, elsewhere=1)
+    text = look_text(replace(findings, recorded=later))
+    assert "This is look 2, at 3 seeds; the study was to be decided at 2. Its verdicts may err in 0.50%" in text
+    assert "extended or changed after a look, which a group-sequential rule accounts for" in text
+    assert "1 look at this study with other settings" in text
 
 
 def test_there_is_no_verdict_without_a_result_a_second_seed_or_a_second_arm(six_arms, study_text, findings_of) -> None:
@@ -78,13 +78,13 @@ def test_there_is_no_verdict_without_a_result_a_second_seed_or_a_second_arm(six_
     assert headline.startswith("No verdict: one seed per arm gives no interval")
     assert sentences == []
     headline, sentences = summary(findings_of(six_arms, study_text(six_arms, arms={"none": "alone"})))
-    assert headline.startswith("No verdict: no arm can be compared with the baseline")
+    assert headline == "No verdict: the study compares no arm with another."
     assert sentences == []
 
 
-def test_what_is_said_is_how_arms_are_compared_then_a_sentence_per_metric(six_arms, study_text, findings_of) -> None:
+def test_what_is_said_is_how_arms_are_compared_then_a_sentence_per_contrast(six_arms, study_text, findings_of) -> None:
     findings = findings_of(six_arms)
-    assert said(findings) == [f"{findings.study.against}:", *summary(findings)[1]]
+    assert said(findings) == [f"{against(findings)}:", *summary(findings)[1]]
     single = findings_of(six_arms, study_text(six_arms, seeds=1))
     assert said(single) == [summary(single)[0]]
 
@@ -92,26 +92,34 @@ def test_what_is_said_is_how_arms_are_compared_then_a_sentence_per_metric(six_ar
 # ---- in a terminal ---------------------------------------------------------------------------------------------------
 
 
-def test_the_terminal_table_fits_eighty_columns(six_arms, findings_of, narrow) -> None:
+def test_the_terminal_tables_fit_eighty_columns(six_arms, findings_of, narrow) -> None:
     print_verdict(findings_of(six_arms), narrow)
     output = narrow.file.getvalue()
     tables = output[: output.index("Against none")]
     assert max(map(len, output.splitlines())) <= 80
     assert "…" not in output
-    assert tables.count("paper_dropping │") == 2  # in both tables, whole
-    assert "no visible cost" in output
+    assert tables.count("paper_dropping") == 3  # in the contrasts, the loss and the other metrics, whole
+
+
+def test_words_are_of_contrasts_only(six_arms, study_text, findings_of, console) -> None:
+    study = study_text(six_arms, contrasts=[Contrast("paper", "none", "routing/max_violation", 0.1)])
+    print_verdict(findings_of(six_arms, study), console)
+    exploratory = console.file.getvalue().partition("exploratory")[2].partition("Against none")[0]
+    assert "paper" in exploratory
+    assert not re.search("better|worse|equivalent|undecided|identical", exploratory)
 
 
 def test_the_terminal_prints_what_is_said(six_arms, findings_of, console) -> None:
     findings = findings_of(six_arms)
     console.width = 1000
     print_verdict(findings, console)
-    assert console.file.getvalue().splitlines()[-len(said(findings)) :] == said(findings)
+    lines = [*said(findings), look_text(findings)]
+    assert console.file.getvalue().splitlines()[-len(lines) :] == lines
 
 
 def test_a_study_of_one_seed_prints_values_without_verdicts(six_arms, study_text, findings_of, narrow) -> None:
     print_verdict(findings_of(six_arms, study_text(six_arms, seeds=1)), narrow)
     output = narrow.file.getvalue()
-    assert output.count("no verdict") == 5
-    assert "baseline" in output
+    assert "No verdict: one seed" in output
+    assert "contrasts" not in output
     assert "nan" not in output

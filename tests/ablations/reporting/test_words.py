@@ -46,13 +46,11 @@ def test_a_mean_and_its_deviation_as_far_as_there_are_any():
 def test_arms_are_compared_within_their_family(six_arms, study_text):
     study = study_text(six_arms)
     assert study.families() == {"none": list(study.arms)}
-    assert study.against == "Against none, 3 paired seeds, p < 0.05 after Holm's correction"
     two = study_text(six_arms, baselines={"paper": "device", "device": "device"})
     assert two.families() == {
         "none": ["none", "expert", "communication", "paper_dropping"],
         "device": ["device", "paper"],
     }
-    assert two.against.startswith("Against none and device, 3 paired seeds")
 
 
 def test_the_words_of_a_study_are_those_of_its_file():
@@ -66,8 +64,11 @@ def test_the_words_of_a_study_are_those_of_its_file():
     }
     assert text.arms["small_mla"] == "MLA, small model"
     assert text.published is not None
-    assert (text.identical, text.levels) == (False, {})
-    assert text_of(Study("aa")).identical
+    assert (text.identical, text.levels) == ([], {})
+    assert text_of(Study("aa")).identical == ["a", "b", "c", "d"]  # and not the twin
+    assert text.contrasts == planned.contrasts
+    assert text.contrasts[3] == ("large_mla", "large_mha", "val/loss", 0.02)
+    assert text.decided_at == 5  # the seeds that the study plans, whatever was asked
     grid = text_of(Study("balance_grid"))
     assert grid.levels["expert0.003_device0.0_communication0.02"] == {
         "loss.expert": 0.003,

@@ -10,7 +10,7 @@ import pytest
 from markdown import markdown as render
 
 from ablations.reporting.findings import Findings
-from ablations.reporting.write import report_study, write_report
+from ablations.reporting.write import judged_again, report_study, write_report
 from tests.references.pages import Page
 from tests.references.tables import SIX, fake
 
@@ -64,12 +64,32 @@ def test_the_table_holds_mean_and_deviation_of_finished_seeds(six_arms, written:
     assert (table["n"] == 3).all()
 
 
+def test_verdicts_can_be_computed_again_from_what_was_written(six_arms, findings_of, written: Path) -> None:
+    expected = findings_of(six_arms).verdicts
+    again = judged_again(written)
+    assert [effect[:3] for effect in again] == [effect[:3] for effect in expected]
+    for one, other in zip(again, expected, strict=True):
+        assert one.word == other.word
+        assert one[3:9] == pytest.approx(other[3:9], rel=1e-12)
+    stored = pd.read_csv(written / "contrasts.csv")
+    assert list(stored["word"]) == [effect.word for effect in again]
+
+
+def test_every_trial_has_a_row(six_arms, written: Path) -> None:
+    trials = pd.read_csv(written / "trials.csv")
+    assert list(trials.columns[:6]) == ["arm", "seed", "status", "steps", "tokens", "seconds"]
+    assert len(trials) == 18
+    assert trials["val/loss"].to_numpy() == pytest.approx(six_arms.results["val/loss"].to_numpy(), rel=1e-12)
+    assert set(trials["steps"]) == {60}
+
+
 def test_a_missing_trial_leaves_no_verdict(findings_of, tmp_path: Path) -> None:
     tables = fake(("none", "paper"), seeds=3, layers=1, steps=4)
     tables.results.loc[(tables.results["arm"] == "paper") & (tables.results["seed"] == 1), "status"] = "diverged"
     html, markdown = report(findings_of(tables), tmp_path)
     assert "No verdict: 1 of 6 trials have no result: paper seed 1 (diverged)." in markdown
-    assert "## Effects" not in markdown
+    assert "## Verdicts" not in markdown
+    assert "## Exploratory" not in markdown
     assert not (tmp_path / "figures" / "effects.png").exists()
     assert "better" not in html
     assert pd.read_csv(tmp_path / "table.csv").set_index("arm").loc["paper", "n"] == 2
@@ -79,7 +99,7 @@ def test_one_seed_gives_no_effects(study_text, findings_of, tmp_path: Path) -> N
     tables = fake(("none", "paper"), seeds=1, layers=1, steps=4)
     _, markdown = report(findings_of(tables, study_text(tables, seeds=1)), tmp_path)
     assert "No verdict: one seed" in markdown
-    assert "## Effects" not in markdown
+    assert "## Verdicts" not in markdown
     assert not re.search(r"\b(better|worse|nan|inf)\b", markdown)
 
 
@@ -98,7 +118,9 @@ def test_a_store_is_reported_and_where_the_report_lies_is_said(fill, console, ru
     report_study(fill("kv_rank"), console)
     folder = runs / "kv_rank" / "smoke" / "report"
     assert console.file.getvalue().endswith(f"report:  {folder}/report.html\nfigures: {folder}/figures\n")
-    assert {path.name for path in folder.iterdir()} == {"report.html", "report.md", "table.csv", "figures"}
+    assert {path.name for path in folder.iterdir()} == {
+        *("report.html", "report.md", "table.csv", "trials.csv", "contrasts.csv", "figures")
+    }
 
 
 def test_nothing_is_drawn_before_it_is_asked_for() -> None:
@@ -141,7 +163,7 @@ def test_text_of_users_is_not_read_as_html(odd, fill, console, runs) -> None:
     html = (runs / "mine" / "smoke" / "report" / "report.html").read_text()
     assert shows_the_words_of(odd, Page(html).text)
     assert "<b>" not in html
-    assert planned.verdict().startswith("Against none, 3 paired seeds")
+    assert planned.verdict().startswith("Against none, 3 paired seeds, look 1, interval at 96%:")
 
 
 def test_text_of_users_is_not_read_as_tags_of_markdown(odd, fill, console, runs) -> None:

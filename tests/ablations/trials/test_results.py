@@ -116,7 +116,7 @@ def test_what_changes_in_the_file_later_changes_neither_results_nor_report(mine,
     assert results("mine").equals(before)
     assert results(str(file)).equals(before)
     assert main([f"sweep={file}"]) == 0
-    assert "validation loss - better: expert" in capsys.readouterr().out
+    assert "validation loss, expert - better: -0." in capsys.readouterr().out
     report = (runs / "mine" / "smoke" / "report" / "report.md").read_text()
     assert mine["question"] in report
     assert "Another?" not in report

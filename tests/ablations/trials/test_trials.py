@@ -25,8 +25,11 @@ def test_arms_are_paired_by_seed():
 
 def test_identical_arms_differ_in_their_seeds_alone():
     trials = {trial.arm: trial.run for trial in Study("aa", seeds=[3]).trials}
-    assert [run.seed for run in trials.values()] == [3, 1003, 2003, 3003]
+    assert {arm: run.seed for arm, run in trials.items()} == {"a": 3, "b": 1003, "c": 2003, "d": 3003, "twin": 3}
+    twin = trials.pop("twin")
     assert len({plain(replace(run, seed=0), identity=True).__repr__() for run in trials.values()}) == 1
+    same = replace(twin.trainer, validate_every=trials["a"].trainer.validate_every)
+    assert plain(replace(twin, trainer=same), identity=True) == plain(trials["a"], identity=True)
 
 
 def test_probes_are_trials_of_the_same_model():
