@@ -9,10 +9,10 @@ from dsv2.kernels.cpu import library
 
 def test_compiled_ops_take_float32_on_the_cpu_alone() -> None:
     single = torch.ones(2)
-    assert compiled(single, single)
-    assert not compiled(single, single.double())
-    assert not compiled(single.bfloat16())
-    assert not compiled(torch.ones(2, device="meta"))
+    assert compiled("norm", single, single)
+    assert not compiled("norm", single, single.double())
+    assert not compiled("norm", single.bfloat16())
+    assert not compiled("norm", torch.ones(2, device="meta"))
 
 
 def test_the_choice_ends_with_its_context() -> None:
@@ -20,8 +20,14 @@ def test_the_choice_ends_with_its_context() -> None:
         assert in_use(torch.device("cpu")) == "torch"
         with using("cpu"):
             assert in_use(torch.device("cpu")) == "cpu"
-        assert not compiled(torch.ones(2))
+        assert not compiled("norm", torch.ones(2))
     assert in_use(torch.device("cpu")) == "cpu"
+
+
+def test_single_ops_can_be_chosen() -> None:
+    with using("cpu", ["swiglu"]):
+        assert compiled("swiglu", torch.ones(2))
+        assert not compiled("norm", torch.ones(2))
 
 
 def test_other_names_are_refused() -> None:

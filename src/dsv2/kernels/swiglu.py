@@ -29,6 +29,6 @@ class _SwiGLU(torch.autograd.Function):
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """Return silu(gate) * up, (..., W), from gate and up concatenated, (..., 2W)."""
-    if compiled(gate_up):
+    if compiled("swiglu", gate_up):
         return torch.ops.dsv2.swiglu(gate_up)
     return _SwiGLU.apply(gate_up)

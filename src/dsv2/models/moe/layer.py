@@ -90,7 +90,7 @@ class MoE(nn.Module):
     def forward(self, u: Tensor, hints: Hints = NONE) -> tuple[Tensor, Routing]:
         """Map u (B, T, d) to (B, T, d), and return the routing."""
         routing = self.route(u, hints)
-        if self.ops == PLAIN and compiled(u):
+        if self.ops == PLAIN and compiled("experts", u):
             shared = None if self.shared is None else self.shared(u)
             weights = self.experts.w_gate_up, self.experts.w_down
             routed = routed_experts(u, routing.experts, routing.live_gates, *weights)
