@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsv2.kernels.attention import attention, causal_mask
+from dsv2.kernels import reference
+from dsv2.kernels.attention import SHORT, attention, causal_mask, rotary_attention
 from tests import references
+from tests.references.kernels import agrees, normal
 from tests.references.tolerances import FLOAT32_MODULE, FLOAT64, close, same_values_and_gradients
 
 # B, T, S, H, G, Q, V
@@ -73,3 +75,70 @@ def test_the_mask_shows_each_query_what_is_not_later() -> None:
     cpu = torch.device("cpu")
     assert causal_mask(2, 1, cpu).tolist() == [[True, True, False], [True, True, True]]
     assert torch.equal(causal_mask(4, 0, cpu), torch.ones(4, 4, dtype=torch.bool).tril())
+
+
+# ---- with rotations inside -------------------------------------------------------------------------------------------
+
+# B, T, H, G, heads of rotated keys, D, R, V; lengths around the borders of blocks of 64 queries
+ROTARY = {
+    "one of everything": (1, 1, 1, 1, 1, 1, 2, 1),
+    "MLA": (2, 65, 4, 4, 1, 5, 4, 3),
+    "MLA, one block": (1, 64, 2, 2, 1, 16, 8, 16),
+    "MLA, almost one block": (1, 63, 2, 2, 1, 16, 8, 16),
+    "MHA": (2, 9, 3, 3, 3, 0, 6, 6),
+    "GQA": (1, 130, 4, 2, 2, 0, 4, 4),
+    "GQA, partly rotated": (2, 40, 4, 2, 2, 3, 2, 5),
+    "MQA": (1, 17, 4, 1, 1, 0, 18, 18),
+}
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("sizes", ROTARY.values(), ids=ROTARY.keys())
+def test_rotated_heads_attend_as_specified(sizes: tuple[int, ...]) -> None:
+    B, T, H, G, J, D, R, V = sizes
+    shapes = [(H, D), (H, R), (G, D), (J, R), (G, V)]
+    parts = [normal(B, T, *shape, seed=seed) for seed, shape in enumerate(shapes)]
+    rotations = torch.polar(torch.full((T, R // 2), 1.2), normal(T, R // 2, seed=7))
+    if D == 0:
+        nothing = parts[0], parts[2]
+        agrees(
+            lambda q, k, v: rotary_attention(nothing[0], q, nothing[1], k, v, rotations, scale=0.4),
+            lambda q, k, v: reference.rotary_attention(nothing[0], q, nothing[1], k, v, rotations, scale=0.4),
+            *(parts[1], parts[3], parts[4]),
+            tolerance=FLOAT32_MODULE,
+        )
+    else:
+        agrees(
+            lambda *parts: rotary_attention(*parts, rotations, scale=0.4),
+            lambda *parts: reference.rotary_attention(*parts, rotations, scale=0.4),
+            *parts,
+            tolerance=FLOAT32_MODULE,
+        )
+
+
+def test_the_specification_is_a_loop_over_rotated_heads() -> None:
+    B, T, H, G, D, R, V = 1, 4, 4, 2, 3, 2, 5
+    q, k = references.random(B, T, H, D + R, seed=1).detach(), references.random(B, T, G, D + R, seed=2).detach()
+    v, angles = references.random(B, T, G, V, seed=3).detach(), references.random(T, R // 2, seed=4).detach()
+
+    def turned(x: Tensor) -> Tensor:
+        cos, sin = angles.cos()[:, None, 0], angles.sin()[:, None, 0]
+        first, second = x[..., D], x[..., D + 1]
+        pair = torch.stack((first * cos - second * sin, first * sin + second * cos), dim=-1)
+        return torch.cat((x[..., :D], pair), dim=-1)
+
+    parts = (q[..., :D], q[..., D:], k[..., :D], k[..., D:], v)
+    got = reference.rotary_attention(*parts, torch.polar(torch.ones_like(angles), angles), scale=0.7)
+    close(got, looped(turned(q), turned(k), v, scale=0.7), FLOAT64)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_long_sequences_and_rotations_of_each_row_give_the_same() -> None:
+    """Both go through torch's own attention, whatever the kernels."""
+    parts = [normal(2, SHORT + 1, 2, 4, seed=seed) for seed in range(5)]
+    rotations = torch.polar(torch.ones(SHORT + 1, 2), normal(SHORT + 1, 2, seed=7))
+    whole = rotary_attention(*parts, rotations, scale=0.4)
+    start = rotary_attention(*(x[:, :SHORT] for x in parts), rotations[:SHORT], scale=0.4)
+    close(whole[:, :SHORT], start, FLOAT32_MODULE)
+    each = rotary_attention(*parts, rotations.expand(2, -1, -1), scale=0.4)
+    close(each, whole, FLOAT32_MODULE)

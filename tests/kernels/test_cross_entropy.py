@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from dsv2.kernels import reference
-from dsv2.kernels.cross_entropy import NOT_SCORED, token_nats
+from dsv2.kernels.cross_entropy import NOT_SCORED, head_nats, mean_nats, token_nats
+from tests.references.kernels import agrees, normal
 from tests.references.tolerances import FLOAT32, same_values_and_gradients
 
 
@@ -55,3 +56,39 @@ def test_axes_before_the_vocabulary_may_be_any_number() -> None:
     logits, targets = example(2, 3, 7)
     assert torch.equal(token_nats(logits[0], targets[0]), token_nats(logits, targets)[0])
     assert token_nats(logits[:0], targets[:0]).shape == (0, 3)
+
+
+# ---- with the output head --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize(("tokens", "vocabulary"), [(1, 1), (7, 5), (64, 33), (65, 9000), (200, 9000), (600, 2000)])
+def test_the_mean_loss_of_a_head_is_that_of_its_logits(tokens: int, vocabulary: int) -> None:
+    """Sizes on both sides of a chunk's 64 rows and half a million logits."""
+    _, targets = example(1, tokens, vocabulary)
+    targets[0, 0] = 0
+    agrees(
+        lambda x, w: head_nats(x, w, targets)[None],
+        lambda x, w: reference.token_nats(x @ w.t(), targets).sum()[None] / (targets != NOT_SCORED).sum(),
+        normal(1, tokens, 9),
+        normal(vocabulary, 9, seed=1),
+    )
+
+
+@pytest.mark.usefixtures("kernels")
+def test_large_logits_neither_overflow_nor_lose_precision() -> None:
+    x, w, targets = torch.tensor([[100.0], [-100.0]]), torch.tensor([[3.0], [-3.0], [2.9]]), torch.tensor([2, 1])
+    agrees(lambda x, w: head_nats(x, w, targets)[None], lambda x, w: mean_nats(x @ w.t(), targets)[None], x, w)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_no_scored_target_has_no_mean() -> None:
+    assert head_nats(normal(2, 3), normal(4, 3), torch.full((2,), NOT_SCORED)).isnan()
+
+
+@pytest.mark.usefixtures("kernels")
+def test_without_gradients_the_loss_is_the_same() -> None:
+    x, w, targets = normal(70, 9), normal(33, 9, seed=1), torch.arange(70) % 33
+    with torch.no_grad():
+        quick = head_nats(x, w, targets)
+    assert torch.equal(quick, head_nats(x, w.requires_grad_(), targets).detach())

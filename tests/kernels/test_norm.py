@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from dsv2.kernels import reference
-from dsv2.kernels.norm import rms_norm
+from dsv2.kernels.norm import add_rms_norm, rms_norm
 from tests.references.kernels import agrees, normal
 from tests.references.tolerances import FLOAT64
+
+pytestmark = pytest.mark.usefixtures("kernels")
 
 
 @pytest.mark.parametrize("eps", [1e-6, 1.0])
@@ -38,3 +40,15 @@ def test_bfloat16_is_kept_beside_float32_weights() -> None:
         assert torch.allclose(out.float(), wide, rtol=2**-7, atol=0)  # two roundings to 8 bits
         out.float().sum().backward()
         assert [leaf.grad.dtype for leaf in leaves] == [torch.bfloat16, torch.float32]
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 7), (3, 5, 64), (5,)])
+def test_what_is_added_before_is_part_of_both_results(shape: tuple[int, ...]) -> None:
+    for result in (0, 1):
+        agrees(
+            lambda x, delta, w, result=result: add_rms_norm(x, delta, w, 1e-6)[result] + 0 * w[0],
+            lambda x, delta, w, result=result: (x + delta, reference.rms_norm(x + delta, w, 1e-6))[result] + 0 * w[0],
+            normal(*shape),
+            normal(*shape, seed=2),
+            normal(shape[-1], seed=1),
+        )

@@ -8,6 +8,8 @@ from dsv2.kernels.swiglu import swiglu
 from tests.references.kernels import agrees, normal
 from tests.references.tolerances import FLOAT64
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 
 @pytest.mark.parametrize("shape", [(1, 2), (3, 5, 14), (2, 64), (6,), (0, 4)])
 def test_values_and_gradients_are_those_of_the_specification(shape: tuple[int, ...]) -> None:

@@ -16,6 +16,7 @@ from filelock import FileLock
 
 import dsv2
 from dsv2.config import ConfigError
+from dsv2.kernels.cpu.library import Unavailable
 from dsv2.storage import checkpoints
 from dsv2.training import fit
 from dsv2.training.module import Diverged, Module
@@ -51,6 +52,25 @@ BENCHMARKS = [
     "benchmarks.copying_strings=4",
     "benchmarks.copying_length=16",
 ]
+
+
+def test_compiled_kernels_train_the_same_run_and_are_recorded(quick, tmp_path):
+    """The choice is not part of the fingerprint: 12 steps agree within rounding."""
+    losses = {}
+    for kernels in ("torch", "cpu"):
+        run = dsv2.load([*quick, f"trainer.kernels={kernels}"])
+        result = fit.fit(run, tmp_path / kernels)
+        assert result["provenance"]["kernels"] == kernels
+        losses[run.fingerprint()] = [*losses.get(run.fingerprint(), []), result["metrics"]["val/loss"]]
+    ((plain_loss, compiled_loss),) = losses.values()
+    assert abs(plain_loss - compiled_loss) < 1e-5 * plain_loss
+
+
+def test_compiled_kernels_that_cannot_be_had_are_refused(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr("dsv2.training.machine.load", lambda: (_ for _ in ()).throw(Unavailable("no compiler")))
+    with pytest.raises(ConfigError, match=r"trainer\.kernels='cpu' is not valid: torch or auto, since no compiler"):
+        fit.fit(dsv2.load([*quick, "trainer.kernels=cpu"]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_leaves_what_it_promises(quick, tmp_path):

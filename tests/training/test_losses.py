@@ -5,8 +5,9 @@ import torch
 
 from dsv2 import Routing
 from dsv2.data.source import NOT_SCORED
+from dsv2.kernels.cross_entropy import mean_nats
 from dsv2.models.moe import GShard, Hash, MoE, Switch
-from dsv2.training.losses import BalanceLoss, cross_entropy, training_loss
+from dsv2.training.losses import BalanceLoss, training_loss
 from tests import references
 from tests.references.tolerances import FLOAT32, close, same_values_and_gradients
 
@@ -51,14 +52,14 @@ def test_cross_entropy_is_the_mean_over_the_scored_tokens() -> None:
     logits, targets = predictions()
     leaves = {"logits": logits}
     own = references.twin(leaves)
-    loss = cross_entropy(logits, targets)
+    loss = mean_nats(logits, targets)
     same_values_and_gradients(loss, scored_only(own["logits"], targets), leaves, own, FLOAT32)
 
 
 def test_cross_entropy_of_bfloat16_logits_is_in_float32() -> None:
     logits, targets = predictions(1)
     low = logits.detach().bfloat16()
-    loss = cross_entropy(low, targets)
+    loss = mean_nats(low, targets)
     assert loss.dtype == torch.float32
     close(loss, scored_only(low.double(), targets), FLOAT32)
 
@@ -73,7 +74,7 @@ def test_balance_is_added_with_its_alphas_over_all_layers(alphas: tuple[float, f
     leaves = {"logits": logits} | {f"s{i}": routing.affinities for i, routing in enumerate(routings)}
     own = references.twin(leaves)
     coefficients = BalanceLoss.Config(**dict(zip(("expert", "device", "communication"), alphas, strict=True)))
-    losses = training_loss(logits, targets, routings, MOE, coefficients)
+    losses = training_loss(mean_nats(logits, targets), routings, MOE, coefficients)
     parts = balance([own[f"s{i}"] for i in range(LAYERS)], routings)
     weighted = [alpha * part for alpha, part in zip(alphas, parts, strict=True)]
     ce = scored_only(own["logits"], targets)
@@ -93,7 +94,7 @@ def test_a_type_has_its_own_losses(kind: type) -> None:
     leaves = {"logits": logits} | {f"s{i}": routing.affinities for i, routing in enumerate(routings)}
     own = references.twin(leaves)
     alphas = BalanceLoss.Config(expert=0.3, device=0.5, communication=0.7)
-    losses = training_loss(logits, targets, routings, moe, alphas)
+    losses = training_loss(mean_nats(logits, targets), routings, moe, alphas)
     expected = sum(first_choice_loss(own[f"s{i}"], r.experts) for i, r in enumerate(routings)) * (kind is not Hash)
     close(losses.expert, 0.3 * expected, FLOAT32, "expert")
     assert not any((losses.device, losses.communication))
@@ -112,6 +113,6 @@ def first_choice_loss(s: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
 def test_without_balance_the_total_is_the_cross_entropy(moe: MoE.Config | None) -> None:
     logits, targets = predictions(3)
     alphas = BalanceLoss.Config(expert=0.3) if moe is None else BalanceLoss.Config()
-    losses = training_loss(logits, targets, [] if moe is None else [layer(20)], moe, alphas)
+    losses = training_loss(mean_nats(logits, targets), [] if moe is None else [layer(20)], moe, alphas)
     assert losses.total == losses.ce
     assert not any((losses.expert, losses.device, losses.communication))

@@ -7,6 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dsv2.kernels.choice import compiled
+from dsv2.kernels.rope import rotate
+
+SHORT = 512  # tokens up to which the compiled attention is the faster one
+
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float, start: int = 0, visible: Tensor | None = None
@@ -32,6 +37,22 @@ def attention(
         enable_gqa=q.shape[2] != k.shape[2],
     )
     return out.transpose(1, 2)[..., :v_dim]
+
+
+def rotary_attention(
+    q_nope: Tensor, q_rope: Tensor, k_nope: Tensor, k_rope: Tensor, v: Tensor, rotations: Tensor, *, scale: float
+) -> Tensor:
+    """Attend causally with heads of two parts, of which the second is rotated here: (B, T, H, V).
+
+    Queries are q_nope (B, T, H, D), D = 0 included, and q_rope (B, T, H, R); keys k_nope (B, T, G, D) and k_rope
+    (B, T, G, R) or (B, T, 1, R), shared by all heads; v (B, T, G, V); rotations (T, R / 2) or (B, T, R / 2) complex.
+    """
+    parts = (q_nope, q_rope, k_nope, k_rope, v)
+    if compiled("attention", *parts) and v.shape[1] <= SHORT and rotations.dim() == 2:
+        return torch.ops.dsv2.attention(*parts, torch.view_as_real(rotations), scale)[0]
+    q = torch.cat((q_nope, rotate(q_rope, rotations)), dim=-1)
+    k = torch.cat((k_nope, rotate(k_rope, rotations).expand(*k_nope.shape[:3], -1)), dim=-1)
+    return attention(q, k, v, scale=scale)
 
 
 def causal_mask(length: int, start: int, device: torch.device) -> Tensor:

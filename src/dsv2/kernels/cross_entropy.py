@@ -1,10 +1,13 @@
-"""Cross-entropy per token, without reduction.
+"""Cross-entropy, per token and, together with the output head, on average.
 
-B sequences, T tokens, V vocabulary.
+B sequences, T tokens, d model width, V vocabulary.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from dsv2.kernels.choice import compiled
 
 NOT_SCORED = -100  # a target without loss, the default ignore_index of F.cross_entropy
 
@@ -16,3 +19,18 @@ def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
     """
     flat = logits.flatten(0, -2).float()
     return F.cross_entropy(flat, targets.flatten(), ignore_index=NOT_SCORED, reduction="none").view_as(targets)
+
+
+def mean_nats(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean of `token_nats` over the scored targets, a float32 scalar; NaN if there are none."""
+    return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=NOT_SCORED)
+
+
+def head_nats(x: Tensor, w: Tensor, targets: Tensor) -> Tensor:
+    """Return `mean_nats` of the logits x w^T, from x (..., d), w (V, d) and targets (...).
+
+    Compiled, it never holds the logits of more than a few tokens.
+    """
+    if compiled("head", x, w):
+        return torch.ops.dsv2.head_loss(x.flatten(0, -2), w, targets.flatten(), NOT_SCORED, True)[0]
+    return mean_nats(F.linear(x, w), targets)

@@ -29,9 +29,8 @@ class LocalDispatch:
         inverse = torch.empty_like(order)
         inverse[order] = torch.arange(order.numel(), device=order.device)
         counts = torch.bincount(experts, minlength=num_experts)
-        gates = routing.gates if routing.dropped is None else routing.gates.masked_fill(routing.dropped, 0.0)
         rows = gather_rows(x.flatten(0, 1), order, inverse, top_k)
-        return rows, counts, LocalTicket(order, inverse, gates)
+        return rows, counts, LocalTicket(order, inverse, routing.live_gates)
 
     def combine(self, rows: Tensor, ticket: LocalTicket) -> Tensor:
         gates = ticket.gates.to(rows.dtype)

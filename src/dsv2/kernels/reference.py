@@ -40,6 +40,12 @@ def weighted_sum(rows: Tensor, gates: Tensor, order: Tensor) -> Tensor:
     return (pairs.view(*gates.shape, -1) * gates[..., None]).sum(1)
 
 
+def routed_experts(x: Tensor, experts: Tensor, gates: Tensor, w_gate_up: Tensor, w_down: Tensor) -> Tensor:
+    """Sum gates times w_down[e] swiglu(w_gate_up[e] x) over the experts e of each token x of (B, T, I)."""
+    hidden = swiglu(torch.einsum("bti,btkio->btko", x, w_gate_up[experts]))
+    return torch.einsum("btk,btkw,btkwi->bti", gates, hidden, w_down[experts])
+
+
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:
     """Rotate the pairs (x0, x1), (x2, x3), ... of x (B, T, H, R) by complex rotations (T, R / 2) or (B, T, R / 2)."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -47,6 +53,18 @@ def rotate(x: Tensor, rotations: Tensor) -> Tensor:
     cos, sin = rotations.real.unsqueeze(-2), rotations.imag.unsqueeze(-2)
     rotated = torch.stack((first * cos - second * sin, first * sin + second * cos), dim=-1)
     return rotated.flatten(-2).to(x.dtype)
+
+
+def rotary_attention(
+    q_nope: Tensor, q_rope: Tensor, k_nope: Tensor, k_rope: Tensor, v: Tensor, rotations: Tensor, *, scale: float
+) -> Tensor:
+    """Attend causally; each head of keys and values serves several consecutive heads of the queries (B, T, H, .)."""
+    heads, length = q_rope.shape[2], v.shape[1]
+    k_nope, k_rope, v = (x.repeat_interleave(heads // x.shape[2], 2) for x in (k_nope, rotate(k_rope, rotations), v))
+    scores = torch.einsum("bthd,bshd->bhts", q_nope, k_nope)
+    scores = scale * (scores + torch.einsum("bthr,bshr->bhts", rotate(q_rope, rotations), k_rope))
+    later = torch.ones(length, length, dtype=torch.bool).triu(1)
+    return torch.einsum("bhts,bshv->bthv", scores.masked_fill(later, -torch.inf).softmax(-1), v)
 
 
 def token_nats(logits: Tensor, targets: Tensor) -> Tensor:

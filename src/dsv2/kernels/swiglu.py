@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dsv2.kernels.choice import compiled
+
 
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
@@ -27,4 +29,6 @@ class _SwiGLU(torch.autograd.Function):
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """Return silu(gate) * up, (..., W), from gate and up concatenated, (..., 2W)."""
+    if compiled("swiglu", gate_up):
+        return torch.ops.dsv2.swiglu(gate_up)
     return _SwiGLU.apply(gate_up)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from dsv2.kernels.norm import rms_norm
+from dsv2.kernels.norm import add_rms_norm, rms_norm
 
 
 class RMSNorm(nn.Module):
@@ -16,3 +16,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.w, self.eps)
+
+    def after(self, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return x + delta, and its norm."""
+        return (x, self(x)) if delta is None else add_rms_norm(x, delta, self.w, self.eps)

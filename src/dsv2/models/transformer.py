@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsv2.config import ConfigBase, added
+from dsv2.kernels.cross_entropy import head_nats, mean_nats
 from dsv2.models.attention import AttentionConfig
 from dsv2.models.attention.cache import Cache, Ragged, ragged_batch
 from dsv2.models.ffn import SwiGLU
@@ -118,6 +119,36 @@ class Transformer(nn.Module):
     ) -> Output:
         """Return the next-token logits of tokens (B, T) int64, and the routings of the MoE layers.
 
+        `hidden` documents the arguments.
+        """
+        x, routings_ = self.hidden(
+            tokens, positions=positions, caches=caches, exempt=exempt, routings=routings, seed=seed
+        )
+        return Output(self.ops.linear(x, self.head_weight), routings_)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The output head's matrix (V, d), which may be the embedding."""
+        return self.embedding if self.head is None else self.head
+
+    def mean_nats(self, x: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean cross-entropy of `hidden` states x (B, T, d) over the scored targets (B, T): float32."""
+        if self.ops == PLAIN:
+            return head_nats(x, self.head_weight, targets)
+        return mean_nats(self.ops.linear(x, self.head_weight), targets)
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        *,
+        positions: Tensor | None = None,
+        caches: Sequence[Cache] | None = None,
+        exempt: Tensor | None = None,
+        routings: Sequence[Routing] | None = None,
+        seed: int | None = None,
+    ) -> tuple[Tensor, tuple[Routing, ...]]:
+        """Return the states before the output head, (B, T, d), and the routings of the MoE layers.
+
         Args:
             tokens: (B, T) int64, B and T at least 1. Raises ValueError for other shapes and types and, except on a GPU,
                 which would have to be waited for, for ids out of the vocabulary.
@@ -139,15 +170,14 @@ class Transformer(nn.Module):
         if tokens.device.type == "cpu":
             require_ids(tokens, self.config.vocab_size)
         recorded = iter(routings or ())
-        x, chosen = F.embedding(tokens, self.embedding), []
+        x, delta, chosen = F.embedding(tokens, self.embedding), None, []
         for index, layer in enumerate(self.layers):
             replay = next(recorded) if routings and isinstance(layer.ffn, MoE) else None
             hints = Hints(tokens, exempt, replay, None if seed is None else (seed * len(self.layers) + index) % 2**63)
-            x, routing = layer(x, rotations, caches[index] if caches else None, hints, ragged)
+            x, delta, routing = layer(x, delta, rotations, caches[index] if caches else None, hints, ragged)
             if routing is not None:
                 chosen.append(routing)
-        logits = self.ops.linear(self.norm(x), self.embedding if self.head is None else self.head)
-        return Output(logits, tuple(chosen))
+        return self.norm.after(x, delta)[1], tuple(chosen)
 
     def _require_fitting(self, caches: Sequence[Cache], tokens: Tensor) -> None:
         """Raise ValueError unless there is one cache per layer with as many rows as tokens (B, T)."""
@@ -196,7 +226,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class Block(nn.Module):
-    """A pre-norm block: x + attention(norm(x)), then x + ffn(norm(x))."""
+    """A pre-norm block: x + attention(norm(x)), then x + ffn(norm(x)).
+
+    What a block adds last is handed to the next norm, which adds it: one pass over memory instead of two.
+    """
 
     def __init__(self, config: Transformer.Config, ffn: MoEConfig | SwiGLU.Config, rope: Rope, ops: Ops) -> None:
         super().__init__()
@@ -206,10 +239,17 @@ class Block(nn.Module):
         self.ffn = ffn.build(config.dim, ops)
 
     def forward(
-        self, x: Tensor, rotations: Tensor, cache: Cache | None, hints: Hints, ragged: Ragged | None = None
-    ) -> tuple[Tensor, Routing | None]:
-        x = x + self.attention(self.attention_norm(x), rotations, cache, ragged)
+        self,
+        x: Tensor,
+        delta: Tensor | None,
+        rotations: Tensor,
+        cache: Cache | None,
+        hints: Hints,
+        ragged: Ragged | None = None,
+    ) -> tuple[Tensor, Tensor, Routing | None]:
+        """Return the residual stream (B, T, d), what is still to be added to it, and the routing of an MoE layer."""
+        x, normed = self.attention_norm.after(x, delta)
+        x, normed = self.ffn_norm.after(x, self.attention(normed, rotations, cache, ragged))
         if isinstance(self.ffn, MoE):
-            y, routing = self.ffn(self.ffn_norm(x), hints)
-            return x + y, routing
-        return x + self.ffn(self.ffn_norm(x)), None
+            return x, *self.ffn(normed, hints)
+        return x, self.ffn(normed), None

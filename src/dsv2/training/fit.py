@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from dsv2.config import plain
 from dsv2.data.module import Stream
 from dsv2.data.source import Source, repetition_warning
+from dsv2.kernels.choice import using
 from dsv2.printing import warn
 from dsv2.storage import checkpoints
 from dsv2.storage.files import replacing, sweep, write_json, write_text
@@ -50,7 +51,7 @@ from dsv2.training.callbacks.checkpoint import AtomicCheckpointIO, Checkpointer
 from dsv2.training.callbacks.progress import ProgressBar
 from dsv2.training.callbacks.recorder import Recorder
 from dsv2.training.callbacks.snapshots import Snapshots, snapped
-from dsv2.training.machine import provenance, require_accelerator
+from dsv2.training.machine import provenance, require_accelerator, require_kernels
 from dsv2.training.module import Diverged, Module
 from dsv2.training.processes import Group, joined
 from dsv2.training.run import Run, stored_name
@@ -77,6 +78,7 @@ def fit(run: Run.Config, folder: Path, *, module: type[Module] = Module) -> dict
         if (before := done()) is not None:
             return before
         require_accelerator(run.trainer.accelerator)
+        require_kernels(run.trainer.kernels)
         with _held(folder, group):
             if (meanwhile := done()) is not None:  # another process trained it and has just let go
                 return meanwhile
@@ -118,7 +120,7 @@ def _fit(run: Run.Config, folder: Path, module: type[Module], group: Group, shar
     write_text(folder / CONFIG, yaml.safe_dump(plain(replace(run, data=run.data.anchored())), sort_keys=False))
     started, on_interrupt = time.time(), signal.getsignal(signal.SIGINT)
     try:
-        with naming_full_disk(folder):
+        with naming_full_disk(folder), using(run.trainer.kernels):
             result = _train(run, folder, module(run), group, shared)
     except (Interrupted, KeyboardInterrupt, DiskFull, Busy):  # Busy: of another run that prepares the same data
         raise

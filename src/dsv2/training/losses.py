@@ -1,7 +1,4 @@
-"""The training objective: cross-entropy plus the weighted balance losses of the MoE layers.
-
-B batch, T tokens, V vocabulary.
-"""
+"""The training objective: cross-entropy plus the weighted balance losses of the MoE layers."""
 
 import math
 from collections.abc import Sequence
@@ -9,11 +6,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dsv2.config import ConfigBase
-from dsv2.data.source import NOT_SCORED
 from dsv2.models.moe.layer import MoE
 from dsv2.models.moe.router import Routing
 
@@ -46,16 +41,10 @@ class BalanceLoss:
                 self.require(0 <= getattr(self, name) < math.inf, name, "0 or more, and finite")
 
 
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross-entropy of logits (B, T, V) over the scored targets (B, T): float32, in nats."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=NOT_SCORED)
-
-
 def training_loss(
-    logits: Tensor, targets: Tensor, routings: Sequence[Routing], moe: MoE.Config | None, alphas: BalanceLoss.Config
+    ce: Tensor, routings: Sequence[Routing], moe: MoE.Config | None, alphas: BalanceLoss.Config
 ) -> Losses:
-    """Compute cross-entropy plus alpha-weighted balance losses: mean over sequences, sum over layers."""
-    ce = cross_entropy(logits, targets)
+    """Add alpha-weighted balance losses to the cross-entropy `ce`: mean over sequences, sum over layers."""
     balance = torch.zeros(3, device=ce.device)
     if moe is not None and any((alphas.expert, alphas.device, alphas.communication)):
         weights = torch.tensor((alphas.expert, alphas.device, alphas.communication), device=ce.device)

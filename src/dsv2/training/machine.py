@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 from dsv2.config import ConfigError
+from dsv2.kernels.choice import in_use
+from dsv2.kernels.cpu.library import Unavailable, load
 
 PACKAGES = ("dsv2", "torch", "lightning", "numpy", "tokenizers")
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of glibc's malloc.h
@@ -34,6 +36,15 @@ def require_accelerator(accelerator: str) -> None:
     """Raise ConfigError if `trainer.accelerator` asks for a GPU and torch finds none."""
     if accelerator == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise ConfigError("trainer.accelerator", accelerator, "auto or cpu, since torch finds no GPU on this machine")
+
+
+def require_kernels(kernels: str) -> None:
+    """Raise ConfigError if `trainer.kernels` asks for compiled ops and they cannot be built here."""
+    if kernels == "cpu":
+        try:
+            load()
+        except Unavailable as error:
+            raise ConfigError("trainer.kernels", kernels, f"torch or auto, since {error}") from None
 
 
 def keep_freed_memory() -> None:
@@ -76,7 +87,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
         | {package: importlib.metadata.version(package) for package in PACKAGES},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
         "threads": torch.get_num_threads(),
-        "kernels": {"grouped": "torch grouped_mm", "attention": "torch sdpa", "norm": "dsv2 autograd"},
+        "kernels": in_use(device),
     }
 
 

@@ -51,9 +51,9 @@ class Module(L.LightningModule):
 
         In data-parallel training `batch` is this process's share of the step, and losses are means over it.
         """
-        output = self.model(batch.inputs, exempt=self._exempt(len(batch.inputs)), seed=self._step_seed)
-        losses = training_loss(output.logits, batch.targets, output.routings, self.moe, self.config.loss)
-        return losses, output.routings
+        x, routings = self.model.hidden(batch.inputs, exempt=self._exempt(len(batch.inputs)), seed=self._step_seed)
+        ce = self.model.mean_nats(x, batch.targets)
+        return training_loss(ce, routings, self.moe, self.config.loss), routings
 
     @property
     def _step_seed(self) -> int:

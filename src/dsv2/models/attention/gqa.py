@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dsv2.config import ConfigBase
-from dsv2.kernels.attention import attention
+from dsv2.kernels.attention import attention, rotary_attention
 from dsv2.models.attention.cache import Cache, Ragged
 from dsv2.models.norm import RMSNorm
 from dsv2.models.ops import PLAIN, Ops
@@ -83,10 +83,13 @@ class GQA(nn.Module):
     def attend(self, h: Tensor, rotations: Tensor, cache: Cache | None = None, ragged: Ragged | None = None) -> Tensor:
         """Return the output of every head before the output projection, (B, T, H, D)."""
         linear, head_dim = self.ops.linear, self.config.head_dim
-        q = self._rotate(linear(h, self.w_q).unflatten(-1, (-1, head_dim)), rotations)  # (B, T, H, D)
+        q = linear(h, self.w_q).unflatten(-1, (-1, head_dim))  # (B, T, H, D)
         k = linear(h, self.w_k).unflatten(-1, (-1, head_dim))  # (B, T, G, D)
-        k = self._rotate(k if self.k_norm is None else self.k_norm(k), rotations)
+        k = k if self.k_norm is None else self.k_norm(k)
         v = linear(h, self.w_v).unflatten(-1, (-1, head_dim))  # (B, T, G, D)
+        if cache is None and ragged is None:
+            return rotary_attention(*self._parts(q), *self._parts(k), v, rotations, scale=self.scale)
+        q, k = self._rotate(q, rotations), self._rotate(k, rotations)
         start = 0
         if cache is not None:
             start = cache.length
@@ -95,8 +98,11 @@ class GQA(nn.Module):
         return attention(q, k, v, scale=self.scale, start=start, visible=visible)
 
     def _rotate(self, x: Tensor, rotations: Tensor) -> Tensor:
-        rope_dim = self.config.rotary_dim
-        if rope_dim == self.config.head_dim:
-            return rotate(x, rotations)
-        nope, rope = x.split([self.config.head_dim - rope_dim, rope_dim], dim=-1)
+        nope, rope = self._parts(x)
         return torch.cat((nope, rotate(rope, rotations)), dim=-1)
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Split heads (..., D) into the channels without RoPE, which may be none, and those with."""
+        rope_dim = self.config.rotary_dim
+        nope, rope = x.split([self.config.head_dim - rope_dim, rope_dim], dim=-1)
+        return nope, rope

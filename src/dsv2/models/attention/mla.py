@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dsv2.config import ConfigBase
-from dsv2.kernels.attention import attention, causal_mask
+from dsv2.kernels.attention import attention, causal_mask, rotary_attention
 from dsv2.models.attention.cache import Cache, Ragged
 from dsv2.models.norm import RMSNorm
 from dsv2.models.ops import PLAIN, Ops
@@ -106,26 +106,34 @@ class MLA(nn.Module):
         linear, heads = self.ops.linear, self.config.num_heads
         c_q = h if self.config.q_latent_dim is None else self.q_norm(linear(h, self.w_dq))  # (37)
         q_nope = linear(c_q, self.w_uq).unflatten(-1, (heads, -1))  # (38), (B, T, H, D)
-        q_rope = rotate(linear(c_q, self.w_qr).unflatten(-1, (heads, -1)), rotations)  # (39), (B, T, H, R)
+        q_rope = linear(c_q, self.w_qr).unflatten(-1, (heads, -1))  # (39) before its rotation, (B, T, H, R)
         c_kv = self.kv_norm(linear(h, self.w_dkv))  # (41), (B, T, C)
-        k_rope = rotate(linear(h, self.w_kr).unsqueeze(2), rotations).squeeze(2)  # (43), (B, T, R)
-        visible = None if ragged is None else ragged.visible
-        first = cache is None or cache.length == 0
-        if cache is not None:
-            c_kv, k_rope = cache.append(c_kv, k_rope, ragged=ragged)  # (B, S, C), (B, S, R)
-        attend = self._expanded if first else self._absorbed
-        out = attend(q_nope, q_rope, c_kv, k_rope, visible)
+        k_rope = linear(h, self.w_kr).unsqueeze(2)  # (43) before its rotation, (B, T, 1, R)
+        if cache is None and ragged is None:
+            k_nope, v = self._keys_and_values(c_kv)
+            out = rotary_attention(q_nope, q_rope, k_nope, k_rope, v, rotations, scale=self.scale)
+        else:
+            q_rope, k_rope = rotate(q_rope, rotations), rotate(k_rope, rotations).squeeze(2)
+            first = cache is None or cache.length == 0
+            if cache is not None:
+                c_kv, k_rope = cache.append(c_kv, k_rope, ragged=ragged)  # (B, S, C), (B, S, R)
+            attend = self._expanded if first else self._absorbed
+            out = attend(q_nope, q_rope, c_kv, k_rope, None if ragged is None else ragged.visible)
         return linear(out.flatten(-2), self.w_o)  # (47)
+
+    def _keys_and_values(self, c_kv: Tensor) -> tuple[Tensor, Tensor]:
+        """Expand latents (B, S, C) to the keys without RoPE (B, S, H, D) and values (B, S, H, V) of every head."""
+        linear, heads = self.ops.linear, self.config.num_heads
+        k_nope = linear(c_kv, self.w_uk).unflatten(-1, (heads, -1))  # (42)
+        return k_nope, linear(c_kv, self.w_uv).unflatten(-1, (heads, -1))  # (45)
 
     def _expanded(
         self, q_nope: Tensor, q_rope: Tensor, c_kv: Tensor, k_rope: Tensor, visible: Tensor | None = None
     ) -> Tensor:
         """Attend with the latents expanded to keys and values of every head: (B, T, H, V)."""
-        linear, heads = self.ops.linear, self.config.num_heads
-        k_nope = linear(c_kv, self.w_uk).unflatten(-1, (heads, -1))  # (42), (B, T, H, D)
-        v = linear(c_kv, self.w_uv).unflatten(-1, (heads, -1))  # (45), (B, T, H, V)
+        k_nope, v = self._keys_and_values(c_kv)
         q = torch.cat((q_nope, q_rope), dim=-1)  # (40)
-        k = torch.cat((k_nope, k_rope.unsqueeze(2).expand(-1, -1, heads, -1)), dim=-1)  # (44)
+        k = torch.cat((k_nope, k_rope.unsqueeze(2).expand(-1, -1, self.config.num_heads, -1)), dim=-1)  # (44)
         return attention(q, k, v, scale=self.scale, visible=visible)  # (46)
 
     def _absorbed(

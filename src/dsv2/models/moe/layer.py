@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from dsv2.config import ConfigBase
+from dsv2.kernels.choice import compiled
+from dsv2.kernels.experts import routed_experts
 from dsv2.models.ffn import SwiGLU
 from dsv2.models.moe.balance import BalanceLosses, balance_losses_per_sequence
 from dsv2.models.moe.dropping import Dropping, drop
@@ -78,7 +80,7 @@ class MoE(nn.Module):
 
     def __init__(self, config: Config, dim: int, ops: Ops) -> None:
         super().__init__()
-        self.config, self.dispatcher = config, ops.dispatcher
+        self.config, self.ops = config, ops
         self.router = config.build_router(dim)
         self.experts = Experts(config.num_experts, dim, config.expert_dim, ops)
         self.shared = (
@@ -88,9 +90,14 @@ class MoE(nn.Module):
     def forward(self, u: Tensor, hints: Hints = NONE) -> tuple[Tensor, Routing]:
         """Map u (B, T, d) to (B, T, d), and return the routing."""
         routing = self.route(u, hints)
-        rows, counts, ticket = self.dispatcher.dispatch(u, routing)
-        shared = None if self.shared is None else self.shared(u)  # here, so that communication can overlap with it
-        routed = self.dispatcher.combine(self.experts(rows, counts), ticket)
+        if self.ops == PLAIN and compiled("experts", u):
+            shared = None if self.shared is None else self.shared(u)
+            weights = self.experts.w_gate_up, self.experts.w_down
+            routed = routed_experts(u, routing.experts, routing.live_gates, *weights)
+        else:
+            rows, counts, ticket = self.ops.dispatcher.dispatch(u, routing)
+            shared = None if self.shared is None else self.shared(u)  # here, so that communication can overlap with it
+            routed = self.ops.dispatcher.combine(self.experts(rows, counts), ticket)
         if self.config.routed_scaling_factor != 1.0:
             routed = routed * self.config.routed_scaling_factor
         return routed if shared is None else shared + routed, routing

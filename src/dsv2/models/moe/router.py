@@ -17,6 +17,11 @@ class Routing(NamedTuple):
     gates: Tensor  # (B, T, K) float32, their affinities, not renormalised (GShard: renormalised over the two)
     dropped: Tensor | None = None  # (B, T, K) bool, pairs dropped in training; None without dropping
 
+    @property
+    def live_gates(self) -> Tensor:
+        """The gates, 0 for dropped pairs, (B, T, K)."""
+        return self.gates if self.dropped is None else self.gates.masked_fill(self.dropped, 0.0)
+
 
 class Router(nn.Module):
     """Affinities of tokens to expert centroids, in float32 at any precision of the model."""

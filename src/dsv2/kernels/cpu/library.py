@@ -1,0 +1,93 @@
+"""The compiled ops: built with the machine's C++ compiler at installation or first use, and kept for later processes.
+
+The library is stored under a hash of its sources, compiler flags and torch's version, so that none of them can change
+without a new build.
+"""
+
+import hashlib
+import os
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+from dsv2.printing import complain, warn
+
+HERE = Path(__file__).parent
+NAME = "dsv2_cpu.so"
+COMMON = ["-std=c++20", "-O3", "-fPIC", "-fopenmp", "-DAT_PARALLEL_OPENMP=1"]  # no -ffast-math: it changes training
+INSTRUCTIONS = {  # by torch's name for what the CPU can do; anything else is compiled for the compiler's default
+    "AVX2": ["-mavx2", "-mfma", "-mf16c", "-DCPU_CAPABILITY=AVX2", "-DCPU_CAPABILITY_AVX2"],
+    "AVX512": [
+        *("-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
+        *("-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512"),
+    ],
+}
+
+
+class Unavailable(RuntimeError):
+    """The ops cannot be compiled or loaded here; the message says why."""
+
+
+@cache
+def available() -> bool:
+    """Return whether the ops are loaded, building them if needed; warns once if that is not possible."""
+    try:
+        load()
+    except Unavailable as error:
+        warn(f"plain torch is used instead of compiled kernels, which takes longer: {error}")
+        return False
+    return True
+
+
+@cache
+def load() -> None:
+    """Load the ops, building them first if needed. Raises Unavailable."""
+    flags = [*COMMON, *INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), [])]
+    path = _place(flags) / NAME
+    try:
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_suffix(".lock")):
+                if not path.is_file():
+                    _build(flags, path)
+        torch.ops.load_library(path)
+    except OSError as error:
+        raise Unavailable(str(error).partition("\n")[0]) from None
+    import dsv2.kernels.cpu.fakes  # noqa: F401, registers what tracing needs
+
+
+def _place(flags: list[str]) -> Path:
+    """Return the folder for a build with these flags."""
+    key = hashlib.sha256("\0".join([torch.__version__, _compiler(), *flags]).encode())
+    for source in sorted((*HERE.glob("*.cpp"), *HERE.glob("*.h"))):
+        key.update(source.read_bytes())
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache_home / "dsv2" / "kernels" / key.hexdigest()[:16]
+
+
+def _compiler() -> str:
+    return os.environ.get("CXX", "c++")
+
+
+def _build(flags: list[str], path: Path) -> None:
+    """Compile all sources as one, since most of the time goes into torch's headers. Raises Unavailable."""
+    complain("compiling kernels for this CPU, once, in about a minute ...")
+    home = Path(torch.__file__).parent
+    includes = [f"-I{folder}" for folder in (HERE, home / "include", home / "include/torch/csrc/api/include")]
+    libraries = [f"-L{home / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        whole, made = Path(scratch, "all.cpp"), Path(scratch, NAME)
+        whole.write_text("".join(f'#include "{source.name}"\n' for source in sorted(HERE.glob("*.cpp"))))
+        command = [_compiler(), *flags, *includes, "-shared", str(whole), *libraries, "-o", str(made)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True)
+        except FileNotFoundError:
+            raise Unavailable(f"there is no C++ compiler {command[0]!r}; install one, or name it in CXX") from None
+        if done.returncode:
+            errors = [line for line in done.stderr.splitlines() if "error:" in line]
+            raise Unavailable(f"{command[0]} failed: {(errors or ['no message'])[0]}")
+        made.replace(path)
