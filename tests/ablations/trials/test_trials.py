@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ablations.studies import study
 from ablations.trials.record import DEFINITION, RECORD
 from ablations.trials.results import results
 from ablations.trials.trials import Study, stored
@@ -171,6 +172,21 @@ def test_another_request_takes_the_place_of_a_smaller_one_alone(mine, change):
     finish(other.trials)
     assert Study(mine, seeds=[0, 1, 3], overrides=other.overrides).reported().report_folder.name == "report"
     assert stored("mine").trials == other.trials
+
+
+def test_a_notebook_runner_of_a_smaller_study_with_one_more_arm_is_no_other_study(mine):
+    """It reads what the notebook wrote, `study-<hash>.yaml`, since `study.yaml` is the larger study's."""
+    whole = study(mine, seeds=[0, 1, 2])
+    whole.remember()
+    finish(whole.trials)
+    extended = study(mine, seeds=[0]).with_arm("third", ["loss.expert=0.02"])
+    extended.remember()
+    assert Path(extended.source).name.startswith("study-")
+    runner = Study(extended.source, seeds=[0])
+    runner.remember()
+    assert runner.reported() is runner
+    assert runner.trials == extended.trials
+    assert stored("mine").trials == whole.trials
 
 
 def test_trials_of_other_data_do_not_join(mine, monkeypatch):
