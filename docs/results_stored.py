@@ -81,7 +81,7 @@ class Stored:
 
     def learned(self, arm: str) -> str:
         """Return how many seeds learned to recall, as in "4 of 5"."""
-        tasks = self.report.partition("\n## Tasks")[2].partition("\n## ")[0]
+        tasks = re.split(r"\n## (?:Exploratory: tasks|Tasks)\n", self.report)[1].partition("\n## ")[0]
         found = re.search(rf"^\| {re.escape(arm)} \| (\d+ of \d+)", tasks, flags=re.M)
         if found is None:
             raise ValueError(f"{self.folder / 'report.md'}: no row for {arm} among its tasks")
