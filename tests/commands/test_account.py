@@ -63,7 +63,7 @@ def test_the_command_has_memory_traffic_and_cost(capsys):
         (["--mfu", "2", "--tokens", "1e9"], "error: mfu=2.0 is not valid"),
         (["--mfu", "0.4"], "error: tokens=None is not valid: GPU hours need both"),
         (["--gpu-price", "2"], "error: mfu=None is not valid: GPU hours need both"),
-        (["--batch", "0"], "error: batch=0 is not valid: at least 1"),
+        (["--batch", "0"], "error: batch=0 is not valid: 1 to "),
     ],
 )
 def test_mistakes_end_in_one_line(arguments, message, capsys):

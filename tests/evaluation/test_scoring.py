@@ -61,7 +61,7 @@ def test_mode_gradients_and_random_numbers_stay(model: Transformer, training: bo
 
 
 def test_the_mode_comes_back_after_an_error(model: Transformer) -> None:
-    with pytest.raises(IndexError):
+    with pytest.raises(ValueError, match="those of the vocabulary"):
         likelihoods(model, [Question([VOCAB], [0])], batch_tokens=16)
     assert model.training
 

@@ -1,55 +1,42 @@
 """Shapes of the compiled ops' results, for tracing without data; the sources beside this file document them."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
 
-def _fake(name: str) -> Callable[..., Any]:
-    return torch.library.register_fake(f"dsv2::{name}")
-
-
-@_fake("rms_norm")
-def _(x: Tensor, w: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _rms_norm(x: Tensor, w: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty(x.shape[:-1])
 
 
-@_fake("add_rms_norm")
-def _(x: Tensor, delta: Tensor, w: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _add_rms_norm(x: Tensor, delta: Tensor, w: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(x), x.new_empty(x.shape[:-1])
 
 
-@_fake("rms_norm_backward")
-def _(grad_y: Tensor, grad_total: Tensor | None, total: Tensor, w: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def _rms_norm_backward(
+    grad_y: Tensor, grad_total: Tensor | None, total: Tensor, w: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
     return torch.empty_like(total), torch.empty_like(w)
 
 
-@_fake("swiglu")
-def _(gate_up: Tensor) -> Tensor:
+def _swiglu(gate_up: Tensor) -> Tensor:
     return gate_up.new_empty((*gate_up.shape[:-1], gate_up.shape[-1] // 2))
 
 
-@_fake("swiglu_backward")
-def _(grad: Tensor, gate_up: Tensor) -> Tensor:
+def _swiglu_backward(grad: Tensor, gate_up: Tensor) -> Tensor:
     return torch.empty_like(gate_up)
 
 
-@_fake("experts")
-def _(x: Tensor, experts: Tensor, gates: Tensor, w_gate_up: Tensor, w_down: Tensor) -> tuple[Tensor, Tensor]:
+def _experts(x: Tensor, experts: Tensor, gates: Tensor, w_gate_up: Tensor, w_down: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty((experts.numel(), w_gate_up.shape[-1]))
 
 
-@_fake("experts_backward")
-def _(
+def _experts_backward(
     grad: Tensor, x: Tensor, experts: Tensor, gates: Tensor, w_gate_up: Tensor, w_down: Tensor, hidden: Tensor
 ) -> tuple[Tensor, ...]:
     return tuple(torch.empty_like(part) for part in (x, gates, w_gate_up, w_down))
 
 
-@_fake("attention")
-def _(
+def _attention(
     q_nope: Tensor, q_rope: Tensor, k_nope: Tensor, k_rope: Tensor, v: Tensor, rotations: Tensor, scale: float
 ) -> tuple[Tensor, ...]:
     batch, length, heads, _ = q_rope.shape
@@ -57,8 +44,7 @@ def _(
     return out, v.new_empty((batch, heads, length)), torch.empty_like(q_rope), torch.empty_like(k_rope)
 
 
-@_fake("attention_backward")
-def _(
+def _attention_backward(
     grad: Tensor,
     q_nope: Tensor,
     k_nope: Tensor,
@@ -73,7 +59,28 @@ def _(
     return tuple(torch.empty_like(part) for part in (q_nope, q_rotated, k_nope, k_rotated, v))
 
 
-@_fake("head_loss")
-def _(x: Tensor, w: Tensor, targets: Tensor, ignored: int, differentiate: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _head_loss(
+    x: Tensor, w: Tensor, targets: Tensor, ignored: int, differentiate: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     grads = (torch.empty_like(x), torch.empty_like(w)) if differentiate else (x.new_empty(0), x.new_empty(0))
     return x.new_empty(()), *grads
+
+
+FAKES = (
+    _rms_norm,
+    _add_rms_norm,
+    _rms_norm_backward,
+    _swiglu,
+    _swiglu_backward,
+    _experts,
+    _experts_backward,
+    _attention,
+    _attention_backward,
+    _head_loss,
+)
+
+
+def register() -> None:
+    """Tell torch the shapes; the ops must be loaded."""
+    for fake in FAKES:
+        torch.library.register_fake(f"dsv2::{fake.__name__.removeprefix('_')}", fake)

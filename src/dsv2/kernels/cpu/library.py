@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
+from dsv2.kernels.cpu import fakes
 from dsv2.printing import complain, warn
 
 HERE = Path(__file__).parent
@@ -57,7 +58,7 @@ def load() -> None:
         torch.ops.load_library(path)
     except OSError as error:
         raise Unavailable(str(error).partition("\n")[0]) from None
-    import dsv2.kernels.cpu.fakes  # noqa: F401, registers what tracing needs
+    fakes.register()
 
 
 def _place(flags: list[str]) -> Path:
