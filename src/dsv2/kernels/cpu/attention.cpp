@@ -43,25 +43,7 @@ void softmax_causal(const Matrix& scores, int64_t start, float scale, float* log
   for (int64_t i = 0; i < scores.rows; ++i) {
     float* row = scores.row(i);
     const int64_t seen = start + i + 1;
-    Vec highest(-std::numeric_limits<float>::infinity());
-    float top = -std::numeric_limits<float>::infinity();
-    int64_t j = 0;
-    for (; j + Vec::size() <= seen; j += Vec::size()) highest = at::vec::maximum(highest, Vec::loadu(row + j));
-    for (; j < seen; ++j) top = std::max(top, row[j]);
-    top = std::max(top, at::vec::vec_reduce_all<float>([](Vec a, Vec b) { return at::vec::maximum(a, b); }, highest));
-    Vec total(0);
-    float rest = 0;
-    for (j = 0; j + Vec::size() <= seen; j += Vec::size()) {
-      const Vec e = ((Vec::loadu(row + j) - Vec(top)) * Vec(scale)).exp();
-      e.store(row + j);
-      total = total + e;
-    }
-    if (j < seen) {
-      const int64_t count = seen - j;
-      ((load(row, j, count) - Vec(top)) * Vec(scale)).exp().store(row + j, count);
-      for (; j < seen; ++j) rest += row[j];
-    }
-    const float all = sum(total) + rest;
+    const float top = highest(row, seen), all = exponentiate(row, seen, top, scale);
     columns(seen, [&](int64_t k, int64_t c) { store(row, k, c, load(row, k, c) / Vec(all)); });
     std::fill(row + seen, row + scores.columns, 0.0f);
     log_sums[i] = top * scale + std::log(all);

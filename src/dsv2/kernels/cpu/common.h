@@ -78,6 +78,32 @@ inline float dot(const float* a, const float* b, int64_t width) {
   return sum(total);
 }
 
+// The largest of `count` floats.
+inline float highest(const float* row, int64_t count) {
+  Vec many(-std::numeric_limits<float>::infinity());
+  float top = -std::numeric_limits<float>::infinity();
+  int64_t j = 0;
+  for (; j + Vec::size() <= count; j += Vec::size()) many = at::vec::maximum(many, Vec::loadu(row + j));
+  for (; j < count; ++j) top = std::max(top, row[j]);
+  return std::max(top, at::vec::vec_reduce_all<float>([](Vec a, Vec b) { return at::vec::maximum(a, b); }, many));
+}
+
+// Replace every x of `count` floats by exp(scale (x - top)), and return their sum.
+inline float exponentiate(float* row, int64_t count, float top, float scale) {
+  Vec total(0);
+  float rest = 0;
+  columns(count, [&](int64_t j, int64_t c) {
+    const Vec e = ((load(row, j, c) - Vec(top)) * Vec(scale)).exp();
+    store(row, j, c, e);
+    if (c == Vec::size()) {
+      total = total + e;
+    } else {
+      for (int64_t i = j; i < count; ++i) rest += row[i];
+    }
+  });
+  return sum(total) + rest;
+}
+
 // Run `body(first, last)` over rows, in pieces of about 16K floats.
 template <typename Body>
 inline void over_rows(int64_t rows, int64_t width, const Body& body) {

@@ -12,26 +12,8 @@ constexpr int64_t FEWEST_ROWS = 64;        // per chunk, for efficient products
 
 // Returns the loss of one row of logits, and turns the row into its gradient, times `factor`.
 float row_loss(float* row, int64_t vocabulary, int64_t target, float factor) {
-  Vec highest(-std::numeric_limits<float>::infinity());
-  float top = -std::numeric_limits<float>::infinity();
-  int64_t j = 0;
-  for (; j + Vec::size() <= vocabulary; j += Vec::size()) highest = at::vec::maximum(highest, Vec::loadu(row + j));
-  for (; j < vocabulary; ++j) top = std::max(top, row[j]);
-  top = std::max(top, at::vec::vec_reduce_all<float>([](Vec a, Vec b) { return at::vec::maximum(a, b); }, highest));
-  const float of_target = row[target] - top;
-  Vec total(0);
-  float rest = 0;
-  for (j = 0; j + Vec::size() <= vocabulary; j += Vec::size()) {
-    const Vec e = (Vec::loadu(row + j) - Vec(top)).exp();
-    e.store(row + j);
-    total = total + e;
-  }
-  if (j < vocabulary) {
-    const int64_t count = vocabulary - j;
-    (load(row, j, count) - Vec(top)).exp().store(row + j, count);
-    for (; j < vocabulary; ++j) rest += row[j];
-  }
-  const float all = sum(total) + rest;
+  const float top = highest(row, vocabulary), of_target = row[target] - top;
+  const float all = exponentiate(row, vocabulary, top, 1.0f);
   const Vec share(factor / all);
   columns(vocabulary, [&](int64_t i, int64_t c) { store(row, i, c, load(row, i, c) * share); });
   row[target] -= factor;
