@@ -19,6 +19,12 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
+@pytest.fixture
+def kept_kernels(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled kernels come from the user's caches: their key is a hash of all that is in them."""
+    monkeypatch.delenv("DSV2_CACHE")
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The glob of a small text corpus of 24 documents."""

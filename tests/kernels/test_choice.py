@@ -6,6 +6,8 @@ import torch
 from dsv2.kernels.choice import compiled, in_use, using
 from dsv2.kernels.cpu import library
 
+pytestmark = pytest.mark.usefixtures("kept_kernels")
+
 
 def test_compiled_ops_take_float32_on_the_cpu_alone() -> None:
     single = torch.ones(2)

@@ -54,7 +54,7 @@ BENCHMARKS = [
 ]
 
 
-def test_compiled_kernels_train_the_same_run_and_are_recorded(quick, tmp_path):
+def test_compiled_kernels_train_the_same_run_and_are_recorded(quick, tmp_path, kept_kernels):
     """The choice is not part of the fingerprint: 12 steps agree within rounding."""
     losses = {}
     for kernels in ("torch", "cpu"):

@@ -13,9 +13,7 @@ A copy is kept under `<cache>/corpora/<key>/`, so that another `<runs>` copies i
 cache is DSV2_CACHE, else dsv2/ of the user's caches; DSV2_CACHE=off keeps none. Copies are checked like the original.
 """
 
-import hashlib
 import json
-import os
 import shutil
 import sys
 import time
@@ -25,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dsv2.caches import cache_folder
 from dsv2.config import digest
 from dsv2.data.documents import Document, Survey, take_survey
 from dsv2.data.tokenizer import Tokenizer
@@ -32,6 +31,7 @@ from dsv2.printing import complain
 from dsv2.storage.files import new_directory, write_json
 from dsv2.storage.locks import hold_when_free
 from dsv2.storage.rundir import TOKENIZER, runs_root
+from dsv2.storage.sealed import file_hash
 
 MANIFEST = "manifest.json"
 FILES = (TOKENIZER, "train.bin", "val.bin", "documents.npz")
@@ -106,11 +106,8 @@ def _open(folder: Path, vocab_size: int, tokenizer: Tokenizer | None = None) -> 
 
 def _cached(identity: dict[str, str]) -> Path | None:
     """Return the folder of the copy that stores share, or None if none shall be kept."""
-    chosen = os.environ.get("DSV2_CACHE", "")
-    if chosen == "off":
-        return None
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-    return (Path(chosen) if chosen else caches / "dsv2") / "corpora" / digest(identity)
+    kept = cache_folder("corpora")
+    return None if kept is None else kept / digest(identity)
 
 
 def _copied(scratch: Path, identity: dict[str, str]) -> bool:
@@ -161,16 +158,11 @@ def _complete(folder: Path, named: Path | None = None) -> bool:
     except (ValueError, RecursionError):
         manifest = None
     kept: Any = manifest.get("files") if isinstance(manifest, dict) and manifest.get("dtype") in DTYPES else None
-    whole = ((folder / name).is_file() and kept.get(name) == _sha256(folder / name) for name in FILES)
+    whole = ((folder / name).is_file() and kept.get(name) == file_hash(folder / name) for name in FILES)
     if isinstance(kept, dict) and all(whole):
         return True
     complain(f"data: {named or folder} is damaged and will be prepared again")
     return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _prepare(
@@ -217,7 +209,7 @@ def _prepare(
         "domains": names,
         "dtype": dtype.name,
         "splits": splits,
-        "files": {name: _sha256(folder / name) for name in FILES},
+        "files": {name: file_hash(folder / name) for name in FILES},
     }
     write_json(folder / MANIFEST, manifest)
     progress.end()

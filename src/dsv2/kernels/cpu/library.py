@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
+from dsv2.caches import cache_folder
 from dsv2.kernels.cpu import fakes
 from dsv2.printing import complain, warn
 
@@ -48,26 +49,35 @@ def available() -> bool:
 def load() -> None:
     """Load the ops, building them first if needed. Raises Unavailable."""
     flags = [*COMMON, *INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), [])]
-    path = _place(flags) / NAME
+    kept = cache_folder("kernels")
     try:
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.with_suffix(".lock")):
-                if not path.is_file():
-                    _build(flags, path)
-        torch.ops.load_library(path)
+        if kept is None:
+            with tempfile.TemporaryDirectory() as folder:
+                _build(flags, Path(folder, NAME))
+                torch.ops.load_library(Path(folder, NAME))
+        else:
+            torch.ops.load_library(_built(flags, kept / _key(flags) / NAME))
     except OSError as error:
         raise Unavailable(str(error).partition("\n")[0]) from None
     fakes.register()
 
 
-def _place(flags: list[str]) -> Path:
-    """Return the folder for a build with these flags."""
+def _built(flags: list[str], path: Path) -> Path:
+    """Return `path`, where the library is built unless it is there. Raises Unavailable and OSError."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if not path.is_file():
+                _build(flags, path)
+    return path
+
+
+def _key(flags: list[str]) -> str:
+    """Return a hash of all that goes into a build."""
     key = hashlib.sha256("\0".join([torch.__version__, _compiler(), *flags]).encode())
     for source in sorted((*HERE.glob("*.cpp"), *HERE.glob("*.h"))):
         key.update(source.read_bytes())
-    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache_home / "dsv2" / "kernels" / key.hexdigest()[:16]
+    return key.hexdigest()[:16]
 
 
 def _compiler() -> str:

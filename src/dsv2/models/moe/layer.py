@@ -91,16 +91,18 @@ class MoE(nn.Module):
         """Map u (B, T, d) to (B, T, d), and return the routing."""
         routing = self.route(u, hints)
         if self.ops == PLAIN and compiled("experts", u):
-            shared = None if self.shared is None else self.shared(u)
             weights = self.experts.w_gate_up, self.experts.w_down
-            routed = routed_experts(u, routing.experts, routing.live_gates, *weights)
+            routed, shared = routed_experts(u, routing.experts, routing.live_gates, *weights), self._shared(u)
         else:
             rows, counts, ticket = self.ops.dispatcher.dispatch(u, routing)
-            shared = None if self.shared is None else self.shared(u)  # here, so that communication can overlap with it
+            shared = self._shared(u)  # here, so that communication can overlap with it
             routed = self.ops.dispatcher.combine(self.experts(rows, counts), ticket)
         if self.config.routed_scaling_factor != 1.0:
             routed = routed * self.config.routed_scaling_factor
         return routed if shared is None else shared + routed, routing
+
+    def _shared(self, u: Tensor) -> Tensor | None:
+        return None if self.shared is None else self.shared(u)
 
     def route(self, u: Tensor, hints: Hints = NONE) -> Routing:
         """Choose experts for u (B, T, d); in training mode, also drop pairs above the devices' budgets."""
