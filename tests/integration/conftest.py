@@ -1,4 +1,4 @@
-"""Fixtures of the tests of hostile files."""
+"""Fixtures of the tests of hostile files and of mistakes."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dsv2.training import fit
+from tests.references.commands import Place
 from tests.references.traps import SECRET, Trap, unsealed
 
 
@@ -25,8 +25,6 @@ def trap(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     monkeypatch.delitem(sys.modules, "hostile_payload", raising=False)
     monkeypatch.setenv("DSV2_RUNS", str(trap.runs))
     monkeypatch.setenv("DSV2_SECRET", SECRET)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # which `train` sets
-    monkeypatch.setattr(fit, "fit", lambda *_: pytest.fail("a run started"))
     monkeypatch.chdir(trap.here)
     return trap
 
@@ -38,3 +36,8 @@ def trial(trap: Trap, trained_once: Path) -> Path:
     (folder,) = (trap.runs / "toy" / "smoke" / "trials").iterdir()
     unsealed(folder / "result.json")
     return folder
+
+
+@pytest.fixture
+def place(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Place:
+    return Place(tmp_path / "here", capsys, monkeypatch)

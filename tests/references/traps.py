@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from dsv2.train import main as train
+from tests.references import commands
+from tests.references.commands import Caller, Entry
 from tests.references.twins import twin
 
 SECRET = "hunter2-5f1be0c4"
 TRIAL = "toy/smoke/moe/0"  # the run that the fixture `trial` puts into the trap
-PAIR = yaml.safe_load((Path(__file__).parents[1] / "ablations" / "pair.yaml").read_text())
+PAIR = yaml.safe_load(commands.PAIR.read_text())
 
 
 class Payload:
@@ -27,11 +27,12 @@ class Payload:
         return hostile_payload.run, ()
 
 
-class Trap:
+class Trap(Caller):
     """A working directory, a folder `outside` that nothing may change, and a mark that a payload would leave."""
 
     def __init__(self, root: Path, capsys: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch) -> None:
-        self.root, self.capsys, self.patch = root, capsys, patch
+        super().__init__(capsys, patch)
+        self.root = root
         self.here, self.outside, self.mark = root / "here", root / "outside", root / "ran"
         self.runs = root / "here" / "runs"
 
@@ -48,30 +49,14 @@ class Trap:
             path.write_text(self.text(content if isinstance(content, str) else yaml.safe_dump(content)))
         return path
 
-    def call(self, entry: Callable[..., int], *words: object) -> int:
-        if entry is not train:
-            return entry([*map(str, words)])
-        self.patch.setattr(sys, "argv", ["dsv2.train", *map(str, words)])
-        try:
-            train()
-        except SystemExit as end:
-            return int(end.code or 0)
-        return 0
-
-    def refused(self, entry: Callable[..., int], *words: object) -> str:
+    def refused(self, entry: Entry, *words: object) -> str:
         """Call a command that must refuse; return its line."""
         before = self.files(store=False)
-        self.capsys.readouterr()
-        status = self.call(entry, *words)
-        said = self.capsys.readouterr()
+        line, said = self.refusal(entry, *words)
         self.nothing_happened(before)
-        lines = [line for line in said.err.splitlines() if not line.startswith("warning: ")]
-        assert (status, len(lines)) == (2, 1), (said.out, said.err)
-        assert lines[0].startswith("error: ")
-        assert lines[0].isprintable()
-        assert SECRET not in said.out + said.err
-        assert len(said.err) < 2000
-        return lines[0]
+        assert SECRET not in said
+        assert len(said) < 2000
+        return line
 
     def nothing_happened(self, before: dict[Path, bytes]) -> None:
         assert not self.mark.exists(), "code of the file ran"
