@@ -1,14 +1,17 @@
-"""Quiet training on one thread, and runs that crash."""
+"""Quiet training on one thread, runs that crash, and one on a corpus that may change."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
 
-from dsv2.training import machine
+import dsv2
+from dsv2.training import fit, machine
 from dsv2.training.callbacks.recorder import Recorder
 
 
@@ -37,3 +40,21 @@ def crashing(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContext
                 yield
 
     return crashing
+
+
+@pytest.fixture
+def texts(corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the corpus that a test may change, under the relative path `texts` of the current directory."""
+    shutil.copytree(Path(corpus).parent, tmp_path / "texts")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "texts"
+
+
+@pytest.fixture
+def run(quick: list[str], texts: Path, runs: Path) -> Path:
+    """A run on the relative path `texts/*.txt`, with questions that fit its short sequences."""
+    sizes = ["benchmarks.cloze_context=8", "benchmarks.cloze_continuation=4", "benchmarks.copying_length=8"]
+    config = dsv2.load([*quick, "data.path=texts/*.txt", "model.vocab_size=320", "benchmarks=text", *sizes])
+    folder = runs / "train" / config.fingerprint()
+    fit.fit(config, folder)
+    return folder
