@@ -7,8 +7,8 @@ from typing import Any, Literal
 from dsv2.composition import as_text
 from dsv2.config import CONFIG_DIR, ConfigBase, ConfigError, structure
 from dsv2.storage.values import parse_yaml
+from dsv2.study import REQUEST_KEYS
 
-KEYS = ("sweep", "scale", "seeds", "workers", "launcher", "dry_run")
 MOST_WORKERS = 1000
 NAMES = ("sweep", "scale", "launcher")  # text, whatever YAML would read it as; a list of scales is YAML
 
@@ -37,7 +37,7 @@ class Request(ConfigBase):
         )
 
 
-def parse(arguments: list[str], keys: Collection[str] = KEYS) -> tuple[Request, list[str]]:
+def parse(arguments: list[str], keys: Collection[str] = REQUEST_KEYS) -> tuple[Request, list[str]]:
     """Split `key=value` words into the request and the overrides of the trials, which begin with a key of a run.
 
     `keys` are those that the command takes. Raises ConfigError for any other word.

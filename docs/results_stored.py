@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ablations.reporting.write import judged_again
 from dsv2.metrics import quantity
 from dsv2.statistics.paired import Values, t_interval
 
@@ -71,12 +72,11 @@ class Stored:
         return f"{each.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
 
     def verdicts(self) -> str:
-        """List the verdicts of the report, each with its interval, from `contrasts.csv`."""
-        rows = pd.read_csv(self.folder / "contrasts.csv", dtype={"arm": str}).to_dict("records")
+        """List the verdicts on the contrasts, each with its interval, computed from the trials."""
         return "; ".join(
-            f"{quantity(row['metric']).name} (`{row['arm']}`) {row['word']}, "
-            f"{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
-            for row in rows
+            f"{quantity(effect.metric).name} (`{effect.arm}`) {effect.word}, "
+            f"{effect.mean:+.3f} [{effect.low:+.3f}, {effect.high:+.3f}]"
+            for effect in judged_again(self.folder)
         )
 
     def learned(self, arm: str) -> str:

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from ablations.reporting.write import judged_again
 from dsv2.study.plan import Plan
 from tests.references.markdown import without_code
 
@@ -173,3 +174,12 @@ def test_findings_under_copied_figures_are_those_of_the_results(name: str) -> No
     """If not: python docs/make_gallery.py NAME"""
     with Image.open(GALLERY.IMAGES / f"{name}.png") as image:
         assert image.info["Title"] == GALLERY.ENTRIES[name].draw().finding
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*/*/contrasts.csv")), ids=lambda path: path.parts[-3])
+def test_committed_verdicts_are_those_of_the_committed_trials(path: Path) -> None:
+    stored = pd.read_csv(path, dtype={"arm": str})
+    again = judged_again(path.parent)
+    assert [(effect.arm, effect.metric, effect.word) for effect in again] == [
+        *stored[["arm", "metric", "word"]].itertuples(index=False, name=None)
+    ]

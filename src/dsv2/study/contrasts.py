@@ -36,9 +36,9 @@ def declared(
 
     The margin of a contrast that was not declared is that of `margins`, or NaN.
     """
+    compared = [arm for arm in arms if baseline_of(arm) != arm]
     if nodes is None:
         margin = margins.get(metric, math.nan)
-        compared = [arm for arm in arms if baseline_of(arm) != arm]
         return tuple(Contrast(arm, baseline_of(arm), metric, margin) for arm in compared)
     if not 1 <= len(nodes) <= MOST:
         raise ConfigError("contrasts", len(nodes), f"from 1 to {MOST} contrasts, or none at all for the default")
@@ -50,7 +50,6 @@ def declared(
         if not isinstance(node, Mapping):
             raise ConfigError(at, node, "a mapping with arm, metric and margin")
         entry: Declared = structure(node, Declared, at)
-        compared = [arm for arm in arms if baseline_of(arm) != arm]
         if entry.arm not in compared:
             raise ConfigError(
                 f"{at}.arm", entry.arm, f"an arm with a baseline other than itself, {', '.join(compared)}"

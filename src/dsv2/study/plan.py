@@ -47,11 +47,9 @@ class Plan:
             margins=self.file.margin or {},
         )
         self.configs: dict[str, Run.Config] = {}
-        self.changes: dict[str, dict[str, int]] = {}  # arm -> keys under `model.` changed by the solver -> new values
-        self.adjusted: dict[str, dict[str, tuple[int, int]]] = {}  # the same with old and new values
+        self.adjusted: dict[str, dict[str, tuple[int, int]]] = {}  # arm -> keys under `model.` -> old and new values
         for name in sorted(self.arms, key=lambda arm: self.baseline_of(arm) != arm):  # baselines first
             self.configs[name], self.adjusted[name] = self._solve(name)
-            self.changes[name] = {key: new for key, (_, new) in self.adjusted[name].items()}
         self.configs = {name: self.configs[name] for name in self.arms}
         self._on_probes: dict[tuple[str, str], Run.Config] = {}
         for probe in self.probes:
@@ -63,6 +61,11 @@ class Plan:
     def seeds(self) -> tuple[int, ...]:
         """The seeds to run: those that are planned."""
         return self.planned_seeds
+
+    @property
+    def changes(self) -> dict[str, dict[str, int]]:
+        """What the solver changed: arm -> keys under `model.` -> new values."""
+        return {arm: {key: new for key, (_, new) in made.items()} for arm, made in self.adjusted.items()}
 
     @property
     def decided_at(self) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsv2.composition import checked
 from dsv2.config import NAME, ConfigError
+from dsv2.study import REQUEST_KEYS
 from dsv2.training.run import Run
 
 if TYPE_CHECKING:
@@ -46,14 +47,11 @@ def require_name(key: str, name: Any) -> None:
         raise ConfigError(key, name, "a name: letters, digits and . _ + -, and a letter, digit or _ first")
 
 
-OF_STUDIES = ("sweep", "scale", "seeds", "workers", "launcher", "dry_run")  # keys of `python -m ablations.run`
-
-
 def _how_to_name(key: str) -> str:
-    own = [name for name in OF_STUDIES if difflib.get_close_matches(key, [name], cutoff=0.75)]
-    hint = f"did you mean {own[0]!r}? " if own and key not in OF_STUDIES else ""
+    own = [name for name in REQUEST_KEYS if difflib.get_close_matches(key, [name], cutoff=0.75)]
+    hint = f"did you mean {own[0]!r}? " if own and key not in REQUEST_KEYS else ""
     keys = ", ".join(sorted(KEYS - {*LABELS, "seed"}))
-    return f"{hint}a study's own keys are {', '.join(OF_STUDIES)}; other words set keys below one of {keys}"
+    return f"{hint}a study's own keys are {', '.join(REQUEST_KEYS)}; other words set keys below one of {keys}"
 
 
 def _names_key(override: "Override") -> bool:
