@@ -80,9 +80,11 @@ def open_store(
         with hold_when_free(folder.with_suffix(".lock"), "the data", lambda text: complain(f"data: {text}")):
             if not _complete(folder):
                 with new_directory(folder, replace=True) as scratch:
-                    if not _copied(scratch, identity):
+                    copied = _copied(scratch, identity)
+                    if not copied:
                         _prepare(scratch, documents, survey, chosen, vocab_size, identity, tokenizer)
-                _keep_copy(folder, identity)
+                if not copied:
+                    _keep_copy(folder, identity)
     return _open(folder, vocab_size, tokenizer)
 
 
