@@ -21,3 +21,10 @@ def test_a_folder_that_is_named_comes_before_the_users_caches(monkeypatch: pytes
 def test_nothing_is_kept_where_caches_are_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DSV2_CACHE", "off")
     assert cache_folder("corpora") is None
+
+
+@pytest.mark.parametrize("path", ["~", "~/caches", "~nobody/caches"])
+def test_no_folder_is_called_like_the_users_home(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.setenv("DSV2_CACHE", path)
+    with pytest.raises(ValueError, match=r"^the path of a folder, or off; a shell"):
+        cache_folder("corpora")

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from dsv2.config import ConfigError
 from dsv2.data import corpora, store
 from dsv2.data.corpora import Files
 from dsv2.data.documents import Document
@@ -187,6 +188,12 @@ def test_a_damaged_copy_is_not_used_and_made_again(
     monkeypatch.setenv("DSV2_RUNS", str(tmp_path / "third"))
     assert torch.equal(opened(corpus_config).train(0, 4).inputs, before.inputs)
     assert len(prepared) == 3
+
+
+def test_a_cache_that_is_no_path_is_refused(corpus_config: Files.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSV2_CACHE", "~/caches")
+    with pytest.raises(ConfigError, match=r"^DSV2_CACHE='~/caches' is not valid: the path of a folder, or off"):
+        opened(corpus_config)
 
 
 def test_a_cache_that_cannot_be_written_fails_no_run(

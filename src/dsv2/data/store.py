@@ -13,6 +13,7 @@ A copy is kept under `<cache>/corpora/<key>/`, so that another `<runs>` copies i
 cache is DSV2_CACHE, else dsv2/ of the user's caches; DSV2_CACHE=off keeps none. Copies are checked like the original.
 """
 
+import os
 import shutil
 import sys
 import time
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dsv2.caches import cache_folder
-from dsv2.config import digest
+from dsv2.config import ConfigError, digest
 from dsv2.data.documents import Document, Survey, take_survey
 from dsv2.data.tokenizer import Tokenizer
 from dsv2.printing import complain
@@ -108,7 +109,10 @@ def _open(folder: Path, vocab_size: int, tokenizer: Tokenizer | None = None) -> 
 
 def _cached(identity: dict[str, str]) -> Path | None:
     """Return the folder of the copy that stores share, or None if none shall be kept."""
-    kept = cache_folder("corpora")
+    try:
+        kept = cache_folder("corpora")
+    except ValueError as error:
+        raise ConfigError("DSV2_CACHE", os.environ["DSV2_CACHE"], str(error)) from None
     return None if kept is None else kept / digest(identity)
 
 
