@@ -84,6 +84,17 @@ def test_additions_and_deletions_are_hydras():
         compose(["model.dimm=3"])
 
 
+@pytest.mark.parametrize("value", ["texts/a,b/*.txt", "range(1,3)", "choice(1,3)", "glob(*)"])
+def test_several_values_are_refused_as_they_were_written(value):
+    with pytest.raises(ConfigError) as refused:
+        compose(["data=files", f"data.path={value}"])
+    quoted = f"'data.path=\"{value}\"'"
+    assert (
+        str(refused.value) == f"data.path='{value}' is not valid: one value; if the value is text, quote it: {quoted}"
+    )
+    assert compose(["data=files", quoted[1:-1]])["data"]["path"] == value
+
+
 def test_an_edited_file_is_read_again(tmp_path, monkeypatch):
     shutil.copytree(CONFIG_DIR, tmp_path / "configs")
     monkeypatch.setattr(composition, "CONFIG_DIR", tmp_path / "configs")

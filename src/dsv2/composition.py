@@ -56,6 +56,7 @@ def compose(overrides: Sequence[str], name: str = "run") -> dict[str, Any]:
 
     register_resolvers()
     parsed = checked(overrides)
+    _require_single(parsed)
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         try:
             composed = resolved(_composed(parsed, name))
@@ -134,6 +135,14 @@ def checked(overrides: Sequence[str]) -> "list[Override]":
             raise ConfigError("override", text, _how_to_write(text)) from None
         _check_choice(parsed[-1])
     return parsed
+
+
+def _require_single(overrides: "Sequence[Override]") -> None:
+    """Raise `ConfigError` for an override with several values, such as text with a comma that is not quoted."""
+    for several in overrides:
+        if several.is_sweep_override():
+            valid = f"one value; {_how_to_write(several.input_line or '')}"
+            raise ConfigError(several.key_or_group, several.get_value_string(), valid)
 
 
 def _how_to_write(text: str) -> str:

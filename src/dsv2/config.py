@@ -88,6 +88,7 @@ def structure(node: Mapping[str, Any], expected: Any = ConfigBase, key: str = ""
     hints = typing.get_type_hints(cls)
     prefix = f"{key}." if key else ""
     values = {}
+    _require_text(node, key)
     for name, value in node.items():
         if name == "_target_":
             continue
@@ -151,7 +152,20 @@ def config_classes(annotation: Any) -> list[type[ConfigBase]]:
     return []
 
 
+def _require_text(node: Mapping[Any, Any], at: str) -> None:
+    """Raise `ConfigError` for a key that YAML read as a number, a boolean or null."""
+    for name in node:
+        if not isinstance(name, str):
+            written = "null" if name is None else str(name).lower()
+            raise ConfigError(
+                at or "key", name, f'keys that are text; a name that reads as something else is quoted: "{written}"'
+            )
+
+
 def _leaf(value: Any, annotation: Any, key: str) -> Any:
+    if isinstance(value, Mapping):
+        _require_text(value, key)
+
     def frozen(item: Any) -> Any:
         if isinstance(item, dict):
             return {name: frozen(part) for name, part in item.items()}

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -71,6 +72,29 @@ def test_the_manifest_counts_what_there_is(corpus_config: Files.Config) -> None:
     assert counts["train"]["documents"] + counts["val"]["documents"] == 40
     size = sum(len(document.text.encode()) for document in corpus_config.documents())
     assert counts["train"]["bytes"] + counts["val"]["bytes"] == size
+
+
+def test_no_flipped_bit_of_the_manifest_is_believed(corpus_config: Files.Config) -> None:
+    source = opened(corpus_config)
+    before, manifest = source.record(), source.store.folder / store.MANIFEST
+    whole, chance = manifest.read_bytes(), random.Random(0)
+    for _ in range(100):
+        place = chance.randrange(len(whole))
+        manifest.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << chance.randrange(8))]) + whole[place + 1 :])
+        found = store.find_store(corpus_config.identity(), [manifest.parents[2]], corpus_config.vocab_size)
+        assert found is None or {key: found.manifest[key] for key in store.KEYS} == source.store.manifest
+    assert opened(corpus_config).record() == before
+
+
+def test_a_manifest_without_a_checksum_is_read_if_nothing_is_missing(corpus_config: Files.Config) -> None:
+    source = opened(corpus_config)
+    manifest, values = source.store.folder / store.MANIFEST, source.store.manifest
+    manifest.write_text(json.dumps(values))
+    written = manifest.stat().st_mtime_ns
+    assert opened(corpus_config).record() == source.record()
+    assert manifest.stat().st_mtime_ns == written
+    manifest.write_text(json.dumps({key: value for key, value in values.items() if key != "domains"}))
+    assert opened(corpus_config).record() == source.record()
 
 
 def test_the_tokenizer_sees_the_training_split_only(corpus_config: Files.Config, tmp_path: Path) -> None:
@@ -220,7 +244,7 @@ def test_a_failed_preparation_leaves_nothing(
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "write_json", full)
+        patch.setattr(store, "write_sealed", full)
         with pytest.raises(OSError, match="No space left"):
             opened(corpus_config)
     assert folders(runs) == []
@@ -264,7 +288,7 @@ def test_two_processes_at_once_make_one_store(corpus_config: Files.Config, runs:
 @pytest.mark.slow
 def test_a_killed_preparation_is_done_again(corpus_config: Files.Config, runs: Path, tmp_path: Path) -> None:
     slow = tmp_path / "sitecustomize.py"
-    slow.write_text("import time, dsv2.data.store as s\ns.write_json = lambda *_: time.sleep(60)\n")
+    slow.write_text("import time, dsv2.data.store as s\ns.write_sealed = lambda *_: time.sleep(60)\n")
     assert corpus_config.path is not None
     process = subprocess.Popen(
         [sys.executable, "-c", f"exec(open({str(slow)!r}).read())\n{OPEN}", corpus_config.path],

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from dsv2.__main__ import main as dsv2
 from dsv2.data.store import find_store
+from dsv2.storage.sealed import read_sealed, write_sealed
 from dsv2.train import main as train
 from tests.references.traps import Payload, Trap, pickled, saved_twin
 
@@ -162,17 +163,17 @@ def test_a_corpus_is_the_text_in_its_folder(trap: Trap, quick: list[str], make: 
 def test_a_prepared_corpus_holds_token_ids(trap: Trap, trial: Path, dtype: Any) -> None:
     """Of the dtype `object`, the bytes of a file would be taken for addresses in memory."""
     (folder,) = (trap.runs / ".data").glob("*/")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"dtype": dtype}))
+    manifest = read_sealed(folder / "manifest.json")
+    write_sealed(folder / "manifest.json", manifest | {"dtype": dtype})
     assert find_store(manifest["identity"], [trap.runs], 300) is None
 
 
 def test_the_tables_of_a_prepared_corpus_are_no_pickles(trap: Trap, trial: Path) -> None:
     (folder,) = (trap.runs / ".data").glob("*/")
     np.savez(folder / "documents.npz", train_starts=np.array([Payload()], dtype=object))
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read_sealed(folder / "manifest.json")
     manifest["files"]["documents.npz"] = hashlib.sha256((folder / "documents.npz").read_bytes()).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_sealed(folder / "manifest.json", manifest)
     with pytest.raises(ValueError):  # noqa: PT011
         find_store(manifest["identity"], [trap.runs], 300)
     assert not trap.mark.exists()

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import re
+import warnings
 from pathlib import Path
 
 import matplotlib
@@ -209,6 +210,14 @@ def test_a_figure_becomes_a_png_of_few_colours_and_is_closed() -> None:
     assert len(image.convert("RGB").getcolors(maxcolors=100_000)) <= 256
     assert made[:2] == ("noise", "All colours.")
     assert made.width == 5 * 120
+
+
+def test_letters_that_no_font_has_are_a_matter_of_the_figure() -> None:
+    figure, ax = plt.subplots()
+    ax.set_title("a\U000f0001")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert picture("x", "", figure).png
 
 
 def test_a_picture_is_of_a_figure_or_of_one_of_its_axes() -> None:

@@ -4,7 +4,7 @@
     train.bin       token ids, uint16 (uint32 above 65,536 ids); each document is followed by <|endoftext|>
     val.bin
     documents.npz   per split, `<split>_starts` int64 (first token of each document) and `<split>_domains` int8
-    manifest.json   written last: identity, counts, SHA-256 of the other files
+    manifest.json   written last: identity, counts, SHA-256 of itself and of the other files
 
 A folder is written under another name and renamed when complete, under a lock, so a folder named by its key is always
 complete, and a killed preparation is repeated.
@@ -13,7 +13,6 @@ A copy is kept under `<cache>/corpora/<key>/`, so that another `<runs>` copies i
 cache is DSV2_CACHE, else dsv2/ of the user's caches; DSV2_CACHE=off keeps none. Copies are checked like the original.
 """
 
-import json
 import shutil
 import sys
 import time
@@ -28,13 +27,14 @@ from dsv2.config import digest
 from dsv2.data.documents import Document, Survey, take_survey
 from dsv2.data.tokenizer import Tokenizer
 from dsv2.printing import complain
-from dsv2.storage.files import new_directory, write_json
+from dsv2.storage.files import new_directory
 from dsv2.storage.locks import hold_when_free
 from dsv2.storage.rundir import TOKENIZER, runs_root
-from dsv2.storage.sealed import file_hash
+from dsv2.storage.sealed import Damaged, file_hash, read_sealed, write_sealed
 
 MANIFEST = "manifest.json"
 FILES = (TOKENIZER, "train.bin", "val.bin", "documents.npz")
+KEYS = {"identity", "tokenizer", "domains", "dtype", "splits", "files"}  # of the manifest
 SPLITS = ("train", "val")
 DTYPES = ("uint16", "uint32")
 _CHUNK = 1 << 20  # characters tokenized at a time
@@ -95,7 +95,7 @@ def find_store(identity: dict[str, str], places: Iterable[Path], vocab_size: int
 
 
 def _open(folder: Path, vocab_size: int, tokenizer: Tokenizer | None = None) -> Store:
-    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest = read_sealed(folder / MANIFEST)
     tables = np.load(folder / "documents.npz", allow_pickle=False)
 
     def side(name: str) -> Split:
@@ -148,18 +148,18 @@ def _keep_copy(folder: Path, identity: dict[str, str]) -> None:
 
 def _is_of(folder: Path, identity: dict[str, str], named: Path) -> bool:
     """Whether the folder is an intact prepared corpus with this identity; `named` is what messages call it."""
-    return _complete(folder, named) and json.loads((folder / MANIFEST).read_text()).get("identity") == identity
+    return _complete(folder, named) and read_sealed(folder / MANIFEST)["identity"] == identity
 
 
 def _complete(folder: Path, named: Path | None = None) -> bool:
     """Whether every file exists with the checksum in the manifest; reads all files, about 1 s per GB."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = read_sealed(folder / MANIFEST)
     except FileNotFoundError:
         return False
-    except (ValueError, RecursionError):
-        manifest = None
-    kept: Any = manifest.get("files") if isinstance(manifest, dict) and manifest.get("dtype") in DTYPES else None
+    except Damaged:
+        manifest = {}
+    kept: Any = manifest["files"] if manifest.keys() >= KEYS and manifest["dtype"] in DTYPES else None
     whole = ((folder / name).is_file() and kept.get(name) == file_hash(folder / name) for name in FILES)
     if isinstance(kept, dict) and all(whole):
         return True
@@ -213,7 +213,7 @@ def _prepare(
         "splits": splits,
         "files": {name: file_hash(folder / name) for name in FILES},
     }
-    write_json(folder / MANIFEST, manifest)
+    write_sealed(folder / MANIFEST, manifest)
     progress.end()
 
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,7 +57,9 @@ def picture(name: str, caption: str, drawn: Any) -> Picture:
 
     figure = drawn.get_figure() if hasattr(drawn, "get_xlim") else drawn
     whole, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(whole, format="png", dpi=DPI)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the figure says so itself
+        figure.savefig(whole, format="png", dpi=DPI)
     plt.close(figure)
     colours = Image.open(whole).convert("RGB")
     colours.quantize(method=Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE).save(

@@ -121,6 +121,8 @@ class StudyFile(ConfigBase):
         for name, arm in arms.items():
             if not NAME.fullmatch(name):
                 raise ConfigError("arms", name, "names of letters, digits and . _ + -")
+            if name == "null":
+                raise ConfigError("arms", name, "another name; on a command line, arm=null means none")
             _require_scales(f"arms.{name}.scales", arm.scales)
             at, other = f"arms.{name}.baseline", arm.baseline
             if other is not None and (other not in arms or arms[other].baseline not in (None, other)):
