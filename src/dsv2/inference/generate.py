@@ -4,7 +4,7 @@ B batch, T prompt tokens, V vocabulary.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dsv2.inference.cache import allocate_model
 from dsv2.inference.sampling import Ids, choose, restricted
-from dsv2.models.transformer import Transformer, evaluating, require_ids, require_tokens
+from dsv2.models.transformer import Transformer, evaluating, require_ids, require_model, require_tokens
 
 MOST_NEW = 1_000_000  # tokens, for which memory is allocated in advance
 
@@ -57,7 +57,8 @@ def generate(
     generated, such as those that have a token (default: all). Raises ValueError for an empty prompt and for settings
     out of range.
     """
-    prompts = list(tokens)
+    require_model(model)
+    prompts = list(tokens) if isinstance(tokens, Iterable) else [tokens]
     if not all(isinstance(prompt, Tensor) for prompt in prompts):
         raise TypeError(
             f"tokens has type {type(tokens).__name__}: must be a tensor (B, T), or a list of tensors (T_i,)"

@@ -199,6 +199,12 @@ class Transformer(nn.Module):
         return positions.clamp(min=0), ragged_batch(positions, cache)
 
 
+def require_model(model: object) -> None:
+    """Raise TypeError for what is no module at all."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model has type {type(model).__name__}: must be a Transformer, as of config.build()")
+
+
 def require_tokens(tokens: Tensor) -> None:
     """Raise ValueError unless tokens are a batch (B, T) of integers, with at least one row and one token."""
     if not isinstance(tokens, Tensor) or tokens.dim() != 2 or not tokens.numel() or tokens.dtype not in INTEGERS:

@@ -230,7 +230,20 @@ def test_a_routing_whose_tensors_do_not_fit_is_refused(changes: dict, message: s
         balance_losses(FINE._replace(**changes))
 
 
-@pytest.mark.parametrize("max_devices", [-1, 0, 3, 99, float("nan"), 1.5])
-def test_limits_out_of_range_are_refused(max_devices: float) -> None:
+@pytest.mark.parametrize("max_devices", [-1, 0, 3, 99])
+def test_limits_out_of_range_are_refused(max_devices: int) -> None:
     with pytest.raises(ValueError, match=f"^max_devices={max_devices}: must be between 1 and num_devices=2, or None"):
         balance_losses(FINE, num_devices=2, max_devices=max_devices)
+
+
+@pytest.mark.parametrize("value", [True, float("nan"), 1.5, "2", [2]], ids=str)
+def test_numbers_of_devices_are_whole(value: object) -> None:
+    for name, limits in (("num_devices", {}), ("max_devices", {"num_devices": 2})):
+        with pytest.raises(ValueError, match=f"^{name}={re.escape(repr(value))}: must be a whole number$"):
+            balance_losses(FINE, **limits, **{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("routing", [None, (1, 2, 3), "Routing", torch.ones(2)], ids=str)
+def test_what_is_no_routing_is_refused(routing: object) -> None:
+    with pytest.raises(TypeError, match=r"^routing has .*: must be a Routing$"):
+        balance_losses(routing)  # type: ignore[arg-type]

@@ -143,6 +143,10 @@ def test_a_huge_capacity_is_no_dropping() -> None:
     ("arguments", "message"),
     [
         ({"num_devices": 1, "capacity_factor": 0.0}, "capacity_factor=0.0: must be positive"),
+        ({"num_devices": 1, "capacity_factor": "1"}, "capacity_factor=1: must be positive"),
+        ({"num_devices": 1, "capacity_factor": True}, "capacity_factor=True: must be positive"),
+        ({"num_devices": True, "capacity_factor": 1.0}, "num_devices=True: must be a whole number"),
+        ({"num_devices": "1", "capacity_factor": 1.0}, "num_devices='1': must be a whole number"),
         ({"num_devices": 3, "capacity_factor": 1.0}, "num_devices=3: must be a divisor of the number of experts, 4"),
         ({"num_devices": 0, "capacity_factor": 1.0}, "num_devices=0: must be a divisor of the number of experts, 4"),
         (
@@ -156,6 +160,15 @@ def test_arguments_that_do_not_fit_are_refused(arguments: dict, message: str) ->
     experts = torch.zeros(2, 3, 1, dtype=torch.int64)
     with pytest.raises(ValueError, match=f"^{message}"):
         drop(Routing(s, experts, s.gather(-1, experts)), **arguments)
+
+
+def test_arguments_of_another_type_are_refused() -> None:
+    with pytest.raises(TypeError, match="^routing has type NoneType: must be a Routing"):
+        drop(None, num_devices=1, capacity_factor=1.0)  # type: ignore[arg-type]
+    s = torch.full((2, 3, 4), 0.25)
+    experts = torch.zeros(2, 3, 1, dtype=torch.int64)
+    with pytest.raises(TypeError, match="^exempt has type list: must be a tensor"):
+        drop(Routing(s, experts, s.gather(-1, experts)), num_devices=1, capacity_factor=1.0, exempt=[True, True])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

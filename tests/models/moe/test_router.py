@@ -1,5 +1,8 @@
 """The router's affinities and its choice of experts, plain and device-limited, against their equations."""
 
+import re
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -177,6 +180,28 @@ def test_the_limit_holds_for_numbers_of_any_size() -> None:
     experts, gates = route(affinities, top_k=2, num_devices=2, max_devices=1)
     assert experts.tolist() == [[[2, 3]]]
     assert gates.tolist() == [[[-2.0, -3.0]]]
+
+
+@pytest.mark.parametrize("value", [True, "2", 1.5, [2]], ids=str)
+@pytest.mark.parametrize("name", ["top_k", "num_devices", "max_devices"])
+def test_a_number_of_experts_or_devices_is_whole(name: str, value: object) -> None:
+    limits: dict[str, object] = {"top_k": 2, "num_devices": 3, "max_devices": 2, name: value}
+    with pytest.raises(ValueError, match=f"^{name}={re.escape(repr(value))}: must be a whole number$"):
+        route(torch.full((1, 1, 6), 1 / 6), **limits)  # type: ignore[arg-type]
+    if name != "max_devices":
+        with pytest.raises(ValueError, match=f"^{name}=None: must be a whole number$"):
+            route(torch.full((1, 1, 6), 1 / 6), **limits | {name: None})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("infinite", [range(8), range(6), [0, 1, 2, 4, 5, 6, 7]], ids=str)
+def test_the_limit_holds_where_experts_are_masked(infinite: Sequence[int]) -> None:
+    """An affinity of -inf is that of an expert which should not be chosen: of other devices, none is chosen before."""
+    s = affinities({"batch": 2, "length": 7, "num_experts": 8, "seed": 0})
+    s[..., list(infinite)] = float("-inf")
+    for num_devices, max_devices, top_k in ((4, 1, 2), (4, 2, 3), (2, 1, 4), (4, 3, 6)):
+        experts, _ = route(s, top_k=top_k, num_devices=num_devices, max_devices=max_devices)
+        assert token_devices(experts, 8, num_devices).sum(-1).max() <= max_devices
+        assert (experts.sort(-1).values.diff(dim=-1) > 0).all()
 
 
 @pytest.mark.parametrize("affinities", [None, [[0.5]], torch.ones(1, 1, 4, dtype=torch.int64)], ids=str)

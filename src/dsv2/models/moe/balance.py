@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dsv2.models.moe.router import Routing, require_consistent, token_devices
+from dsv2.models.moe.router import Routing, require_consistent, require_whole, token_devices
 
 
 class BalanceLosses(NamedTuple):
@@ -28,9 +28,12 @@ def balance_losses_per_sequence(
     """
     affinities, experts = routing.affinities.float(), routing.experts
     (_, length, num_experts), top_k = affinities.shape, experts.shape[-1]
+    require_whole("num_devices", num_devices)
     if num_devices < 1 or num_experts % num_devices:
         raise ValueError(f"num_devices={num_devices}: must be a divisor of the number of experts, {num_experts}")
-    if max_devices is not None and not (isinstance(max_devices, int) and 1 <= max_devices <= num_devices):
+    if max_devices is not None:
+        require_whole("max_devices", max_devices)
+    if max_devices is not None and not 1 <= max_devices <= num_devices:
         raise ValueError(f"max_devices={max_devices}: must be between 1 and num_devices={num_devices}, or None")
     most = min(num_devices, top_k) if max_devices is None else max_devices
 
@@ -55,7 +58,7 @@ def balance_losses(routing: Routing, *, num_devices: int = 1, max_devices: int |
 
     Raises ValueError, naming the field, for tensors that do not fit together and for numbers of devices out of range.
     """
-    require_consistent(routing, values=True)
+    require_consistent(routing, wait=True)
     if not routing.experts.numel():
         raise ValueError(f"experts has shape {tuple(routing.experts.shape)}: must have at least one sequence and token")
     losses = balance_losses_per_sequence(routing, num_devices=num_devices, max_devices=max_devices)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dsv2.config import ConfigBase
-from dsv2.models.moe.router import Routing, require_consistent
+from dsv2.models.moe.router import Routing, require_consistent, require_whole
 
 
 class Dropping:
@@ -38,8 +38,10 @@ def drop(routing: Routing, *, num_devices: int, capacity_factor: float, exempt: 
     Raises ValueError, naming the field, for tensors that do not fit together and for numbers out of range; on a GPU the
     experts are not compared with their number, since every step would have to wait for it.
     """
-    require_consistent(routing, values=routing.experts.device.type == "cpu")
-    if not 0 < capacity_factor < math.inf:
+    require_consistent(routing, wait=False)
+    require_whole("num_devices", num_devices)
+    factor = isinstance(capacity_factor, int | float) and not isinstance(capacity_factor, bool)
+    if not factor or not 0 < capacity_factor < math.inf:
         raise ValueError(f"capacity_factor={capacity_factor}: must be positive and finite")
     experts, num_experts = routing.experts, routing.affinities.shape[-1]
     if num_devices < 1 or num_experts % num_devices:
@@ -49,6 +51,8 @@ def drop(routing: Routing, *, num_devices: int, capacity_factor: float, exempt: 
     devices = (experts // (num_experts // num_devices)).flatten()  # (B T K,)
     rank_by = routing.gates.detach().flatten().float()
     if exempt is not None:
+        if not isinstance(exempt, Tensor):
+            raise TypeError(f"exempt has type {type(exempt).__name__}: must be a tensor (B,) bool")
         if exempt.shape != experts.shape[:1] or exempt.dtype != torch.bool:
             shape = f"{tuple(exempt.shape)} {exempt.dtype}"
             raise ValueError(

@@ -50,24 +50,31 @@ def route(
         raise ValueError(f"affinities has shape {tuple(affinities.shape)}: must be (B, T, E)")
     num_experts = affinities.shape[-1]
     check_routing(num_experts, top_k, num_devices, max_devices)
-    eligible = affinities
+    eligible = affinities.detach()
     if max_devices is not None and max_devices < num_devices:
-        groups = affinities.unflatten(-1, (num_devices, -1))  # (B, T, D, E / D)
+        groups = eligible.unflatten(-1, (num_devices, -1))  # (B, T, D, E / D)
         devices = groups.amax(-1).topk(max_devices, dim=-1).indices  # (B, T, M)
         allowed = torch.zeros(groups.shape[:-1], dtype=torch.bool, device=affinities.device).scatter_(-1, devices, True)
+        groups = groups.clamp(min=torch.finfo(groups.dtype).min)  # -inf is for the experts of other devices alone
         eligible = groups.masked_fill(~allowed.unsqueeze(-1), float("-inf")).flatten(-2)
-    experts = eligible.detach().topk(top_k, dim=-1).indices
+    experts = eligible.topk(top_k, dim=-1).indices
     return experts, affinities.gather(-1, experts)
 
 
 def check_routing(num_experts: int, top_k: int, num_devices: int, max_devices: int | None) -> None:
     """Raise ValueError, naming the field, unless K of E experts can be chosen on M of D devices."""
     for name, given in (("top_k", top_k), ("num_devices", num_devices), ("max_devices", max_devices)):
-        if given is not None and not isinstance(given, int):
-            raise ValueError(f"{name}={given!r}: must be a whole number")
+        if given is not None or name != "max_devices":
+            require_whole(name, given)
     for field, value, valid, holds in routing_rules(num_experts, top_k, num_devices, max_devices):
         if not holds:
             raise ValueError(f"{field}={value}: must be {valid}")
+
+
+def require_whole(name: str, value: object) -> None:
+    """Raise ValueError, naming the field, unless the value is a whole number."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name}={value!r}: must be a whole number")
 
 
 def routing_rules(
@@ -85,11 +92,13 @@ def routing_rules(
     ]
 
 
-def require_consistent(routing: Routing, *, values: bool) -> None:
-    """Raise ValueError, naming the field, unless the tensors of a routing fit together.
+def require_consistent(routing: Routing, *, wait: bool) -> None:
+    """Raise ValueError or TypeError, naming the field, unless the tensors of a routing fit together.
 
-    `values` says whether experts are compared with their number too, for which a GPU has to be waited for.
+    Experts are compared with their number too, on a GPU only if `wait`: it has to be waited for.
     """
+    if not isinstance(routing, Routing):
+        raise TypeError(f"routing has {_kind(routing)}: must be a Routing")
     affinities, experts, gates = routing[:3]
     if not isinstance(affinities, Tensor) or not affinities.is_floating_point() or affinities.dim() != 3:
         raise ValueError(f"affinities has {_kind(affinities)}: must be a floating-point tensor (B, T, E)")
@@ -102,7 +111,7 @@ def require_consistent(routing: Routing, *, values: bool) -> None:
         raise ValueError(f"gates has {_kind(gates)}: must have the shape of the experts, {tuple(experts.shape)}")
     if experts.dtype != torch.int64:
         raise ValueError(f"experts has {_kind(experts)}: must be int64")
-    if values and experts.numel():
+    if (wait or experts.device.type == "cpu") and experts.numel():
         low, high = (int(bound) for bound in experts.aminmax())
         if low < 0 or high >= affinities.shape[2]:
             raise ValueError(f"experts has values from {low} to {high}: must be 0 to {affinities.shape[2] - 1}")
