@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     parse = commands.add_parser("account", help="parameters, FLOPs, memory, traffic and cost of a model")
-    add_arguments(parse)
+    add_arguments(parse, path=_path)
     parse.set_defaults(run=account_command)
 
     parse = commands.add_parser("import-hf", help="convert a Hugging Face DeepseekV2 folder to a run directory")

@@ -1,17 +1,23 @@
 """Mistakes in commands on runs, and in calls from Python; see `test_one_line_config.py`."""
 
+import json
 import math
 import os
+import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import dsv2
 from ablations import results, study
 from dsv2.__main__ import main as command
 from dsv2.config import ConfigError
+from dsv2.interop.hf_config import config_to_hf, read_config
+from dsv2.training.saved import open_run
 from tests.references.commands import BYTES, LONG, PAIR, Place
 
 NAMES = ["", "file", "folder", "binary.txt", "file/x", "nothing", "a/b/c/d", LONG, BYTES, "toy/smoke/moe/nan"]
@@ -87,6 +93,22 @@ def test_accounts_and_verbs(place: Place, words: list[str]) -> None:
     place.refused(command, *words)
 
 
+PATHS = ["account --hf=", "import-hf '' out", "import-hf folder ''", "export-hf toy/smoke/moe/0 ''"]
+PATHS += [f"{verb} '' {' '.join(words)}" for verb, words in ON_RUNS.items()]
+PATHS += [f"analyse toy/smoke/moe/0 {option}=" for option in ("--out", "--against")]
+PATHS += [f"eval toy/smoke/moe/0 --tasks=copying {option}=" for option in ("--out", "--include-path")]
+
+
+@pytest.mark.parametrize("words", PATHS)
+def test_no_path_is_not_the_current_folder(place: Place, trained: Path, words: str) -> None:
+    """Which holds a model of Hugging Face and a run: where "" is taken for it, the command succeeds."""
+    shutil.copytree(open_run("toy/smoke/moe/0").folder, place.root, dirs_exist_ok=True)
+    config = config_to_hf(dsv2.load(["model=v2_lite"]).model)
+    (place.root / "config.json").write_text(json.dumps(config))
+    assert command(["account", "--hf", "."]) == 0
+    place.refused(command, *shlex.split(words))
+
+
 # ---- Python ----------------------------------------------------------------------------------------------------------
 
 CALLS: dict[str, Callable[[], Any]] = {
@@ -111,6 +133,11 @@ CALLS: dict[str, Callable[[], Any]] = {
     "results scale": lambda: results("aa", None),  # type: ignore[arg-type]
     "results name": lambda: results("nothing"),
     "load text": lambda: dsv2.load("model=tiny"),
+    "study overrides None": lambda: study("aa", overrides=None),  # type: ignore[arg-type]
+    "study arm None": lambda: study("aa").with_arm("x", None),  # type: ignore[arg-type]
+    "load None": lambda: dsv2.load(None),  # type: ignore[arg-type]
+    "load number": lambda: dsv2.load(3),  # type: ignore[arg-type]
+    "load mapping": lambda: dsv2.load({"optim.lr": 1}),  # type: ignore[arg-type]
     "load types": lambda: dsv2.load([3]),  # type: ignore[list-item]
 }
 
@@ -121,6 +148,27 @@ def test_entries_of_python_name_what_is_wrong(name: str) -> None:
         CALLS[name]()
     assert refused.value.key
     assert not Path(os.environ["DSV2_RUNS"]).exists()
+
+
+@pytest.mark.parametrize("value", [None, 3, True, ["x"], {}], ids=str)
+def test_values_of_another_type_are_named(value: Any) -> None:
+    tokens = torch.zeros(1, 2, dtype=torch.int64)
+    for name, call in (
+        ("RUN", lambda: dsv2.open_run(value)),
+        ("path", lambda: dsv2.from_hf(value)),
+        ("path", lambda: dsv2.to_hf(torch.nn.Linear(1, 1), value)),  # type: ignore[arg-type]
+        ("model", lambda: dsv2.to_hf(value, "x")),
+        ("model", lambda: dsv2.account(value)),
+        ("model", lambda: dsv2.generate(value, tokens, max_new_tokens=1)),
+    ):
+        with pytest.raises(TypeError, match=rf"^{name}(=| has type ).*: must be [^\n]*\Z"):
+            call()
+
+
+def test_an_empty_path_is_not_the_current_folder() -> None:
+    for call in (dsv2.from_hf, read_config):
+        with pytest.raises(ValueError, match=r"^path='': must be a path; the current folder is '\.'$"):
+            call("")
 
 
 def test_a_study_may_be_a_path(tmp_path: Path) -> None:

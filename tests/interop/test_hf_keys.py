@@ -68,6 +68,8 @@ def test_an_integer_is_an_integer() -> None:
     for value in (3.0, "3", True, None, [3]):
         with pytest.raises(ConfigError, match=r"^n=.* is not valid: an integer is required$"):
             integer({"n": value}, "n", 5)
+    with pytest.raises(ConfigError, match=r"an integer from -2,147,483,647 to 2,147,483,647 is required$"):
+        integer({"n": 10**12}, "n")
     with pytest.raises(ConfigError, match=r"^n=None is not valid: an integer is required, but the key is missing"):
         integer({}, "n")
 
@@ -80,6 +82,8 @@ def test_a_number_is_a_float_and_null_is_the_default() -> None:
     for value in ("3", True, [3]):
         with pytest.raises(ConfigError, match=r"^x=.* is not valid: a number is required$"):
             number({"x": value}, "x", 1.0)
+    with pytest.raises(ConfigError, match=r"^x=inf is not valid: a number that is finite is required$"):
+        number({"x": float("inf")}, "x")
     for config in ({}, {"x": None}):
         with pytest.raises(ConfigError, match=r"^x=None is not valid: a number is required, but the key is missing"):
             number(config, "x")

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsv2.storage.paths import home_of, require_own_files, within
+from dsv2.storage.paths import as_path, home_of, require_own_files, within
+
+
+def test_a_path_is_text_or_a_path():
+    assert as_path("x", "a/b") == as_path("x", Path("a/b")) == Path("a/b")
+    with pytest.raises(TypeError, match="^x=3: must be a path"):
+        as_path("x", 3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="^x='': must be a path"):
+        as_path("x", "")
 
 
 @given(st.lists(st.sampled_from(["..", "a", "b", ".", "link", "out"]), max_size=6))

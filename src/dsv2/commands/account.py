@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
     from dsv2.models.transformer import Transformer
 
 
-def add_arguments(parse: argparse.ArgumentParser) -> None:
+def add_arguments(parse: argparse.ArgumentParser, path: Callable[[str], Path] = Path) -> None:
+    """Declare the arguments; `path` makes a path of a word, or refuses it."""
     parse.add_argument("overrides", nargs="*", help="as in model=v2 model/attention=mha")
-    parse.add_argument("--hf", type=Path, metavar="PATH", help="a Hugging Face config.json, or its folder")
+    parse.add_argument("--hf", type=path, metavar="PATH", help="a Hugging Face config.json, or its folder")
     parse.add_argument("--context", type=int, default=4096, help="tokens per sequence (default 4096)")
     parse.add_argument("--kv-bits", type=float, default=16, help="bits per cached element (default 16)")
     parse.add_argument("--batch", type=int, default=1, help="sequences, for the activations (default 1)")

@@ -29,6 +29,7 @@ from dsv2.models.ffn import SwiGLU
 from dsv2.models.moe.layer import MoE
 from dsv2.models.rope import Rope, Yarn
 from dsv2.models.transformer import Transformer
+from dsv2.storage.paths import as_path
 from dsv2.storage.values import parse_object
 
 TOPK_METHODS = ("greedy", "group_limited_greedy")
@@ -36,7 +37,8 @@ TOPK_METHODS = ("greedy", "group_limited_greedy")
 
 def read_config(path: str | Path) -> Transformer.Config:
     """Read a model config from `path`, a `config.json` or its directory."""
-    return config_from_hf(read_json(Path(path) / "config.json" if Path(path).is_dir() else Path(path)))
+    path = as_path("path", path)
+    return config_from_hf(read_json(path / "config.json" if path.is_dir() else path))
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -158,4 +158,8 @@ def _boolean(value: Any) -> Any:
 def _not_a(key: str, value: Any, kind: str) -> ConfigError:
     if value is _REQUIRED:
         return ConfigError(key, None, f"{kind} is required, but the key is missing")
+    if isinstance(value, int) and not isinstance(value, bool):
+        kind += f" from -{LARGEST:,} to {LARGEST:,}"
+    if isinstance(value, float) and not math.isfinite(value):
+        kind += " that is finite"
     return ConfigError(key, value, f"{kind} is required")

@@ -20,10 +20,10 @@ from dsv2.config import ConfigError
 from dsv2.interop.hf_config import config_from_hf, config_to_hf, read_config, read_json
 from dsv2.interop.hf_keys import refuse_invalid_kept
 from dsv2.interop.names import Row, table
-from dsv2.models.transformer import Transformer
+from dsv2.models.transformer import Transformer, require_model
 from dsv2.storage.checkpoints import require_no_pickles
 from dsv2.storage.files import new_directory
-from dsv2.storage.paths import home_of, require_own_files
+from dsv2.storage.paths import as_path, home_of, require_own_files
 
 __all__ = ["config_from_hf", "config_to_hf", "from_hf", "read_config", "to_hf"]
 
@@ -48,7 +48,7 @@ def from_hf(path: str | Path) -> Transformer:
     Parameters have the dtype of the checkpoint; if it has several, the narrowest that holds all exactly. All keys are
     checked before memory is allocated: raises ValueError for the first unknown, extra or missing key or wrong shape.
     """
-    path = Path(path)
+    path = as_path("path", path)
     require_no_pickles()
     require_own_files(path, home_of(path))
     hf_config = read_json(path / "config.json")
@@ -171,6 +171,8 @@ def to_hf(
     are further files, such as those of a tokenizer. The directory is written atomically. Raises ValueError if `path`
     exists or the model cannot be represented.
     """
+    path = as_path("path", path)
+    require_model(model)
     if max_shard_bytes <= 0:
         raise ValueError(f"max_shard_bytes={max_shard_bytes}: must be positive")
     weights = {name: weight.detach() for name, weight in model.named_parameters()}

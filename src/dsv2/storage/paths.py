@@ -4,6 +4,15 @@ import os
 from pathlib import Path
 
 
+def as_path(name: str, value: str | Path) -> Path:
+    """Return a path. Raises TypeError, naming the argument, for what is none, and ValueError for empty text."""
+    if not isinstance(value, str | Path):
+        raise TypeError(f"{name}={value!r}: must be a path, as text or a Path")
+    if value == "":  # which `Path` takes for the current folder
+        raise ValueError(f"{name}='': must be a path; the current folder is '.'")
+    return Path(value)
+
+
 def within(root: Path, path: Path) -> Path:
     """Return `path`. Raises ValueError if it leads out of `root`, by `..` or through a symbolic link."""
     target = Path(os.path.realpath(path))  # Path.resolve raises for a link to itself

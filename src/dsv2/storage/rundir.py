@@ -115,6 +115,8 @@ def find_run(name: str | Path) -> Path:
     Names are looked up under `runs_root()`. For a trial on a probe, append the probe, as in
     `attention_moe/tiny/small_mla/0/recall`. Raises ValueError if no run matches, or more than one.
     """
+    if not isinstance(name, str | Path):
+        raise TypeError(f"RUN={name!r}: must be a run's name or path, as text or a Path")
     text, root = str(name), runs_root()
     if text and Path(name).is_dir():
         return Path(name)
