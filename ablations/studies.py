@@ -70,7 +70,7 @@ class StudyHandle(Study):
         """
         if self.file.grid is not None:
             raise ConfigError("arms", name, f"the arms of {self.name} are a grid, so none can be added")
-        if not isinstance(name, str) or isinstance(overrides, str):
+        if not isinstance(name, str) or not isinstance(overrides, list | tuple):
             raise ConfigError("arms", name, 'a name, and a list of overrides as in ["loss.expert=0.1"]')
         if name in self.arms:
             raise ConfigError("arms", name, f"choose a new name; {self.name} has {', '.join(self.arms)}")

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = (  # a module imports from earlier rows or from its own package only; imports inside functions count
-    ("dsv2.printing", "dsv2.caches"),
+    ("dsv2.annotations", "dsv2.caches", "dsv2.printing"),
     ("dsv2.config", "dsv2.metrics", "dsv2.storage", "dsv2.kernels"),
     ("dsv2.composition", "dsv2.models", "dsv2.data", "dsv2.statistics"),
     ("dsv2.accounting", "dsv2.routing", "dsv2.inference", "dsv2.interop"),

@@ -20,6 +20,7 @@ from ablations.trials.record import (
     origin_of,
     read_record,
 )
+from dsv2.composition import require_overrides
 from dsv2.config import ConfigError, digest
 from dsv2.printing import warn
 from dsv2.storage.files import write_text
@@ -73,8 +74,7 @@ class Study(Plan):
         self.asked = None if seeds is None else _checked(seeds)
         self.others: tuple[int, ...] = ()  # of a stored study: seeds with trials that its report does not cover
         self._folders = folders or {}
-        if isinstance(overrides, str) or not all(isinstance(word, str) for word in overrides):
-            raise ConfigError("overrides", overrides, 'a list of overrides, as in ["optim.lr=1e-3"]')
+        require_overrides(overrides)
         super().__init__(source, scale, overrides)
         self.folder = folder_of_study(self.name, scale)
         self.report_folder = self.folder / "report"

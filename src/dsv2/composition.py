@@ -4,11 +4,11 @@ import pickle
 import re
 import shlex
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from dsv2.config import CONFIG_DIR, ConfigError, one_of
+from dsv2.config import CONFIG_DIR, ConfigError, keys_of, one_of, options
 from dsv2.printing import shortened
 
 if TYPE_CHECKING:
@@ -60,7 +60,9 @@ def compose(overrides: Sequence[str], name: str = "run") -> dict[str, Any]:
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         try:
             composed = resolved(_composed(parsed, name))
-        except (HydraException, OmegaConfBaseException) as error:
+        except ConfigError:
+            raise
+        except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last for the index of a list
             raise _explain(error, parsed, name) from None
     return without_shape(composed)
 
@@ -125,16 +127,23 @@ def checked(overrides: Sequence[str]) -> "list[Override]":
     """
     from hydra.errors import HydraException
 
+    require_overrides(overrides)
     parsed = []
-    if isinstance(overrides, str) or not all(isinstance(text, str) for text in overrides):
-        raise ConfigError("overrides", overrides, 'a list of overrides, as in ["optim.lr=1e-3"]')
     for text in overrides:
         try:
             parsed.append(_parse(text))
         except (HydraException, ValueError):  # the latter for numbers of thousands of digits
             raise ConfigError("override", text, _how_to_write(text)) from None
+        if not re.search(r"\w", parsed[-1].key_or_group):  # the folder of the configs would be taken for a group
+            raise ConfigError("override", text, _how_to_write(""))
         _check_choice(parsed[-1])
     return parsed
+
+
+def require_overrides(overrides: Any) -> None:
+    """Raise `ConfigError` for anything but a list of text."""
+    if not isinstance(overrides, list | tuple) or not all(isinstance(text, str) for text in overrides):
+        raise ConfigError("overrides", overrides, 'a list of overrides, as in ["optim.lr=1e-3"]')
 
 
 def _require_single(overrides: "Sequence[Override]") -> None:
@@ -148,7 +157,7 @@ def _require_single(overrides: "Sequence[Override]") -> None:
 def _how_to_write(text: str) -> str:
     """Say how to write an override that does not parse, in a shell."""
     key, equals, value = text.partition("=")
-    if not equals or not re.fullmatch(r"[\w./@+~-]+", key):
+    if not equals or not re.fullmatch(r"[./@+~-]*\w[\w./@+~-]*", key):
         return "use key=value, as in optim.lr=1e-3 or model=v2_lite"
     return f"if the value is text, quote it: {shlex.quote(shortened(override(key, value)))}"
 
@@ -163,12 +172,14 @@ def _parse(text: str) -> "Override":
 
 def _check_choice(override: "Override") -> None:
     key, value = override.key_or_group, override.value()
+    if key == "hydra":
+        raise ConfigError(key, value, "only its keys can be set, as in hydra.run.dir=...")
     if _is_group(override) and not override.is_delete():
-        if value not in (options := _options(key)):
+        if value not in (choices := options(key)):
             given = override.get_value_string() if override.is_sweep_override() else value
-            raise ConfigError(key, given, f"choose one of {', '.join(options)}")
-    elif isinstance(value, str) and (options := _options(key)):
-        raise ConfigError(key, value, f"groups are written with slashes, {key.replace('.', '/')}={'|'.join(options)}")
+            raise ConfigError(key, given, f"choose one of {', '.join(choices)}")
+    elif isinstance(value, str) and (choices := options(key)):
+        raise ConfigError(key, value, f"groups are written with slashes, {key.replace('.', '/')}={'|'.join(choices)}")
 
 
 def _composed(overrides: "Sequence[Override]", name: str) -> "DictConfig":
@@ -221,8 +232,10 @@ def _explain(error: Exception, overrides: "Sequence[Override]", name: str) -> Co
         text = override.input_line or ""
         try:
             hydra_compose(name, overrides=[*accepted, text])
-        except HydraException:
+        except (HydraException, ValueError):
             without = hydra_compose(name, overrides=accepted, return_hydra_config=True)
+            if override.is_delete() and (choices := options(override.key_or_group)):
+                raise ConfigError(override.key_or_group, None, f"choose one of {', '.join(choices)}") from None
             return _locate(override.key_or_group, override.value(), without, error)
         accepted.append(text)
     return ConfigError("config", " ".join(accepted), str(error).splitlines()[0])
@@ -233,11 +246,6 @@ def _depth(override: "Override") -> int:
     return override.key_or_group.count("/") if _is_group(override) else 99
 
 
-def _options(key: str) -> list[str]:
-    """Return the choices of a group, written with dots or slashes; empty if there is no such group."""
-    return sorted(path.stem for path in (CONFIG_DIR / key.replace(".", "/")).glob("*.yaml"))
-
-
 def _locate(key: str, value: Any, composed: "DictConfig", error: Exception) -> ConfigError:
     """Return an error that names the missing part of a key, given the config composed without it."""
     from omegaconf import OmegaConf
@@ -245,7 +253,7 @@ def _locate(key: str, value: Any, composed: "DictConfig", error: Exception) -> C
     if "/" in key:
         choices = {str(group): choice for group, choice in composed.hydra.runtime.choices.items()}
         parent = key.rpartition("/")[0]
-        if _options(key) and parent in choices and key not in choices:
+        if options(key) and parent in choices and key not in choices:
             return ConfigError(key, value, f"{parent}={choices[parent]} has no such choice")
         return ConfigError(key, value, one_of(key, [group for group in choices if not group.startswith("hydra")]))
     node: Any = composed
@@ -254,11 +262,21 @@ def _locate(key: str, value: Any, composed: "DictConfig", error: Exception) -> C
         if node is None:
             return ConfigError(key, value, _nothing_in(parts[:depth]))
         if not OmegaConf.is_dict(node):
-            break
+            return ConfigError(key, value, f"{'.'.join(parts[:depth])} is {node} here and has no keys")
         if part not in node:
             known = [str(other) for other in node if other not in ("_target_", "hydra")]
             return ConfigError(key, value, one_of(part, known))
         node = node[part]
+    if value in options(key):  # written with + or @
+        return ConfigError(key, value, f"written as {key.replace('.', '/')}={value}")
+    if OmegaConf.is_dict(node):
+        known = [str(other) for other in node if other != "_target_"]
+        for name, part in value.items() if isinstance(value, Mapping) else ():
+            if name not in known:
+                return ConfigError(f"{key}.{name}", part, one_of(str(name), known))
+        return ConfigError(key, value, keys_of(key, known))
+    if OmegaConf.is_list(node):
+        return ConfigError(key, value, f"a list, as in {override(key, list(node))}")
     return ConfigError(key, value, str(error).splitlines()[0])
 
 
@@ -267,6 +285,6 @@ def _nothing_in(parts: Sequence[str]) -> str:
     at = ".".join(parts)
     for length in (len(parts), len(parts) - 1):
         group = "/".join(parts[:length])
-        if group and (options := _options(group)):
-            return f"{at} is null here and has no keys; other choices of {group} are {', '.join(options)}"
+        if group and (choices := options(group)):
+            return f"{at} is null here and has no keys; other choices of {group} are {', '.join(choices)}"
     return f"{at} is null here and has no keys"

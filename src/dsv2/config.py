@@ -20,6 +20,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from dsv2.annotations import in_words
 from dsv2.printing import shortened
 
 PACKAGE = "dsv2"
@@ -101,7 +102,7 @@ def structure(node: Mapping[str, Any], expected: Any = ConfigBase, key: str = ""
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in values:
-            raise ConfigError(prefix + name, None, f"a value is required ({hints[name]})")
+            raise ConfigError(prefix + name, None, f"a value is required, {_wanted(hints[name], prefix + name)}")
     try:
         return cls(**values)
     except ConfigError as error:
@@ -152,6 +153,29 @@ def config_classes(annotation: Any) -> list[type[ConfigBase]]:
     return []
 
 
+def options(key: str) -> list[str]:
+    """Return the choices of a group, written with dots or slashes; empty if there is no such group."""
+    return sorted(path.stem for path in (CONFIG_DIR / key.replace(".", "/")).glob("*.yaml"))
+
+
+def keys_of(key: str, known: Collection[str]) -> str:
+    """Say how a node with keys of its own is written: as a choice of its group, or key by key."""
+    choices = options(key)
+    group = f"a choice of its group, {key.replace('.', '/')}={'|'.join(choices)}" if choices else ""
+    keys = f"keys of its own, as in {key}.{next(iter(known))}=...; they are {', '.join(known)}" if known else ""
+    return ", or ".join(filter(None, (group, keys)))
+
+
+def _wanted(annotation: Any, key: str) -> str:
+    """Say what a field takes."""
+    classes = config_classes(annotation)
+    if not classes:
+        return in_words(annotation)
+    known = [field.name for field in dataclasses.fields(classes[0])] if len(classes) == 1 else []
+    null = " or null" if type(None) in typing.get_args(annotation) else ""
+    return (keys_of(key, known) or f"one of {_names(classes)}") + null
+
+
 def _require_text(node: Mapping[Any, Any], at: str) -> None:
     """Raise `ConfigError` for a key that YAML read as a number, a boolean or null."""
     for name in node:
@@ -178,9 +202,11 @@ def _leaf(value: Any, annotation: Any, key: str) -> Any:
     try:
         valid = adapter.validate_python(frozen(value))
     except ValidationError as error:
-        valid = "; ".join(e["msg"] for e in error.errors()[:3])
-        if not isinstance(value, list | Mapping | None) and any(e["type"] == "tuple_type" for e in error.errors()):
-            valid = f"a list, as in {key}=[{shortened(str(value))}]"
+        valid = _wanted(annotation, key)
+        fixed = typing.get_origin(annotation) is tuple and Ellipsis not in typing.get_args(annotation)
+        one = not isinstance(value, list | Mapping | None) and any(e["type"] == "tuple_type" for e in error.errors())
+        if one and not fixed:
+            valid += f", as in {key}=[{shortened(str(value))}]"
         if isinstance(value, bool | int | float) and any(e["type"] == "string_type" for e in error.errors()):
             valid += f"; text that reads as something else is quoted, as in '{key}=\"{value}\"'"
         raise ConfigError(key, value, valid) from None

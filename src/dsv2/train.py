@@ -137,15 +137,38 @@ def main() -> None:
     register_resolvers()
     try:
         sys.argv[1:] = expanded(sys.argv[1:])
+        _require_flags(sys.argv[1:])
         checked(_overrides())  # before Hydra, whose errors are of many kinds
     except (ConfigError, OSError) as error:
         _refuse(error)
     try:
         train()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         stop(2, f"error: {_explained(error)}")
     except KeyboardInterrupt:
         stop(130, "stopped; run the same command again to resume")
+
+
+FLAGS = "flags stand before or after all overrides, --hydra-help lists them"
+MODES = ("run", "multirun", "cfg", "info", "shell_completion")  # of which Hydra takes one
+
+
+def _require_flags(words: list[str]) -> None:
+    """Raise `ConfigError` for flags that Hydra does not take; it would print its usage, or a traceback."""
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+
+    def refused(message: str) -> NoReturn:
+        raise ConfigError("arguments", " ".join(words), f"{message}; {FLAGS}")
+
+    parser.error = refused  # type: ignore[method-assign]
+    given = parser.parse_args(words)
+    modes = [name for name in MODES if getattr(given, name)]
+    if len(modes) > 1:
+        refused(f"only one of {', '.join(f'--{mode}' for mode in modes)}")
+    if given.experimental_rerun is not None:
+        refused("give the overrides again, since --experimental-rerun would load a pickle")
 
 
 def _overrides() -> list[str]:

@@ -47,7 +47,7 @@ def test_names_are_text(name):
         ("launcher=cloud", "launcher='cloud' is not valid"),
         ("sweep=aa", "sweep='aa' is not valid: one value; it is given twice"),
         ("seeds=", "seeds='' is not valid: a value after the equals sign"),
-        ("seeds=3", r"a list, as in seeds=\[3\]"),
+        ("seeds=3", r"a list of whole numbers or null, as in seeds=\[3\]"),
         ("seeds=" + "9" * 5000, "seeds='9*[.]{3}9*' is not valid: a word, or a list"),
         ("workers=1001", "workers=1001 is not valid: at least 1, and at most 1000"),
         ("--flag", "argument='--flag' is not valid: key=value, as in sweep=balance_losses"),
