@@ -24,6 +24,7 @@ class Request(ConfigBase):
     launcher: Literal["local", "slurm", "ray"] = "local"
     dry_run: bool = False
     mixed_kernels: bool = False
+    until_decided: bool = False
 
     @property
     def scales(self) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ REQUESTS = [
     *([STUDY, f"launcher={name}"] for name in ("", "lokal", "null", "3", "[local]")),
     *(
         [STUDY, f"{key}={value}"]
-        for key in ("dry_run", "mixed_kernels")
+        for key in ("dry_run", "until_decided", "mixed_kernels")
         for value in ("", "maybe", "1", "null", "[true]")
     ),
     *([STUDY, word] for word in ("dryrun=true", "worker=1", "seed=0", "seed=null", "arm=none", "scales=smoke")),
@@ -46,7 +46,7 @@ def test_running_a_study(place: Place, words: list[str]) -> None:
 def test_requests_are_explained(place: Place) -> None:
     assert "there are aa, attention_dense" in place.refused(run)
     for word, meant in (("dryrun=true", "dry_run"), ("worker=1", "workers"), ("scales=tiny", "scale")):
-        keys = "sweep, scale, seeds, workers, launcher, dry_run, mixed_kernels"
+        keys = "sweep, scale, seeds, workers, launcher, dry_run, until_decided, mixed_kernels"
         assert f"did you mean {meant!r}? a study's own keys are {keys}" in place.refused(run, STUDY, word)
 
 
