@@ -16,7 +16,7 @@ from filelock import FileLock
 
 import dsv2
 from dsv2.config import ConfigError
-from dsv2.kernels.cpu.library import Unavailable
+from dsv2.kernels.unavailable import Unavailable
 from dsv2.storage import checkpoints
 from dsv2.training import fit
 from dsv2.training.module import Diverged, Module
@@ -67,7 +67,7 @@ def test_compiled_kernels_train_the_same_run_and_are_recorded(quick, tmp_path, k
 
 
 def test_compiled_kernels_that_cannot_be_had_are_refused(quick, tmp_path, monkeypatch):
-    monkeypatch.setattr("dsv2.training.machine.load", lambda: (_ for _ in ()).throw(Unavailable("no compiler")))
+    monkeypatch.setattr("dsv2.kernels.choice.library.load", lambda: (_ for _ in ()).throw(Unavailable("no compiler")))
     with pytest.raises(ConfigError, match=r"trainer\.kernels='cpu' is not valid: torch or auto, since no compiler"):
         fit.fit(dsv2.load([*quick, "trainer.kernels=cpu"]), tmp_path / "run")
     assert not (tmp_path / "run").exists()

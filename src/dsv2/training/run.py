@@ -35,7 +35,7 @@ class Training:
         accelerator: Literal["auto", "cpu", "gpu"] = setting("auto")
         devices: int = setting(1)  # processes that share the sequences of a step; torchrun starts them
         strategy: Literal["auto", "ddp"] = setting("auto")  # auto: ddp for more than one device
-        kernels: Literal["torch", "cpu", "auto"] = setting("torch")
+        kernels: Literal["torch", "cpu", "triton", "auto"] = setting("torch")
         progress: bool = setting(True)
 
         def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dsv2.kernels.cpu import library
+from dsv2.kernels.unavailable import Unavailable
 
 
 def flags() -> list[str]:
@@ -45,7 +46,7 @@ def test_what_prevents_a_build_is_said_in_one_line(
     compiler: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", compiler)
-    with pytest.raises(library.Unavailable, match=f"^{said}$"):
+    with pytest.raises(Unavailable, match=f"^{said}$"):
         library._build(flags(), tmp_path / library.NAME)
     assert list(tmp_path.iterdir()) == []
 
@@ -54,7 +55,7 @@ def test_an_error_of_the_compiler_is_quoted(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "sources").mkdir()
     (tmp_path / "sources" / "a.cpp").write_text("int x = nothing;\n")
     monkeypatch.setattr(library, "HERE", tmp_path / "sources")
-    with pytest.raises(library.Unavailable, match=r"failed: .*a\.cpp:1.* error: .*nothing"):
+    with pytest.raises(Unavailable, match=r"failed: .*a\.cpp:1.* error: .*nothing"):
         library._build([], tmp_path / library.NAME)
 
 

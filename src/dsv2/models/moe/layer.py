@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from dsv2.config import ConfigBase
-from dsv2.kernels.choice import compiled
+from dsv2.kernels.choice import form
 from dsv2.kernels.experts import routed_experts
 from dsv2.models.ffn import SwiGLU
 from dsv2.models.moe.balance import BalanceLosses, balance_losses_per_sequence
@@ -90,7 +90,7 @@ class MoE(nn.Module):
     def forward(self, u: Tensor, hints: Hints = NONE) -> tuple[Tensor, Routing]:
         """Map u (B, T, d) to (B, T, d), and return the routing."""
         routing = self.route(u, hints)
-        if self.ops == PLAIN and compiled("experts", u):
+        if self.ops == PLAIN and form("experts", u) == "cpu":
             weights = self.experts.w_gate_up, self.experts.w_down
             routed, shared = routed_experts(u, routing.experts, routing.live_gates, *weights), self._shared(u)
         else:
