@@ -9,7 +9,7 @@ from dsv2.kernels.cross_entropy import NOT_SCORED, head_nats
 from dsv2.kernels.triton import cross_entropy
 from tests.references.fences import DEVICE
 from tests.references.kernels import normal
-from tests.references.tolerances import FLOAT32_MODULE
+from tests.references.tolerances import FLOAT16, FLOAT32_MODULE
 from tests.references.triton import agrees, traces
 
 pytestmark = pytest.mark.usefixtures("triton_ops")
@@ -65,8 +65,7 @@ def test_leading_dims_and_layouts_are_free() -> None:
 
 
 def test_float16_logits_are_widened() -> None:
-    """2^-9: roundings of 2^-11 of logits, of their gradients and of the result."""
-    check(normal(7, 16).half(), normal(40, 16, seed=1).half(), draw(7, 40), tolerance=2**-9)
+    check(normal(7, 16).half(), normal(40, 16, seed=1).half(), draw(7, 40), tolerance=FLOAT16)
 
 
 def test_large_logits_neither_overflow_nor_lose_precision() -> None:

@@ -8,11 +8,10 @@ from dsv2.kernels import reference
 from dsv2.kernels.rope import rotate
 from tests.references.fences import DEVICE, fenced
 from tests.references.kernels import normal
+from tests.references.tolerances import FLOAT16
 from tests.references.triton import agrees, traces
 
 pytestmark = pytest.mark.usefixtures("triton_ops")
-
-HALF = 2**-10  # float16, relative to the largest: one rounding of 2^-11
 
 
 def rotations(*shape: int) -> Tensor:
@@ -56,7 +55,9 @@ def test_heads_may_be_parts_of_wider_ones() -> None:
 
 def test_float16_is_turned_in_float32() -> None:
     turns = rotations(5, 4)
-    agrees(lambda x: rotate(x, turns), lambda x: reference.rotate(x, turns), normal(2, 5, 3, 8).half(), tolerance=HALF)
+    agrees(
+        lambda x: rotate(x, turns), lambda x: reference.rotate(x, turns), normal(2, 5, 3, 8).half(), tolerance=FLOAT16
+    )
 
 
 def test_no_tokens_turn_into_none() -> None:

@@ -6,11 +6,10 @@ import torch
 from dsv2.kernels import reference
 from dsv2.kernels.swiglu import swiglu
 from tests.references.kernels import normal
+from tests.references.tolerances import FLOAT16
 from tests.references.triton import agrees, traces
 
 pytestmark = pytest.mark.usefixtures("triton_ops")
-
-HALF = 2**-10  # float16, relative to the largest: one rounding of 2^-11
 
 
 @pytest.mark.parametrize("shape", [(1, 2), (3, 5, 14), (2, 64), (6,), (0, 4), (3, 2 * 1100)])
@@ -19,7 +18,7 @@ def test_values_and_gradients_are_those_of_the_specification(shape: tuple[int, .
 
 
 def test_float16_is_computed_in_float32() -> None:
-    agrees(swiglu, reference.swiglu, normal(5, 70).half(), tolerance=HALF)
+    agrees(swiglu, reference.swiglu, normal(5, 70).half(), tolerance=FLOAT16)
 
 
 def test_large_gates_neither_overflow_nor_lose_their_gradient() -> None:

@@ -1,7 +1,7 @@
 """The output head and the mean cross-entropy in one op: logits exist for one chunk of tokens at a time.
 
-N tokens, d model width, V vocabulary. The products are torch's own, of large matrices; the kernel turns a chunk's logits
-into losses and, in the same memory, into their gradients. Specification: `reference.token_nats`.
+N tokens, d model width, V vocabulary. The products are torch's own, of large matrices; the kernel turns the logits of a
+chunk into losses and, in the same memory, into gradients. Specification: `reference.token_nats`.
 """
 
 from typing import Any
@@ -101,8 +101,8 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 @head_loss.register_fake
 def _(x: Tensor, w: Tensor, targets: Tensor, ignored: int, differentiate: bool) -> tuple[Tensor, Tensor, Tensor]:
-    grads = (torch.empty_like(part.contiguous() if differentiate else part.new_empty(0)) for part in (x, w))
-    return x.new_empty((), dtype=torch.float32), *grads
+    grad_x, grad_w = (part.new_empty(part.shape if differentiate else (0,)) for part in (x, w))
+    return x.new_empty((), dtype=torch.float32), grad_x, grad_w
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
