@@ -2,11 +2,11 @@
 
     python -m benchmarks.gpu_memory_bound
 
-The calls of `benchmarks/aot_cases`, forward alone and with backward (the head's loss computes its gradients in forward).
-Before a call is timed, values and gradients of both forms must agree. The table gives the time of the Triton form, the
-share of a copy's bandwidth that it reaches (of the bytes that it must at least read and write), the ratio of plain torch's
-time to its own, and the peak of the memory that each form allocates. Writes `benchmarks/results/gpu_memory_bound.json`;
-exits 2 without a GPU.
+The calls of `benchmarks/aot_cases`, forward alone and with backward (the head's loss computes its gradients in
+forward). Before a call is timed, values and gradients of both forms must agree. The table gives the time of the Triton
+form, the share of a copy's bandwidth that it reaches (of the bytes that it must at least read and write), the ratio of
+plain torch's time to its own, and the peak of the memory that each form allocates. Writes
+`benchmarks/results/gpu_memory_bound.json`; exits 2 without a GPU.
 """
 
 import argparse
