@@ -29,7 +29,7 @@ def mean_nats(logits: Tensor, targets: Tensor) -> Tensor:
 def head_nats(x: Tensor, w: Tensor, targets: Tensor) -> Tensor:
     """Return `mean_nats` of the logits x w^T, from x (..., d), w (V, d) and targets (...).
 
-    Compiled, it never holds the logits of more than a few tokens.
+    Compiled for the CPU or in Triton, it never holds the logits of more than a chunk of tokens.
     """
     chosen, flat = form("head", x, w), (x.flatten(0, -2), w, targets.flatten(), NOT_SCORED)
     if chosen == "cpu":
