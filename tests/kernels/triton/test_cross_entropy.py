@@ -9,7 +9,7 @@ from dsv2.kernels.cross_entropy import NOT_SCORED, head_nats
 from dsv2.kernels.triton import cross_entropy
 from tests.references.fences import DEVICE
 from tests.references.kernels import normal
-from tests.references.tolerances import FLOAT16, FLOAT32_MODULE
+from tests.references.tolerances import BFLOAT16, FLOAT16, FLOAT32_MODULE
 from tests.references.triton import agrees, traces
 
 pytestmark = pytest.mark.usefixtures("triton_ops")
@@ -64,8 +64,9 @@ def test_leading_dims_and_layouts_are_free() -> None:
     )
 
 
-def test_float16_logits_are_widened() -> None:
-    check(normal(7, 16).half(), normal(40, 16, seed=1).half(), draw(7, 40), tolerance=FLOAT16)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, FLOAT16), (torch.bfloat16, BFLOAT16)])
+def test_logits_in_half_precision_are_widened(dtype: torch.dtype, tolerance: float) -> None:
+    check(normal(7, 16).to(dtype), normal(40, 16, seed=1).to(dtype), draw(7, 40), tolerance=tolerance)
 
 
 def test_large_logits_neither_overflow_nor_lose_precision() -> None:

@@ -8,7 +8,7 @@ from dsv2.kernels.norm import add_rms_norm, rms_norm
 from dsv2.kernels.triton import norm
 from tests.references.fences import DEVICE, fenced
 from tests.references.kernels import normal
-from tests.references.tolerances import FLOAT16, close
+from tests.references.tolerances import BFLOAT16, FLOAT16, close
 from tests.references.triton import agrees, far_apart, traces
 
 pytestmark = pytest.mark.usefixtures("triton_ops")
@@ -38,10 +38,14 @@ def test_a_program_sums_the_weights_gradient_over_many_rows(monkeypatch: pytest.
     agrees(lambda x, delta, w: add_rms_norm(x, delta, w, 1e-6), specified_sum, *inputs)
 
 
-def test_float16_is_computed_in_float32() -> None:
-    inputs = normal(5, 70).half(), normal(5, 70, seed=2).half(), normal(70, seed=1).half()
-    agrees(lambda x, delta, w: add_rms_norm(x, delta, w, 1e-6), specified_sum, *inputs, tolerance=FLOAT16)
-    large = torch.full((1, 70), 300.0, dtype=torch.float16, device=DEVICE)  # its square is beyond float16
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, FLOAT16), (torch.bfloat16, BFLOAT16)])
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype, tolerance: float) -> None:
+    inputs = (normal(*shape, seed=seed).to(dtype) for seed, shape in enumerate(((5, 70), (5, 70), (70,))))
+    agrees(lambda x, delta, w: add_rms_norm(x, delta, w, 1e-6), specified_sum, *inputs, tolerance=tolerance)
+
+
+def test_squares_may_be_beyond_float16() -> None:
+    large = torch.full((1, 70), 300.0, dtype=torch.float16, device=DEVICE)
     close(rms_norm(large, torch.ones_like(large[0]), 1e-6), torch.ones_like(large), FLOAT16)
 
 

@@ -8,7 +8,7 @@ from dsv2.kernels import reference
 from dsv2.kernels.rope import rotate
 from tests.references.fences import DEVICE, fenced
 from tests.references.kernels import normal
-from tests.references.tolerances import FLOAT16, close
+from tests.references.tolerances import BFLOAT16, FLOAT16, close
 from tests.references.triton import agrees, far_apart, traces
 
 pytestmark = pytest.mark.usefixtures("triton_ops")
@@ -53,11 +53,10 @@ def test_heads_may_be_parts_of_wider_ones() -> None:
     )
 
 
-def test_float16_is_turned_in_float32() -> None:
-    turns = rotations(5, 4)
-    agrees(
-        lambda x: rotate(x, turns), lambda x: reference.rotate(x, turns), normal(2, 5, 3, 8).half(), tolerance=FLOAT16
-    )
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, FLOAT16), (torch.bfloat16, BFLOAT16)])
+def test_half_precision_is_turned_in_float32(dtype: torch.dtype, tolerance: float) -> None:
+    turns, x = rotations(5, 4), normal(2, 5, 3, 8).to(dtype)
+    agrees(lambda x: rotate(x, turns), lambda x: reference.rotate(x, turns), x, tolerance=tolerance)
 
 
 def test_no_tokens_turn_into_none() -> None:

@@ -7,7 +7,7 @@ from dsv2.kernels import reference
 from dsv2.kernels.swiglu import swiglu
 from tests.references.fences import DEVICE
 from tests.references.kernels import normal
-from tests.references.tolerances import FLOAT16, close
+from tests.references.tolerances import BFLOAT16, FLOAT16, close
 from tests.references.triton import agrees, far_apart, traces
 
 pytestmark = pytest.mark.usefixtures("triton_ops")
@@ -18,8 +18,9 @@ def test_values_and_gradients_are_those_of_the_specification(shape: tuple[int, .
     agrees(swiglu, reference.swiglu, normal(*shape))
 
 
-def test_float16_is_computed_in_float32() -> None:
-    agrees(swiglu, reference.swiglu, normal(5, 70).half(), tolerance=FLOAT16)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, FLOAT16), (torch.bfloat16, BFLOAT16)])
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype, tolerance: float) -> None:
+    agrees(swiglu, reference.swiglu, normal(5, 70).to(dtype), tolerance=tolerance)
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # to infinity, whose inverse is the 0 that is meant
