@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
+from dsv2.kernels.cross_entropy import head_nats
 from dsv2.kernels.dispatch import LOCAL
 from dsv2.kernels.grouped import grouped
 
@@ -20,6 +21,9 @@ class Ops(NamedTuple):
     linear: Callable[[Tensor, Tensor], Tensor] = F.linear  # x (..., I), w (O, I) -> (..., O)
     grouped: Callable[[Tensor, Tensor, Tensor], Tensor] = grouped  # rows (N, I), counts (E,), w (E, I, O) -> (N, O)
     dispatcher: "Dispatcher" = LOCAL  # sends tokens to the routed experts and back
+    head: Callable[[Tensor, Tensor, Tensor], Tensor] | None = (
+        None  # `head_nats`, or None: the loss of `linear`'s logits
+    )
 
 
-PLAIN = Ops()
+PLAIN = Ops(head=head_nats)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dsv2.kernels.cross_entropy import head_nats
 from dsv2.kernels.grouped import grouped
 from dsv2.models.ops import PLAIN, Ops
 
@@ -19,4 +20,8 @@ def _grouped(rows: Tensor, counts: Tensor, w: Tensor) -> Tensor:
     return grouped(rows.to(torch.bfloat16), counts, w.to(torch.bfloat16))
 
 
-OPS = {"fp32": PLAIN, "bf16": Ops(linear=_linear, grouped=_grouped)}
+def _head(x: Tensor, w: Tensor, targets: Tensor) -> Tensor:
+    return head_nats(x.to(torch.bfloat16), w.to(torch.bfloat16), targets)
+
+
+OPS = {"fp32": PLAIN, "bf16": Ops(linear=_linear, grouped=_grouped, head=_head)}
