@@ -85,8 +85,8 @@ def _combine(
 def blocks(num_heads: int, element_size: int) -> dict[str, int]:
     """Return the block sizes and launch options: latents are read once for the 64 heads that fill Hopper's warpgroup.
 
-    Sums of 64 heads and 512 channels fill the registers of 8 warps. Float32, without tensor cores, is held in registers
-    in part, so that its blocks are as small as they can be.
+    Sums of 64 heads and 512 channels fill the registers of 8 warps. Float32 is multiplied without tensor cores, out of
+    registers: its blocks are as small as they can be.
     """
     if element_size > 2:
         return {"BLOCK_H": 16, "BLOCK_S": 16, "num_warps": 8, "num_stages": 1}
@@ -104,7 +104,7 @@ def tokens_per_split(programs: int, capacity: int, places: int) -> int:
 
 
 def _processors(device: torch.device) -> int:
-    """Return the number of multiprocessors, an H100's when interpreted."""
+    """Return the number of multiprocessors, an H100's where there is no GPU."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 
