@@ -67,6 +67,31 @@ def rotary_attention(
     return torch.einsum("bhts,bshv->bthv", scores.masked_fill(later, -torch.inf).softmax(-1), v)
 
 
+def mla_decode(
+    q_latent: Tensor,
+    q_rope: Tensor,
+    c_kv: Tensor,
+    k_rope: Tensor,
+    lengths: Tensor,
+    *,
+    scale: float,
+    scales: Tensor | None = None,
+) -> Tensor:
+    """Attend from one query per row, (B, H, C) and (B, H, R), to the first tokens of the row's cache: (B, H, C).
+
+    Latents c_kv (B, S, C), keys at first and values later, are times `scales` (B, S) if these are given; k_rope
+    (B, S, R). A row of length 0 gives 0.
+    """
+    wide = torch.promote_types(q_latent.dtype, torch.float32)
+    unseen = torch.arange(c_kv.shape[1], device=lengths.device) >= lengths[:, None]  # (B, S)
+    latents = c_kv.to(wide) if scales is None else c_kv.to(wide) * scales[..., None]
+    latents, k_rope = (x.masked_fill(unseen[..., None], 0) for x in (latents, k_rope.to(wide)))
+    scores = torch.einsum("bhc,bsc->bhs", q_latent.to(wide), latents)
+    scores = scale * (scores + torch.einsum("bhr,bsr->bhs", q_rope.to(wide), k_rope))
+    weights = scores.masked_fill(unseen[:, None], -torch.inf).softmax(-1).masked_fill(unseen[:, None], 0)
+    return torch.einsum("bhs,bsc->bhc", weights, latents).to(q_latent.dtype)
+
+
 def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
     """Return logsumexp(logits) - logits[target] over the last dim (..., V), in float32; 0 for targets NOT_SCORED."""
     wide, scored = logits.float(), targets != NOT_SCORED
