@@ -5,8 +5,8 @@
 All four of Hugging Face's settings run, {eager, grouped_mm} experts x {eager, sdpa} attention, and the ratio is against
 the fastest one of each model; ours runs in plain torch and with the ops that are compiled for the CPU. Logits and
 losses must agree before anything is timed. The sides take turns step by step, so that a change of the machine's rate
-meets all of them; the table gives medians, the middle half of the pairwise ratios, the share of matmul that was
-measured between the rounds, and the memory that training takes beside the weights. Writes
+meets all of them; the table gives medians, the middle half of the pairwise ratios, the share of the matmul rate
+measured between rounds, and the memory that training takes beside the weights. Writes
 `benchmarks/results/training_step.json`.
 """
 
@@ -128,7 +128,7 @@ def trainer(model: torch.nn.Module, loss: Callable[..., torch.Tensor]) -> Callab
 
 
 def peak_memory(name: str, side: Side, threads: int) -> int:
-    """Return the bytes that training a side adds, at its peak, to a process that holds the model: call it in a new one."""
+    """Return the bytes that training adds, at its peak, to a process that holds the model; call it in a new one."""
     torch.set_num_threads(threads)
     step = trainer(*build(name, side))
     gc.collect()
