@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dsv2.config import ConfigBase
 from dsv2.kernels.choice import form
 from dsv2.kernels.experts import routed_experts
+from dsv2.kernels.router import route_logits
 from dsv2.models.ffn import SwiGLU
 from dsv2.models.moe.balance import BalanceLosses, balance_losses_per_sequence
 from dsv2.models.moe.dropping import Dropping, drop
@@ -90,7 +91,7 @@ class MoE(nn.Module):
     def forward(self, u: Tensor, hints: Hints = NONE) -> tuple[Tensor, Routing]:
         """Map u (B, T, d) to (B, T, d), and return the routing."""
         routing = self.route(u, hints)
-        if self.ops == PLAIN and form("experts", u) == "cpu":
+        if self.ops == PLAIN and form("experts", u) != "torch":
             weights = self.experts.w_gate_up, self.experts.w_down
             routed, shared = routed_experts(u, routing.experts, routing.live_gates, *weights), self._shared(u)
         else:
@@ -107,15 +108,20 @@ class MoE(nn.Module):
     def route(self, u: Tensor, hints: Hints = NONE) -> Routing:
         """Choose experts for u (B, T, d); in training mode, also drop pairs above the devices' budgets."""
         config = self.config
-        affinities = self.router(u)
-        if hints.replay is None:
-            experts, gates = route(
-                affinities, top_k=config.top_k, num_devices=config.num_devices, max_devices=config.max_devices
-            )
+        limits: dict[str, Any] = {
+            "top_k": config.top_k,
+            "num_devices": config.num_devices,
+            "max_devices": config.max_devices,
+        }
+        if hints.replay is None and self._routes_in_one_op(u):
+            routing = Routing(*route_logits(self.router.logits(u), **limits))
         else:
-            experts = hints.replay.experts
-            gates = affinities.gather(-1, experts)
-        routing = Routing(affinities, experts, gates)
+            affinities = self.router(u)
+            if hints.replay is None:
+                experts, gates = route(affinities, **limits)
+            else:
+                experts, gates = hints.replay.experts, affinities.gather(-1, hints.replay.experts)
+            routing = Routing(affinities, experts, gates)
         if config.dropping is None or not self.training:
             return routing
         capacity = config.dropping.capacity_factor
