@@ -1,13 +1,21 @@
 """Fixtures shared by all tests: own run root, a small corpus, and a run that trains in about a second."""
 
+import importlib.util
 import json
 import random
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.register_assert_rewrite("tests.references")  # so that checks which tests share say what they compared
+
+# Triton decides when a function is defined whether to interpret it, its own as well; torch._dynamo imports Triton.
+if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("TRITON_INTERPRET", "1")
+        import triton.language  # noqa: F401
 
 
 @pytest.fixture(autouse=True)
