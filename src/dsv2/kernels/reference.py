@@ -61,7 +61,7 @@ def gather_rows(x: Tensor, order: Tensor, top_k: int) -> Tensor:
 def weighted_sum(rows: Tensor, gates: Tensor, order: Tensor) -> Tensor:
     """Sum rows (N, O) times their gates per token; rows[n] belongs to pair order[n] of gates (tokens, K)."""
     pairs = torch.zeros_like(rows).index_copy(0, order, rows)
-    return (pairs.view(*gates.shape, -1) * gates[..., None]).sum(1)
+    return (pairs.view(*gates.shape, rows.shape[1]) * gates[..., None]).sum(1)
 
 
 def routed_experts(x: Tensor, experts: Tensor, gates: Tensor, w_gate_up: Tensor, w_down: Tensor) -> Tensor:

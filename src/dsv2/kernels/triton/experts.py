@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv2.kernels.triton import permute
-from dsv2.kernels.triton.device import interpreted
+from dsv2.kernels.triton.device import capability, interpreted
 
 WIDEN = tl.constexpr(interpreted())  # the interpreter multiplies bfloat16 wrongly
 SLOTS = 64  # tiles per program that writes the table
@@ -39,7 +39,7 @@ class Blocks(NamedTuple):
     stages: int
 
 
-def blocks(dtype: torch.dtype, capability: tuple[int, int], *, two: bool) -> Blocks:
+def blocks(dtype: torch.dtype, capability: int, *, two: bool) -> Blocks:
     """Return the blocks for a device; `two` says whether the program holds two products or one and its partners.
 
     In 16 bits, 128 x 256 sums in float32 are half of what eight warps have in registers, the most that leaves room for
@@ -48,7 +48,7 @@ def blocks(dtype: torch.dtype, capability: tuple[int, int], *, two: bool) -> Blo
     """
     if dtype == torch.float32:
         return Blocks(64, 32 if two else 64, 32, warps=4, stages=2)
-    inner, stages = (64, 4) if capability >= (9, 0) else (32, 4)
+    inner, stages = (64, 4) if capability >= 90 else (32, 4)
     return Blocks(128, 128 if two else 256, inner, warps=8, stages=stages)
 
 
@@ -215,22 +215,33 @@ def _down_backward(
     b = w_down + expert * W * d + columns[None, :] * d + k[:, None]
     grad_active = _product(a, b, exists, columns < W, d, 1, ROWS, COLUMNS, INNER)
 
+    weight = tl.load(gate_of + rows, mask=exists, other=0.0).to(tl.float32)
+    part = tl.zeros([ROWS], tl.float32)
+    left, right = tl.split(tl.permute(tl.reshape(grad_active, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
+    first = tl.program_id(0) % column_blocks * COLUMNS + tl.arange(0, COLUMNS // 2)
+    part = _swiglu_backward(left, weight, before, grad_before, hidden, rows, exists, first, W)
+    part += _swiglu_backward(right, weight, before, grad_before, hidden, rows, exists, first + COLUMNS // 2, W)
+    tl.store(gate_parts + rows * column_blocks + tl.program_id(0) % column_blocks, part, mask=exists)
+
+
+@triton.jit
+def _swiglu_backward(grad_active, weight, before, grad_before, hidden, rows, exists, columns, W):
+    """Write the gradient before the activation, and hidden; return that of the gates, summed over these columns."""
     inside = exists[:, None] & (columns < W)[None, :]
     at = rows[:, None] * (2 * W) + columns[None, :]
     gate = tl.load(before + at, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(before + at + W, mask=inside, other=0.0).to(tl.float32)
-    weight = tl.load(gate_of + rows, mask=exists, other=0.0).to(tl.float32)
     sigmoid = tl.sigmoid(gate)
     silu = gate * sigmoid
     part = tl.sum(grad_active * silu * up, 1)
-    tl.store(gate_parts + rows * column_blocks + tl.program_id(0) % column_blocks, part, mask=exists)
     active = silu * up * weight[:, None]
     tl.store(hidden + rows[:, None] * W + columns[None, :], active.to(hidden.dtype.element_ty), mask=inside)
     grad_active *= weight[:, None]
-    grad_gate = grad_active * up * (sigmoid + silu * (1 - sigmoid))
     grad_up = grad_active * silu
-    tl.store(grad_before + at, grad_gate.to(grad_before.dtype.element_ty), mask=inside)
     tl.store(grad_before + at + W, grad_up.to(grad_before.dtype.element_ty), mask=inside)
+    grad_gate = grad_active * up * (sigmoid + silu * (1 - sigmoid))
+    tl.store(grad_before + at, grad_gate.to(grad_before.dtype.element_ty), mask=inside)
+    return part
 
 
 @triton.jit
@@ -298,7 +309,7 @@ def experts(
     width, dim = w_down.shape[1:]
     hidden = x.new_empty((len(order), width))
     before = x.new_empty((len(order) if differentiable else 0, 2 * width))
-    block = blocks(x.dtype, _capability(x), two=True)
+    block = blocks(x.dtype, capability(x.device), two=True)
     tiles = _tiles(counts, len(order), block.rows)
     columns = triton.cdiv(width, block.columns)
     _gate_up[(len(tiles) * columns,)](
@@ -341,7 +352,7 @@ def _experts_backward(
     width, dim = w_down.shape[1:]
     token_of = order // gates.shape[1]
     grad_before, hidden = torch.empty_like(before), x.new_empty((len(order), width))
-    block = blocks(x.dtype, _capability(x), two=True)
+    block = blocks(x.dtype, capability(x.device), two=True)
     tiles = _tiles(counts, len(order), block.rows)
     columns = triton.cdiv(width, block.columns)
     gate_parts = x.new_empty((len(order), columns), dtype=torch.float32)
@@ -397,10 +408,6 @@ def _differentiate(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]
 experts.register_autograd(_differentiate, setup_context=_save)
 
 
-def _capability(x: Tensor) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(x.device) if x.is_cuda else (9, 0)
-
-
 def _options(block: Blocks) -> dict[str, int]:
     sizes = {"ROWS": block.rows, "COLUMNS": block.columns, "INNER": block.inner}
     return {**sizes, "num_warps": block.warps, "num_stages": block.stages}
@@ -421,7 +428,7 @@ def _grouped(rows: Tensor, counts: Tensor, w: Tensor) -> Tensor:
     """`reference.grouped` of rows (N, I) and w (E, I, O)."""
     width = w.shape[2]
     out = rows.new_empty((len(rows), width))
-    block = blocks(rows.dtype, _capability(rows), two=False)
+    block = blocks(rows.dtype, capability(rows.device), two=False)
     tiles = _tiles(counts, len(rows), block.rows)
     columns = triton.cdiv(width, block.columns)
     _rows[(len(tiles) * columns,)](
@@ -434,7 +441,7 @@ def _of_weights(a: Tensor, b: Tensor, token_of: Tensor, counts: Tensor, *, token
     """Return a^T b (E, I, O) over the rows of each expert; `tokens` says which of the two has a row per token."""
     num_experts, height, width = len(counts), a.shape[1], b.shape[1]
     out = a.new_empty((num_experts, height, width))
-    block = blocks(a.dtype, _capability(a), two=False)
+    block = blocks(a.dtype, capability(a.device), two=False)
     row_blocks, column_blocks = triton.cdiv(height, block.rows), triton.cdiv(width, block.columns)
     _weights[(num_experts * row_blocks * column_blocks,)](
         a, b, token_of, counts, out, num_experts, height, width, row_blocks, column_blocks, tokens == "a",

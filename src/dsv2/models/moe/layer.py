@@ -5,6 +5,7 @@ B batch, T tokens, d model width, E routed experts, K of them per token, D devic
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -113,10 +114,12 @@ class MoE(nn.Module):
             "num_devices": config.num_devices,
             "max_devices": config.max_devices,
         }
-        if hints.replay is None and self._routes_in_one_op(u):
-            routing = Routing(*route_logits(self.router.logits(u), **limits))
+        router = self.router
+        hooked = bool(router._forward_hooks or router._forward_pre_hooks)  # interventions change what the router returns
+        if hints.replay is None and isinstance(router, Router) and not hooked and form("router", u) == "triton":
+            routing = Routing(*route_logits(router.logits(u), **limits))
         else:
-            affinities = self.router(u)
+            affinities = router(u)
             if hints.replay is None:
                 experts, gates = route(affinities, **limits)
             else:

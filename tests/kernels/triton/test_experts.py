@@ -1,0 +1,190 @@
+"""The routed experts in Triton beside their specification."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from dsv2.kernels import reference
+from dsv2.kernels.choice import using
+from dsv2.kernels.experts import routed_experts
+from dsv2.kernels.triton import experts as kernels
+from dsv2.models.moe import GShard, Hash, MoE, Switch
+from dsv2.models.moe.dropping import Dropping
+from dsv2.models.moe.hints import Hints
+from tests.references.fences import DEVICE, fenced
+from tests.references.kernels import normal
+from tests.references.tolerances import FLOAT32_MODULE, close
+from tests.references.triton import LAYOUTS, agrees, traces
+
+pytestmark = pytest.mark.usefixtures("triton_ops")
+
+HALF = 5e-3  # float16: roundings of 2^-11 of what is kept, of the hidden row, and of every row before it is summed
+
+
+def compare(chosen: Tensor, num_experts: int, dim: int, width: int, *, half: bool = False, layouts: int = 1) -> None:
+    chosen = chosen.to(DEVICE)
+    inputs = (
+        normal(*chosen.shape[:2], dim),
+        normal(*chosen.shape, seed=1),
+        normal(num_experts, dim, 2 * width, seed=2) / dim**0.5,
+        normal(num_experts, width, dim, seed=3) / width**0.5,
+    )
+    agrees(
+        lambda x, gates, w_gate_up, w_down: routed_experts(x, fenced(chosen), gates, w_gate_up, w_down),
+        lambda x, gates, w_gate_up, w_down: reference.routed_experts(x, chosen, gates, w_gate_up, w_down),
+        *(x.half() if half else x for x in inputs),
+        tolerance=HALF if half else FLOAT32_MODULE,
+        layouts=LAYOUTS[:layouts],
+    )
+
+
+def choices(batch: int, length: int, top_k: int, num_experts: int) -> Tensor:
+    """Different experts for each token."""
+    generator = torch.Generator().manual_seed(4)
+    return torch.rand(batch, length, num_experts, generator=generator).argsort(-1)[..., :top_k]
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(
+    ("batch", "length", "top_k", "num_experts", "dim", "width"),
+    [(1, 1, 1, 1, 1, 1), (2, 5, 2, 3, 7, 5), (1, 9, 3, 5, 70, 70), (1, 1, 6, 8, 16, 40)],
+)
+def test_values_and_gradients_are_those_of_the_specification(
+    batch: int, length: int, top_k: int, num_experts: int, dim: int, width: int, half: bool
+) -> None:
+    """Widths below a block, over one, and multiples of none; experts without tokens."""
+    compare(choices(batch, length, top_k, num_experts), num_experts, dim, width, half=half)
+
+
+def test_gradients_may_arrive_in_any_layout() -> None:
+    compare(choices(2, 3, 2, 4), 4, 7, 5, layouts=len(LAYOUTS))
+
+
+@pytest.mark.parametrize("tokens", [63, 64, 65, 150])
+def test_one_expert_may_get_every_token_and_the_others_none(tokens: int) -> None:
+    """Its rows fill a block, almost, exactly or by one too many."""
+    compare(torch.full((1, tokens, 1), 2), 4, 8, 6)
+
+
+def test_every_expert_may_have_a_block_of_its_own_that_is_not_full() -> None:
+    """As many tiles as the table has places for: 1, 65, 1 and 1 rows."""
+    compare(torch.tensor([0, *[1] * 65, 2, 3]).view(1, -1, 1), 4, 8, 6)
+
+
+def test_no_tokens_are_enough() -> None:
+    compare(torch.zeros(1, 0, 2, dtype=torch.int64), 3, 8, 6)
+
+
+def test_gates_keep_float32_beside_half_precision() -> None:
+    chosen = choices(1, 5, 2, 3).to(DEVICE)
+    x, w_gate_up, w_down = (normal(*shape).half().to(DEVICE) for shape in ((1, 5, 8), (3, 8, 12), (3, 6, 8)))
+    gates = normal(1, 5, 2, seed=1).to(DEVICE).requires_grad_()
+    out = routed_experts(x, chosen, gates, w_gate_up, w_down)
+    assert out.dtype == torch.float16
+    close(out.float(), reference.routed_experts(x.float(), chosen, gates, w_gate_up.float(), w_down.float()), HALF)
+    out.sum().backward()
+    assert gates.grad.dtype == torch.float32
+
+
+def test_bfloat16_is_multiplied_in_float32_by_the_interpreter() -> None:
+    """Which would be wrong otherwise; it also cuts off bits where a GPU rounds them, hence twice the tolerance."""
+    chosen = choices(1, 5, 2, 3).to(DEVICE)
+    inputs = [normal(1, 5, 20), normal(1, 5, 2, seed=1), normal(3, 20, 12, seed=2), normal(3, 6, 20, seed=3)]
+    x, gates, w_gate_up, w_down = (part.bfloat16().to(DEVICE) for part in inputs)
+    exact = reference.routed_experts(x.float(), chosen, gates.float(), w_gate_up.float(), w_down.float())
+    close(routed_experts(x, chosen, gates, w_gate_up, w_down).float(), exact, 2**-6)
+
+
+@pytest.mark.parametrize("frozen", [(0,), (1,), (2, 3), (0, 1, 2), (0, 1, 3)])
+def test_only_gradients_that_are_asked_for_are_computed(frozen: tuple[int, ...]) -> None:
+    chosen = choices(1, 4, 2, 3).to(DEVICE)
+    agrees(
+        lambda x, gates, w_gate_up, w_down: routed_experts(x, chosen, gates, w_gate_up, w_down),
+        lambda x, gates, w_gate_up, w_down: reference.routed_experts(x, chosen, gates, w_gate_up, w_down),
+        *(normal(1, 4, 8), normal(1, 4, 2, seed=1), normal(3, 8, 12, seed=2), normal(3, 6, 8, seed=3)),
+        tolerance=FLOAT32_MODULE,
+        layouts=LAYOUTS[:1],
+        frozen=frozen,
+    )
+
+
+def test_nothing_is_kept_without_a_gradient() -> None:
+    x, gates = normal(4, 8).to(DEVICE), normal(4, 1).to(DEVICE)
+    places = reference.sort_by_expert(torch.tensor([0, 1, 1, 0], device=DEVICE), 2)
+    weights = normal(2, 8, 12).to(DEVICE), normal(2, 6, 8).to(DEVICE)
+    for differentiable, rows in ((False, 0), (True, 4)):
+        _, before = torch.ops.dsv2_triton.experts(x, gates, *places, *weights, differentiable)
+        assert before.shape == (rows, 12)
+
+
+def test_results_repeat() -> None:
+    chosen = choices(1, 9, 3, 5).to(DEVICE)
+    results = []
+    for _ in range(2):
+        leaves = [normal(1, 9, 8), normal(1, 9, 3, seed=1), normal(5, 8, 12, seed=2), normal(5, 6, 8, seed=3)]
+        leaves = [fenced(leaf).requires_grad_() for leaf in leaves]
+        x, gates, *weights = leaves
+        out = routed_experts(x, chosen, gates, *weights)
+        out.square().sum().backward()
+        results.append([out, *(leaf.grad for leaf in leaves)])
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("counts", [[0, 0, 0], [5, 0, 9], [0, 4, 0], [1, 64, 129], [128, 0, 64]])
+def test_the_table_lists_each_block_of_rows_once(counts: list[int]) -> None:
+    rows = 64
+    tiles = kernels._tiles(torch.tensor(counts, device=DEVICE), sum(counts), rows).tolist()
+    expected = []
+    for expert, count in enumerate(counts):
+        first = sum(counts[:expert])
+        expected += [[expert, row, first + count] for row in range(first, first + count, rows)]
+    assert tiles[: len(expected)] == expected
+    assert all(tile[0] == -1 for tile in tiles[len(expected) :])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("two", [False, True])
+@pytest.mark.parametrize("capability", [80, 90])
+def test_blocks_are_large_enough_for_tensor_cores(dtype: torch.dtype, two: bool, capability: int) -> None:
+    block = kernels.blocks(dtype, capability, two=two)
+    assert min(block.rows, block.columns, block.inner) >= 16
+
+
+SIZES = {"num_experts": 6, "expert_dim": 5}
+LAYERS = {
+    "DeepSeekMoE": MoE.Config(**SIZES, top_k=3, num_shared=2, num_devices=3, max_devices=2),
+    "dropping": MoE.Config(**SIZES, top_k=3, num_devices=3, dropping=Dropping.Config()),
+    "GShard": GShard.Config(**SIZES),
+    "Switch": Switch.Config(**SIZES),
+    "Hash": Hash.Config(**SIZES),
+}
+
+
+@pytest.mark.parametrize("config", LAYERS.values(), ids=LAYERS.keys())
+def test_layers_are_the_same_as_in_plain_torch(config: MoE.Config) -> None:
+    tokens = torch.arange(10, device=DEVICE).view(2, 5)
+    results = []
+    for ops in ("torch", "triton"):
+        layer = config.build(8).train().to(DEVICE)
+        for number, parameter in enumerate(layer.parameters()):
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(number))
+        u = normal(2, 5, 8).to(DEVICE).requires_grad_()
+        with using(ops):
+            out, routing = layer(u, Hints(tokens=tokens, seed=3))
+            (out * normal(2, 5, 8, seed=9).to(DEVICE)).sum().backward()
+        gradients = {name: parameter.grad for name, parameter in layer.named_parameters()}
+        results.append((out, routing, {"input": u.grad, **gradients}))
+    (expected, expected_routing, expected_gradients), (out, routing, gradients) = results
+    assert torch.equal(routing.experts, expected_routing.experts)
+    close(out, expected, FLOAT32_MODULE)
+    for name, gradient in expected_gradients.items():
+        assert (gradient is None) == (gradients[name] is None)
+        if gradient is not None:
+            close(gradients[name], gradient, FLOAT32_MODULE, name)
+
+
+def test_shapes_can_be_traced_without_data() -> None:
+    places = reference.sort_by_expert(torch.tensor([0, 1, 1, 0]), 2)
+    leaves = [part.requires_grad_() for part in (normal(4, 8), normal(4, 1), normal(2, 8, 12), normal(2, 6, 8))]
+    x, gates, *weights = leaves
+    traces(torch.ops.dsv2_triton.experts, x, gates, *places, *weights, True)
