@@ -8,10 +8,11 @@ from dsv2.kernels import reference
 from dsv2.kernels.choice import using
 from dsv2.kernels.experts import routed_experts
 from dsv2.kernels.triton import experts as kernels
+from dsv2.kernels.triton import grouped
 from dsv2.models.moe import GShard, Hash, MoE, Switch
 from dsv2.models.moe.dropping import Dropping
 from dsv2.models.moe.hints import Hints
-from tests.references.fences import DEVICE, fenced
+from tests.references.fences import DEVICE, fenced, unfenced
 from tests.references.kernels import normal
 from tests.references.tolerances import FLOAT32_MODULE, close
 from tests.references.triton import LAYOUTS, agrees, traces
@@ -130,24 +131,41 @@ def test_results_repeat() -> None:
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("counts", [[0, 0, 0], [5, 0, 9], [0, 4, 0], [1, 64, 129], [128, 0, 64]])
-def test_the_table_lists_each_block_of_rows_once(counts: list[int]) -> None:
-    rows = 64
-    tiles = kernels._tiles(torch.tensor(counts, device=DEVICE), sum(counts), rows).tolist()
-    expected = []
-    for expert, count in enumerate(counts):
-        first = sum(counts[:expert])
-        expected += [[expert, row, first + count] for row in range(first, first + count, rows)]
-    assert tiles[: len(expected)] == expected
-    assert all(tile[0] == -1 for tile in tiles[len(expected) :])
+def test_offsets_beyond_int32_are_computed_in_int64() -> None:
+    """Of an expert's matrix and of a row, in tensors of 2^31 elements whose memory is reserved and hardly used."""
+    dim, width, first = 16, 16, 2**26
+    expert = 2**31 // (dim * width)
+    rows = slice(first, first + 2)
+    tiles = torch.tensor([[expert, *(rows.start, rows.stop)]], dtype=torch.int32, device=DEVICE)
+    with unfenced():
+        token_of = torch.empty(rows.stop, dtype=torch.int64, device=DEVICE)
+        gate_of = torch.empty(rows.stop, device=DEVICE)
+        w_gate_up, w_down, before, grad_before, hidden = (
+            torch.empty(shape, dtype=torch.float16, device=DEVICE)
+            for shape in ((expert // 2 + 1, dim, 2 * width), (expert + 1, width, dim))
+            + ((rows.stop, 2 * width),) * 2
+            + ((rows.stop, width),)
+        )
+        gate_parts = torch.empty(rows.stop, 1, device=DEVICE)
+    x, grad = normal(3, dim).half().to(DEVICE), normal(3, dim, seed=1).half().to(DEVICE)
+    token_of[rows], gate_of[rows] = torch.tensor([2, 1]), torch.tensor([0.5, 2.0])
+    up, down = normal(dim, 2 * width, seed=2).half().to(DEVICE), normal(width, dim, seed=3).half().to(DEVICE)
+    w_gate_up[-1], w_down[-1] = up, down
 
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("two", [False, True])
-@pytest.mark.parametrize("capability", [80, 90])
-def test_blocks_are_large_enough_for_tensor_cores(dtype: torch.dtype, two: bool, capability: int) -> None:
-    block = kernels.blocks(dtype, capability, two=two)
-    assert min(block.rows, block.columns, block.inner) >= 16
+    launch = grouped.blocks(x.dtype, x.device, shared=True).launch
+    half = torch.tensor([[expert // 2, rows.start, rows.stop]], dtype=torch.int32, device=DEVICE)
+    kernels._gate_up[(1,)](
+        *(x, token_of, gate_of, w_gate_up, half, before, hidden, dim, width, 1), KEEP=True, **launch
+    )
+    active = (x[[2, 1]].float() @ up.float()).requires_grad_()
+    scaled = reference.swiglu(active) * gate_of[rows, None]
+    close(before[rows].float(), active, HALF)
+    close(hidden[rows].float(), scaled, HALF)
+    kernels._down_backward[(1,)](
+        *(grad, token_of, gate_of, w_down, before, tiles, grad_before, hidden, gate_parts, dim, width, 1), **launch
+    )
+    (scaled @ down.float() * grad[[2, 1]].float()).sum().backward()
+    close(grad_before[rows].float(), active.grad, HALF)
 
 
 SIZES = {"num_experts": 6, "expert_dim": 5}

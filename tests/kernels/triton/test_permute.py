@@ -7,7 +7,7 @@ from torch import Tensor
 from dsv2.kernels import reference
 from dsv2.kernels.permute import gather_rows, sort_by_expert, weighted_sum
 from dsv2.kernels.triton import permute
-from tests.references.fences import DEVICE, fenced
+from tests.references.fences import DEVICE, fenced, unfenced
 from tests.references.kernels import normal
 from tests.references.triton import agrees, traces
 
@@ -27,7 +27,8 @@ def ordering(pairs: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("pairs", "num_experts", "block"), [(0, 3, None), (1, 1, None), (50, 1, 16), (70, 5, 16), (40, 160, 16), (300, 64, None)]
+    ("pairs", "num_experts", "block"),
+    [(0, 3, None), (1, 1, None), (50, 1, 16), (70, 5, 16), (40, 160, 16), (300, 64, None)],
 )
 def test_pairs_are_sorted_by_expert_and_keep_their_order(
     monkeypatch: pytest.MonkeyPatch, pairs: int, num_experts: int, block: int | None
@@ -87,10 +88,15 @@ def test_float16_is_summed_in_float32() -> None:
     )
 
 
-def test_rows_beyond_the_range_of_int32_are_addressed_in_int64() -> None:
-    """Two rows that are 2^31 elements apart, of which only they are in memory: a sparse file would hold the rest."""
-    order, inverse = ordering(2)
-    assert order.dtype == inverse.dtype == torch.int64
+def test_offsets_beyond_int32_are_computed_in_int64() -> None:
+    """Rows of tensors of more than 2^31 elements, whose memory is reserved and hardly used."""
+    width, last = 1024, 2**21
+    with unfenced():
+        x = torch.empty(last + 1, width, dtype=torch.float16, device=DEVICE)
+    x[-1] = normal(width).half()
+    pair = torch.tensor([last], device=DEVICE)
+    assert torch.equal(gather_rows(x, pair, pair, 1), x[-1:])
+    assert torch.equal(torch.ops.dsv2_triton.sum_rows(x, None, pair, 1), x[-1:])
 
 
 def test_shapes_can_be_traced_without_data() -> None:

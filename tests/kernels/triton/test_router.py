@@ -11,10 +11,7 @@ from tests.references.kernels import normal
 from tests.references.tolerances import FLOAT32, FLOAT32_MODULE, close
 from tests.references.triton import agrees, traces
 
-pytestmark = [
-    pytest.mark.usefixtures("triton_ops"),
-    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),  # rows beyond the last token
-]
+pytestmark = pytest.mark.usefixtures("triton_ops")
 
 
 def compare(logits: Tensor, top_k: int, num_devices: int, max_devices: int | None) -> None:

@@ -140,9 +140,7 @@ def gather_rows(x: Tensor, order: Tensor, inverse: Tensor, top_k: int) -> Tensor
     out = x.new_empty((len(order), x.shape[1]))
     rows, columns = _blocks(x.shape[1])
     grid = (triton.cdiv(len(order), rows),)
-    _spread[grid](
-        x.contiguous(), order, None, None, out, None, *out.shape, top_k, False, BLOCK_N=rows, BLOCK_D=columns
-    )
+    _spread[grid](x.contiguous(), order, None, None, out, None, *out.shape, top_k, False, BLOCK_N=rows, BLOCK_D=columns)
     return out
 
 

@@ -40,7 +40,8 @@ def _forward(
     inside = (token < tokens)[:, None, None] & (device < D) & (member < G)
     at = token[:, None, None] * (D * G) + expert
 
-    x = tl.load(logits + at, mask=inside, other=-float("inf"))
+    absent = tl.where(token < tokens, -float("inf"), 0.0)[:, None, None]  # a row of -inf alone would give NaN
+    x = tl.load(logits + at, mask=inside, other=absent)
     x = tl.exp(x - tl.max(tl.max(x, 2), 1)[:, None, None])
     s = x / tl.sum(tl.sum(x, 2), 1)[:, None, None]
     tl.store(affinities + at, s, mask=inside)
@@ -91,9 +92,7 @@ def _backward(
 
 
 @torch.library.custom_op("dsv2_triton::route_logits", mutates_args=())
-def route_logits(
-    logits: Tensor, top_k: int, num_devices: int, max_devices: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def route_logits(logits: Tensor, top_k: int, num_devices: int, max_devices: int) -> tuple[Tensor, Tensor, Tensor]:
     """`logits` (tokens, E) float32; returns affinities (tokens, E), experts and gates (tokens, K)."""
     logits = logits.contiguous()
     tokens, num_experts = logits.shape
@@ -119,9 +118,7 @@ def route_logits(
 
 
 @route_logits.register_fake
-def _results(
-    logits: Tensor, top_k: int, num_devices: int, max_devices: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _results(logits: Tensor, top_k: int, num_devices: int, max_devices: int) -> tuple[Tensor, Tensor, Tensor]:
     chosen = (logits.shape[0], top_k)
     return logits.new_empty(logits.shape), logits.new_empty(chosen, dtype=torch.int64), logits.new_empty(chosen)
 

@@ -115,7 +115,9 @@ class MoE(nn.Module):
             "max_devices": config.max_devices,
         }
         router = self.router
-        hooked = bool(router._forward_hooks or router._forward_pre_hooks)  # interventions change what the router returns
+        hooked = bool(
+            router._forward_hooks or router._forward_pre_hooks
+        )  # interventions change what the router returns
         if hints.replay is None and isinstance(router, Router) and not hooked and form("router", u) == "triton":
             routing = Routing(*route_logits(router.logits(u), **limits))
         else:
