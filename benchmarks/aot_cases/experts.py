@@ -1,4 +1,4 @@
-"""The routed experts of DeepSeek-V2 and V2-Lite, in training and in generation."""
+"""The routed experts of DeepSeek-V2 and V2-Lite, in training and without gradients."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ SIZES = {"V2-Lite": (2048, 64, 1408, 6), "V2": (5120, 160, 1536, 6)}  # d, exper
 def cases(dtype: torch.dtype) -> Iterator[Case]:
     for name, (d, num_experts, width, top_k) in SIZES.items():
         weights = shape(num_experts, d, 2 * width, dtype=dtype), shape(num_experts, width, d, dtype=dtype)
-        for use, tokens in ((name, 8192), (f"{name}, generation", 16)):
-            x, gates = shape(1, tokens, d, dtype=dtype), shape(1, tokens, top_k, dtype=torch.float32)
-            inputs = x, shape(1, tokens, top_k, dtype=torch.int64), gates, *weights
-            yield Case(use, routed_experts, inputs if use == name else tuple(part.detach() for part in inputs))
+        x, gates = shape(1, 8192, d, dtype=dtype), shape(1, 8192, top_k, dtype=torch.float32)
+        inputs = x, shape(1, 8192, top_k, dtype=torch.int64), gates, *weights
+        yield Case(name, routed_experts, inputs)
+        yield Case(f"{name}, inference", routed_experts, tuple(part.detach() for part in inputs))

@@ -154,9 +154,7 @@ def test_offsets_beyond_int32_are_computed_in_int64() -> None:
 
     launch = grouped.blocks(x.dtype, x.device, shared=True).launch
     half = torch.tensor([[expert // 2, rows.start, rows.stop]], dtype=torch.int32, device=DEVICE)
-    kernels._gate_up[(1,)](
-        *(x, token_of, gate_of, w_gate_up, half, before, hidden, dim, width, 1), KEEP=True, **launch
-    )
+    kernels._gate_up[(1,)](*(x, token_of, gate_of, w_gate_up, half, before, hidden, dim, width, 1), KEEP=True, **launch)
     active = (x[[2, 1]].float() @ up.float()).requires_grad_()
     scaled = reference.swiglu(active) * gate_of[rows, None]
     close(before[rows].float(), active, HALF)

@@ -21,9 +21,9 @@ def test_each_block_of_rows_meets_its_own_matrix(counts: list[int], width_in: in
     """Also one that lies in memory column by column, as in the gradient of the rows."""
     sizes, rows = fenced(torch.tensor(counts)), fenced(normal(sum(counts), width_in))
     w = fenced(normal(len(counts), width_in, width_out, seed=1))
-    expected = reference.grouped(rows, sizes, w)
+    expected, tiles = reference.grouped(rows, sizes, w), grouped.tiles(sizes, sum(counts), rows.dtype)
     for strided in (w, fenced(w.mT).mT):
-        close(grouped.multiply(rows, sizes, strided), expected, FLOAT32_MODULE)
+        close(grouped.multiply(rows, tiles, strided), expected, FLOAT32_MODULE)
 
 
 @pytest.mark.parametrize("tokens_in_a", [False, True])
@@ -44,7 +44,7 @@ def test_the_gradient_of_a_matrix_is_a_product_of_its_experts_rows(
 
 @pytest.mark.parametrize("counts", [*COUNTS, [1, 64, 129], [128, 0, 64], [1] * 70])
 def test_the_table_lists_each_tile_once(counts: list[int]) -> None:
-    table = grouped.tiles(fenced(torch.tensor(counts)), sum(counts), 64).tolist()
+    table = grouped.tiles(fenced(torch.tensor(counts)), sum(counts), torch.float32).tolist()
     expected = []
     for expert, count in enumerate(counts):
         first = sum(counts[:expert])
@@ -60,7 +60,8 @@ def test_offsets_beyond_int32_are_computed_in_int64() -> None:
     w = memory.as_strided((2, 16, 16), (2**31, 16, 1))
     w[1] = normal(16, 16).half()
     rows = normal(3, 16, seed=1).half().to(DEVICE)
-    close(grouped.multiply(rows, torch.tensor([0, 3], device=DEVICE), w).float(), rows.float() @ w[1].float(), 1e-3)
+    tiles = grouped.tiles(torch.tensor([0, 3], device=DEVICE), 3, rows.dtype)
+    close(grouped.multiply(rows, tiles, w).float(), rows.float() @ w[1].float(), 1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -52,6 +52,7 @@ def test_of_equal_affinities_the_first_expert_counts_as_the_higher() -> None:
     compare(normal(3, 9, 12).round(), 4, 3, 2)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 def test_logits_that_are_no_numbers_still_give_experts_that_exist() -> None:
     logits = torch.full((1, 2, 12), torch.nan)
     affinities, experts, gates = route_logits(logits, top_k=4, num_devices=4, max_devices=2)

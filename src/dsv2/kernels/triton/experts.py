@@ -151,14 +151,14 @@ def experts(
     hidden = x.new_empty((len(order), width))
     before = x.new_empty((len(order) if differentiable else 0, 2 * width))
     block = grouped.blocks(x.dtype, x.device, shared=True)
-    tiles = grouped.tiles(counts, len(order), block.rows)
+    tiles = grouped.tiles(counts, len(order), x.dtype)
     across = triton.cdiv(width, block.columns)
     _gate_up[(len(tiles) * across,)](
         *(x, order // top_k, gates.flatten()[order], w_gate_up, tiles, before, hidden, dim, width, across),
         KEEP=differentiable,
         **block.launch,
     )
-    return sum_rows(grouped.multiply(hidden, counts, w_down), None, inverse, top_k), before
+    return sum_rows(grouped.multiply(hidden, tiles, w_down), None, inverse, top_k), before
 
 
 @experts.register_fake
@@ -195,7 +195,7 @@ def _experts_backward(
     token_of = order // top_k
     grad_before, hidden = torch.empty_like(before), x.new_empty((len(order), width))
     block = grouped.blocks(x.dtype, x.device, shared=True)
-    tiles = grouped.tiles(counts, len(order), block.rows)
+    tiles = grouped.tiles(counts, len(order), x.dtype)
     across = triton.cdiv(width, block.columns)
     gate_parts = x.new_empty((len(order), across), dtype=torch.float32)
     _down_backward[(len(tiles) * across,)](
@@ -206,7 +206,7 @@ def _experts_backward(
     grad_gates = gate_parts.sum(1)[inverse].view(gates.shape).to(gates.dtype)
     grad_x, grad_gate_up, grad_down = x.new_empty(0), x.new_empty(0), x.new_empty(0)
     if wanted[0]:
-        grad_x = sum_rows(grouped.multiply(grad_before, counts, w_gate_up.mT), None, inverse, top_k)
+        grad_x = sum_rows(grouped.multiply(grad_before, tiles, w_gate_up.mT), None, inverse, top_k)
     if wanted[1]:
         grad_gate_up = grouped.weight_gradient(x, grad_before, token_of, counts, tokens_in_a=True)
     if wanted[2]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from dsv2.kernels.triton import device
 
 WIDEN = tl.constexpr(device.interpreted())  # the interpreter multiplies bfloat16 wrongly
-SLOTS = 64  # tiles per program that writes the table
+SLOTS = 16  # tiles per program that writes the table
 
 
 class Blocks(NamedTuple):
@@ -38,6 +38,8 @@ class Blocks(NamedTuple):
 
 def blocks(dtype: torch.dtype, place: torch.device, *, shared: bool = False) -> Blocks:
     """Return the blocks for a device; if `shared`, the program holds about as much again beside this product.
+
+    Blocks of a dtype have as many rows either way, so that one table of tiles serves both.
 
     In 16 bits a program has 128 x 256 sums, in half the registers of its eight warps, or half as many if they are
     shared. A step of the sum is 128 bytes of each row, and three of them are loaded ahead; on an A100, which has less
@@ -178,9 +180,9 @@ def _weight_gradient(
     tl.store(at, total.to(out.dtype.element_ty), mask=(row < height)[:, None] & (column < width)[None, :])
 
 
-def tiles(counts: Tensor, num_rows: int, height: int) -> Tensor:
-    """Return the table of tiles of `height` rows: expert, first row, and end of the expert's rows, (slots, 3) int32."""
-    num_experts = len(counts)
+def tiles(counts: Tensor, num_rows: int, dtype: torch.dtype) -> Tensor:
+    """Return the table of tiles: expert, first row, and end of the expert's rows, (slots, 3) int32."""
+    num_experts, height = len(counts), blocks(dtype, counts.device).rows
     slots = num_rows // height + min(num_experts, num_rows)  # an expert has at most one tile that is not full
     table = counts.new_empty((slots, 3), dtype=torch.int32)
     block = triton.next_power_of_2(num_experts)
@@ -190,12 +192,11 @@ def tiles(counts: Tensor, num_rows: int, height: int) -> Tensor:
     return table
 
 
-def multiply(rows: Tensor, counts: Tensor, w: Tensor) -> Tensor:
-    """Multiply contiguous rows (N, I), in blocks of counts (E,), by w (E, I, O), of any strides: (N, O)."""
+def multiply(rows: Tensor, table: Tensor, w: Tensor) -> Tensor:
+    """Multiply contiguous rows (N, I), in the tiles of a table, by w (E, I, O), of any strides: (N, O)."""
     width = w.shape[2]
     out = rows.new_empty((len(rows), width))
     block = blocks(rows.dtype, rows.device)
-    table = tiles(counts, len(rows), block.rows)
     across = triton.cdiv(width, block.columns)
     _multiply[(len(table) * across,)](*(rows, w, table, out, rows.shape[1], width, *w.stride(), across), **block.launch)
     return out
