@@ -72,7 +72,7 @@ class Recorder(TorchDispatchMode):
         with (
             mock.patch.object(device, "load", device.import_ops),
             mock.patch.object(device, "runs_on", lambda place: place.type == "meta"),
-            mock.patch.object(device, "capability", lambda place: capability),
+            mock.patch.object(device, "capability", return_value=capability),
             mock.patch.object(JITFunction, "run", run),
             using("triton"),
             self,

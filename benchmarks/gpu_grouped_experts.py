@@ -188,17 +188,7 @@ def main() -> None:
     table = Table(
         title=f"Routed experts, {arguments.tokens} tokens, bfloat16, {machine}: TFLOPS; peak {best / 1e12:.0f}"
     )
-    for column in (
-        "shape",
-        "load",
-        "pass",
-        "triton TFLOPS",
-        "of peak",
-        "torch TFLOPS",
-        "of peak",
-        "ratio",
-        "middle half",
-    ):
+    for column in ("shape", "load", "pass", *(f"{side}, of peak" for side in SIDES), "ratio", "middle half"):
         table.add_column(column, justify="right")
     for name in arguments.shapes or SHAPES:
         for load in ("equal", "skewed"):

@@ -62,3 +62,17 @@ def test_kernels_that_cannot_be_had_are_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(triton, "load", missing)
     with pytest.raises(Unavailable, match="there is no GPU"), using("triton"):
         pass
+
+
+def test_triton_takes_single_and_half_precision_on_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "load", lambda: None)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with using("triton"):
+        assert in_use(torch.device("cpu")) == "triton"
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            assert form("norm", torch.ones(2, dtype=dtype), torch.ones(2)) == "triton"
+        for other in (torch.ones(2).double(), torch.ones(2, device="meta")):
+            assert form("norm", torch.ones(2), other) == "torch"
+        assert form("another op", torch.ones(2)) == "torch"
+    with using("auto"):
+        assert form("norm", torch.ones(2).bfloat16()) == "torch"

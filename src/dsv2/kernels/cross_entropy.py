@@ -31,6 +31,10 @@ def head_nats(x: Tensor, w: Tensor, targets: Tensor) -> Tensor:
 
     Compiled, it never holds the logits of more than a few tokens.
     """
-    if form("head", x, w) == "cpu":
-        return torch.ops.dsv2.head_loss(x.flatten(0, -2), w, targets.flatten(), NOT_SCORED, True)[0]
+    chosen, flat = form("head", x, w), (x.flatten(0, -2), w, targets.flatten(), NOT_SCORED)
+    if chosen == "cpu":
+        return torch.ops.dsv2.head_loss(*flat, True)[0]
+    if chosen == "triton":
+        differentiate = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
+        return torch.ops.dsv2_triton.head_loss(*flat, differentiate)[0]
     return mean_nats(F.linear(x, w), targets)

@@ -8,12 +8,10 @@ from dsv2.kernels.norm import add_rms_norm, rms_norm
 from dsv2.kernels.triton import norm
 from tests.references.fences import DEVICE, fenced
 from tests.references.kernels import normal
-from tests.references.tolerances import close
+from tests.references.tolerances import FLOAT16, close
 from tests.references.triton import agrees, traces
 
 pytestmark = pytest.mark.usefixtures("triton_ops")
-
-HALF = 2e-3  # float16: roundings of 2^-11 of the output, of what is normed, and of the gradient
 
 
 def specified_sum(x: torch.Tensor, delta: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,9 +40,9 @@ def test_a_program_sums_the_weights_gradient_over_many_rows(monkeypatch: pytest.
 
 def test_float16_is_computed_in_float32() -> None:
     inputs = normal(5, 70).half(), normal(5, 70, seed=2).half(), normal(70, seed=1).half()
-    agrees(lambda x, delta, w: add_rms_norm(x, delta, w, 1e-6), specified_sum, *inputs, tolerance=HALF)
+    agrees(lambda x, delta, w: add_rms_norm(x, delta, w, 1e-6), specified_sum, *inputs, tolerance=FLOAT16)
     large = torch.full((1, 70), 300.0, dtype=torch.float16, device=DEVICE)  # its square is beyond float16
-    close(rms_norm(large, torch.ones_like(large[0]), 1e-6), torch.ones_like(large), HALF)
+    close(rms_norm(large, torch.ones_like(large[0]), 1e-6), torch.ones_like(large), FLOAT16)
 
 
 def test_half_precision_is_kept_beside_float32_weights() -> None:

@@ -72,9 +72,10 @@ def _backward(
     weight = tl.load(w + column, column < d, 0.0).to(tl.float32)
     summed = tl.zeros((ROWS, BLOCK), tl.float32)
     for block in range(tl.program_id(0), tl.cdiv(N, ROWS), tl.num_programs(0)):
-        row = (block * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
+        row = (block * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+        inverse_rms = tl.load(scale + row, row < N, 0.0)[:, None]  # as a column, each thread would load it many times
+        row = row[:, None]
         mask = (row < N) & (column < d)
-        inverse_rms = tl.load(scale + row, row < N, 0.0)
         normed = tl.load(x + row * x_stride + column, mask, 0.0).to(tl.float32) * inverse_rms
         grad = tl.load(grad_y + row * grad_y_stride + column, mask, 0.0).to(tl.float32)
         summed += grad * normed

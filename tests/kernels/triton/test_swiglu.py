@@ -1,0 +1,34 @@
+"""SwiGLU's elementwise part in Triton beside its specification."""
+
+import pytest
+import torch
+
+from dsv2.kernels import reference
+from dsv2.kernels.swiglu import swiglu
+from tests.references.kernels import normal
+from tests.references.tolerances import FLOAT16
+from tests.references.triton import agrees, traces
+
+pytestmark = pytest.mark.usefixtures("triton_ops")
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (3, 5, 14), (2, 64), (6,), (0, 4), (3, 2 * 1100)])
+def test_values_and_gradients_are_those_of_the_specification(shape: tuple[int, ...]) -> None:
+    agrees(swiglu, reference.swiglu, normal(*shape))
+
+
+def test_float16_is_computed_in_float32() -> None:
+    agrees(swiglu, reference.swiglu, normal(5, 70).half(), tolerance=FLOAT16)
+
+
+def test_large_gates_neither_overflow_nor_lose_their_gradient() -> None:
+    agrees(swiglu, reference.swiglu, torch.tensor([[100.0, -100.0, 2.0, 3.0]]))
+
+
+def test_rows_may_be_parts_of_wider_ones() -> None:
+    agrees(lambda x: swiglu(x[:, 1:, 3:9]), lambda x: reference.swiglu(x[:, 1:, 3:9]), normal(2, 4, 10))
+    agrees(lambda x: swiglu(x.t()), lambda x: reference.swiglu(x.t()), normal(6, 3))
+
+
+def test_shapes_can_be_traced_without_data() -> None:
+    traces(torch.ops.dsv2_triton.swiglu, normal(2, 6).requires_grad_())
