@@ -22,5 +22,9 @@ def test_kernels_compile_within_the_limits_and_as_stored() -> None:
 def test_every_file_of_kernels_has_cases() -> None:
     from benchmarks import aot_cases
 
-    kernels = {module.name for module in pkgutil.iter_modules(triton.__path__)} - {"device", "layout", "grouped"}  # grouped: part of the experts
+    kernels = {module.name for module in pkgutil.iter_modules(triton.__path__)} - {
+        "device",
+        "layout",
+        "grouped",
+    }  # grouped: part of the experts
     assert kernels == {module.name for module in pkgutil.iter_modules(aot_cases.__path__)}

@@ -54,14 +54,14 @@ def test_the_table_lists_each_tile_once(counts: list[int]) -> None:
 
 
 def test_offsets_beyond_int32_are_computed_in_int64() -> None:
-    """Of a matrix 2^31 elements behind the first, in memory that is reserved and hardly used."""
+    """Of the third matrix, each 2^30 elements behind the one before, in memory that is reserved and hardly used."""
     with unfenced():
         memory = torch.empty(2**31 + 256, dtype=torch.float16, device=DEVICE)
-    w = memory.as_strided((2, 16, 16), (2**31, 16, 1))
-    w[1] = normal(16, 16).half()
+    w = memory.as_strided((3, 16, 16), (2**30, 16, 1))
+    w[2] = normal(16, 16).half()
     rows = normal(3, 16, seed=1).half().to(DEVICE)
-    tiles = grouped.tiles(torch.tensor([0, 3], device=DEVICE), 3, rows.dtype)
-    close(grouped.multiply(rows, tiles, w).float(), rows.float() @ w[1].float(), 1e-3)
+    tiles = grouped.tiles(torch.tensor([0, 0, 3], device=DEVICE), 3, rows.dtype)
+    close(grouped.multiply(rows, tiles, w).float(), rows.float() @ w[2].float(), 1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

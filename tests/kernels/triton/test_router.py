@@ -5,7 +5,9 @@ import torch
 from torch import Tensor
 
 from dsv2.kernels import reference
+from dsv2.kernels.choice import using
 from dsv2.kernels.router import route_logits
+from dsv2.models.moe import MoE
 from tests.references.fences import DEVICE, fenced
 from tests.references.kernels import normal
 from tests.references.tolerances import FLOAT32, FLOAT32_MODULE, close
@@ -59,6 +61,30 @@ def test_logits_that_are_no_numbers_still_give_experts_that_exist() -> None:
     assert experts.tolist() == [[[0, 1, 2, 3]] * 2]
     assert affinities.isnan().all()
     assert gates.isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_layer_routes_as_in_plain_torch(dtype: torch.dtype) -> None:
+    layer = MoE.Config(num_experts=12, expert_dim=4, top_k=3, num_devices=4, max_devices=2).build(8)
+    torch.nn.init.normal_(layer.router.w, generator=torch.Generator().manual_seed(0))
+    layer, u = layer.to(DEVICE, dtype), normal(2, 5, 8, seed=1).to(DEVICE, dtype)
+    routing = layer.route(u)
+    with using("torch"):
+        expected = layer.route(u)
+    assert torch.equal(routing.experts, expected.experts)
+    close(routing.affinities, expected.affinities, FLOAT32)
+    close(routing.gates, expected.gates, FLOAT32)
+
+
+def test_a_hook_on_the_router_still_changes_what_is_chosen() -> None:
+    """Interventions set affinities after the softmax, which the op does not return to."""
+    layer = MoE.Config(num_experts=6, expert_dim=4, top_k=2).build(8).to(DEVICE)
+    torch.nn.init.normal_(layer.router.w, generator=torch.Generator().manual_seed(0))
+    layer.router.register_forward_hook(lambda router, inputs, affinities: affinities.flip(-1))
+    u = normal(2, 5, 8, seed=1).to(DEVICE)
+    with using("torch"):
+        expected = layer.route(u)
+    assert torch.equal(layer.route(u).experts, expected.experts)
 
 
 def test_half_precision_is_routed_in_float32() -> None:
