@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-FENCE = 64  # elements on each side; a multiple of 16 bytes, so that Triton assumes the same alignment as without
+FENCE = 1 << 14  # elements: more than a block has, so that a missing mask is a failed test and no dead process
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ALLOCATE: dict[Any, dict[str, Callable[..., Tensor]]] = {
     torch: {name: getattr(torch, name) for name in ("empty", "empty_like", "zeros", "zeros_like")},
     Tensor: {name: getattr(Tensor, name) for name in ("new_empty", "new_zeros")},
 }
-_fenced: list[Tensor] = []  # flat buffers, both fences included
+_fences: list[Tensor] = []
 
 
 def poison(dtype: torch.dtype) -> float | int:
@@ -25,12 +25,12 @@ def poison(dtype: torch.dtype) -> float | int:
     return 1 if dtype == torch.bool else torch.iinfo(dtype).max // 2
 
 
-def fenced_empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def fenced_empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, before: int = FENCE) -> Tensor:
     """A contiguous tensor in poisoned memory, with a fence on both sides."""
     numel = torch.Size(shape).numel()
-    buffer = torch.full((numel + 2 * FENCE,), poison(dtype), dtype=dtype, device=device)
-    _fenced.append(buffer)
-    return buffer[FENCE : FENCE + numel].view(shape)
+    buffer = torch.full((before + numel + FENCE,), poison(dtype), dtype=dtype, device=device)
+    _fences.extend((buffer[:before], buffer[before + numel :]))
+    return buffer[before : before + numel].view(shape)
 
 
 def fenced(x: Tensor) -> Tensor:
@@ -40,41 +40,42 @@ def fenced(x: Tensor) -> Tensor:
 
 def check() -> None:
     """Raise AssertionError if one of the fences was written to."""
-    for buffer in _fenced:
-        for name, side in (("before", buffer[:FENCE]), ("after", buffer[-FENCE:])):
-            untouched = side.isnan() if side.is_floating_point() or side.is_complex() else side == poison(side.dtype)
-            assert untouched.all(), f"{buffer.numel() - 2 * FENCE} of {buffer.dtype}: written {name} the start or end"
+    for fence in _fences:
+        untouched = fence.isnan() if fence.is_floating_point() or fence.is_complex() else fence == poison(fence.dtype)
+        if not untouched.all():
+            raise AssertionError(f"a kernel wrote beyond a tensor of {fence.dtype}")
 
 
 @contextmanager
 def watched() -> Iterator[None]:
     """Give torch.empty and its kin fenced and poisoned memory, and check all fences at the end."""
+    _fences.clear()
+    with _allocating(FENCE):
+        yield
+    check()
 
+
+@contextmanager
+def at_offset_zero() -> Iterator[None]:
+    """Within `watched`, for comparisons of storage offsets: no fence before tensors."""
+    with _allocating(0):
+        yield
+
+
+@contextmanager
+def _allocating(before: int) -> Iterator[None]:
     def in_fences(allocate: Callable[..., Tensor], zero: bool) -> Callable[..., Tensor]:
         def allocated(*args: Any, **options: Any) -> Tensor:
             x = allocate(*args, **options)
             if x.device.type != DEVICE.type or _get_current_dispatch_mode() is not None:
                 return x  # there is no memory: it is being traced
-            x = fenced_empty(tuple(x.shape), x.dtype, x.device)
+            x = fenced_empty(tuple(x.shape), x.dtype, x.device, before)
             return x.zero_() if zero else x
 
         return allocated
 
-    _fenced.clear()
     with ExitStack() as patches:
         for owner, functions in ALLOCATE.items():
             for name, allocate in functions.items():
                 patches.enter_context(mock.patch.object(owner, name, in_fences(allocate, zero="zeros" in name)))
-        yield
-    check()
-    _fenced.clear()
-
-
-@contextmanager
-def unfenced() -> Iterator[None]:
-    """Give torch.empty and its kin plain memory again, at offset 0, within `watched`."""
-    with ExitStack() as patches:
-        for owner, functions in ALLOCATE.items():
-            for name, allocate in functions.items():
-                patches.enter_context(mock.patch.object(owner, name, allocate))
         yield

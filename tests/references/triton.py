@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from tests.references.fences import DEVICE, fenced, unfenced
+from tests.references.fences import DEVICE, at_offset_zero, fenced
 from tests.references.kernels import normal
 from tests.references.tolerances import FLOAT32, close
 
@@ -84,7 +84,7 @@ def gradients(outs: list[Tensor], leaves: list[Tensor], grads: list[Tensor]) -> 
 
 def traces(op: torch._ops.OpOverloadPacket, *inputs: Tensor | float | int | bool | None) -> None:
     """The op's schema, shapes without data and gradients under tracing are as torch.compile needs them."""
-    with unfenced():
+    with at_offset_zero():
         torch.library.opcheck(op, tuple(on_device(x) if isinstance(x, Tensor) else x for x in inputs))
 
 
