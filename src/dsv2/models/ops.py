@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsv2.kernels.dispatch import LOCAL
+from dsv2.kernels.experts import routed_experts
 from dsv2.kernels.grouped import grouped
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ class Ops(NamedTuple):
     linear: Callable[[Tensor, Tensor], Tensor] = F.linear  # x (..., I), w (O, I) -> (..., O)
     grouped: Callable[[Tensor, Tensor, Tensor], Tensor] = grouped  # rows (N, I), counts (E,), w (E, I, O) -> (N, O)
     dispatcher: "Dispatcher" = LOCAL  # sends tokens to the routed experts and back
+    experts: Callable[..., Tensor] | None = (
+        None  # `routed_experts` in place of the two above, with kernels that have it
+    )
 
 
-PLAIN = Ops()
+PLAIN = Ops(experts=routed_experts)

@@ -1,5 +1,7 @@
 """The routed experts in Triton beside their specification."""
 
+from unittest import mock
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +14,8 @@ from dsv2.kernels.triton import grouped
 from dsv2.models.moe import GShard, Hash, MoE, Switch
 from dsv2.models.moe.dropping import Dropping
 from dsv2.models.moe.hints import Hints
-from tests.references.fences import DEVICE, fenced, unfenced
+from dsv2.training.precision import OPS
+from tests.references.fences import DEVICE, fenced, reserved
 from tests.references.kernels import normal
 from tests.references.tolerances import FLOAT32_MODULE, close
 from tests.references.triton import LAYOUTS, agrees, traces
@@ -137,16 +140,11 @@ def test_offsets_beyond_int32_are_computed_in_int64() -> None:
     expert = 2**31 // (dim * width)
     rows = slice(first, first + 2)
     tiles = torch.tensor([[expert, *(rows.start, rows.stop)]], dtype=torch.int32, device=DEVICE)
-    with unfenced():
-        token_of = torch.empty(rows.stop, dtype=torch.int64, device=DEVICE)
-        gate_of = torch.empty(rows.stop, device=DEVICE)
-        w_gate_up, w_down, before, grad_before, hidden = (
-            torch.empty(shape, dtype=torch.float16, device=DEVICE)
-            for shape in ((expert // 2 + 1, dim, 2 * width), (expert + 1, width, dim))
-            + ((rows.stop, 2 * width),) * 2
-            + ((rows.stop, width),)
-        )
-        gate_parts = torch.empty(rows.stop, 1, device=DEVICE)
+    token_of, gate_of = reserved(rows.stop, dtype=torch.int64), reserved(rows.stop)
+    w_gate_up = reserved(expert // 2 + 1, dim, 2 * width, dtype=torch.float16)
+    w_down = reserved(expert + 1, width, dim, dtype=torch.float16)
+    before, grad_before = (reserved(rows.stop, 2 * width, dtype=torch.float16) for _ in range(2))
+    hidden, gate_parts = reserved(rows.stop, width, dtype=torch.float16), reserved(rows.stop, 1)
     x, grad = normal(3, dim).half().to(DEVICE), normal(3, dim, seed=1).half().to(DEVICE)
     token_of[rows], gate_of[rows] = torch.tensor([2, 1]), torch.tensor([0.5, 2.0])
     up, down = normal(dim, 2 * width, seed=2).half().to(DEVICE), normal(width, dim, seed=3).half().to(DEVICE)
@@ -197,6 +195,23 @@ def test_layers_are_the_same_as_in_plain_torch(config: MoE.Config) -> None:
         assert (gradient is None) == (gradients[name] is None)
         if gradient is not None:
             close(gradients[name], gradient, FLOAT32_MODULE, name)
+
+
+def test_a_layer_with_products_in_bfloat16_takes_the_op_too() -> None:
+    layer = MoE.Config(**SIZES, top_k=3, num_shared=1).build(16, OPS["bf16"]).to(DEVICE)
+    for number, parameter in enumerate(layer.parameters()):
+        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(number))
+    u = normal(2, 5, 16).to(DEVICE)
+    with mock.patch.object(layer.experts, "forward", side_effect=AssertionError("rows were dispatched")):
+        out, _ = layer(u)
+    assert out.dtype == torch.bfloat16
+    out.sum().backward()
+    assert all(parameter.grad.dtype == torch.float32 for parameter in layer.parameters())
+    with using("torch"):
+        expected, _ = layer(u)
+    close(
+        out.float(), expected.float(), 2**-5
+    )  # the interpreter cuts bits off where torch rounds, at each of five casts
 
 
 def test_shapes_can_be_traced_without_data() -> None:

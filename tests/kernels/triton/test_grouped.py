@@ -5,7 +5,7 @@ import torch
 
 from dsv2.kernels import reference
 from dsv2.kernels.triton import grouped
-from tests.references.fences import DEVICE, fenced, unfenced
+from tests.references.fences import DEVICE, fenced, reserved
 from tests.references.kernels import normal
 from tests.references.tolerances import FLOAT32_MODULE, close
 
@@ -55,9 +55,7 @@ def test_the_table_lists_each_tile_once(counts: list[int]) -> None:
 
 def test_offsets_beyond_int32_are_computed_in_int64() -> None:
     """Of the third matrix, each 2^30 elements behind the one before, in memory that is reserved and hardly used."""
-    with unfenced():
-        memory = torch.empty(2**31 + 256, dtype=torch.float16, device=DEVICE)
-    w = memory.as_strided((3, 16, 16), (2**30, 16, 1))
+    w = reserved(2**31 + 256, dtype=torch.float16).as_strided((3, 16, 16), (2**30, 16, 1))
     w[2] = normal(16, 16).half()
     rows = normal(3, 16, seed=1).half().to(DEVICE)
     tiles = grouped.tiles(torch.tensor([0, 0, 3], device=DEVICE), 3, rows.dtype)

@@ -7,7 +7,7 @@ from torch import Tensor
 from dsv2.kernels import reference
 from dsv2.kernels.permute import gather_rows, sort_by_expert, weighted_sum
 from dsv2.kernels.triton import permute
-from tests.references.fences import DEVICE, fenced, unfenced
+from tests.references.fences import DEVICE, fenced, reserved
 from tests.references.kernels import normal
 from tests.references.triton import agrees, traces
 
@@ -91,8 +91,7 @@ def test_float16_is_summed_in_float32() -> None:
 def test_offsets_beyond_int32_are_computed_in_int64() -> None:
     """Rows of tensors of more than 2^31 elements, whose memory is reserved and hardly used."""
     width, last = 1024, 2**21
-    with unfenced():
-        x = torch.empty(last + 1, width, dtype=torch.float16, device=DEVICE)
+    x = reserved(last + 1, width, dtype=torch.float16)
     x[-1] = normal(width).half()
     pair = torch.tensor([last], device=DEVICE)
     assert torch.equal(gather_rows(x, pair, pair, 1), x[-1:])

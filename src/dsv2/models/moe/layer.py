@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from dsv2.config import ConfigBase
 from dsv2.kernels.choice import form
-from dsv2.kernels.experts import routed_experts
 from dsv2.kernels.router import route_logits
 from dsv2.models.ffn import SwiGLU
 from dsv2.models.moe.balance import BalanceLosses, balance_losses_per_sequence
@@ -92,9 +91,11 @@ class MoE(nn.Module):
     def forward(self, u: Tensor, hints: Hints = NONE) -> tuple[Tensor, Routing]:
         """Map u (B, T, d) to (B, T, d), and return the routing."""
         routing = self.route(u, hints)
-        if self.ops == PLAIN and form("experts", u) != "torch":
+        chosen = form("experts", u)
+        in_one_op = chosen == "triton" or (chosen == "cpu" and self.ops == PLAIN)  # the CPU's takes float32 alone
+        if in_one_op and self.ops.experts is not None:
             weights = self.experts.w_gate_up, self.experts.w_down
-            routed, shared = routed_experts(u, routing.experts, routing.live_gates, *weights), self._shared(u)
+            routed, shared = self.ops.experts(u, routing.experts, routing.live_gates, *weights), self._shared(u)
         else:
             rows, counts, ticket = self.ops.dispatcher.dispatch(u, routing)
             shared = self._shared(u)  # here, so that communication can overlap with it
