@@ -129,7 +129,7 @@ def rows(op: str) -> Iterator[tuple[str, dict[str, int]]]:
         for case in module.cases(dtype):
             seen: Counter[str] = Counter()
             for launch in launches(case, capability):
-                kernel = launch.kernel.fn.__name__
+                kernel = f"{launch.kernel.module.rpartition('.')[2]}.{launch.kernel.__name__}"
                 seen[kernel] += 1
                 name = f"{op}, {case.name}, {dtype_name}, sm_{capability}: {kernel}"
                 name += f" {seen[kernel]}" if seen[kernel] > 1 else ""
@@ -143,7 +143,7 @@ def rows(op: str) -> Iterator[tuple[str, dict[str, int]]]:
 
 def show(name: str, needs: dict[str, int]) -> None:
     columns = zip(needs.values(), (5, 6, 7, 9, 7, 4, 5), strict=True)
-    print(f"{name:60} {' '.join(f'{value:{width}}' for value, width in columns)}", flush=True)
+    print(f"{name:70} {' '.join(f'{value:{width}}' for value, width in columns)}", flush=True)
 
 
 def main() -> None:
@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("ops", nargs="*", default=every, help=", ".join(every))
     parser.add_argument("--write", action="store_true", help="store the table of these ops")
     arguments = parser.parse_args()
-    print(f"{'':60} warps stages  shared registers spilled  mma wgmma")
+    print(f"{'':70} warps stages  shared registers spilled  mma wgmma")
     now = {}
     for op in arguments.ops:
         for name, needs in rows(op):

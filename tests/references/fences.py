@@ -68,12 +68,19 @@ def at_offset_zero() -> Iterator[None]:
 
 
 @contextmanager
-def _allocating(before: int) -> Iterator[None]:
+def unfenced() -> Iterator[None]:
+    """Within `watched`: memory that is reserved only, for tensors that are larger than what is used of them."""
+    with _allocating(None):
+        yield
+
+
+@contextmanager
+def _allocating(before: int | None) -> Iterator[None]:
     def in_fences(allocate: Callable[..., Tensor], zero: bool) -> Callable[..., Tensor]:
         def allocated(*args: Any, **options: Any) -> Tensor:
             x = allocate(*args, **options)
-            if x.device.type != DEVICE.type or _get_current_dispatch_mode() is not None:
-                return x  # there is no memory: it is being traced
+            if before is None or x.device.type != DEVICE.type or _get_current_dispatch_mode() is not None:
+                return x  # traced tensors have no memory
             x = fenced_empty(tuple(x.shape), x.dtype, x.device, before)
             return x.zero_() if zero else x
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from tests.references.fences import DEVICE, at_offset_zero, fenced
+from tests.references.fences import DEVICE, at_offset_zero, fenced, unfenced
 from tests.references.kernels import normal
 from tests.references.tolerances import FLOAT32, close
 
@@ -80,6 +80,14 @@ def as_tuple(outs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def gradients(outs: list[Tensor], leaves: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad(outs, leaves, grads, retain_graph=True, allow_unused=True, materialize_grads=True))
+
+
+def far_apart(rows: Tensor) -> Tensor:
+    """The three rows (3, ...) in float16, each 2^30 elements behind the one before: the last is beyond int32."""
+    with unfenced():
+        memory = torch.empty(2**31 + rows[0].numel(), dtype=torch.float16, device=DEVICE)
+    apart = memory.as_strided(rows.shape, (2**30, *rows[0].contiguous().stride()))
+    return apart.copy_(rows)
 
 
 def traces(op: torch._ops.OpOverloadPacket, *inputs: Tensor | float | int | bool | None) -> None:

@@ -9,7 +9,7 @@ from dsv2.kernels.triton import norm
 from tests.references.fences import DEVICE, fenced
 from tests.references.kernels import normal
 from tests.references.tolerances import FLOAT16, close
-from tests.references.triton import agrees, traces
+from tests.references.triton import agrees, far_apart, traces
 
 pytestmark = pytest.mark.usefixtures("triton_ops")
 
@@ -92,3 +92,8 @@ def test_shapes_can_be_traced_without_data() -> None:
     x, w = normal(2, 7).requires_grad_(), normal(7).requires_grad_()
     traces(torch.ops.dsv2_triton.rms_norm, x, w, 1e-6)
     traces(torch.ops.dsv2_triton.add_rms_norm, x, x.detach(), w, 1e-6)
+
+
+def test_offsets_beyond_int32_are_computed_in_int64() -> None:
+    x, w = normal(3, 70).half().to(DEVICE), normal(70, seed=1).to(DEVICE)
+    close(rms_norm(far_apart(x), w, 1e-6), reference.rms_norm(x, w, 1e-6), FLOAT16)

@@ -8,8 +8,8 @@ from dsv2.kernels import reference
 from dsv2.kernels.rope import rotate
 from tests.references.fences import DEVICE, fenced
 from tests.references.kernels import normal
-from tests.references.tolerances import FLOAT16
-from tests.references.triton import agrees, traces
+from tests.references.tolerances import FLOAT16, close
+from tests.references.triton import agrees, far_apart, traces
 
 pytestmark = pytest.mark.usefixtures("triton_ops")
 
@@ -66,3 +66,11 @@ def test_no_tokens_turn_into_none() -> None:
 
 def test_shapes_can_be_traced_without_data() -> None:
     traces(torch.ops.dsv2_triton.rotate, normal(2, 3, 1, 4).requires_grad_(), rotations(3, 2), False)
+
+
+def test_offsets_beyond_int32_are_computed_in_int64() -> None:
+    """Of a long sequence of many heads, and of a late head where heads lie apart."""
+    turns, x = rotations(3, 4), normal(3, 8).half().to(DEVICE)
+    apart = far_apart(x)
+    close(rotate(apart[None, :, None], turns), reference.rotate(x[None, :, None], turns), FLOAT16)
+    close(rotate(apart[None, None], turns[:1]), reference.rotate(x[None, None], turns[:1]), FLOAT16)

@@ -5,9 +5,10 @@ import torch
 
 from dsv2.kernels import reference
 from dsv2.kernels.swiglu import swiglu
+from tests.references.fences import DEVICE
 from tests.references.kernels import normal
-from tests.references.tolerances import FLOAT16
-from tests.references.triton import agrees, traces
+from tests.references.tolerances import FLOAT16, close
+from tests.references.triton import agrees, far_apart, traces
 
 pytestmark = pytest.mark.usefixtures("triton_ops")
 
@@ -33,3 +34,8 @@ def test_rows_may_be_parts_of_wider_ones() -> None:
 
 def test_shapes_can_be_traced_without_data() -> None:
     traces(torch.ops.dsv2_triton.swiglu, normal(2, 6).requires_grad_())
+
+
+def test_offsets_beyond_int32_are_computed_in_int64() -> None:
+    x = normal(3, 70).half().to(DEVICE)
+    close(swiglu(far_apart(x)), reference.swiglu(x), FLOAT16)

@@ -21,7 +21,11 @@ def load() -> None:
 
 
 def import_ops() -> None:
-    """Import every file of kernels; each registers its ops."""
+    """Import every file of kernels; each registers its ops.
+
+    Products and sums are fused into one rounding, whatever TRITON_DEFAULT_FP_FUSION says.
+    """
+    importlib.import_module("triton").knobs.language.default_fp_fusion = True
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
 

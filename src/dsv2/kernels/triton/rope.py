@@ -33,9 +33,9 @@ def _rotate(
 ):
     """Rotate a tile of tokens n = b T + t, heads and channels; cos and sin alternate as a pair's channels do."""
     n = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)[:, None, None]
-    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[None, :, None]
+    head = (tl.program_id(1) * HEADS + tl.arange(0, HEADS)[None, :, None]).to(tl.int64)
     channel = tl.arange(0, BLOCK)[None, None, :]
-    b, t = (n // T).to(tl.int64), n % T
+    b, t = (n // T).to(tl.int64), (n % T).to(tl.int64)
     mask = (n < N) & (channel < R)
     turn = tl.load(rotations + b * r_batch + t * r_token + channel, mask, 0.0)
     cos, sin = tl.split(tl.reshape(turn, (TOKENS, 1, BLOCK // 2, 2)))
@@ -45,7 +45,7 @@ def _rotate(
     pairs = tl.load(x + b * x_batch + t * x_token + head * x_head + channel, mask, 0.0).to(tl.float32)
     first, second = tl.split(tl.reshape(pairs, (TOKENS, HEADS, BLOCK // 2, 2)))
     rotated = tl.reshape(tl.join(first * cos - second * sin, first * sin + second * cos), (TOKENS, HEADS, BLOCK))
-    tl.store(y + (n.to(tl.int64) * H + head) * R + channel, rotated.to(y.dtype.element_ty), mask)
+    tl.store(y + (n * H + head) * R + channel, rotated.to(y.dtype.element_ty), mask)
 
 
 @torch.library.custom_op("dsv2_triton::rotate", mutates_args=())
