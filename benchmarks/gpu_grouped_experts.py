@@ -38,11 +38,6 @@ LEAVES = ("x", "gates", "w_gate_up", "w_down")
 Inputs = tuple[Tensor, ...]  # x, experts, gates, w_gate_up, w_down
 
 
-def in_triton(*inputs: Tensor) -> Tensor:
-    with using("triton"):
-        return routed_experts(*inputs)
-
-
 def in_torch(
     x: Tensor,
     experts: Tensor,
@@ -57,7 +52,7 @@ def in_torch(
     return LOCAL.combine(multiply(hidden, counts, w_down), ticket)
 
 
-SIDES: dict[str, Callable[..., Tensor]] = {"triton": in_triton, "torch": in_torch}
+SIDES: dict[str, Callable[..., Tensor]] = {"triton": routed_experts, "torch": in_torch}  # by their `kernels`
 
 
 def inputs_of(name: str, tokens: int, load: str, device: torch.device) -> Inputs:
@@ -99,7 +94,8 @@ def check(inputs: Inputs) -> dict[str, float]:
     exact = results(loop, *(part.float() if part.is_floating_point() else part for part in few))
     errors: dict[str, list[float]] = {}
     for side, function in SIDES.items():
-        got = results(function, *few)
+        with using(side):
+            got = results(function, *few)
         errors[side] = [float((a.float() - b).norm() / b.norm()) for a, b in zip(got, exact, strict=True)]
     ratios = {
         name: mine / max(theirs, 1e-9)
@@ -111,26 +107,34 @@ def check(inputs: Inputs) -> dict[str, float]:
     return ratios
 
 
-def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
-    """How long the GPU takes for what a call launches, and what the call returns."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    result = call()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1e3, result
+class Clock:
+    """Measures calls while the GPU is busy with a large matmul at first, so that no launch is waited for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.a, self.b, self.product = (torch.randn(8192, 8192, device=device, dtype=torch.bfloat16) for _ in range(3))
+
+    def seconds(self, call: Callable[[], Any]) -> tuple[float, Any]:
+        """How long the GPU takes for what a call launches, and what the call returns."""
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._multiply()
+        start.record()
+        result = call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3, result
+
+    def peak(self) -> float:
+        """FLOPs per second of that matmul: of random numbers, which the GPU's power and clock depend on; median."""
+        times = [self.seconds(self._multiply)[0] for _ in range(WARM_UP + 20)][WARM_UP:]
+        return 2 * 8192**3 / statistics.median(times)
+
+    def _multiply(self) -> None:
+        torch.mm(self.a, self.b, out=self.product)
 
 
-def peak(device: torch.device) -> float:
-    """FLOPs per second of a large matmul of random numbers, whose power the GPU's clock depends on: median of 20."""
-    a, b = (torch.randn(8192, 8192, device=device, dtype=torch.bfloat16) for _ in range(2))
-    times = [seconds(lambda: a @ b)[0] for _ in range(WARM_UP + 20)][WARM_UP:]
-    return 2 * 8192**3 / statistics.median(times)
-
-
-def measure(name: str, tokens: int, load: str, rounds: int, device: torch.device, best: float) -> list[dict[str, Any]]:
+def measure(name: str, tokens: int, load: str, rounds: int, clock: Clock, best: float) -> list[dict[str, Any]]:
     """A row for forward and one for backward."""
-    inputs = inputs_of(name, tokens, load, device)
+    inputs = inputs_of(name, tokens, load, clock.a.device)
     errors = check(inputs)
     grad = torch.randn_like(inputs[0])
     times: dict[str, dict[str, list[float]]] = {
@@ -139,11 +143,12 @@ def measure(name: str, tokens: int, load: str, rounds: int, device: torch.device
     memory: dict[str, float] = {}
     for number in range(WARM_UP + rounds):
         for side, function in SIDES.items():
-            torch.cuda.reset_peak_memory_stats(device)
-            before = torch.cuda.memory_allocated(device)
-            forward, (out, leaves) = seconds(lambda function=function: differentiated(function, inputs))  # type: ignore[misc]
-            backward, gradients = seconds(lambda out=out, leaves=leaves: torch.autograd.grad(out, leaves, grad))  # type: ignore[misc]
-            memory[side] = (torch.cuda.max_memory_allocated(device) - before) / 2**30
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            with using(side):
+                forward, (out, leaves) = clock.seconds(partial(differentiated, function, inputs))
+                backward, gradients = clock.seconds(partial(torch.autograd.grad, out, leaves, grad))
+            memory[side] = (torch.cuda.max_memory_allocated() - before) / 2**30
             del out, leaves, gradients
             if number >= WARM_UP:
                 times["forward"][side].append(forward)
@@ -178,12 +183,11 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         with using("triton"):
-            device = torch.device("cuda")
+            clock = Clock(torch.device("cuda"))
     except Unavailable as error:
         print(f"nothing is measured: {error}", file=sys.stderr)
         sys.exit(2)
-    best = peak(device)
-    machine = torch.cuda.get_device_name(device)
+    best, machine = clock.peak(), torch.cuda.get_device_name()
     console, rows = Console(), []
     table = Table(
         title=f"Routed experts, {arguments.tokens} tokens, bfloat16, {machine}: TFLOPS; peak {best / 1e12:.0f}"
@@ -192,7 +196,7 @@ def main() -> None:
         table.add_column(column, justify="right")
     for name in arguments.shapes or SHAPES:
         for load in ("equal", "skewed"):
-            for row in measure(name, arguments.tokens, load, arguments.rounds, device, best):
+            for row in measure(name, arguments.tokens, load, arguments.rounds, clock, best):
                 rows.append(row)
                 sides = (f"{row['tflops'][side]:.0f}, {row['share_of_peak'][side]:.0%}" for side in SIDES)
                 low, high = row["ratio_middle_half"]

@@ -1,4 +1,4 @@
-"""Operations passed to every module: the two functions that multiply activations by weights, and the dispatcher.
+"""Operations passed to every module: products of activations and weights, the dispatcher, and both of them in one.
 
 N rows, I input width, O output width, E experts.
 """
@@ -21,9 +21,7 @@ class Ops(NamedTuple):
     linear: Callable[[Tensor, Tensor], Tensor] = F.linear  # x (..., I), w (O, I) -> (..., O)
     grouped: Callable[[Tensor, Tensor, Tensor], Tensor] = grouped  # rows (N, I), counts (E,), w (E, I, O) -> (N, O)
     dispatcher: "Dispatcher" = LOCAL  # sends tokens to the routed experts and back
-    experts: Callable[..., Tensor] | None = (
-        None  # `routed_experts` in place of the two above, with kernels that have it
-    )
+    experts: Callable[..., Tensor] | None = None  # in place of the two above, where the chosen kernels have one for it
 
 
 PLAIN = Ops(experts=routed_experts)

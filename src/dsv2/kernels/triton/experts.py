@@ -240,7 +240,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.save_for_backward(*inputs[:-1], before)
 
 
-def _differentiate(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 8
     wanted = [ctx.needs_input_grad[place] for place in (0, 5, 6)]
     of_x, of_gates, *of_weights = _experts_backward(grad, *ctx.saved_tensors, wanted)
     of_x, *of_weights = (part if needed else None for part, needed in zip((of_x, *of_weights), wanted, strict=True))

@@ -110,15 +110,9 @@ class MoE(nn.Module):
     def route(self, u: Tensor, hints: Hints = NONE) -> Routing:
         """Choose experts for u (B, T, d); in training mode, also drop pairs above the devices' budgets."""
         config = self.config
-        limits: dict[str, Any] = {
-            "top_k": config.top_k,
-            "num_devices": config.num_devices,
-            "max_devices": config.max_devices,
-        }
+        limits: dict[str, Any] = {name: getattr(config, name) for name in ("top_k", "num_devices", "max_devices")}
         router = self.router
-        hooked = bool(
-            router._forward_hooks or router._forward_pre_hooks
-        )  # interventions change what the router returns
+        hooked = router._forward_hooks or router._forward_pre_hooks  # by interventions, which replace its affinities
         if hints.replay is None and isinstance(router, Router) and not hooked and form("router", u) == "triton":
             routing = Routing(*route_logits(router.logits(u), **limits))
         else:
