@@ -23,6 +23,7 @@ class Request(ConfigBase):
     workers: int | None = None
     launcher: Literal["local", "slurm", "ray"] = "local"
     dry_run: bool = False
+    mixed_kernels: bool = False
 
     @property
     def scales(self) -> tuple[str, ...]:

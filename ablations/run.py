@@ -9,6 +9,7 @@ seeds       a list, as in [0,1]; by default those of the scale, and as many as t
 workers     trials at a time; by default one per core, or one if there is a GPU; 64 with slurm and ray
 launcher    local (default), slurm or ray
 dry_run     true: print arms, overrides and cost, and run nothing
+mixed_kernels   true: give verdicts although trials were computed with different kernels
 """
 
 import os
@@ -96,6 +97,8 @@ def _main(arguments: list[str]) -> int:
         return refuse(error)
     console = open_console()
     studies = [Study(request.sweep, scale, request.seeds, overrides) for scale in request.scales]
+    for study in studies:
+        study.mixed_kernels = request.mixed_kernels
     if request.dry_run:
         for study in studies:
             show(study, console)

@@ -23,7 +23,7 @@ LOSS = "val/loss"
 
 
 class Stored:
-    """The committed results of one study at one scale; older ones have no `trials.csv`."""
+    """The committed results of one study at one scale."""
 
     def __init__(self, study: str, scale: str = "tiny") -> None:
         self.folder = RESULTS / study / scale
@@ -34,10 +34,9 @@ class Stored:
         return pd.read_csv(self.folder / "table.csv", index_col="arm", float_precision="round_trip")
 
     @cached_property
-    def trials(self) -> pd.DataFrame | None:
+    def trials(self) -> pd.DataFrame:
         """One row per trial: arm, seed and metrics."""
-        path = self.folder / "trials.csv"
-        return pd.read_csv(path, dtype={"arm": str}, float_precision="round_trip") if path.is_file() else None
+        return pd.read_csv(self.folder / "trials.csv", dtype={"arm": str}, float_precision="round_trip")
 
     @cached_property
     def report(self) -> str:
@@ -56,18 +55,14 @@ class Stored:
         mean, sd = self.mean(arm, metric), self.table[f"{metric} sd"][arm]
         return f"{mean:{form}}" if form.endswith("%") else f"{mean:{form}} ± {sd:{form}}"
 
-    def paired(self, arm: str, baseline: str, metric: str = LOSS) -> Values | None:
-        """Return arm minus baseline for every seed; None without `trials.csv`."""
-        if self.trials is None:
-            return None
+    def paired(self, arm: str, baseline: str, metric: str = LOSS) -> Values:
+        """Return arm minus baseline for every seed."""
         values = self.trials.pivot(index="seed", columns="arm", values=metric)
         return (values[arm] - values[baseline]).dropna().to_numpy(float)
 
     def difference(self, arm: str, baseline: str, metric: str = LOSS) -> str:
-        """Format arm minus baseline, with its 95% t interval where the trials are stored."""
+        """Format arm minus baseline, with its 95% t interval."""
         each = self.paired(arm, baseline, metric)
-        if each is None or len(each) < 2:
-            return f"{self.mean(arm, metric) - self.mean(baseline, metric):+.3f}"
         low, high = t_interval(each)
         return f"{each.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
 
@@ -89,7 +84,6 @@ class Stored:
 
     def share_of_noise(self, baseline: str, metric: str) -> tuple[float, float]:
         """Return the sd of the paired differences over that of unpaired ones, of the arms with least and greatest."""
-        assert self.trials is not None
         values = self.trials.pivot(index="seed", columns="arm", values=metric)
         others = values.drop(columns=baseline)
         ratios = others.sub(values[baseline], axis=0).std() / np.sqrt(others.var() + values[baseline].var())

@@ -13,6 +13,7 @@ from rich.progress import Progress as Bar
 from ablations.running.launch import executor
 from ablations.running.pool import WorkerDied, WorkerStopped
 from ablations.running.worker import Outcome, run_trial
+from ablations.trials.kernels import like_finished
 from ablations.trials.progress import StudyProgress
 from ablations.trials.record import RECORD
 from ablations.trials.trials import Study, Trial
@@ -37,11 +38,12 @@ def run_trials(study: Study, *, workers: int | None, launcher: str, console: Con
 
     A failing trial does not stop the others, and neither does one that another runner holds: it is waited for unless
     that runner has stopped. A full disk is waited for. On Ctrl-C the workers are stopped, their checkpoints kept, and
-    KeyboardInterrupt is passed on to the caller. Raises Busy if a process stopped while it prepared the data.
+    KeyboardInterrupt is passed on to the caller. Raises Busy if a process stopped while it prepared the data, and
+    ConfigError if the trials that are left ask for other kernels than those that finished.
     """
     with_space(study.remember, console)
     since = (study.folder / RECORD).stat().st_mtime
-    todo = [trial for trial in study.trials if finished(trial.folder) is None]
+    todo = like_finished(study, [trial for trial in study.trials if finished(trial.folder) is None])
     console.print(f"{len(study.trials)} trials, {len(study.trials) - len(todo)} already finished")
     if todo:
         pool = executor(launcher, workers=workers, folder=study.folder)

@@ -8,8 +8,6 @@ from dsv2.kernels.cpu import library
 from dsv2.kernels.triton import device as triton
 from dsv2.kernels.unavailable import Unavailable
 
-pytestmark = pytest.mark.usefixtures("kept_kernels")
-
 
 def test_compiled_ops_take_float32_on_the_cpu_alone() -> None:
     single = torch.ones(2)

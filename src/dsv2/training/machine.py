@@ -47,6 +47,13 @@ def require_kernels(kernels: str) -> None:
         raise ConfigError("trainer.kernels", kernels, f"torch or auto, since {error}") from None
 
 
+def best_kernels(accelerator: str) -> str:
+    """Return what `trainer.kernels=auto` means on the device that `trainer.accelerator` chooses here."""
+    on_gpu = accelerator != "cpu" and (torch.cuda.is_available() or torch.backends.mps.is_available())
+    with using("auto"):
+        return "torch" if on_gpu else in_use(torch.device("cpu"))
+
+
 def keep_freed_memory() -> None:
     """Make glibc reuse large blocks instead of mapping and faulting them in at every step; no-op elsewhere.
 

@@ -70,7 +70,7 @@ def test_plain_torch_trains_where_nothing_can_be_compiled(tmp_path: Path) -> Non
         "import torch; from dsv2.kernels.swiglu import swiglu; from dsv2.kernels.choice import in_use, using\n"
         "with using('auto'): print(swiglu(torch.tensor([[100.0, 2.0]])).tolist(), in_use(torch.device('cpu')))"
     )
-    environment = os.environ | {"PATH": "/nowhere", "XDG_CACHE_HOME": str(tmp_path), "CXX": "c++"}
+    environment = os.environ | {"PATH": "/nowhere", "DSV2_CACHE": str(tmp_path), "CXX": "c++"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "[[200.0]] torch\n"
     assert done.stderr.count("plain torch is used instead of compiled kernels") == 1
