@@ -1,4 +1,4 @@
-"""Operations passed to every module: products of activations and weights, the dispatcher, and ops that do several of them.
+"""Operations passed to every module: products of activations and weights, the dispatcher, and ops of several of them.
 
 N rows, I input width, O output width, E experts.
 """
