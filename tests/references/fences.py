@@ -38,6 +38,11 @@ def fenced(x: Tensor) -> Tensor:
     return fenced_empty(tuple(x.shape), x.dtype, DEVICE).copy_(x.detach())
 
 
+def reserved(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A tensor without fences, of any size: its memory is taken where it is written to, and nowhere else."""
+    return ALLOCATE[torch]["empty"](shape, dtype=dtype, device=DEVICE)
+
+
 def check() -> None:
     """Raise AssertionError if one of the fences was written to."""
     for fence in _fences:
