@@ -198,12 +198,12 @@ def measure(name: str, rounds: int, threads: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", default=[*SHAPES], choices=[*SHAPES, []], metavar="MODEL")
+    parser.add_argument("models", nargs="*", help="of A C D E; all by default")
     parser.add_argument("--threads", type=int, nargs="+", default=[2])
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     console, results = Console(), []
-    for threads, name in product(arguments.threads, arguments.models):
+    for threads, name in product(arguments.threads, arguments.models or SHAPES):
         torch.set_num_threads(threads)
         result = measure(name, arguments.rounds, threads)
         results.append(result)
