@@ -2,11 +2,11 @@
 
     python -m benchmarks.study [--seeds 2] [--rounds 3] [--workers 2] [--base 55944a2]
 
-The earlier code is checked out in a git worktree of its own and run by the same Python. In every round both sides run the
-study as a command in an empty store, in turns, the one that begins alternating: planning, data, training and report. A
-second of this code's columns leaves the choice of kernels to plain torch. Data that the user's caches keep between studies
-are prepared before anything is timed; the earlier code keeps none. Before a ratio is printed, the validation losses of all
-arms must agree within the spread over seeds. Writes `benchmarks/results/study.json`.
+The earlier code is checked out in a git worktree of its own and run by the same Python. In every round both sides run
+the study as a command in an empty store, in turns, the one that begins alternating: planning, data, training and
+report. This code runs a second time with plain torch. What the user's caches keep between studies is prepared before
+anything is timed; the earlier code keeps nothing there. Before a ratio is printed, the validation losses of all arms
+must agree within the spread over seeds. Writes `benchmarks/results/study.json`.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def run(side: str, code: Path, seeds: int, workers: int, cache: Path) -> dict[st
         }
         command = [sys.executable, "-m", "ablations.run", *words, *OVERRIDES[side]]
         started, since = time.perf_counter(), time.time()
-        done = subprocess.run(command, env=environment, cwd=store, capture_output=True, text=True)
+        done = subprocess.run(command, env=os.environ | folders, cwd=store, capture_output=True, text=True)
         seconds = time.perf_counter() - started
         if done.returncode:
             sys.exit(f"{side}: {' '.join(command)} failed: {done.stderr.strip().splitlines()[-1:]}")
