@@ -25,9 +25,10 @@ class Holder:
         self.tensor = tensor
 
 
-def kept_bytes(overrides: list[str], precision: str, batch: int, length: int) -> int:
+def kept_bytes(overrides: list[str], precision: str, batch: int, length: int, recompute_layers: int = 0) -> int:
     """Bytes of the distinct storages, weights aside, that wait for backward once the loss is there."""
     model = dsv2.load(overrides).model.build(ops=OPS[precision]).train()
+    model.recompute_layers = recompute_layers
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     holders: weakref.WeakSet[Holder] = weakref.WeakSet()
 
@@ -38,8 +39,12 @@ def kept_bytes(overrides: list[str], precision: str, batch: int, length: int) ->
 
     tokens = torch.randint(0, 100, (batch, length))
     with saved_tensors_hooks(pack, lambda holder: holder.tensor):
-        loss = mean_nats(model(tokens).logits, tokens)
+        output = model(tokens)
+        loss = mean_nats(output.logits, tokens)
     storages = [holder.tensor.untyped_storage() for holder in list(holders)]
+    dense = model.config.num_dense_layers
+    for routing in output.routings[: max(recompute_layers - dense, 0)]:  # which the balance losses read
+        storages += [part.untyped_storage() for part in (routing.affinities, routing.experts, routing.gates)]
     assert loss.requires_grad  # and with it the graph is alive
     return sum({s.data_ptr(): s.nbytes() for s in storages if s.data_ptr() not in weights}.values())
 
@@ -72,6 +77,16 @@ def test_activations_are_what_autograd_keeps(attention, ffn, precision):
     assert said == pytest.approx(kept_bytes(overrides, precision, 2, 48), rel=TOLERANCE)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("recompute_layers", [1, 2, 4])
+def test_layers_that_are_computed_again_keep_their_inputs(recompute_layers, precision):
+    overrides = [*SMALL, "model.num_layers=4", "model/ffn=moe"]
+    model, more = dsv2.load(overrides).model, {"precision": precision, "recompute_layers": recompute_layers}
+    said = training_memory(model, batch=2, length=48, **more).activation_bytes
+    assert said == pytest.approx(kept_bytes(overrides, batch=2, length=48, **more), rel=TOLERANCE)
+    assert said < training_memory(model, batch=2, length=48, precision=precision).activation_bytes
+
+
 def test_values_wider_than_keys_keep_the_square():
     """No fused kernel there: four times the length, and a token keeps more; with narrower values it does not."""
     wide = [*SMALL, "model/attention=mla", "model.attention.v_dim=40"]
@@ -98,7 +113,12 @@ def test_states_and_sums():
 
 @pytest.mark.parametrize(
     ("more", "message"),
-    [({"batch": 0}, "batch=0"), ({"length": 0}, "length=0"), ({"precision": "fp8"}, "precision='fp8'")],
+    [
+        ({"batch": 0}, "batch=0"),
+        ({"length": 0}, "length=0"),
+        ({"precision": "fp8"}, "precision='fp8'"),
+        ({"recompute_layers": 3}, "recompute_layers=3 is not valid: 0 to 2"),
+    ],
 )
 def test_mistakes_are_named(more, message):
     with pytest.raises(ConfigError, match=message):

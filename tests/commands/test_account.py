@@ -71,3 +71,11 @@ def test_mistakes_end_in_one_line(arguments, message, capsys):
     error = capsys.readouterr().err
     assert error.startswith(message)
     assert error.count("\n") == 1
+
+
+def test_layers_that_are_computed_again_take_less_memory(capsys):
+    kept = []
+    for layers in (0, 60):
+        assert main(["account", "model=v2", f"trainer.recompute_layers={layers}", "--json"]) == 0
+        kept.append(json.loads(capsys.readouterr().out)["memory"]["activation_bytes"])
+    assert kept[1] < 0.1 * kept[0]

@@ -10,6 +10,7 @@ from torch import Tensor
 import dsv2
 from dsv2.config import ConfigError
 from dsv2.inference.cache import allocate_model
+from dsv2.kernels.choice import using
 from dsv2.models.attention import GQA, MLA
 from dsv2.models.ffn import SwiGLU
 from dsv2.models.moe import GShard, Hash, MoE, Switch
@@ -270,3 +271,38 @@ def test_what_is_no_batch_of_the_vocabulary_is_refused(tokens: object, message: 
 def test_positions_are_int64(dtype: torch.dtype) -> None:
     with pytest.raises(ValueError, match=r"^positions has shape .*: must be one integer per token"):
         build()(torch.zeros(1, 2, dtype=torch.int64), positions=torch.zeros(1, 2, dtype=dtype))
+
+
+# ---- layers that are computed again in backward ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernels", ["torch", "cpu"])
+@pytest.mark.parametrize("ffn", ["moe", "gshard", "switch", "dense"])
+def test_recomputed_layers_change_no_bit(ffn, kernels):
+    """Loss, gradients, and routing, of which there is one per layer; the random draws of routers are repeated."""
+    ran = []
+    for layers in (0, 1, 3):
+        model = build(f"model/ffn={ffn}", "model.num_layers=3").train()
+        model.recompute_layers = layers
+        called: list[torch.nn.Module] = []
+        for layer in model.layers:
+            layer.register_forward_pre_hook(lambda layer, _, called=called: called.append(layer))
+        with using(kernels):
+            x, routings = model.hidden(tokens(), seed=5)
+            loss = model.mean_nats(x, tokens()) + sum(r.affinities.square().sum() + r.gates.sum() for r in routings)
+        loss.backward()
+        assert called == [*model.layers, *reversed(model.layers[:layers])]
+        ran.append((loss, [weight.grad for weight in model.parameters()], routings))
+    for loss, grads, routings in ran[1:]:
+        assert torch.equal(loss, ran[0][0])
+        assert len(routings) == len(ran[0][2])
+        assert all(torch.equal(one.experts, other.experts) for one, other in zip(routings, ran[0][2], strict=True))
+        assert all(torch.equal(one, other) for one, other in zip(grads, ran[0][1], strict=True))
+
+
+def test_nothing_is_recomputed_without_gradients(monkeypatch):
+    model = build("model.num_layers=2")
+    model.recompute_layers = 2
+    monkeypatch.setattr("dsv2.models.transformer.checkpoint", lambda *_, **__: pytest.fail("computed again"))
+    with torch.no_grad():
+        model(tokens())

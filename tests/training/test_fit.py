@@ -102,6 +102,14 @@ def test_a_run_from_before_kernels_were_chosen_goes_on_in_plain_torch(quick, tmp
     assert fit.fit(dsv2.load(quick), tmp_path)["provenance"]["kernels"] == "torch"
 
 
+def test_recomputed_layers_are_of_the_same_run_and_change_nothing(quick, tmp_path):
+    for layers in (0, 2):
+        fit.fit(dsv2.load([*quick, f"trainer.recompute_layers={layers}"]), tmp_path / str(layers))
+    assert_same_run(tmp_path / "0", tmp_path / "2")
+    with pytest.raises(ConfigError, match=r"trainer\.recompute_layers=3 is not valid: 0 to model\.num_layers=2"):
+        dsv2.load([*quick, "trainer.recompute_layers=3"])
+
+
 def test_a_run_leaves_what_it_promises(quick, tmp_path):
     run = dsv2.load([*quick, *BENCHMARKS, "study=s", "arm=a"])
     result = fit.fit(run, tmp_path / "run")

@@ -2,12 +2,12 @@
 
 B batch, T tokens, d model width, H heads, G key-value heads, E experts, K experts per token, V vocabulary.
 
-Activations are the tensors that autograd saves between forward and backward of one batch on one device, in this
-implementation and without recomputation, each storage once. The residual stream, norms, router and losses are float32
-in any precision; "bf16" saves a bfloat16 copy of every matmul's input and weight. Attention saves queries, keys,
-values, output and one number per head and query, but not the T x T scores, unless values are wider than keys. Not
-counted: temporaries, and the few bytes of balance losses, device limit and token dropping. Within 0.5% of the tensors
-that autograd saves.
+Activations are the tensors that autograd saves between forward and backward of one batch on one device, in plain torch,
+each storage once; of layers that are computed again, their inputs and routing alone. The residual stream, norms, router
+and losses are float32 in any precision; "bf16" saves a bfloat16 copy of every matmul's input and weight. Attention
+saves queries, keys, values, output and one number per head and query, but not the T x T scores, unless values are wider
+than keys. Not counted: temporaries, and the few bytes of balance losses, device limit and token dropping. Within 0.5%
+of the tensors that autograd saves.
 """
 
 from typing import Any, NamedTuple
@@ -60,31 +60,53 @@ class Memory(NamedTuple):
 
 
 def training_memory(
-    model: Transformer.Config, *, batch: int = 1, length: int = 4096, precision: str = "fp32"
+    model: Transformer.Config,
+    *,
+    batch: int = 1,
+    length: int = 4096,
+    precision: str = "fp32",
+    recompute_layers: int = 0,
 ) -> Memory:
-    """Return the memory of training `model` on `batch` sequences of `length` tokens."""
+    """Return the memory of training `model` on `batch` sequences of `length` tokens.
+
+    The activations of the first `recompute_layers` are computed again in backward, one layer at a time.
+    """
     for name, value in (("batch", batch), ("length", length)):
         if not 1 <= value <= MOST:
             raise ConfigError(name, value, f"1 to {MOST:,}")
     if precision not in PRODUCT:
         raise ConfigError("precision", precision, f"one of {', '.join(PRODUCT)}")
-    product, tokens, layers = PRODUCT[precision], batch * length, model.num_layers
+    if not 0 <= recompute_layers <= model.num_layers:
+        raise ConfigError("recompute_layers", recompute_layers, f"0 to {model.num_layers}")
+    product, tokens, layers = PRODUCT[precision], batch * length, model.num_layers - recompute_layers
     rows = [
         ("embedding", 1, INDEX),
         ("norms", 2 * layers + 1, WIDE * (model.dim + 1)),  # the input and 1 / rms
         ("attention", layers, _attention(model.attention, model.dim, length, product)),
     ]
-    for name, first, last in (("ffn, dense layers", 0, model.num_dense_layers), ("ffn", model.num_dense_layers, None)):
-        ffns = model.ffns()[first:last]
-        rows += [(name, len(ffns), _ffn(ffns[0], model.dim, product))] if ffns else []
+    dense, ffns = model.num_dense_layers, model.ffns()
+    for name, of_kind in (
+        ("ffn, dense layers", ffns[recompute_layers:dense]),
+        ("ffn", ffns[max(recompute_layers, dense) :]),
+    ):
+        rows += [(name, len(of_kind), _ffn(of_kind[0], model.dim, product))] if of_kind else []
     logits = product * model.dim + WIDE * model.vocab_size  # the head's input; log-probabilities for the loss
     rows += [("head and loss", 1, logits)]
-    kept = [Kept(part, count, tokens * count * size) for part, count, size in rows]
+    kept = [Kept(part, count, tokens * count * size) for part, count, size in rows if count]
+    if recompute_layers:
+        again = sum(_inputs_of_layer(i, ffn, model.dim, product) for i, ffn in enumerate(ffns[:recompute_layers]))
+        kept.append(Kept("layers computed again", recompute_layers, tokens * again))
     kept.append(Kept("rotations", 1, length * WIDE * model.attention.rotary_dim))
     if precision == "bf16":
-        kept.append(Kept("weights in bfloat16", layers, product * _cast_weights(model)))
+        kept.append(Kept("weights in bfloat16", max(layers, 1), product * _cast_weights(model, recompute_layers)))
     weights = WIDE * account(model).total_params
     return Memory(weights, weights, 2 * weights, tuple(kept), tokens)
+
+
+def _inputs_of_layer(index: int, ffn: MoEConfig | SwiGLU.Config, dim: int, product: int) -> int:
+    """Return the bytes per token that a layer keeps to be computed again: its two inputs, and its routing."""
+    routing = 0 if isinstance(ffn, SwiGLU.Config) else WIDE * (ffn.num_experts + ffn.top_k) + INDEX * ffn.top_k
+    return WIDE * dim + (product * dim if index else 0) + routing
 
 
 def _inputs(width: int, products: int, product: int) -> int:
@@ -129,8 +151,11 @@ def _ffn(ffn: MoEConfig | SwiGLU.Config, dim: int, product: int) -> int:
     return routing + experts + shared + 3 * product * ffn.num_shared * ffn.expert_dim
 
 
-def _cast_weights(model: Transformer.Config) -> int:
-    """Count the elements of matrices cast for matmuls; the router stays in float32, the embedding is looked up."""
-    blocks = [weight for layer in range(model.num_layers) for weight in model.layer_weights(layer)]
+def _cast_weights(model: Transformer.Config, first: int) -> int:
+    """Count the elements of matrices cast for matmuls from layer `first` on, and in the head.
+
+    The router stays in float32, and the embedding is looked up.
+    """
+    blocks = [weight for layer in range(first, model.num_layers) for weight in model.layer_weights(layer)]
     cast = sum(weight.total for weight in blocks if weight.is_matrix and weight.name != "ffn.router.w")
     return cast + model.vocab_size * model.dim

@@ -48,9 +48,10 @@ def account_command(arguments: argparse.Namespace) -> None:
     from dsv2.accounting.memory import training_memory
     from dsv2.accounting.traffic import all_to_all
 
-    model, precision = _model(arguments)
+    model, precision, recompute_layers = _model(arguments)
     result = account(model, context=arguments.context, kv_bits=arguments.kv_bits)
-    memory = training_memory(model, batch=arguments.batch, length=arguments.context, precision=precision)
+    size = {"batch": arguments.batch, "length": arguments.context}
+    memory = training_memory(model, **size, precision=precision, recompute_layers=recompute_layers)
     traffic, cost = all_to_all(model), _cost(arguments, result.flops_per_token)
     if arguments.json:
         more = {
@@ -80,17 +81,18 @@ def _amount(parameters: int) -> str:
     return f"{parameters / size:.2f}{unit}"
 
 
-def _model(arguments: argparse.Namespace) -> "tuple[Transformer.Config, str]":
+def _model(arguments: argparse.Namespace) -> "tuple[Transformer.Config, str, int]":
+    """Return the model, the precision that it is trained in, and how many of its layers are computed again."""
     if arguments.hf is not None:
         if arguments.overrides:
             raise ConfigError("overrides", " ".join(arguments.overrides), "none together with --hf")
         from dsv2.interop.hf_config import read_config
 
-        return read_config(arguments.hf), "fp32"
+        return read_config(arguments.hf), "fp32", 0
     from dsv2.training.run import load
 
     run = load(arguments.overrides)
-    return run.model, run.trainer.precision
+    return run.model, run.trainer.precision, run.trainer.recompute_layers
 
 
 def _cost(arguments: argparse.Namespace, flops_per_token: int) -> "Cost | None":

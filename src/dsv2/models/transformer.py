@@ -4,14 +4,17 @@ B batch, T tokens, d model width, V vocabulary.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dsv2.config import ConfigBase, added
 from dsv2.kernels.cross_entropy import mean_nats
@@ -102,6 +105,7 @@ class Transformer(nn.Module):
     def __init__(self, config: Config, ops: Ops = PLAIN) -> None:
         super().__init__()
         self.config, self.ops, self.rope = config, ops, config.rope.build()
+        self.recompute_layers = 0  # first layers whose activations backward computes again instead of keeping them
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.dim))
         self.layers = nn.ModuleList(Block(config, ffn, self.rope, ops) for ffn in config.ffns())
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -174,7 +178,10 @@ class Transformer(nn.Module):
         for index, layer in enumerate(self.layers):
             replay = next(recorded) if routings and isinstance(layer.ffn, MoE) else None
             hints = Hints(tokens, exempt, replay, None if seed is None else (seed * len(self.layers) + index) % 2**63)
-            x, delta, routing = layer(x, delta, rotations, caches[index] if caches else None, hints, ragged)
+            run: Callable[..., Any] = layer
+            if index < self.recompute_layers and torch.is_grad_enabled():
+                run = partial(_recomputed, layer)
+            x, delta, routing = run(x, delta, rotations, caches[index] if caches else None, hints, ragged)
             if routing is not None:
                 chosen.append(routing)
         return self.norm.after(x, delta)[1], tuple(chosen)
@@ -197,6 +204,14 @@ class Transformer(nn.Module):
             shape = f"{tuple(positions.shape)} {positions.dtype}"
             raise ValueError(f"positions has shape {shape}: must be one integer per token, {tuple(tokens.shape)}")
         return positions.clamp(min=0), ragged_batch(positions, cache)
+
+
+def _recomputed(layer: nn.Module, *inputs: Any) -> Any:
+    """Call a layer so that only its inputs and outputs are kept for backward, which calls it again.
+
+    That happens in a thread of autograd, to which the choice of kernels goes along in a copy of the context.
+    """
+    return checkpoint(copy_context().run, layer, *inputs, use_reentrant=False)
 
 
 def require_model(model: object) -> None:

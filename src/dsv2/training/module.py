@@ -36,6 +36,7 @@ class Module(L.LightningModule):
         self.config = run
         self.batches = run.trainer.batches()
         self.model = run.model.build(seed=run.seed, ops=OPS[run.trainer.precision])
+        self.model.recompute_layers = run.trainer.recompute_layers
         self.moe = run.model.moe
         self.grad_norm = torch.zeros(())  # of the last step, before clipping
 

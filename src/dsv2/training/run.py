@@ -35,6 +35,7 @@ class Training:
         accelerator: Literal["auto", "cpu", "gpu"] = setting("auto")
         devices: int = setting(1)  # processes that share the sequences of a step; torchrun starts them
         strategy: Literal["auto", "ddp"] = setting("auto")  # auto: ddp for more than one device
+        recompute_layers: int = setting(0)  # first layers whose activations backward computes again
         kernels: Literal["torch", "cpu", "triton", "auto"] = setting("auto")
         progress: bool = setting(True)
 
@@ -100,6 +101,9 @@ class Run:
             for size in self.trainer.batches().sizes:
                 valid = f"a divisor of every batch size; one step has {size} sequences"
                 self.require(size % self.trainer.devices == 0, "trainer.devices", valid)
+            layers = self.trainer.recompute_layers
+            valid = f"0 to model.num_layers={self.model.num_layers}"
+            self.require(0 <= layers <= self.model.num_layers, "trainer.recompute_layers", valid)
             coupled = self.model.moe is not None and self.model.moe.couples_sequences
             valid = "1, since this FFN drops tokens over the capacity of a whole batch"
             self.require(self.trainer.devices == 1 or not coupled, "trainer.devices", valid)
