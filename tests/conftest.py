@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from dsv2.printing import warned
+
 pytest.register_assert_rewrite("tests.references")  # so that checks which tests share say what they compared
 
 
@@ -16,6 +18,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "runs"
     monkeypatch.setenv("DSV2_RUNS", str(root))
     monkeypatch.setenv("DSV2_CACHE", "off")
+    warned.clear()
     return root
 
 

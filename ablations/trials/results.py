@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ablations.trials.trials import Study, stored
-from dsv2.printing import complain, warn
+from dsv2.printing import complain, warn_once
 from dsv2.routing.measures import Measures
 from dsv2.storage.rundir import METRICS, ROUTING, read_result
 
@@ -73,7 +73,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict) and {"step", "tokens"} <= set(row):
             rows.append(row)
         else:
-            warn(f"{path}: line {number} is damaged and was skipped")
+            warn_once(f"{path}: line {number} is damaged and was skipped")
     return rows
 
 
@@ -82,7 +82,7 @@ def _frame(path: Path) -> pd.DataFrame | None:
     try:
         return pd.read_parquet(path) if path.is_file() else None
     except (OSError, ValueError) as error:
-        warn(f"{path} is damaged and was skipped: {error}")
+        warn_once(f"{path} is damaged and was skipped: {error}")
         return None
 
 

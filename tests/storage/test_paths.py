@@ -11,9 +11,9 @@ from dsv2.storage.paths import as_path, home_of, require_own_files, within
 
 def test_a_path_is_text_or_a_path():
     assert as_path("x", "a/b") == as_path("x", Path("a/b")) == Path("a/b")
-    with pytest.raises(TypeError, match="^x=3: must be a path"):
+    with pytest.raises(TypeError, match=r"^x=3: must be a path"):
         as_path("x", 3)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="^x='': must be a path"):
+    with pytest.raises(ValueError, match=r"^x='': must be a path"):
         as_path("x", "")
 
 
