@@ -163,11 +163,11 @@ def test_arguments_that_do_not_fit_are_refused(arguments: dict, message: str) ->
 
 
 def test_arguments_of_another_type_are_refused() -> None:
-    with pytest.raises(TypeError, match="^routing has type NoneType: must be a Routing"):
+    with pytest.raises(TypeError, match=r"^routing has type NoneType: must be a Routing"):
         drop(None, num_devices=1, capacity_factor=1.0)  # type: ignore[arg-type]
     s = torch.full((2, 3, 4), 0.25)
     experts = torch.zeros(2, 3, 1, dtype=torch.int64)
-    with pytest.raises(TypeError, match="^exempt has type list: must be a tensor"):
+    with pytest.raises(TypeError, match=r"^exempt has type list: must be a tensor"):
         drop(Routing(s, experts, s.gather(-1, experts)), num_devices=1, capacity_factor=1.0, exempt=[True, True])  # type: ignore[arg-type]
 
 
