@@ -14,7 +14,7 @@ from dsv2.printing import described, refuse, warn
 from dsv2.report.terminal import say
 
 TABLE = "--table"
-KEYS = ("sweep", "scale")
+KEYS = ("sweep", "scale", "mixed_kernels")
 
 
 def main(arguments: list[str]) -> int:
@@ -44,6 +44,7 @@ def _report(words: list[str], *, table: bool) -> list[str]:
 
     studies = [stored(request.sweep, scale) for scale in request.scales]
     for study in studies:
+        study.mixed_kernels = request.mixed_kernels
         if not study.folder.is_dir():
             valid = f"a study that has been run; {study.folder} does not exist, run {study.command} first"
             raise ConfigError("sweep", request.sweep, valid)

@@ -23,6 +23,8 @@ class Request(ConfigBase):
     workers: int | None = None
     launcher: Literal["local", "slurm", "ray"] = "local"
     dry_run: bool = False
+    mixed_kernels: bool = False
+    until_decided: bool = False
 
     @property
     def scales(self) -> tuple[str, ...]:

@@ -9,6 +9,8 @@ seeds       a list, as in [0,1]; by default those of the scale, and as many as t
 workers     trials at a time; by default one per core, or one if there is a GPU; 64 with slurm and ray
 launcher    local (default), slurm or ray
 dry_run     true: print arms, overrides and cost, and run nothing
+until_decided   true: train no more seeds once every contrast is decided
+mixed_kernels   true: give verdicts although trials were computed with different kernels
 """
 
 import os
@@ -96,6 +98,8 @@ def _main(arguments: list[str]) -> int:
         return refuse(error)
     console = open_console()
     studies = [Study(request.sweep, scale, request.seeds, overrides) for scale in request.scales]
+    for study in studies:
+        study.mixed_kernels = request.mixed_kernels
     if request.dry_run:
         for study in studies:
             show(study, console)
@@ -109,7 +113,13 @@ def _main(arguments: list[str]) -> int:
     finished = True
     for study in studies:
         show(study, console)
-        finished &= run_study(study, workers=request.workers, launcher=request.launcher, console=console)
+        finished &= run_study(
+            study,
+            workers=request.workers,
+            launcher=request.launcher,
+            until_decided=request.until_decided,
+            console=console,
+        )
     if len(studies) > 1:
         from ablations.reporting.ladder import report_ladder
         from ablations.running.runner import with_space

@@ -109,20 +109,28 @@ def require_runnable(study: Study, workers: int | None, launcher: str) -> None:
             require_accelerator(accelerator)
 
 
-def run_study(study: Study, *, workers: int | None, launcher: str, console: "Console | None" = None) -> bool:
+def run_study(
+    study: Study, *, workers: int | None, launcher: str, until_decided: bool = False, console: "Console | None" = None
+) -> bool:
     """Run every unfinished trial, then write the report and print the verdicts; return True if all trials finished.
 
+    With `until_decided`, the seeds are looked at one after the other, and no more are trained once every contrast is
+    decided.
     The report covers all seeds of the study that are complete, not only those of this request (see `Study.reported`).
     A failing trial does not stop the others. On Ctrl-C the workers are stopped, their checkpoints kept, and
     KeyboardInterrupt is passed on to the caller.
     """
     require_runnable(study, workers, launcher)
+    from ablations.reporting.early import UntilDecided
     from ablations.reporting.write import report_study
     from ablations.running.runner import run_trials, with_space
     from dsv2.report.terminal import open_console
 
     console = console or open_console()
-    finished = run_trials(study, workers=workers, launcher=launcher, console=console)
+    enough = UntilDecided(study, console) if until_decided else None
+    finished = run_trials(study, workers=workers, launcher=launcher, console=console, enough=enough or (lambda: False))
+    if enough is not None and enough.decided:
+        study, finished = enough.study, True
     reported = study.reported()
     with_space(lambda: report_study(reported, console), console)
     if set(reported.seeds) != set(study.seeds):

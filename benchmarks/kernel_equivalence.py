@@ -25,7 +25,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeRemainingColu
 from rich.table import Table
 
 from ablations import study
-from dsv2.kernels.choice import COMPILED, using
+from dsv2.kernels.choice import OPS, using
 from dsv2.statistics.paired import t_interval
 from dsv2.training.fit import fit
 from dsv2.training.machine import prepare
@@ -36,7 +36,7 @@ MARGIN = 0.002  # nats: a tenth of the margin within which studies call losses e
 NOISE = 1e-7  # relative, of the yardstick's initial weights
 WIDEST = 3  # times the yardstick's spread
 PLAIN, YARDSTICK, ALL = "torch", "torch, weights perturbed", "all"
-VARIANTS = (PLAIN, YARDSTICK, *COMPILED, ALL)
+VARIANTS = (PLAIN, YARDSTICK, *OPS["cpu"], ALL)
 
 
 class Perturbed(Module):
@@ -56,7 +56,7 @@ def final_loss(task: tuple[str, int, str], overrides: list[str]) -> float:
     torch.set_num_threads(1)
     prepare()
     run = replace(study("balance_losses", scale="smoke", overrides=overrides).configs[arm], seed=seed)
-    ops = COMPILED if variant == ALL else () if variant in (PLAIN, YARDSTICK) else (variant,)
+    ops = OPS["cpu"] if variant == ALL else () if variant in (PLAIN, YARDSTICK) else (variant,)
     with tempfile.TemporaryDirectory() as folder, using("cpu", ops):
         result = fit(run, Path(folder), module=Perturbed if variant == YARDSTICK else Module)
     return float(result["metrics"]["val/loss"])

@@ -1,31 +1,45 @@
 """Fixtures shared by all tests: own run root, a small corpus, and a run that trains in about a second."""
 
+import importlib.util
 import json
 import random
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from dsv2.caches import cache_folder
 from dsv2.printing import warned
 
 pytest.register_assert_rewrite("tests.references")  # so that checks which tests share say what they compared
 
+# Triton decides when a function is defined whether to interpret it, its own as well; torch._dynamo imports Triton.
+if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("TRITON_INTERPRET", "1")
+        import triton.language  # noqa: F401
+
+
+KERNELS = cache_folder("kernels")  # of the user, for all tests: the key of a build is a hash of all that is in it
+
 
 @pytest.fixture(autouse=True)
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def runs(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test reads or writes the user's runs, or prepared corpora of others."""
     root = tmp_path / "runs"
-    monkeypatch.setenv("DSV2_RUNS", str(root))
-    monkeypatch.setenv("DSV2_CACHE", "off")
+    _use(root, tmp_path_factory.mktemp("caches"), monkeypatch)
     warned.clear()
     return root
 
 
-@pytest.fixture
-def kept_kernels(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiled kernels come from the user's caches: their key is a hash of all that is in them."""
-    monkeypatch.delenv("DSV2_CACHE")
+def _use(root: Path, caches: Path, environment: pytest.MonkeyPatch) -> None:
+    """Set the folders of runs and of caches, the latter with a link to the user's compiled kernels."""
+    environment.setenv("DSV2_RUNS", str(root))
+    environment.setenv("DSV2_CACHE", "off" if KERNELS is None else str(caches))
+    if KERNELS is not None:
+        KERNELS.mkdir(parents=True, exist_ok=True)
+        (caches / "kernels").symlink_to(KERNELS)
 
 
 @pytest.fixture(scope="session")
@@ -78,8 +92,7 @@ def trained_once(quick: list[str], tmp_path_factory: pytest.TempPathFactory) -> 
     sizes += ["benchmarks=text", "benchmarks.copying_strings=4", "benchmarks.copying_length=8"]
     run = dsv2.load([*quick, *sizes, "model.vocab_size=320", "study=toy", "scale=smoke", "arm=moe"])
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("DSV2_RUNS", str(root))
-        environment.setenv("DSV2_CACHE", "off")
+        _use(root, tmp_path_factory.mktemp("caches"), environment)
         machine.prepare()
         fit.fit(run, root / "toy" / "smoke" / "trials" / run.fingerprint())
     trials = {"trials": [["moe", 0, None, run.fingerprint()]]}

@@ -49,10 +49,10 @@ def test_the_extras_are_the_promised_ones():
     }
 
 
-def test_everything_is_all_but_what_needs_a_gpu_or_a_cluster():
+def test_everything_is_all_but_what_needs_a_cluster():
     (everything,) = PROJECT["optional-dependencies"]["all"]
     extras = set(re.fullmatch(r"dsv2\[(.*)\]", everything)[1].split(","))
-    assert extras == PROJECT["optional-dependencies"].keys() - {"all", "gpu", "launchers"}
+    assert extras == PROJECT["optional-dependencies"].keys() - {"all", "launchers"}
 
 
 def test_environment_yml_points_at_both():

@@ -1,5 +1,6 @@
 """The findings of a study: everything that its report needs, in one value."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -8,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ablations.reporting.words import StudyText, text_of
+from ablations.trials.kernels import AND, MIXED, said
 from ablations.trials.looks import Look, first_look, look_at, record_look
 from ablations.trials.results import Results, results_of
 from ablations.trials.trials import Study
@@ -180,7 +182,12 @@ def looked(study: Study, findings: Findings) -> Findings:
     """Return the findings with the look that showing them is, which is recorded if there is anything to compare."""
     if not findings.comparable:
         return findings
-    findings = replace(findings, recorded=look_at(study))
+    look = look_at(study)
+    used = Counter(kernels for trial in findings.finished["kernels"] for kernels in trial.split(AND))
+    if len(used) > 1 and not study.mixed_kernels:
+        refused = f"its trials were computed with different kernels, {said(used)}; {MIXED} gives verdicts on them"
+        look = look._replace(refused=refused)
+    findings = replace(findings, recorded=look)
     if findings.look.number:
         words = {f"{effect.arm}, {effect.metric}": effect.word for effect in findings.verdicts}
         record_look(study, words)

@@ -13,6 +13,7 @@ from rich.progress import Progress as Bar
 from ablations.running.launch import executor
 from ablations.running.pool import WorkerDied, WorkerStopped
 from ablations.running.worker import Outcome, run_trial
+from ablations.trials.kernels import like_finished
 from ablations.trials.progress import StudyProgress
 from ablations.trials.record import RECORD
 from ablations.trials.trials import Study, Trial
@@ -32,16 +33,25 @@ MOST_NAMES = 3  # of trials in one line
 T = TypeVar("T")
 
 
-def run_trials(study: Study, *, workers: int | None, launcher: str, console: Console) -> bool:
+def run_trials(
+    study: Study,
+    *,
+    workers: int | None,
+    launcher: str,
+    console: Console,
+    enough: Callable[[], bool] = lambda: False,
+) -> bool:
     """Run every unfinished trial of `study`, `workers` at a time; return True if all trials finished.
 
+    The rest is stopped, checkpoints kept, as soon as `enough`, which is called after every trial, returns True.
     A failing trial does not stop the others, and neither does one that another runner holds: it is waited for unless
     that runner has stopped. A full disk is waited for. On Ctrl-C the workers are stopped, their checkpoints kept, and
-    KeyboardInterrupt is passed on to the caller. Raises Busy if a process stopped while it prepared the data.
+    KeyboardInterrupt is passed on to the caller. Raises Busy if a process stopped while it prepared the data, and
+    ConfigError if the trials that are left ask for other kernels than those that finished.
     """
     with_space(study.remember, console)
     since = (study.folder / RECORD).stat().st_mtime
-    todo = [trial for trial in study.trials if finished(trial.folder) is None]
+    todo = like_finished(study, [trial for trial in study.trials if finished(trial.folder) is None])
     console.print(f"{len(study.trials)} trials, {len(study.trials) - len(todo)} already finished")
     if todo:
         pool = executor(launcher, workers=workers, folder=study.folder)
@@ -50,11 +60,11 @@ def run_trials(study: Study, *, workers: int | None, launcher: str, console: Con
                 warnings = with_space(lambda: _open_data(study), console)
             for warning in warnings:
                 console.print(f"warning: {warning}")
-            _run_all(todo, pool, console, since)
+            stopped = _run_all(todo, pool, console, since, enough)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-        pool.shutdown()
+        pool.shutdown(cancel_futures=stopped)
     return all(finished(trial.folder) is not None for trial in study.trials)
 
 
@@ -103,7 +113,8 @@ class _Turn(NamedTuple):
         return None
 
 
-def _run_all(todo: list[Trial], pool: Executor, console: Console, since: float) -> None:
+def _run_all(todo: list[Trial], pool: Executor, console: Console, since: float, enough: Callable[[], bool]) -> bool:
+    """Run the trials to their ends; return True if some were not needed."""
     waiting = [_Turn(trial) for trial in todo]
     running: dict[Future[Outcome], _Turn] = {}
     patience = Patience()
@@ -122,7 +133,7 @@ def _run_all(todo: list[Trial], pool: Executor, console: Console, since: float) 
             idle = all(turn.meeting is not None and turn.meeting.idle for turn in waiting)
             if patience.over(not running and idle):
                 watch.leave(waiting)
-                return
+                return False
             if not running:
                 time.sleep(POLL_SECONDS)
             for future in wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED).done:
@@ -130,7 +141,10 @@ def _run_all(todo: list[Trial], pool: Executor, console: Console, since: float) 
                 outcome = _outcome(future, turn, console)
                 if (later := watch.ended(turn, outcome)) is not None:
                     waiting.append(later)
+                elif enough():
+                    return True
             watch.look(waiting)
+    return False
 
 
 def _outcome(future: Future[Outcome], turn: _Turn, console: Console) -> Outcome:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from ablations.trials.kernels import AND, kernels_of
 from ablations.trials.trials import Study, stored
 from dsv2.printing import complain, warn_once
 from dsv2.routing.measures import Measures
@@ -93,8 +94,8 @@ def results(name: str | Path, scale: str = "smoke", seeds: Sequence[int] | None 
     seeds.
 
     Columns: arm, seed, fingerprint, status (finished, failed, diverged, damaged or unfinished), tokens, seconds
-    (of training), error (of a finished trial: its benchmarks that failed), folder, then the final value of each metric
-    and the results of each probe, such as recall/accuracy.
+    (of training), error (of a finished trial: its benchmarks that failed), folder, kernels (that computed it), then the
+    final value of each metric and the results of each probe, such as recall/accuracy.
     """
     study = stored(name, scale)
     if seeds is not None:
@@ -124,12 +125,14 @@ def results_of(study: Study) -> Results:
                 "seconds": result.get("seconds"),
                 "error": result.get("error") or _failed(result),
                 "folder": str(trial.folder),
+                "kernels": kernels_of(result) if result else None,
             } | result.get("metrics", {})
             continue
         row = rows[trial.arm, trial.seed]
         if row["status"] == "finished" != status:
             row |= {"status": status, "error": f"{trial.probe}: {result.get('error')}" if result else None}
         if status == "finished":
+            row["kernels"] = AND.join(sorted({row["kernels"] or kernels_of(result), kernels_of(result)}))
             logged = _rows(trial.folder / METRICS)
             row[f"{trial.probe}/accuracy"] = result["metrics"]["val/accuracy"]
             row[f"{trial.probe}/accuracy_in_training"] = accuracy_in_training(logged)

@@ -72,6 +72,7 @@ class Study(Plan):
         `folders` names the trials' folders, for a stored study whose data may be gone. Raises ConfigError.
         """
         self.asked = None if seeds is None else _checked(seeds)
+        self.mixed_kernels = False  # whether verdicts may rest on trials that were computed with different kernels
         self.others: tuple[int, ...] = ()  # of a stored study: seeds with trials that its report does not cover
         self._folders = folders or {}
         require_overrides(overrides)
@@ -229,7 +230,8 @@ class Study(Plan):
     def arguments(self) -> list[str]:
         """The arguments of `python -m ablations.run` for this study."""
         seeds = [] if self.asked is None else [f"seeds=[{','.join(map(str, self.asked))}]"]
-        return [f"sweep={self.source}", f"scale={self.scale}", *seeds, *self.overrides]
+        mixed = ["mixed_kernels=true"] if self.mixed_kernels else []
+        return [f"sweep={self.source}", f"scale={self.scale}", *seeds, *mixed, *self.overrides]
 
     @property
     def command(self) -> str:

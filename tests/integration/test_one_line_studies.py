@@ -24,7 +24,11 @@ REQUESTS = [
     *([STUDY, f"seeds={seeds}"] for seeds in ("x", "{a: 1}", "[0", "[[0]]", "[" + "9" * 30 + "]", "9" * 5000)),
     *([STUDY, f"workers={workers}"] for workers in ("", "0", "-1", "1.5", "nan", "two", "[1]", "9" * 30, "9" * 5000)),
     *([STUDY, f"launcher={name}"] for name in ("", "lokal", "null", "3", "[local]")),
-    *([STUDY, f"dry_run={value}"] for value in ("", "maybe", "1", "null", "[true]")),
+    *(
+        [STUDY, f"{key}={value}"]
+        for key in ("dry_run", "until_decided", "mixed_kernels")
+        for value in ("", "maybe", "1", "null", "[true]")
+    ),
     *([STUDY, word] for word in ("dryrun=true", "worker=1", "seed=0", "seed=null", "arm=none", "scales=smoke")),
     *([STUDY, word] for word in ("benchmarks=null", "model=3", "model=null", "loss.expert=0", "optim.lr=1,2")),
     *([STUDY, word] for word in ("trainer.accelerator=gpu", "trainer.devices=2", "+x=1", "~model", "model.dim")),
@@ -42,10 +46,8 @@ def test_running_a_study(place: Place, words: list[str]) -> None:
 def test_requests_are_explained(place: Place) -> None:
     assert "there are aa, attention_dense" in place.refused(run)
     for word, meant in (("dryrun=true", "dry_run"), ("worker=1", "workers"), ("scales=tiny", "scale")):
-        error = place.refused(run, STUDY, word)
-        assert (
-            f"did you mean {meant!r}? a study's own keys are sweep, scale, seeds, workers, launcher, dry_run" in error
-        )
+        keys = "sweep, scale, seeds, workers, launcher, dry_run, until_decided, mixed_kernels"
+        assert f"did you mean {meant!r}? a study's own keys are {keys}" in place.refused(run, STUDY, word)
 
 
 @pytest.mark.parametrize("entry", [run, report, workspace])

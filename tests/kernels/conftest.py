@@ -8,14 +8,14 @@ from dsv2.kernels.choice import using
 
 
 @pytest.fixture(params=["torch", "cpu"])
-def kernels(kept_kernels: None, request: pytest.FixtureRequest) -> Iterator[str]:
+def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each implementation in turn."""
     with using(request.param):
         yield request.param
 
 
 @pytest.fixture
-def compiled_ops(kept_kernels: None) -> Iterator[None]:
+def compiled_ops() -> Iterator[None]:
     """The compiled ops alone."""
     with using("cpu"):
         yield

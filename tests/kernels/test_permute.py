@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from dsv2.kernels import reference
-from dsv2.kernels.permute import gather_rows, weighted_sum
+from dsv2.kernels.permute import gather_rows, sort_by_expert, weighted_sum
 from tests.references.kernels import agrees, normal
 
 sizes = pytest.mark.parametrize(("tokens", "top_k", "width"), [(1, 1, 3), (5, 2, 4), (7, 3, 1), (2, 6, 5)])
@@ -15,6 +15,13 @@ def ordering(pairs: int) -> tuple[Tensor, Tensor]:
     """Which pair stands at each place, in no particular order, and the place of each pair."""
     order = torch.randperm(pairs, generator=torch.Generator().manual_seed(3))
     return order, order.argsort()
+
+
+@pytest.mark.parametrize(("pairs", "num_experts"), [(0, 3), (1, 1), (50, 4), (20, 30)])
+def test_pairs_are_sorted_by_expert_and_keep_their_order(pairs: int, num_experts: int) -> None:
+    experts = torch.randint(num_experts, (pairs,), generator=torch.Generator().manual_seed(1))
+    parts, expected = sort_by_expert(experts, num_experts), reference.sort_by_expert(experts, num_experts)
+    assert all(torch.equal(*pair) for pair in zip(parts, expected, strict=True))
 
 
 @sizes

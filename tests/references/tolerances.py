@@ -22,6 +22,12 @@ FLOAT32 = 3e-6
 # A whole module in float32: dot products of up to 64 terms in every matrix, 64 x 2^-24 = 4e-6 at the worst.
 FLOAT32_MODULE = 1e-5
 
+# Float16 from one rounding to another in float32: up to four of 2^-11, of inputs' products, outputs and gradients.
+FLOAT16 = 2e-3
+
+# Bfloat16 alike: up to three of 2^-8, which are of 2^-7 under Triton's interpreter, since it truncates.
+BFLOAT16 = 2.4e-2
+
 # A float32 angle: theta_j is off by a few of 2^-24, the product once more, so cos and sin by this times the angle.
 ANGLE = 4e-7
 

@@ -16,11 +16,13 @@ from filelock import FileLock
 
 import dsv2
 from dsv2.config import ConfigError
-from dsv2.kernels.cpu.library import Unavailable
+from dsv2.kernels.unavailable import Unavailable
 from dsv2.storage import checkpoints
 from dsv2.storage.rundir import finished
 from dsv2.training import fit
+from dsv2.training.machine import best_kernels
 from dsv2.training.module import Diverged, Module
+from dsv2.training.run import with_kernels
 from dsv2.training.saved import open_run
 from tests.references.faults import flip, halve
 from tests.references.runs import rows, timeless
@@ -55,7 +57,7 @@ BENCHMARKS = [
 ]
 
 
-def test_compiled_kernels_train_the_same_run_and_are_recorded(quick, tmp_path, kept_kernels):
+def test_compiled_kernels_train_the_same_run_and_are_recorded(quick, tmp_path):
     """The choice is not part of the fingerprint: 12 steps agree within rounding."""
     losses = {}
     for kernels in ("torch", "cpu"):
@@ -68,10 +70,37 @@ def test_compiled_kernels_train_the_same_run_and_are_recorded(quick, tmp_path, k
 
 
 def test_compiled_kernels_that_cannot_be_had_are_refused(quick, tmp_path, monkeypatch):
-    monkeypatch.setattr("dsv2.training.machine.load", lambda: (_ for _ in ()).throw(Unavailable("no compiler")))
+    monkeypatch.setattr("dsv2.kernels.choice.library.load", lambda: (_ for _ in ()).throw(Unavailable("no compiler")))
     with pytest.raises(ConfigError, match=r"trainer\.kernels='cpu' is not valid: torch or auto, since no compiler"):
         fit.fit(dsv2.load([*quick, "trainer.kernels=cpu"]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+class Stopped(Module):
+    """A module that stops at step 9, one after a checkpoint."""
+
+    def on_train_batch_end(self, *_):
+        if self.global_step == 9:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("begun", ["torch", "cpu"])
+def test_a_run_goes_on_with_the_kernels_that_it_was_begun_with(quick, tmp_path, begun):
+    other = "torch" if begun == "cpu" else "cpu"
+    with pytest.raises(KeyboardInterrupt):
+        fit.fit(dsv2.load([*quick, f"trainer.kernels={begun}"]), tmp_path, module=Stopped)
+    valid = f"auto or {begun}, with which the run in .* was begun; delete that folder to begin anew"
+    with pytest.raises(ConfigError, match=rf"trainer\.kernels='{other}' is not valid: {valid}"):
+        fit.fit(dsv2.load([*quick, f"trainer.kernels={other}"]), tmp_path)
+    assert fit.fit(dsv2.load([*quick, "trainer.kernels=auto"]), tmp_path)["provenance"]["kernels"] == begun
+
+
+@pytest.mark.parametrize("stored", ["trainer: {tokens: 1}", "trainer: {kernels: abacus}", "[", ""])
+def test_a_run_from_before_kernels_were_chosen_goes_on_in_plain_torch(quick, tmp_path, stored):
+    with pytest.raises(KeyboardInterrupt):
+        fit.fit(dsv2.load([*quick, "trainer.kernels=torch"]), tmp_path, module=Stopped)
+    (tmp_path / "config.yaml").write_text(stored)
+    assert fit.fit(dsv2.load(quick), tmp_path)["provenance"]["kernels"] == "torch"
 
 
 def test_a_run_leaves_what_it_promises(quick, tmp_path):
@@ -81,7 +110,7 @@ def test_a_run_leaves_what_it_promises(quick, tmp_path):
     assert (result["arm"], result["seed"], result["steps"], result["tokens"]) == ("a", 0, 12, 1536)
     assert result["fingerprint"] == run.fingerprint()
     assert {"git", "versions", "device", "kernels"} <= result["provenance"].keys()
-    assert open_run(tmp_path / "run").config == run
+    assert open_run(tmp_path / "run").config == with_kernels(run, best_kernels("cpu"))
 
     logged = rows(tmp_path / "run")
     assert [row["step"] for row in logged] == [2, 4, 6, 8, 10, 12]

@@ -47,6 +47,15 @@ def test_grouped_products_are_rounded_alike() -> None:
     assert torch.equal(low(rows, counts, w * FINE), low(rows, counts, w))
 
 
+def test_the_heads_product_is_rounded_and_its_loss_is_not() -> None:
+    low = OPS["bf16"]
+    x, w, targets = integers(5, 16, seed=0), FINE * integers(8, 16, seed=1), torch.arange(5)
+    assert low.head is not None
+    loss = low.head(x, w, targets)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, F.cross_entropy(low.linear(x, w).float(), targets))
+
+
 @pytest.mark.parametrize("product", ["linear", "grouped"])
 def test_gradients_arrive_in_the_weights_own_precision(product: str) -> None:
     x, w = integers(6, 16, seed=4).requires_grad_(), integers(1, 16, 8, seed=5).requires_grad_()

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsv2.kernels.choice import compiled
+from dsv2.kernels.choice import form
 from dsv2.kernels.rope import rotate
 
 SHORT = 512  # tokens up to which the compiled attention is the faster one
@@ -48,10 +48,14 @@ def rotary_attention(
     (B, T, G, R) or (B, T, 1, R), shared by all heads; v (B, T, G, V); rotations (T, R / 2) or (B, T, R / 2) complex.
     """
     parts = (q_nope, q_rope, k_nope, k_rope, v)
-    if compiled("attention", *parts) and v.shape[1] <= SHORT and rotations.dim() == 2:
+    chosen = form("attention", *parts)
+    if chosen == "cpu" and v.shape[1] <= SHORT and rotations.dim() == 2:
         return torch.ops.dsv2.attention(*parts, torch.view_as_real(rotations), scale)[0]
-    q = torch.cat((q_nope, rotate(q_rope, rotations)), dim=-1)
-    k = torch.cat((k_nope, rotate(k_rope, rotations).expand(*k_nope.shape[:3], -1)), dim=-1)
+    q_rope, k_rope = rotate(q_rope, rotations), rotate(k_rope, rotations)
+    if chosen == "triton":
+        return torch.ops.dsv2_triton.attention(q_nope, q_rope, k_nope, k_rope, v, scale)[0]
+    q = torch.cat((q_nope, q_rope), dim=-1)
+    k = torch.cat((k_nope, k_rope.expand(*k_nope.shape[:3], -1)), dim=-1)
     return attention(q, k, v, scale=scale)
 
 

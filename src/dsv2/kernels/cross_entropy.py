@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsv2.kernels.choice import compiled
+from dsv2.kernels.choice import form
 
 NOT_SCORED = -100  # a target without loss, the default ignore_index of F.cross_entropy
 
@@ -29,8 +29,12 @@ def mean_nats(logits: Tensor, targets: Tensor) -> Tensor:
 def head_nats(x: Tensor, w: Tensor, targets: Tensor) -> Tensor:
     """Return `mean_nats` of the logits x w^T, from x (..., d), w (V, d) and targets (...).
 
-    Compiled, it never holds the logits of more than a few tokens.
+    Compiled for the CPU or in Triton, it never holds the logits of more than a chunk of tokens.
     """
-    if compiled("head", x, w):
-        return torch.ops.dsv2.head_loss(x.flatten(0, -2), w, targets.flatten(), NOT_SCORED, True)[0]
+    chosen, flat = form("head", x, w), (x.flatten(0, -2), w, targets.flatten(), NOT_SCORED)
+    if chosen == "cpu":
+        return torch.ops.dsv2.head_loss(*flat, True)[0]
+    if chosen == "triton":
+        differentiate = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
+        return torch.ops.dsv2_triton.head_loss(*flat, differentiate)[0]
     return mean_nats(F.linear(x, w), targets)

@@ -5,10 +5,9 @@ B batch, T tokens, d model width, E experts, K experts per token, N = B T K toke
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from dsv2.kernels.permute import gather_rows, weighted_sum
+from dsv2.kernels.permute import gather_rows, sort_by_expert, weighted_sum
 
 
 class LocalTicket(NamedTuple):
@@ -24,11 +23,7 @@ class LocalDispatch:
 
     def dispatch(self, x: Tensor, routing: Any) -> tuple[Tensor, Tensor, LocalTicket]:
         top_k, num_experts = routing.experts.shape[-1], routing.affinities.shape[-1]
-        experts = routing.experts.flatten()
-        order = experts.argsort(stable=True)
-        inverse = torch.empty_like(order)
-        inverse[order] = torch.arange(order.numel(), device=order.device)
-        counts = torch.bincount(experts, minlength=num_experts)
+        order, inverse, counts = sort_by_expert(routing.experts.flatten(), num_experts)
         rows = gather_rows(x.flatten(0, 1), order, inverse, top_k)
         return rows, counts, LocalTicket(order, inverse, routing.live_gates)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsv2.kernels.choice import compiled
+from dsv2.kernels.choice import form
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -35,15 +35,20 @@ class _RMSNorm(torch.autograd.Function):
 
 def rms_norm(x: Tensor, w: Tensor, eps: float) -> Tensor:
     """Return x (..., d) / rms(x) * w (d) in the dtype of x, with statistics in at least float32."""
-    if compiled("norm", x, w):
+    chosen = form("norm", x, w)
+    if chosen == "cpu":
         return torch.ops.dsv2.rms_norm(x, w, eps)[0]
+    if chosen == "triton":
+        return torch.ops.dsv2_triton.rms_norm(x, w, eps)[0]
     return _RMSNorm.apply(x, w, eps)
 
 
 def add_rms_norm(x: Tensor, delta: Tensor, w: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return x + delta and its `rms_norm`, from x and delta (..., d)."""
-    if compiled("norm", x, delta, w):
-        total, y, _ = torch.ops.dsv2.add_rms_norm(x, delta, w, eps)
-        return total, y
+    chosen = form("norm", x, delta, w)
+    if chosen == "cpu":
+        return torch.ops.dsv2.add_rms_norm(x, delta, w, eps)[:2]
+    if chosen == "triton":
+        return torch.ops.dsv2_triton.add_rms_norm(x, delta, w, eps)[:2]
     total = x + delta
     return total, rms_norm(total, w, eps)

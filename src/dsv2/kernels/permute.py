@@ -1,4 +1,4 @@
-"""Permutation of token rows to experts and back. Specifications: `reference.gather_rows`, `reference.weighted_sum`.
+"""Rows of tokens to their experts and back. Specifications: `reference.sort_by_expert`, `gather_rows`, `weighted_sum`.
 
 `order` (N,) sorts the N = tokens x K token-expert pairs by expert: row n is of pair order[n], of token order[n] // K.
 Both directions are gathers, in backward too: a scatter-add would be slower and nondeterministic on GPUs. `F.embedding`
@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from dsv2.kernels.choice import form
 
 
 class _Gather(torch.autograd.Function):
@@ -41,11 +43,28 @@ class _WeightedSum(torch.autograd.Function):
         return grad.mul_(gates.flatten()[order].unsqueeze(1)), grad_gates, None, None
 
 
+def sort_by_expert(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the pairs in order of their experts (N,), the place of each pair in it, and the counts per expert (E,).
+
+    Pairs of an expert keep their order. All int64.
+    """
+    if form("permute", torch.empty(0, device=experts.device)) == "triton":
+        return torch.ops.dsv2_triton.sort_by_expert(experts, num_experts)
+    order = experts.argsort(stable=True)
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(order.numel(), device=order.device)
+    return order, inverse, torch.bincount(experts, minlength=num_experts)
+
+
 def gather_rows(x: Tensor, order: Tensor, inverse: Tensor, top_k: int) -> Tensor:
     """Gather the rows of x (tokens, d) in expert order: (N, d)."""
+    if form("permute", x) == "triton":
+        return torch.ops.dsv2_triton.gather_rows(x, order, inverse, top_k)
     return _Gather.apply(x, order, inverse, top_k)
 
 
 def weighted_sum(rows: Tensor, gates: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
     """Sum rows (N, d) times gates (tokens, K) per token: (tokens, d). Gates must have the dtype of rows."""
+    if form("permute", rows, gates) == "triton":
+        return torch.ops.dsv2_triton.weighted_sum(rows, gates, order, inverse)
     return _WeightedSum.apply(rows, gates, order, inverse)

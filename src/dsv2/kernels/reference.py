@@ -1,6 +1,6 @@
 """The specification of every op in this package, in plain differentiable torch; slow but simple.
 
-N rows, E experts, I input width, O output width, W hidden width, V vocabulary.
+N rows, E experts, K of them per token, I input width, O output width, W hidden width, V vocabulary.
 """
 
 import torch
@@ -29,6 +29,30 @@ def grouped(rows: Tensor, counts: Tensor, w: Tensor) -> Tensor:
     return torch.cat([block @ w[e] for e, block in enumerate(blocks)])
 
 
+def route_logits(
+    logits: Tensor, *, top_k: int, num_devices: int = 1, max_devices: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the softmax of logits (..., E), the K experts of highest affinity on at most M devices, and their gates.
+
+    Equal consecutive groups of experts are on a device; a token's devices are those of the highest affinities. Of equal
+    affinities the first counts as the higher.
+    """
+    affinities = logits.float().softmax(-1)
+    ranking = affinities.argsort(dim=-1, descending=True, stable=True)
+    chosen = []
+    for order in ranking.flatten(0, -2).tolist():
+        devices = list(dict.fromkeys(expert * num_devices // len(order) for expert in order))[:max_devices]
+        chosen.append([expert for expert in order if expert * num_devices // len(order) in devices][:top_k])
+    experts = torch.tensor(chosen, dtype=torch.int64).view(*logits.shape[:-1], top_k)
+    return affinities, experts, affinities.gather(-1, experts)
+
+
+def sort_by_expert(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the pairs (N,) in order of their experts (N,), the place of each pair in it, and the counts (E,)."""
+    order = experts.argsort(stable=True)
+    return order, order.argsort(), torch.bincount(experts, minlength=num_experts)
+
+
 def gather_rows(x: Tensor, order: Tensor, top_k: int) -> Tensor:
     """Gather row `order[n] // top_k` of x (tokens, I) for every n: (N, I)."""
     return x[order // top_k]
@@ -37,7 +61,7 @@ def gather_rows(x: Tensor, order: Tensor, top_k: int) -> Tensor:
 def weighted_sum(rows: Tensor, gates: Tensor, order: Tensor) -> Tensor:
     """Sum rows (N, O) times their gates per token; rows[n] belongs to pair order[n] of gates (tokens, K)."""
     pairs = torch.zeros_like(rows).index_copy(0, order, rows)
-    return (pairs.view(*gates.shape, -1) * gates[..., None]).sum(1)
+    return (pairs.view(*gates.shape, rows.shape[1]) * gates[..., None]).sum(1)
 
 
 def routed_experts(x: Tensor, experts: Tensor, gates: Tensor, w_gate_up: Tensor, w_down: Tensor) -> Tensor:
@@ -65,6 +89,31 @@ def rotary_attention(
     scores = scale * (scores + torch.einsum("bthr,bshr->bhts", rotate(q_rope, rotations), k_rope))
     later = torch.ones(length, length, dtype=torch.bool).triu(1)
     return torch.einsum("bhts,bshv->bthv", scores.masked_fill(later, -torch.inf).softmax(-1), v)
+
+
+def mla_decode(
+    q_latent: Tensor,
+    q_rope: Tensor,
+    c_kv: Tensor,
+    k_rope: Tensor,
+    lengths: Tensor,
+    *,
+    scale: float,
+    scales: Tensor | None = None,
+) -> Tensor:
+    """Attend from one query per row, (B, H, C) and (B, H, R), to the first tokens of the row's cache: (B, H, C).
+
+    Latents c_kv (B, S, C), keys at first and values later, are times `scales` (B, S) if these are given; k_rope
+    (B, S, R). A row of length 0 gives 0.
+    """
+    wide = torch.promote_types(q_latent.dtype, torch.float32)
+    unseen = torch.arange(c_kv.shape[1], device=lengths.device) >= lengths[:, None]  # (B, S)
+    latents = c_kv.to(wide) if scales is None else c_kv.to(wide) * scales[..., None]
+    latents, k_rope = (x.masked_fill(unseen[..., None], 0) for x in (latents, k_rope.to(wide)))
+    scores = torch.einsum("bhc,bsc->bhs", q_latent.to(wide), latents)
+    scores = scale * (scores + torch.einsum("bhr,bsr->bhs", q_rope.to(wide), k_rope))
+    weights = scores.masked_fill(unseen[:, None], -torch.inf).softmax(-1).masked_fill(unseen[:, None], 0)
+    return torch.einsum("bhs,bsc->bhc", weights, latents).to(q_latent.dtype)
 
 
 def token_nats(logits: Tensor, targets: Tensor) -> Tensor:

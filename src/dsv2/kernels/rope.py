@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsv2.kernels.choice import form
+
 
 class _Rotate(torch.autograd.Function):
     """The gradient of a rotation is the inverse rotation, so only the rotations are saved."""
@@ -32,4 +34,6 @@ def rotate(x: Tensor, rotations: Tensor) -> Tensor:
 
     Computed in at least float32.
     """
+    if form("rope", x) == "triton":
+        return torch.ops.dsv2_triton.rotate(x, rotations, False)
     return _Rotate.apply(x, rotations)

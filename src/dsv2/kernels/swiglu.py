@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsv2.kernels.choice import compiled
+from dsv2.kernels.choice import form
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -29,6 +29,9 @@ class _SwiGLU(torch.autograd.Function):
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """Return silu(gate) * up, (..., W), from gate and up concatenated, (..., 2W)."""
-    if compiled("swiglu", gate_up):
+    chosen = form("swiglu", gate_up)
+    if chosen == "cpu":
         return torch.ops.dsv2.swiglu(gate_up)
+    if chosen == "triton":
+        return torch.ops.dsv2_triton.swiglu(gate_up)
     return _SwiGLU.apply(gate_up)

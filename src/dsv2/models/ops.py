@@ -1,4 +1,4 @@
-"""Operations passed to every module: the two functions that multiply activations by weights, and the dispatcher.
+"""Operations passed to every module: products of activations and weights, the dispatcher, and ops of several of them.
 
 N rows, I input width, O output width, E experts.
 """
@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
+from dsv2.kernels.cross_entropy import head_nats
 from dsv2.kernels.dispatch import LOCAL
+from dsv2.kernels.experts import routed_experts
 from dsv2.kernels.grouped import grouped
 
 if TYPE_CHECKING:
@@ -20,6 +22,9 @@ class Ops(NamedTuple):
     linear: Callable[[Tensor, Tensor], Tensor] = F.linear  # x (..., I), w (O, I) -> (..., O)
     grouped: Callable[[Tensor, Tensor, Tensor], Tensor] = grouped  # rows (N, I), counts (E,), w (E, I, O) -> (N, O)
     dispatcher: "Dispatcher" = LOCAL  # sends tokens to the routed experts and back
+    # Each may be None: then the dispatcher and `grouped`, or the loss of `linear`'s logits.
+    experts: Callable[..., Tensor] | None = None  # `routed_experts`, where the chosen kernels have an op for it
+    head: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None  # `head_nats`
 
 
-PLAIN = Ops()
+PLAIN = Ops(experts=routed_experts, head=head_nats)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsv2.config import ConfigBase, added
-from dsv2.kernels.cross_entropy import head_nats, mean_nats
+from dsv2.kernels.cross_entropy import mean_nats
 from dsv2.models.attention import AttentionConfig
 from dsv2.models.attention.cache import Cache, Ragged, ragged_batch
 from dsv2.models.ffn import SwiGLU
@@ -133,8 +133,8 @@ class Transformer(nn.Module):
 
     def mean_nats(self, x: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross-entropy of `hidden` states x (B, T, d) over the scored targets (B, T): float32."""
-        if self.ops == PLAIN:
-            return head_nats(x, self.head_weight, targets)
+        if self.ops.head is not None:
+            return self.ops.head(x, self.head_weight, targets)
         return mean_nats(self.ops.linear(x, self.head_weight), targets)
 
     def hidden(

@@ -21,10 +21,10 @@ import pandas as pd
 import yaml
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from dsv2.config import plain
+from dsv2.config import ConfigError, plain
 from dsv2.data.module import Stream
 from dsv2.data.source import Source, repetition_warning
-from dsv2.kernels.choice import using
+from dsv2.kernels.choice import KERNELS, using
 from dsv2.printing import warn
 from dsv2.storage import checkpoints
 from dsv2.storage.files import replacing, sweep, write_json, write_text
@@ -46,15 +46,16 @@ from dsv2.storage.rundir import (
     write_result,
 )
 from dsv2.storage.space import DiskFull, naming_full_disk
+from dsv2.storage.values import parse_yaml
 from dsv2.training import sinks
 from dsv2.training.callbacks.checkpoint import AtomicCheckpointIO, Checkpointer
 from dsv2.training.callbacks.progress import ProgressBar
 from dsv2.training.callbacks.recorder import Recorder
 from dsv2.training.callbacks.snapshots import Snapshots, snapped
-from dsv2.training.machine import provenance, require_accelerator, require_kernels
+from dsv2.training.machine import best_kernels, provenance, require_accelerator, require_kernels
 from dsv2.training.module import Diverged, Module
 from dsv2.training.processes import Group, joined
-from dsv2.training.run import Run, stored_name
+from dsv2.training.run import Run, stored_name, with_kernels
 
 
 class Interrupted(RuntimeError):
@@ -82,6 +83,7 @@ def fit(run: Run.Config, folder: Path, *, module: type[Module] = Module) -> dict
         with _held(folder, group):
             if (meanwhile := done()) is not None:  # another process trained it and has just let go
                 return meanwhile
+            run = with_kernels(run, cast(str, group.agree(_kernels(run, folder) if group.first else None)))
             if group.first:
                 _fit(run, folder, module, group, folder)
             else:
@@ -104,6 +106,31 @@ def _held(folder: Path, group: Group) -> Iterator[None]:
         if (met := group.agree(met)) is not None:
             raise Busy(folder, met)
         yield
+
+
+def _kernels(run: Run.Config, folder: Path) -> str:
+    """Return the kernels to train with: where `auto` leaves the choice, those of the checkpoint to resume from.
+
+    Raises ConfigError if others are asked for, since the two halves of the run would not belong together.
+    """
+    asked = run.trainer.kernels
+    if not any((folder / CHECKPOINTS).glob("*")):
+        return best_kernels(run.trainer.accelerator) if asked == "auto" else asked
+    begun = _begun_with(folder / CONFIG)
+    if asked not in ("auto", begun):
+        valid = f"auto or {begun}, with which the run in {folder} was begun; delete that folder to begin anew"
+        raise ConfigError("trainer.kernels", asked, valid)
+    require_kernels(begun)
+    return begun
+
+
+def _begun_with(config: Path) -> str:
+    """Return the kernels in a stored config; older ones, and damaged ones, are of plain torch."""
+    try:
+        stored = parse_yaml(config.read_text())["trainer"].get("kernels", "torch")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "torch"
+    return stored if stored in KERNELS else "torch"
 
 
 def _silent(run: Run.Config) -> Run.Config:

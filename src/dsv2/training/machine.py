@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from dsv2.config import ConfigError
-from dsv2.kernels.choice import in_use
-from dsv2.kernels.cpu.library import Unavailable, load
+from dsv2.kernels.choice import in_use, using
+from dsv2.kernels.unavailable import Unavailable
 
 PACKAGES = ("dsv2", "torch", "lightning", "numpy", "tokenizers")
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of glibc's malloc.h
@@ -39,12 +39,19 @@ def require_accelerator(accelerator: str) -> None:
 
 
 def require_kernels(kernels: str) -> None:
-    """Raise ConfigError if `trainer.kernels` asks for compiled ops and they cannot be built here."""
-    if kernels == "cpu":
-        try:
-            load()
-        except Unavailable as error:
-            raise ConfigError("trainer.kernels", kernels, f"torch or auto, since {error}") from None
+    """Raise ConfigError if `trainer.kernels` asks for kernels that cannot be had here."""
+    try:
+        with using(kernels):
+            pass
+    except Unavailable as error:
+        raise ConfigError("trainer.kernels", kernels, f"torch or auto, since {error}") from None
+
+
+def best_kernels(accelerator: str) -> str:
+    """Return what `trainer.kernels=auto` means on the device that `trainer.accelerator` chooses here."""
+    on_gpu = accelerator != "cpu" and (torch.cuda.is_available() or torch.backends.mps.is_available())
+    with using("auto"):
+        return "torch" if on_gpu else in_use(torch.device("cpu"))
 
 
 def keep_freed_memory() -> None:

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from dsv2.composition import compose
 from dsv2.config import ConfigBase, ConfigError, Naming, class_name, digest, former_name, plain, setting, structure
@@ -35,7 +35,7 @@ class Training:
         accelerator: Literal["auto", "cpu", "gpu"] = setting("auto")
         devices: int = setting(1)  # processes that share the sequences of a step; torchrun starts them
         strategy: Literal["auto", "ddp"] = setting("auto")  # auto: ddp for more than one device
-        kernels: Literal["torch", "cpu", "auto"] = setting("torch")
+        kernels: Literal["torch", "cpu", "triton", "auto"] = setting("auto")
         progress: bool = setting(True)
 
         def __post_init__(self) -> None:
@@ -135,6 +135,11 @@ def from_plain(values: dict[str, Any]) -> Run.Config:
     run = structure(values, Run.Config)
     assert isinstance(run, Run.Config)
     return run
+
+
+def with_kernels(run: Run.Config, kernels: str) -> Run.Config:
+    """Return the run with other `trainer.kernels`."""
+    return replace(run, trainer=replace(run.trainer, kernels=cast(Any, kernels)))
 
 
 def folder_of(run: Run.Config, root: Path) -> Path:

@@ -27,7 +27,7 @@ def run_with(console, monkeypatch):
     def run_with(fake, todo, workers=2):
         monkeypatch.setattr(runner, "run_trial", lambda values, folder, since: fake(folder))
         with ThreadPoolExecutor(workers) as pool:
-            _run_all(todo, pool, console, 0.0)
+            _run_all(todo, pool, console, 0.0, lambda: False)
         return console.file.getvalue()
 
     return run_with

@@ -27,8 +27,6 @@ CALLS = {
     "head_loss": [normal(5, 19), normal(11, 19), torch.tensor([3, NOT_SCORED, 0, 10, 3]), NOT_SCORED, True],
 }
 
-pytestmark = pytest.mark.usefixtures("kept_kernels")
-
 
 @pytest.mark.parametrize("name", CALLS)
 def test_shapes_without_data_are_the_real_ones(name: str) -> None:

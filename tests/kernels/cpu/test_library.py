@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dsv2.kernels.cpu import library
+from dsv2.kernels.unavailable import Unavailable
 
 
 def flags() -> list[str]:
@@ -45,7 +46,7 @@ def test_what_prevents_a_build_is_said_in_one_line(
     compiler: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", compiler)
-    with pytest.raises(library.Unavailable, match=f"^{said}$"):
+    with pytest.raises(Unavailable, match=f"^{said}$"):
         library._build(flags(), tmp_path / library.NAME)
     assert list(tmp_path.iterdir()) == []
 
@@ -54,7 +55,7 @@ def test_an_error_of_the_compiler_is_quoted(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "sources").mkdir()
     (tmp_path / "sources" / "a.cpp").write_text("int x = nothing;\n")
     monkeypatch.setattr(library, "HERE", tmp_path / "sources")
-    with pytest.raises(library.Unavailable, match=r"failed: .*a\.cpp:1.* error: .*nothing"):
+    with pytest.raises(Unavailable, match=r"failed: .*a\.cpp:1.* error: .*nothing"):
         library._build([], tmp_path / library.NAME)
 
 
@@ -69,7 +70,7 @@ def test_plain_torch_trains_where_nothing_can_be_compiled(tmp_path: Path) -> Non
         "import torch; from dsv2.kernels.swiglu import swiglu; from dsv2.kernels.choice import in_use, using\n"
         "with using('auto'): print(swiglu(torch.tensor([[100.0, 2.0]])).tolist(), in_use(torch.device('cpu')))"
     )
-    environment = os.environ | {"PATH": "/nowhere", "XDG_CACHE_HOME": str(tmp_path), "CXX": "c++"}
+    environment = os.environ | {"PATH": "/nowhere", "DSV2_CACHE": str(tmp_path), "CXX": "c++"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "[[200.0]] torch\n"
     assert done.stderr.count("plain torch is used instead of compiled kernels") == 1

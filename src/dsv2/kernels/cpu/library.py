@@ -16,6 +16,7 @@ from filelock import FileLock
 
 from dsv2.caches import cache_folder
 from dsv2.kernels.cpu import fakes
+from dsv2.kernels.unavailable import Unavailable
 from dsv2.printing import complain, warn
 
 HERE = Path(__file__).parent
@@ -28,10 +29,6 @@ INSTRUCTIONS = {  # by torch's name for what the CPU can do; anything else is co
         *("-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512"),
     ],
 }
-
-
-class Unavailable(RuntimeError):
-    """The ops cannot be compiled or loaded here; the message says why."""
 
 
 @cache

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dsv2.config import ConfigBase
-from dsv2.kernels.attention import attention, causal_mask, rotary_attention
+from dsv2.kernels.attention import attention, rotary_attention
+from dsv2.kernels.mla_decode import latent_attention
 from dsv2.models.attention.cache import Cache, Ragged
 from dsv2.models.norm import RMSNorm
 from dsv2.models.ops import PLAIN, Ops
@@ -140,15 +141,7 @@ class MLA(nn.Module):
         self, q_nope: Tensor, q_rope: Tensor, c_kv: Tensor, k_rope: Tensor, visible: Tensor | None = None
     ) -> Tensor:
         """Attend in latent space, without expanding the S cached tokens: (B, T, H, V)."""
-        heads, (length, total) = self.config.num_heads, (q_nope.shape[1], c_kv.shape[1])
-        w_uk, w_uv = (w.unflatten(0, (heads, -1)) for w in (self.w_uk, self.w_uv))  # (H, D, C), (H, V, C)
+        w_uk, w_uv = (w.unflatten(0, (self.config.num_heads, -1)) for w in (self.w_uk, self.w_uv))  # (H, ., C)
         q_latent = torch.einsum("bthd,hdc->bthc", q_nope, w_uk)
-        scores = torch.einsum("bthc,bsc->bhts", q_latent, c_kv) + torch.einsum("bthr,bsr->bhts", q_rope, k_rope)
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        if visible is None and length > 1:
-            visible = causal_mask(length, total - length, scores.device)
-        if visible is not None:
-            scores = scores.masked_fill(~visible.unsqueeze(-3), float("-inf"))  # broadcast over heads
-        weights = (scores * self.scale).softmax(-1).to(c_kv.dtype)
-        out = torch.einsum("bhts,bsc->bthc", weights, c_kv)
+        out = latent_attention(q_latent, q_rope, c_kv, k_rope, scale=self.scale, visible=visible)
         return torch.einsum("bthc,hvc->bthv", out, w_uv)

@@ -5,12 +5,13 @@ B batch, T tokens, d model width, E routed experts, K of them per token, D devic
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from dsv2.config import ConfigBase
-from dsv2.kernels.choice import compiled
-from dsv2.kernels.experts import routed_experts
+from dsv2.kernels.choice import form
+from dsv2.kernels.router import route_logits
 from dsv2.models.ffn import SwiGLU
 from dsv2.models.moe.balance import BalanceLosses, balance_losses_per_sequence
 from dsv2.models.moe.dropping import Dropping, drop
@@ -90,9 +91,11 @@ class MoE(nn.Module):
     def forward(self, u: Tensor, hints: Hints = NONE) -> tuple[Tensor, Routing]:
         """Map u (B, T, d) to (B, T, d), and return the routing."""
         routing = self.route(u, hints)
-        if self.ops == PLAIN and compiled("experts", u):
+        chosen = form("experts", u)
+        in_one_op = chosen == "triton" or (chosen == "cpu" and self.ops == PLAIN)  # the CPU's takes float32 alone
+        if in_one_op and self.ops.experts is not None:
             weights = self.experts.w_gate_up, self.experts.w_down
-            routed, shared = routed_experts(u, routing.experts, routing.live_gates, *weights), self._shared(u)
+            routed, shared = self.ops.experts(u, routing.experts, routing.live_gates, *weights), self._shared(u)
         else:
             rows, counts, ticket = self.ops.dispatcher.dispatch(u, routing)
             shared = self._shared(u)  # here, so that communication can overlap with it
@@ -107,15 +110,18 @@ class MoE(nn.Module):
     def route(self, u: Tensor, hints: Hints = NONE) -> Routing:
         """Choose experts for u (B, T, d); in training mode, also drop pairs above the devices' budgets."""
         config = self.config
-        affinities = self.router(u)
-        if hints.replay is None:
-            experts, gates = route(
-                affinities, top_k=config.top_k, num_devices=config.num_devices, max_devices=config.max_devices
-            )
+        limits: dict[str, Any] = {name: getattr(config, name) for name in ("top_k", "num_devices", "max_devices")}
+        router = self.router
+        hooked = router._forward_hooks or router._forward_pre_hooks  # by interventions, which replace its affinities
+        if hints.replay is None and isinstance(router, Router) and not hooked and form("router", u) == "triton":
+            routing = Routing(*route_logits(router.logits(u), **limits))
         else:
-            experts = hints.replay.experts
-            gates = affinities.gather(-1, experts)
-        routing = Routing(affinities, experts, gates)
+            affinities = router(u)
+            if hints.replay is None:
+                experts, gates = route(affinities, **limits)
+            else:
+                experts, gates = hints.replay.experts, affinities.gather(-1, hints.replay.experts)
+            routing = Routing(affinities, experts, gates)
         if config.dropping is None or not self.training:
             return routing
         capacity = config.dropping.capacity_factor

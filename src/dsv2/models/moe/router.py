@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dsv2.kernels.router import choose
+
 
 class Routing(NamedTuple):
     """The routing of every token by one MoE layer."""
@@ -32,7 +34,10 @@ class Router(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         """Return the softmax affinities (B, T, E) of u (B, T, d)."""
-        return torch.nn.functional.linear(u.float(), self.w.float()).softmax(-1)  # (22)
+        return self.logits(u).softmax(-1)  # (22)
+
+    def logits(self, u: Tensor) -> Tensor:
+        return torch.nn.functional.linear(u.float(), self.w.float())
 
 
 def route(
@@ -50,14 +55,7 @@ def route(
         raise ValueError(f"affinities has shape {tuple(affinities.shape)}: must be (B, T, E)")
     num_experts = affinities.shape[-1]
     check_routing(num_experts, top_k, num_devices, max_devices)
-    eligible = affinities.detach()
-    if max_devices is not None and max_devices < num_devices:
-        groups = eligible.unflatten(-1, (num_devices, -1))  # (B, T, D, E / D)
-        devices = groups.amax(-1).topk(max_devices, dim=-1).indices  # (B, T, M)
-        allowed = torch.zeros(groups.shape[:-1], dtype=torch.bool, device=affinities.device).scatter_(-1, devices, True)
-        groups = groups.clamp(min=torch.finfo(groups.dtype).min)  # -inf is for the experts of other devices alone
-        eligible = groups.masked_fill(~allowed.unsqueeze(-1), float("-inf")).flatten(-2)
-    experts = eligible.topk(top_k, dim=-1).indices
+    experts = choose(affinities, top_k, num_devices, num_devices if max_devices is None else max_devices)
     return experts, affinities.gather(-1, experts)
 
 
