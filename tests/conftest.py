@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dsv2.caches import cache_folder
+from dsv2.printing import warned
 
 pytest.register_assert_rewrite("tests.references")  # so that checks which tests share say what they compared
 
@@ -28,6 +29,7 @@ def runs(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: 
     """No test reads or writes the user's runs, or prepared corpora of others."""
     root = tmp_path / "runs"
     _use(root, tmp_path_factory.mktemp("caches"), monkeypatch)
+    warned.clear()
     return root
 
 

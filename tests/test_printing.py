@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsv2.printing import complain, described, printable, refuse, shortened, warn
+from dsv2.printing import complain, described, printable, refuse, shortened, warn, warn_once
 
 OBEYED = "a\x1b[2Jb\x07c\rd\x9be\u202ef"
 SHOWN = r"a\x1b[2Jb\x07c\rd\x9be\u202ef"
@@ -25,6 +25,13 @@ def test_control_characters_of_messages_are_shown(capsys: pytest.CaptureFixture[
     complain(f"error: {OBEYED}")
     warn(ValueError(OBEYED))
     assert capsys.readouterr().err == f"error: {SHOWN}\nwarning: {SHOWN}\n"
+
+
+def test_what_is_stored_is_warned_of_once(capsys: pytest.CaptureFixture[str]) -> None:
+    for message in ("a/b: damaged", "a/c: damaged", ValueError("a/b: damaged")):
+        warn_once(message)
+    warn("a/b: damaged")
+    assert capsys.readouterr().err.splitlines() == [f"warning: a/{name}: damaged" for name in "bcb"]
 
 
 def test_line_breaks_and_tabs_are_kept() -> None:

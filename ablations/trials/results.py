@@ -11,7 +11,7 @@ import pandas as pd
 
 from ablations.trials.kernels import AND, kernels_of
 from ablations.trials.trials import Study, stored
-from dsv2.printing import complain, warn
+from dsv2.printing import complain, warn_once
 from dsv2.routing.measures import Measures
 from dsv2.storage.rundir import METRICS, ROUTING, read_result
 
@@ -74,7 +74,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict) and {"step", "tokens"} <= set(row):
             rows.append(row)
         else:
-            warn(f"{path}: line {number} is damaged and was skipped")
+            warn_once(f"{path}: line {number} is damaged and was skipped")
     return rows
 
 
@@ -83,7 +83,7 @@ def _frame(path: Path) -> pd.DataFrame | None:
     try:
         return pd.read_parquet(path) if path.is_file() else None
     except (OSError, ValueError) as error:
-        warn(f"{path} is damaged and was skipped: {error}")
+        warn_once(f"{path} is damaged and was skipped: {error}")
         return None
 
 

@@ -39,6 +39,15 @@ def warn(message: object) -> None:
     complain(f"warning: {message}")
 
 
+def warn_once(message: object) -> None:
+    """Print a warning unless this process has: of what is stored, which is read in several places."""
+    if (text := str(message)) not in warned:
+        warned.add(text)
+        warn(text)
+
+
+warned: set[str] = set()  # by `warn_once`
+
 MOST = 1200  # characters in the line of an error
 
 

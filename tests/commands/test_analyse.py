@@ -100,8 +100,18 @@ def test_a_dense_run_is_told_what_does_not_apply(
 
 def test_runs_without_snapshots_say_so(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (trained / "routing_snapshots.parquet").unlink()
-    assert main(["analyse", str(trained), "--only", "saturation"]) == 0
-    assert "saturation does not apply: the run recorded no routing snapshots" in capsys.readouterr().out
+    reason = "saturation does not apply: the run recorded no routing snapshots.\n"
+    assert main(["analyse", str(trained), "--only", "saturation"]) == 1
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", f"warning: {reason}")
+    assert not list(trained.glob("analysis*"))
+    assert main(["analyse", str(trained), "--only", "saturation,tokens"]) == 1
+    said = capsys.readouterr()
+    assert f"warning: {reason}" in said.err
+    page = Path(said.out.splitlines()[-1])
+    assert reason.strip() in page.with_suffix(".md").read_text()
+    assert main(["analyse", str(trained)]) == 0  # what was not asked for by name may not apply
+    assert reason in capsys.readouterr().out
 
 
 def test_mistakes_are_one_line(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,7 +101,8 @@ def test_arguments_that_are_no_numbers_or_missing_are_named(capsys: pytest.Captu
 def test_a_run_without_weights_is_refused(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(trained / "checkpoints")
     assert refusal(capsys, "generate", trained, "--prompt", "Ban") == (
-        f"{trained}: has neither model.safetensors nor a valid checkpoint"
+        f"{trained}: has neither model.safetensors nor a valid checkpoint; to train it again, "
+        f"delete {trained / 'result.json'} and run its command again"
     )
 
 

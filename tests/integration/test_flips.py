@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dsv2.printing import warned
 from dsv2.storage.rundir import read_result
 from dsv2.training.saved import open_run
 
@@ -41,6 +42,7 @@ def test_no_flipped_bit_changes_a_number_in_silence(trained: Path, capsys: pytes
         whole = path.read_bytes()
         for _ in range(tries):
             path.write_bytes(flipped(whole, chance))
+            warned.clear()
             now = read_result(trained)
             assert now == result or now["status"] == "damaged", path
             state = weights(trained) if path.parent.name == "checkpoints" else saved[-1]

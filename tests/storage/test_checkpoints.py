@@ -174,7 +174,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
     assert names(tmp_path) == left  # a run may be saving there
     flip(old)
     assert latest(tmp_path) is None
-    assert capsys.readouterr().err == message + message.replace(new.name, old.name)
+    assert capsys.readouterr().err == message.replace(new.name, old.name)  # the other has been said
 
 
 def test_a_flipped_bit_of_a_weight_is_what_torch_alone_would_not_see(tmp_path: Path) -> None:

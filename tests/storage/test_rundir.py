@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dsv2.storage import rundir
+from dsv2.storage import checkpoints, rundir
 from dsv2.storage.files import write_json
 from dsv2.storage.rundir import find_run, finished, read_result, require_unchanged, runs_root, write_result
 from dsv2.storage.sealed import Damaged
@@ -104,6 +104,22 @@ def test_a_finished_run_counts_while_every_file_is_as_it_was(
     (tmp_path / "data.json").unlink()
     with pytest.raises(Damaged, match=r"data\.json: missing"):
         require_unchanged(tmp_path, ("config.yaml", "data.json"))
+
+
+def test_checkpoints_are_covered_by_their_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not while there are none: results do not need them, and they take space."""
+    manifest = tmp_path / "checkpoints" / checkpoints.MANIFEST
+    manifest.parent.mkdir()
+    manifest.write_text("{}")
+    write_result(tmp_path, WHOLE)
+    assert list(read_result(tmp_path)["files"]) == ["checkpoints/manifest.json"]
+    flip(manifest)
+    assert finished(tmp_path) is None
+    assert f"{manifest}: not as it was when the run finished; the run counts as unf" in capsys.readouterr().err
+    manifest.unlink()
+    assert read_result(tmp_path)["error"] == f"{manifest}: missing"
+    manifest.parent.rmdir()
+    assert finished(tmp_path) is not None
 
 
 def test_a_failed_run_covers_no_files(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import dsv2
 from dsv2.config import ConfigError
 from dsv2.kernels.unavailable import Unavailable
 from dsv2.storage import checkpoints
+from dsv2.storage.rundir import finished
 from dsv2.training import fit
 from dsv2.training.machine import best_kernels
 from dsv2.training.module import Diverged, Module
@@ -247,6 +248,26 @@ def test_a_damaged_checkpoint_costs_steps_not_the_run(quick, tmp_path, capsys):
     fit.fit(run, tmp_path / "run")
     assert rows(tmp_path / "run") == before
     assert not scratch.exists()
+
+
+def test_a_finished_run_whose_checkpoints_cannot_be_found_is_trained_again(quick, tmp_path, capsys):
+    """Its weights could not be opened; asked to train, it does, and both are as they were."""
+    run, folder = dsv2.load(quick), tmp_path / "run"
+    fit.fit(run, folder)
+    expected, weights = rows(folder), open_run(folder).model.state_dict()
+    manifest = folder / "checkpoints" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("step", "stop"))
+    assert finished(folder) is None
+    assert f"{manifest}: not as it was when the run finished; the run counts as unfinished" in capsys.readouterr().err
+    again = (
+        rf"neither .* nor a valid checkpoint; to train it again, delete {folder / 'result.json'} and run its command"
+    )
+    with pytest.raises(ValueError, match=again):
+        _ = open_run(folder).model
+    fit.fit(run, folder)
+    assert finished(folder)
+    assert rows(folder) == expected
+    assert all(torch.equal(weight, weights[key]) for key, weight in open_run(folder).model.state_dict().items())
 
 
 def test_a_run_with_damaged_files_ends_with_the_same_rows(quick, tmp_path, capsys):

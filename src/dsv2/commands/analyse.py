@@ -36,7 +36,8 @@ def analyse(
     """Run all analyses that apply, or those named in `only`; print tables and write the page.
 
     Returns the path of the page, None if nothing applies, as for a dense run, and a sentence about each analysis or
-    figure that failed; stderr and the page have them too, beside the others.
+    figure that failed, and each analysis of `only` that does not apply; stderr and the page have them too, beside the
+    others.
 
     `out` is by default `analysis` in the run directory, followed by what `only`, `text` and `against` chose.
     `against` is another run on the same validation text, for comparison; `text` selects other text than the run's own
@@ -68,13 +69,15 @@ def analyse(
         sections.append(section)
         failed += problems
         tables |= {name: table.to_csv(index=False) for name, table in analysis.tables.items()}
-    print(*left_out, sep="\n", end="\n" if left_out else "")
     if failed and not sections:
-        raise ValueError(" ".join(failed))
-    for problem in failed:
+        raise ValueError(" ".join([*failed, *left_out]))
+    asked = left_out if only else []
+    for problem in (*failed, *asked):
         warn(problem)
+    if not only:
+        print(*left_out, sep="\n", end="\n" if left_out else "")
     if not sections:
-        return None, failed
+        return None, asked
     count, length = examined.validation.inputs.shape
     headline = f"Run {opened.folder.name}: {count} validation sequences of {length} tokens."
     if other:
@@ -85,7 +88,7 @@ def analyse(
         sections.append(Section("Failed", failed))
     title = f"Experts of {examined.name}"
     folder = out or opened.folder / _folder_name(only, text, second)
-    return write_page(folder, title, headline, sections, tables), failed
+    return write_page(folder, title, headline, sections, tables), [*failed, *asked]
 
 
 def _folder_name(only: Sequence[str], text: Sequence[str], second: SavedRun | None) -> str:

@@ -53,7 +53,7 @@ def open_subject(run: SavedRun) -> Subject:
     if moe is None:
         raise ValueError(f"{run.folder}: a dense model has no routing; explore needs a run with model/ffn=moe")
     if not run.imported and not run.steps:
-        raise ValueError(f"{run.folder}: no valid checkpoint in {run.folder / 'checkpoints'}; train it first")
+        raise ValueError(f"{run.folder}: no valid checkpoint in {run.folder / 'checkpoints'}; {run.how_to_train()}")
     tokenizer = run.tokenizer
     try:
         text = held_out(run.source, tokenizer)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dsv2.printing import warn
+from dsv2.printing import warn_once
 from dsv2.storage.files import replacing, write_json
 from dsv2.storage.sealed import Damaged, file_hash, read_object
 
@@ -77,7 +77,7 @@ def latest(folder: Path) -> Path | None:
         path = folder / name
         if path.is_file() and file_hash(path) == listed[name]["sha256"]:
             return path
-        warn(f"checkpoint {path} is damaged or missing; falling back to an earlier one")
+        warn_once(f"checkpoint {path} is damaged or missing; falling back to an earlier one")
     return None
 
 
@@ -96,11 +96,11 @@ def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
     except FileNotFoundError:
         return {}
     except Damaged as error:
-        warn(f"{error}, so no checkpoint beside it can be trusted")
+        warn_once(f"{error}, so no checkpoint beside it can be trusted")
         return {}
     valid = {name: entry for name, entry in listed.items() if NAME.fullmatch(name) and _is_entry(entry)}
     if len(valid) < len(listed):
-        warn(f"{path}: damaged, {len(listed) - len(valid)} entries were skipped")
+        warn_once(f"{path}: damaged, {len(listed) - len(valid)} entries were skipped")
     return valid
 
 

@@ -19,7 +19,7 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
-from dsv2.printing import warn
+from dsv2.printing import warn_once
 from dsv2.storage.paths import require_own_files, within
 from dsv2.storage.sealed import Damaged, changed, hashes, read_sealed, write_sealed
 from dsv2.storage.values import read_yaml
@@ -35,6 +35,7 @@ CHECKPOINTS = "checkpoints"
 RESULT = "result.json"
 LOCK = "lock"  # held by the process that trains here
 WEIGHTS = "model.safetensors"
+MANIFEST = f"{CHECKPOINTS}/manifest.json"  # lists the checkpoints with their hashes
 FINGERPRINT = re.compile(r"[0-9a-f]{4,16}")  # whole or abbreviated
 
 
@@ -58,8 +59,13 @@ def finished(folder: Path) -> dict[str, Any] | None:
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
-    """Write `result.json`; that of a finished run covers every other file with a hash."""
-    covered = {"files": hashes(folder, (CONFIG, DATA, TOKENIZER, *LOGS))} if result["status"] == "finished" else {}
+    """Write `result.json`; that of a finished run covers every other file with a hash.
+
+    Checkpoints are covered through their manifest.
+    """
+    covered = (
+        {"files": hashes(folder, (CONFIG, DATA, TOKENIZER, *LOGS, MANIFEST))} if result["status"] == "finished" else {}
+    )
     write_sealed(folder / RESULT, result | covered)
 
 
@@ -78,7 +84,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except Damaged as error:
-        warn(f"{error}; the run counts as unfinished, and its command trains it again")
+        warn_once(f"{error}; the run counts as unfinished, and its command trains it again")
         return {"status": "damaged", "error": str(error)}
     return result
 
@@ -96,7 +102,10 @@ def _require_unchanged(folder: Path, result: Mapping[str, Any], names: Container
     files = result.get("files", {})
     if not isinstance(files, dict):
         raise Damaged(f"{folder / RESULT}: damaged, its files are not listed by name")
-    if wrong := changed(folder, {name: files[name] for name in files if names is None or name in names}):
+    wanted = {name: files[name] for name in files if names is None or name in names}
+    if not (folder / CHECKPOINTS).exists():  # deleted to save space: the results do not need it
+        wanted.pop(MANIFEST, None)
+    if wrong := changed(folder, wanted):
         what = "not as it was when the run finished" if wrong[0].exists() else "missing"
         raise Damaged(f"{wrong[0]}: {what}")
 

@@ -20,13 +20,14 @@ from dsv2.data.store import find_store
 from dsv2.data.tokenizer import Tokenizer, load_tokenizer
 from dsv2.inference.reader import Reader
 from dsv2.models.transformer import Transformer
-from dsv2.printing import described, warn
+from dsv2.printing import described, warn_once
 from dsv2.storage import checkpoints
 from dsv2.storage.paths import require_own_files
 from dsv2.storage.rundir import (
     CHECKPOINTS,
     CONFIG,
     DATA,
+    RESULT,
     TOKENIZER,
     WEIGHTS,
     find_run,
@@ -163,7 +164,7 @@ class SavedRun:
         if step is None:
             checkpoint = checkpoints.latest(self.folder / CHECKPOINTS)
             if checkpoint is None:
-                raise ValueError(f"{self.folder}: has neither {WEIGHTS} nor a valid checkpoint")
+                raise ValueError(f"{self.folder}: has neither {WEIGHTS} nor a valid checkpoint; {self.how_to_train()}")
         elif step in self.steps:
             checkpoint = self.folder / CHECKPOINTS / checkpoints.name_of(step)
         else:
@@ -171,6 +172,11 @@ class SavedRun:
             raise ValueError(f"{self.folder}: step={step} has no checkpoint; steps that have one: {kept}")
         state = checkpoints.load(checkpoint, map_location="cpu")["state_dict"]
         return {name.removeprefix("model."): tensor for name, tensor in state.items()}
+
+    def how_to_train(self) -> str:
+        """Say how a run without weights is trained, also one that has finished."""
+        first = f"delete {self.folder / RESULT} and " if (self.folder / RESULT).exists() else ""
+        return f"to train it again, {first}run its command again"
 
     # ---- text ----
 
@@ -225,7 +231,7 @@ class SavedRun:
                 raise ValueError(f"{self.folder}: {made}; use the version of dsv2 that trained it")
             return config.open(seed=self.config.seed, **sizes)
         if not record:
-            warn(f"{self.folder} stores no identity of its corpus; assuming it unchanged")
+            warn_once(f"{self.folder} stores no identity of its corpus; assuming it unchanged")
             return config.open(seed=self.config.seed, **sizes)
         identity = {key: value for key, value in record["identity"].items() if key != "trained_tokenizer"}
         prepared = list(Path(record.get("prepared", "")).parents[1:2])

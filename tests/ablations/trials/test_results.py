@@ -46,6 +46,18 @@ def test_nothing_of_a_damaged_trial_is_averaged_in(six, here, console, capsys):
     pd.testing.assert_frame_equal(results_of(six).metrics()[untimed], metrics[untimed])
 
 
+def test_a_damaged_trial_is_warned_of_once(fill, capsys):
+    """Although a command reads it for its status, its values and its provenance."""
+    planned = fill("balance_losses", seeds=(0, 1))
+    path = planned.trials[0].folder / "result.json"
+    path.write_text(path.read_text()[:-20])
+    capsys.readouterr()
+    planned.remember()
+    assert main(["sweep=balance_losses"]) == 0
+    assert "No verdict: 1 of" in planned.verdict()
+    assert capsys.readouterr().err.count(f"warning: {path}: damaged") == 1
+
+
 def test_results_from_before_checksums_are_read_and_it_is_said(fill, capsys):
     planned = fill("balance_losses", seeds=(0, 1))
     assert set(results_of(planned)["status"]) == {"finished"}
