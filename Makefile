@@ -37,8 +37,9 @@ test: lint
 test-all: lint
 	$(BIN)/pytest -n 2
 
+# Under 10 minutes on 2 cores.
 bench: setup
-	$(BIN)/python -m benchmarks.training_step
+	$(BIN)/python -m benchmarks.bench
 
 # Every study planned at every scale and run at smoke; about 25 minutes on 2 cores.
 smoke-studies: setup

@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -215,10 +216,8 @@ def main() -> None:
             numbers = f"{row['tokens_per_s']:,}", f"{row['ratio']:.2f}x", f"{low:.2f}-{high:.2f}"
             table.add_row(row["side"], *numbers, f"{row['share_of_peak']:.0%}", f"{row['peak_memory_mb']:,}")
         console.print(table)
-    import transformers
-
     machine = {"processor": platform.processor() or platform.machine(), "cpu": torch.backends.cpu.get_cpu_capability()}
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    versions = {"torch": torch.__version__, "transformers": version("transformers")}
     path = Path(__file__).parent / "results" / "training_step.json"
     path.write_text(json.dumps({"machine": machine, "versions": versions, "results": results}, indent=2) + "\n")
 
