@@ -69,8 +69,8 @@ def training_steps(rounds: int) -> Iterator[Row]:
             limit=f"{ours['share_of_peak']:.0%}",
         )
         mine, theirs = ours["peak_memory_mb"], peer["peak_memory_mb"]
-        texts = {"ours": f"{mine:,} MB", "peer": f"{theirs:,} MB"}
-        yield Row(f"its memory, {name}", mine / theirs, MEMORY_TARGET, higher=False, **texts)
+        sizes = [f"{size:,} MB" for size in (mine, theirs)]
+        yield Row(f"its memory, {name}", mine / theirs, MEMORY_TARGET, False, ours=sizes[0], peer=sizes[1])
 
 
 def moe_layers(rounds: int) -> Iterator[Row]:
