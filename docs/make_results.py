@@ -4,6 +4,7 @@ A block stands between `<!-- results: NAME -->` and `<!-- end -->`, and whatever
 trained. With `--check`, nothing is written, and the exit status is 1 if a page would change.
 """
 
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -213,8 +214,49 @@ def studies() -> str:
     return table(["study", "scale", "seeds", "command"], rows)
 
 
+# ---- speed -----------------------------------------------------------------------------------------------------------
+
+MODELS = {
+    "A": "1.5M parameters, 8 experts",
+    "C": "20M parameters, 64 experts",
+    "D": "80M parameters, 64 experts",
+    "E": "3.2M parameters, 64 experts",
+}
+
+
+def speed() -> str:
+    """The ratios of the last `make bench`."""
+    path = max((RESULTS.parent / "benchmarks" / "results" / "bench").glob("*.json"))
+    kept = json.loads(path.read_text())
+    found = {row["what"]: row for row in kept["rows"]}
+    rows = []
+    for name, size in MODELS.items():
+        step, memory = found[f"training step, {name}"], found[f"its memory, {name}"]
+        low, high = step["spread"]
+        ratio = f"{step['ratio']:.2f} ({low:.2f} to {high:.2f})"
+        rows.append([f"{name}: {size}", step["peer"], step["ours"], ratio, step["limit"], f"{memory['ratio']:.2f}"])
+    header = [
+        "model",
+        "transformers, best setting",
+        "dsv2",
+        "ratio (middle half)",
+        "of the matmul rate",
+        "memory ratio",
+    ]
+    layers = [
+        f"{row['ratio']:.2f} with {what.split(', ')[1]}"
+        for what, row in found.items()
+        if what.startswith("MoE layer") and what.endswith("even load")
+    ]
+    text = (
+        f"Measured on {path.stem}, {kept['threads']} threads, {kept['machine']['cpu']}. Forward and backward of a "
+        f"MoE layer, relative to a dense FFN of equal FLOPs: {', '.join(layers)}."
+    )
+    return f"{table(header, rows)}\n\n{text}"
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
-    function.__name__: function for function in (demo, effects, pairing, order, studies)
+    function.__name__: function for function in (demo, effects, pairing, order, studies, speed)
 }
 
 

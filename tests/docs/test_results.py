@@ -26,7 +26,6 @@ OTHERS = {
         *("0.65", "1.808", "2.414", "4.5"),  # the account of tiny (tested below); DeepSeekMoE, section 4.5
         *("95%", "1%", "4.3"),  # the level of intervals; within what budgets are equal; DeepSeekMoE, section 4.3
         *("5%", "0.02"),  # what verdicts may err in; a margin (tested below)
-        *("1.5", "3.2", "1.15", "1.08", "1.18", "1.12", "1.29", "1.10"),  # benchmarks.training_step
     },
     "docs/report.md": {"95%", "5%", "4%", "1%", "0.5%", "0.25%", "80%", "99.2%", "1.0"},  # levels; a capacity factor
     "docs/equations.md": {"2405.04434", "43%"},  # arXiv; an assertion below the text
