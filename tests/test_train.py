@@ -19,7 +19,9 @@ from dsv2.storage.rundir import finished
 from dsv2.storage.space import DiskFull
 from dsv2.train import expanded, main
 from dsv2.training import fit
+from dsv2.training.machine import best_kernels
 from dsv2.training.module import Diverged
+from dsv2.training.run import with_kernels
 from dsv2.training.saved import open_run
 from tests.references.processes import wait_for
 from tests.references.runs import rows
@@ -71,7 +73,7 @@ def test_the_last_line_is_the_run_directory(
     assert train(*quick, "seed=3") == 0
     folder = Path(capsys.readouterr().out.splitlines()[-1])
     assert folder == runs / "train" / config.fingerprint()
-    assert open_run(folder).config == config
+    assert open_run(folder).config == with_kernels(config, best_kernels("cpu"))
     assert finished(folder)["seed"] == 3
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert train(*quick, "seed=3") == 0  # finished means skipped

@@ -27,6 +27,7 @@ from ablations.running.attach import (
     last,
 )
 from ablations.studies import study
+from dsv2.config import ConfigError
 from dsv2.storage.locks import start_time
 from dsv2.storage.rundir import finished
 from tests.references.processes import wait_for
@@ -192,7 +193,7 @@ def test_stopping_is_resumable(pair, ended):
 
 
 @pytest.mark.slow
-def test_failing_trials_and_a_failing_runner(pair, corpus, tmp_path, ended):
+def test_failing_trials_and_a_failing_runner(pair, corpus, tmp_path, ended, monkeypatch):
     wild = pair("optim.lr=1e30")
     runner = attach(wild)
     ended(runner)
@@ -202,10 +203,13 @@ def test_failing_trials_and_a_failing_runner(pair, corpus, tmp_path, ended):
     shutil.copytree(Path(corpus).parent, texts)
     broken = pair(f"data.path={texts}/*.txt")
     shutil.rmtree(texts)
-    runner = attach(broken)
+    with pytest.raises(ConfigError, match=r"data\.path"):
+        attach(broken)
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    runner = attach(wild)
     wait_for(lambda: not runner.alive())
-    with pytest.raises(RunnerFailed, match=r"data\.path"):
-        runner.check(broken)
+    with pytest.raises(RunnerFailed, match="TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
+        runner.check(wild)
 
 
 @pytest.mark.slow
