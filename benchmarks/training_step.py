@@ -58,7 +58,9 @@ def title(side: Side) -> str:
 
 def hugging_face(name: str, experts: str, attention: str) -> Any:
     from transformers import DeepseekV2Config, DeepseekV2ForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     d, layers, heads, (nope, rope, v), latent, num_experts, active, shared, width, dense, vocabulary = SHAPES[name]
     config = DeepseekV2Config(
         hidden_size=d,
@@ -165,7 +167,7 @@ def flop_rate() -> float:
 def measure(name: str, rounds: int, threads: int) -> dict[str, Any]:
     sides: dict[Side, Any] = {side: build(name, side) for side in (*PEERS, *((kernels,) for kernels in OURS))}
     require_equal(name, sides)
-    flops = 3 * account(sides[OURS[0],][0].config, context=LENGTH).flops_per_token
+    flops = account(sides[OURS[0],][0].config, context=LENGTH).flops_per_token
     steps = {side: trainer(*parts) for side, parts in sides.items()}
     for step in steps.values():
         for _ in range(WARM_UP):
