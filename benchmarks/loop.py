@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from rich.console import Console
@@ -79,13 +80,9 @@ def shares(steps: int) -> dict[str, float]:
         f"trainer.checkpoint_every={10 * steps}",
     ]
     run = dsv2.load([*MODEL, *often, f"trainer.tokens={tokens}", "trainer.accelerator=cpu", "trainer.progress=false"])
-    recorder = Recorder.on_train_batch_end
-    Recorder.on_train_batch_end = clock.timed(PARTS[1], recorder)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            fit(run, Path(folder), module=Timed)
-    finally:
-        Recorder.on_train_batch_end = recorder
+    telemetry = patch.object(Recorder, "on_train_batch_end", clock.timed(PARTS[1], Recorder.on_train_batch_end))
+    with telemetry, tempfile.TemporaryDirectory() as folder:
+        fit(run, Path(folder), module=Timed)
     parts = dict(clock.counted)
     parts[PARTS[2]] = clock.whole - sum(parts.values())
     return {part: parts[part] / clock.whole for part in PARTS}
