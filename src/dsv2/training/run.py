@@ -42,6 +42,7 @@ class Training:
         def __post_init__(self) -> None:
             for name in ("sequence_length", "validate_every", "log_every", "checkpoint_every", "devices"):
                 self.require(getattr(self, name) > 0, name, "positive")
+            self.require(self.recompute_layers >= 0, "recompute_layers", "0 or more")
             least = self.sequence_length * (self.batch.start or self.batch.size)
             self.require(self.tokens >= least, "tokens", f"at least one step, {least} tokens")
             enough = self.validation_tokens >= self.sequence_length
@@ -103,7 +104,7 @@ class Run:
                 self.require(size % self.trainer.devices == 0, "trainer.devices", valid)
             layers = self.trainer.recompute_layers
             valid = f"0 to model.num_layers={self.model.num_layers}"
-            self.require(0 <= layers <= self.model.num_layers, "trainer.recompute_layers", valid)
+            self.require(layers <= self.model.num_layers, "trainer.recompute_layers", valid)
             coupled = self.model.moe is not None and self.model.moe.couples_sequences
             valid = "1, since this FFN drops tokens over the capacity of a whole batch"
             self.require(self.trainer.devices == 1 or not coupled, "trainer.devices", valid)
