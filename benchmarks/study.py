@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import statistics
 import subprocess
 import sys
@@ -84,7 +83,6 @@ def main() -> None:
                     measured[side].append(run(side, code[side], arguments.seeds, arguments.workers, cache))
         finally:
             subprocess.run([*git, "remove", "--force", str(base)], check=True)
-            shutil.rmtree(base, ignore_errors=True)
     require_equal(measured)
     title = f"balance_losses at smoke, {arguments.seeds} seeds, {arguments.workers} workers, {arguments.rounds} rounds"
     table = Table(title=title)
