@@ -7,12 +7,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dsv2.kernels import reference
-from dsv2.kernels.choice import using
 from dsv2.kernels.experts import routed_experts
-from dsv2.models.moe import GShard, Hash, MoE, Switch
-from dsv2.models.moe.dropping import Dropping
-from dsv2.models.moe.hints import Hints
+from dsv2.models.moe import MoE
 from tests.references.kernels import agrees, normal
+from tests.references.moe_layers import LAYERS, same_layer
 from tests.references.tolerances import FLOAT32_MODULE, FLOAT64, close
 
 pytestmark = pytest.mark.usefixtures("compiled_ops")
@@ -67,35 +65,6 @@ def test_an_expert_that_does_not_exist_is_refused(expert: int) -> None:
         )
 
 
-SIZES = {"num_experts": 6, "expert_dim": 5}
-LAYERS = {
-    "DeepSeekMoE": MoE.Config(**SIZES, top_k=3, num_shared=2, num_devices=3, max_devices=2),
-    "dropping": MoE.Config(**SIZES, top_k=3, num_devices=3, dropping=Dropping.Config()),
-    "scaled": MoE.Config(**SIZES, top_k=2, routed_scaling_factor=2.5),
-    "GShard": GShard.Config(**SIZES),
-    "Switch": Switch.Config(**SIZES),
-    "Hash": Hash.Config(**SIZES),
-}
-
-
 @pytest.mark.parametrize("config", LAYERS.values(), ids=LAYERS.keys())
 def test_layers_are_the_same_with_either_implementation(config: MoE.Config) -> None:
-    tokens = torch.arange(24).view(2, 12)
-    results = []
-    for kernels in ("torch", "cpu"):
-        layer = config.build(8).train()
-        for number, parameter in enumerate(layer.parameters()):
-            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(number))
-        u = normal(2, 12, 8).requires_grad_()
-        with using(kernels):
-            out, routing = layer(u, Hints(tokens=tokens, seed=3))
-            (out * normal(2, 12, 8, seed=9)).sum().backward()
-        gradients = {name: parameter.grad for name, parameter in layer.named_parameters()}
-        results.append((out, routing, {"input": u.grad, **gradients}))
-    (out, routing, gradients), (expected, expected_routing, expected_gradients) = results
-    assert torch.equal(routing.experts, expected_routing.experts)
-    close(out, expected, FLOAT32_MODULE)
-    for name, gradient in expected_gradients.items():
-        assert (gradient is None) == (gradients[name] is None)
-        if gradient is not None:
-            close(gradients[name], gradient, FLOAT32_MODULE, name)
+    same_layer(config, "cpu", 12)

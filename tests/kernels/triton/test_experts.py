@@ -11,12 +11,11 @@ from dsv2.kernels.choice import using
 from dsv2.kernels.experts import routed_experts
 from dsv2.kernels.triton import experts as kernels
 from dsv2.kernels.triton import grouped
-from dsv2.models.moe import GShard, Hash, MoE, Switch
-from dsv2.models.moe.dropping import Dropping
-from dsv2.models.moe.hints import Hints
+from dsv2.models.moe import MoE
 from dsv2.training.precision import OPS
 from tests.references.fences import DEVICE, fenced, reserved
 from tests.references.kernels import normal
+from tests.references.moe_layers import LAYERS, SIZES, same_layer
 from tests.references.tolerances import FLOAT32_MODULE, close
 from tests.references.triton import LAYOUTS, agrees, traces
 
@@ -164,37 +163,9 @@ def test_offsets_beyond_int32_are_computed_in_int64() -> None:
     close(grad_before[rows].float(), active.grad, HALF)
 
 
-SIZES = {"num_experts": 6, "expert_dim": 5}
-LAYERS = {
-    "DeepSeekMoE": MoE.Config(**SIZES, top_k=3, num_shared=2, num_devices=3, max_devices=2),
-    "dropping": MoE.Config(**SIZES, top_k=3, num_devices=3, dropping=Dropping.Config()),
-    "GShard": GShard.Config(**SIZES),
-    "Switch": Switch.Config(**SIZES),
-    "Hash": Hash.Config(**SIZES),
-}
-
-
 @pytest.mark.parametrize("config", LAYERS.values(), ids=LAYERS.keys())
 def test_layers_are_the_same_as_in_plain_torch(config: MoE.Config) -> None:
-    tokens = torch.arange(10, device=DEVICE).view(2, 5)
-    results = []
-    for ops in ("torch", "triton"):
-        layer = config.build(8).train().to(DEVICE)
-        for number, parameter in enumerate(layer.parameters()):
-            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(number))
-        u = normal(2, 5, 8).to(DEVICE).requires_grad_()
-        with using(ops):
-            out, routing = layer(u, Hints(tokens=tokens, seed=3))
-            (out * normal(2, 5, 8, seed=9).to(DEVICE)).sum().backward()
-        gradients = {name: parameter.grad for name, parameter in layer.named_parameters()}
-        results.append((out, routing, {"input": u.grad, **gradients}))
-    (expected, expected_routing, expected_gradients), (out, routing, gradients) = results
-    assert torch.equal(routing.experts, expected_routing.experts)
-    close(out, expected, FLOAT32_MODULE)
-    for name, gradient in expected_gradients.items():
-        assert (gradient is None) == (gradients[name] is None)
-        if gradient is not None:
-            close(gradients[name], gradient, FLOAT32_MODULE, name)
+    same_layer(config, "triton", 5, DEVICE)
 
 
 def test_a_layer_with_products_in_bfloat16_takes_the_op_too() -> None:
