@@ -20,24 +20,30 @@ class UntilDecided:
         if not study.contrasts:
             raise ConfigError("until_decided", True, f"false, since {study.name} compares no arm with another")
         self.console, self.study, self.decided = console, study, False
+        self.complete = 0  # seeds, from the first on, that have finished in every arm
         last = len(study.seeds)
         self.looks = [look for look in study.file.looks or range(2, last) if look < last]
 
     def __call__(self) -> bool:
         """Look if it is time to; return True if every contrast is decided, and keep the seeds of it in `study`."""
-        if self.looks and (complete := self._complete()) >= self.looks[0]:
-            self.looks = [look for look in self.looks if look > complete]
-            part = self.study.with_seeds(self.study.seeds[:complete])
+        self._count()
+        if self.looks and self.complete >= self.looks[0]:
+            self.looks = [look for look in self.looks if look > self.complete]
+            part = self.study.with_seeds(self.study.seeds[: self.complete])
             findings = collect(part)
             for line in said(findings):
                 self.console.print(f"  {line}", soft_wrap=True)
             words = [effect.word for effect in findings.verdicts]
             if words and "undecided" not in words:
-                self.console.print(f"  every contrast is decided after {complete} seeds; the others are not trained")
+                self.console.print(
+                    f"  every contrast is decided after {self.complete} seeds; the others are not trained"
+                )
                 self.study, self.decided = part, True
         return self.decided
 
-    def _complete(self) -> int:
-        """Return how many seeds, from the first on, have finished in every arm."""
-        open_seeds = {trial.seed for trial in self.study.trials if finished(trial.folder) is None}
-        return next((i for i, seed in enumerate(self.study.seeds) if seed in open_seeds), len(self.study.seeds))
+    def _count(self) -> None:
+        """Count on; a trial is read once it has finished, and those behind an unfinished one not at all."""
+        for seed in self.study.seeds[self.complete :]:
+            if any(finished(trial.folder) is None for trial in self.study.trials if trial.seed == seed):
+                return
+            self.complete += 1

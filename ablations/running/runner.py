@@ -51,7 +51,9 @@ def run_trials(
     """
     with_space(study.remember, console)
     since = (study.folder / RECORD).stat().st_mtime
-    todo = like_finished(study, [trial for trial in study.trials if finished(trial.folder) is None])
+    results = {trial.key: finished(trial.folder) for trial in study.trials}  # reads all their files
+    left = [trial for trial in study.trials if results[trial.key] is None]
+    todo = like_finished(study, left, filter(None, results.values()))
     console.print(f"{len(study.trials)} trials, {len(study.trials) - len(todo)} already finished")
     if todo:
         pool = executor(launcher, workers=workers, folder=study.folder)

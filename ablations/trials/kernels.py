@@ -1,27 +1,26 @@
 """One choice of kernels for all trials of a study: their rounding is enough to move the loss of a finished run."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from ablations.trials.trials import Study, Trial
 from dsv2.config import ConfigError
 from dsv2.kernels.choice import KERNELS
-from dsv2.storage.rundir import finished
 from dsv2.training.run import with_kernels
 
 MIXED = "mixed_kernels=true"  # the word that allows verdicts on trials of several kernels
 AND = " and "  # between the kernels of an arm's trials with one seed, on the study's own data and on probes
 
 
-def like_finished(study: Study, todo: list[Trial]) -> list[Trial]:
+def like_finished(study: Study, todo: list[Trial], results: Iterable[Mapping[str, Any]]) -> list[Trial]:
     """Return the trials of a study that are left, with the kernels of its finished ones where they say `auto`.
 
-    Raises ConfigError if they ask for others, unless the study has `mixed_kernels`.
+    `results` are those of the finished ones. Raises ConfigError if other kernels are asked for, unless the study has
+    `mixed_kernels`.
     """
-    results = (finished(trial.folder) for trial in study.trials)
-    used = Counter(kernels_of(result) for result in results if result is not None)
+    used = Counter(map(kernels_of, results))
     if study.mixed_kernels or not used:
         return todo
     for trial in todo:
