@@ -6,7 +6,9 @@ The earlier code is checked out in a git worktree of its own and run by the same
 the study as a command in an empty store, in turns, the one that begins alternating: planning, data, training and
 report. This code runs a second time with plain torch. What the user's caches keep between studies is prepared before
 anything is timed; the earlier code keeps nothing there. Before a ratio is printed, the validation losses of all arms
-must agree within the spread over seeds. Writes `benchmarks/results/study.json`.
+must agree within the spread over seeds. The rate of a matmul in one process, and in as many as there are workers, says
+what the cores share: on a machine whose two CPUs are one core, two trials that do nothing but matmuls gain nothing from
+the second. Writes `benchmarks/results/study.json`.
 """
 
 import argparse
@@ -29,27 +31,57 @@ from rich.table import Table
 ROOT = Path(__file__).parents[1]
 OURS, PLAIN, BASE = "this code", "this code, plain torch", "earlier code"
 OVERRIDES: dict[str, list[str]] = {OURS: ["trainer.kernels=cpu"], PLAIN: ["trainer.kernels=torch"], BASE: []}
+EVENTS = {  # of a study, in order
+    "planned": "the plan",
+    "first": "the first trial",
+    "last": "the last trial",
+    "verdicts": "the verdicts",
+    "seconds": "the report",
+}
+RATIOS = {"trials": "last", "verdicts": "verdicts"}  # of the earlier code's seconds to these events
 SPREAD = 4  # standard errors of the mean over seeds within which losses agree
 
 
 def run(side: str, code: Path, seeds: int, workers: int, cache: Path) -> dict[str, Any]:
-    """Run the study in an empty store; return the seconds to its verdicts, to each trial's end, and losses by arm."""
+    """Run the study in an empty store; return seconds until trials began, until each ended, until the verdicts and the
+    report, and losses by arm."""
     words = ["sweep=balance_losses", "scale=smoke", f"seeds=[{','.join(map(str, range(seeds)))}]", f"workers={workers}"]
     with tempfile.TemporaryDirectory() as store:
         folders = {"PYTHONPATH": f"{code / 'src'}:{code}", "DSV2_RUNS": store, "DSV2_CACHE": str(cache)}
+        folders["PYTHONUNBUFFERED"] = "1"  # so that lines are timed when they are printed
         command = [sys.executable, "-m", "ablations.run", *words, *OVERRIDES[side]]
         started, since = time.perf_counter(), time.time()
-        done = subprocess.run(command, env=os.environ | folders, cwd=store, capture_output=True, text=True)
+        lines: list[tuple[float, str]] = []
+        with subprocess.Popen(
+            command, env=os.environ | folders, cwd=store, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
+            assert process.stdout is not None
+            lines.extend((time.perf_counter() - started, line) for line in process.stdout)
         seconds = time.perf_counter() - started
-        if done.returncode:
-            sys.exit(f"{side}: {' '.join(command)} failed: {done.stderr.strip().splitlines()[-1:]}")
+        if process.returncode:
+            sys.exit(f"{side}: {' '.join(command)} failed: {lines[-1:]}")
+        planned = next(at for at, line in lines if "already finished" in line)
+        verdicts = next(at for at, line in lines if line.startswith(("Against ", "report:")))
         results = list(Path(store).glob("balance_losses/smoke/trials/*/result.json"))
         losses: dict[str, list[float]] = {}
         for path in results:
             result = json.loads(path.read_text())
             losses.setdefault(result["arm"], []).append(result["metrics"]["val/loss"])
         ends = sorted(path.stat().st_mtime - since for path in results)
-    return {"seconds": seconds, "first": ends[0], "last": ends[-1], "trials": len(ends), "losses": losses}
+    times = {"planned": planned, "first": ends[0], "last": ends[-1], "verdicts": verdicts, "seconds": seconds}
+    return times | {"trials": len(ends), "losses": losses}
+
+
+def matmul_rates(processes: int) -> list[float]:
+    """Return the GFLOP/s of one thread's matmul, alone and in this many processes at once (the mean of them)."""
+    rate = "import torch; from dsv2.training.machine import peak_flops; torch.set_num_threads(1);"
+    rate += "print(max(peak_flops.__wrapped__(torch.device('cpu'), '32') for _ in range(20)))"
+
+    def together(count: int) -> float:
+        running = [subprocess.Popen([sys.executable, "-c", rate], stdout=subprocess.PIPE) for _ in range(count)]
+        return statistics.fmean(float(process.communicate()[0]) for process in running) / 1e9
+
+    return [round(together(count), 1) for count in (1, processes)]
 
 
 def require_equal(measured: dict[str, list[dict[str, Any]]]) -> None:
@@ -84,29 +116,28 @@ def main() -> None:
         finally:
             subprocess.run([*git, "remove", "--force", str(base)], check=True)
     require_equal(measured)
+    rates = matmul_rates(arguments.workers)
     title = f"balance_losses at smoke, {arguments.seeds} seeds, {arguments.workers} workers, {arguments.rounds} rounds"
     table = Table(title=title)
-    for column in ("side", "seconds to the verdicts", "trials/hour", "ratio", "least and greatest"):
+    for column in ("side", *(f"s to {event}" for event in EVENTS.values()), "trials/hour", *RATIOS):
         table.add_column(column, justify="left" if column == "side" else "right")
     rows = []
     for side, rounds in measured.items():
-        seconds = [one["seconds"] for one in rounds]
-        ratios = [theirs["seconds"] / mine["seconds"] for theirs, mine in zip(measured[BASE], rounds, strict=True)]
-        row = {
-            "side": side,
-            "seconds": [round(one, 1) for one in seconds],
-            "seconds_to_first_trial": [round(one["first"], 1) for one in rounds],
-            "trials_per_hour": round(3600 * rounds[0]["trials"] / statistics.median(one["last"] for one in rounds)),
-            "ratio": round(statistics.median(ratios), 2),
-            "ratios": [round(ratio, 2) for ratio in ratios],
+        seconds = {event: [round(one[event], 1) for one in rounds] for event in EVENTS}
+        ratios = {
+            name: [round(theirs[event] / mine[event], 2) for theirs, mine in zip(measured[BASE], rounds, strict=True)]
+            for name, event in RATIOS.items()
         }
-        rows.append(row)
-        spread = f"{min(ratios):.2f}-{max(ratios):.2f}"
-        table.add_row(
-            side, f"{statistics.median(seconds):.1f}", str(row["trials_per_hour"]), f"{row['ratio']:.2f}x", spread
-        )
-    Console().print(table)
+        hourly = round(3600 * rounds[0]["trials"] / statistics.median(seconds["last"]))
+        rows.append({"side": side, "seconds": seconds, "trials_per_hour": hourly, "ratios": ratios})
+        medians = [f"{statistics.median(values):.1f}" for values in seconds.values()]
+        gains = [f"{statistics.median(gain):.2f}x ({min(gain):.2f}-{max(gain):.2f})" for gain in ratios.values()]
+        table.add_row(side, *medians, str(hourly), *gains)
+    console = Console(width=160)
+    console.print(table)
+    console.print(f"matmul, one thread: {rates[0]} GFLOP/s alone, {rates[1]} in {arguments.workers} processes at once")
     machine = {"processor": platform.processor() or platform.machine(), "cores": len(os.sched_getaffinity(0))}
+    machine |= {"matmul_gflops_alone": rates[0], "matmul_gflops_together": rates[1]}
     kept = vars(arguments) | {"machine": machine, "torch": torch.__version__, "rows": rows}
     (ROOT / "benchmarks/results/study.json").write_text(json.dumps(kept, indent=1) + "\n")
 

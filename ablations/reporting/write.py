@@ -1,6 +1,7 @@
 """The report of a study, verdicts first: Markdown, one HTML file, CSV tables and figures."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from ablations.reporting.summary import print_verdict, summary
 from ablations.trials.trials import Study
 from dsv2.printing import warn
 from dsv2.report.page import Section, write_page
+from dsv2.report.terminal import animated
 from dsv2.statistics.contrast import Contrast
 from dsv2.statistics.verdicts import Effect, judge
 
@@ -22,10 +24,11 @@ CONTRAST_COLUMNS = ["arm", "baseline", "metric", "margin", "better", "error", "n
 
 
 def report_study(study: Study, console: "Console") -> None:
-    """Write the report from stored results, then print the closing table and the report's path."""
+    """Print the closing table from stored results, then write the report, which takes seconds, and print its path."""
     findings = collect(study)
-    path = write_report(findings, study.report_folder)
     print_verdict(findings, console)
+    with console.status("drawing the figures") if animated(console) else nullcontext():
+        path = write_report(findings, study.report_folder)
     console.print(f"report:  {path}\nfigures: {path.parent / 'figures'}", soft_wrap=True)
 
 

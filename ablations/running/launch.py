@@ -28,10 +28,10 @@ SLURM = {"timeout_min": 24 * 60, "cpus_per_task": 1, "tasks_per_node": 1, "nodes
 MOST_JOBS = 64  # at a time on a cluster, unless `workers` is given
 
 
-def executor(launcher: str, *, workers: int | None, folder: Path) -> Executor:
-    """Return the executor for `launcher`: local, slurm or ray."""
+def executor(launcher: str, *, workers: int | None, folder: Path, trials: int) -> Executor:
+    """Return the executor for `launcher`, local, slurm or ray, that is to run this many trials."""
     if launcher == "local":
-        return LocalPool(workers or _default_workers())
+        return LocalPool(min(trials, workers or _default_workers()))
     if launcher == "slurm":
         return _slurm(workers or MOST_JOBS, folder / "slurm")
     if launcher == "ray":

@@ -25,6 +25,7 @@ class WorkerStopped(WorkerDied):
 class LocalPool(Executor):
     """A pool of long-lived processes; one that dies fails only its own trial and is replaced.
 
+    They start at once, so that their imports overlap with what the caller prepares.
     `ProcessPoolExecutor` would fail every pending trial when one worker is killed, and if the runner is killed, Python
     warns of its leaked semaphores.
     """
@@ -33,11 +34,11 @@ class LocalPool(Executor):
         resource_tracker.ensure_running()  # starting it later would unblock signals; see `_Worker`
         self._threads = ThreadPoolExecutor(workers)
         self._num_threads = threads
-        self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()  # None: not started yet
+        self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()  # None: died
         self._all: list[_Worker] = []
         self._lock, self._closed = threading.Lock(), False
         for _ in range(workers):
-            self._idle.put(None)
+            self._idle.put(self._start())
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         return self._threads.submit(self._run, fn, args, kwargs)

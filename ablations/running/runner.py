@@ -56,7 +56,7 @@ def run_trials(
     todo = like_finished(study, left, filter(None, results.values()))
     console.print(f"{len(study.trials)} trials, {len(study.trials) - len(todo)} already finished")
     if todo:
-        pool = executor(launcher, workers=workers, folder=study.folder)
+        pool = executor(launcher, workers=workers, folder=study.folder, trials=len(todo))
         try:
             with console.status("preparing the data") if animated(console) else nullcontext():
                 warnings = with_space(lambda: _open_data(study), console)

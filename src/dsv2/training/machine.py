@@ -1,6 +1,7 @@
 """Process and machine: set-up for training, peak FLOP rate and provenance."""
 
 import ctypes
+import gc
 import importlib.metadata
 import logging
 import platform
@@ -25,11 +26,15 @@ MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD
 
 
 def prepare() -> None:
-    """Set up a training process: quiet Lightning, reuse freed memory. Call once, before the first step."""
+    """Set up a training process: quiet Lightning, reuse freed memory, spare what is imported from garbage collection.
+
+    Call once, after the imports and before the first step.
+    """
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     keep_freed_memory()
+    gc.freeze()
 
 
 def require_accelerator(accelerator: str) -> None:

@@ -18,15 +18,15 @@ from tests.references.runs import rows
 def test_a_missing_package_is_named(tmp_path, monkeypatch, launcher, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=rf"launcher='{launcher}' is not valid: .*pip install 'dsv2\[launchers\]'"):
-        launch.executor(launcher, workers=1, folder=tmp_path)
+        launch.executor(launcher, workers=1, folder=tmp_path, trials=1)
 
 
 def test_launchers_are_known_by_name(tmp_path):
-    pool = launch.executor("local", workers=1, folder=tmp_path)
+    pool = launch.executor("local", workers=1, folder=tmp_path, trials=1)
     pool.shutdown()
     assert isinstance(pool, LocalPool)
     with pytest.raises(ConfigError, match="launcher='cloud' is not valid: local, slurm or ray"):
-        launch.executor("cloud", workers=1, folder=tmp_path)
+        launch.executor("cloud", workers=1, folder=tmp_path, trials=1)
 
 
 @pytest.mark.slow
@@ -35,7 +35,7 @@ def test_launchers_train_the_same_trial(six, tmp_path, monkeypatch, launcher, pa
     pytest.importorskip(package, reason=f"{package} is not installed: pip install 'dsv2[launchers]'")
     monkeypatch.setenv("DSV2_SLURM_CLUSTER", "local")
     trial = six.trials[0]
-    pool = launch.executor(launcher, workers=1, folder=tmp_path)
+    pool = launch.executor(launcher, workers=1, folder=tmp_path, trials=1)
     try:
         assert pool.submit(run_trial, plain(trial.run), trial.folder, 0.0).result(120) == Outcome("finished")
     finally:
