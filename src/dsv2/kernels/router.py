@@ -14,11 +14,15 @@ def route_logits(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return affinities (B, T, E) float32, experts (B, T, K) int64, and gates (B, T, K) float32, from logits (B, T, E).
 
-    Among equal affinities Triton's kernel chooses the lowest expert, as the specification does; `torch.topk` promises
-    no order. All of it is differentiable through affinities and gates.
+    Among equal affinities the compiled op and Triton's kernel choose the lowest expert, as the specification does;
+    `torch.topk` promises no order. All of it is differentiable through affinities and gates.
     """
     limits = top_k, num_devices, num_devices if max_devices is None else max_devices
-    if form("router", logits) == "triton":
+    chosen = form("router", logits)
+    if chosen == "cpu":
+        affinities, experts, gates = torch.ops.dsv2.route_logits(logits, *limits)
+        return affinities, experts, gates
+    if chosen == "triton":
         affinities, experts, gates = torch.ops.dsv2_triton.route_logits(logits.float().flatten(0, -2), *limits)
         shape = logits.shape[:-1]
         return affinities.view(logits.shape), experts.view(*shape, top_k), gates.view(*shape, top_k)

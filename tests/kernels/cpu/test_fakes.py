@@ -24,6 +24,8 @@ CALLS = {
         *(normal(2, 5, 4, 5), HEADS[0], HEADS[2], HEADS[4], TURNS, 0.4),
         *(normal(2, 5, 4, 5), normal(2, 4, 5), HEADS[1], HEADS[3]),
     ],
+    "route_logits": [normal(2, 3, 12), 2, 4, 2],
+    "route_logits_backward": [normal(3, 12), None, normal(3, 12), torch.tensor([[0, 3], [3, 4], [4, 0]])],
     "head_loss": [normal(5, 19), normal(11, 19), torch.tensor([3, NOT_SCORED, 0, 10, 3]), NOT_SCORED, True],
 }
 

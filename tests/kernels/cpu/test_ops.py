@@ -11,6 +11,7 @@ from dsv2.kernels.attention import rotary_attention
 from dsv2.kernels.cross_entropy import NOT_SCORED, head_nats, mean_nats
 from dsv2.kernels.experts import routed_experts
 from dsv2.kernels.norm import add_rms_norm, rms_norm
+from dsv2.kernels.router import route_logits
 from dsv2.kernels.swiglu import swiglu
 from tests.references.kernels import normal
 from tests.references.tolerances import FLOAT32, close
@@ -53,6 +54,11 @@ OPS: dict[str, tuple[Op, Op, list[Tensor]]] = {
         attend_plainly,
         [normal(2, 5, 4, width, seed=width) for width in (3, 6)]
         + [normal(2, 5, heads, width, seed=9) for heads, width in ((2, 3), (1, 6), (2, 5))],
+    ),
+    "router": (
+        lambda logits: route_logits(logits, top_k=3, num_devices=4, max_devices=2)[::2],
+        lambda logits: reference.route_logits(logits, top_k=3, num_devices=4, max_devices=2)[::2],
+        [3 * normal(5, 20)],
     ),
     "head_nats": (
         lambda x, w: head_nats(x, w, TARGETS),

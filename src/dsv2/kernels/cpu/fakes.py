@@ -66,6 +66,17 @@ def _head_loss(
     return x.new_empty(()), *grads
 
 
+def _route_logits(logits: Tensor, top_k: int, num_devices: int, max_devices: int) -> tuple[Tensor, Tensor, Tensor]:
+    shape = (*logits.shape[:-1], top_k)
+    return torch.empty_like(logits), logits.new_empty(shape, dtype=torch.int64), logits.new_empty(shape)
+
+
+def _route_logits_backward(
+    grad_affinities: Tensor | None, grad_gates: Tensor | None, affinities: Tensor, experts: Tensor
+) -> Tensor:
+    return torch.empty_like(affinities)
+
+
 FAKES = (
     _rms_norm,
     _add_rms_norm,
@@ -77,6 +88,8 @@ FAKES = (
     _attention,
     _attention_backward,
     _head_loss,
+    _route_logits,
+    _route_logits_backward,
 )
 
 

@@ -113,7 +113,7 @@ class MoE(nn.Module):
         limits: dict[str, Any] = {name: getattr(config, name) for name in ("top_k", "num_devices", "max_devices")}
         router = self.router
         hooked = router._forward_hooks or router._forward_pre_hooks  # by interventions, which replace its affinities
-        if hints.replay is None and isinstance(router, Router) and not hooked and form("router", u) == "triton":
+        if hints.replay is None and isinstance(router, Router) and not hooked and form("router", u) != "torch":
             routing = Routing(*route_logits(router.logits(u), **limits))
         else:
             affinities = router(u)
