@@ -31,14 +31,15 @@ from rich.table import Table
 ROOT = Path(__file__).parents[1]
 OURS, PLAIN, BASE = "this code", "this code, plain torch", "earlier code"
 OVERRIDES: dict[str, list[str]] = {OURS: ["trainer.kernels=cpu"], PLAIN: ["trainer.kernels=torch"], BASE: []}
-EVENTS = {  # of a study, in order
+EVENTS = {  # the seconds that a study needs until each, and a trial for its steps and validation
+    "training": "train one",
     "planned": "the plan",
     "first": "the first trial",
     "last": "the last trial",
     "verdicts": "the verdicts",
     "seconds": "the report",
 }
-RATIOS = {"trials": "last", "verdicts": "verdicts"}  # of the earlier code's seconds to these events
+RATIOS = {"training": "training", "trials": "last", "verdicts": "verdicts"}  # of the earlier code's seconds to these
 SPREAD = 4  # standard errors of the mean over seeds within which losses agree
 
 
@@ -64,12 +65,14 @@ def run(side: str, code: Path, seeds: int, workers: int, cache: Path) -> dict[st
         verdicts = next(at for at, line in lines if line.startswith(("Against ", "report:")))
         results = list(Path(store).glob("balance_losses/smoke/trials/*/result.json"))
         losses: dict[str, list[float]] = {}
+        training = []
         for path in results:
             result = json.loads(path.read_text())
+            training.append(result["seconds"])
             losses.setdefault(result["arm"], []).append(result["metrics"]["val/loss"])
         ends = sorted(path.stat().st_mtime - since for path in results)
     times = {"planned": planned, "first": ends[0], "last": ends[-1], "verdicts": verdicts, "seconds": seconds}
-    return times | {"trials": len(ends), "losses": losses}
+    return times | {"training": statistics.median(training), "trials": len(ends), "losses": losses}
 
 
 def matmul_rates(processes: int) -> list[float]:
