@@ -9,14 +9,16 @@ ALL := $(VENV)/.all
 
 .PHONY: setup demo test test-all lint bench smoke-studies wandb-demo lab docs clean
 
-# Two installs: what studies need, and on top of it everything that tests, notebooks and docs need.
+# Two installs: what studies need, and on top of it everything that tests, notebooks and docs need. The kernels need
+# torch alone, so they are compiled while the rest is installed.
 setup: $(ALL)
 
 $(CORE): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, this is {sys.version}"'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) torch
-	$(INSTALL) --editable .
+	PYTHONPATH=src $(BIN)/python -c 'from dsv2.kernels.cpu.library import available; available()' & \
+	$(INSTALL) --editable . && wait
 	touch $@
 
 $(ALL): $(CORE)
