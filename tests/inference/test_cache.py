@@ -148,6 +148,19 @@ def test_a_row_begins_with_the_tokens_of_another() -> None:
         cache.copy(0, 1, 2)
 
 
+def test_rows_are_exchanged_whole() -> None:
+    """Neither is doubled, in a view and of different lengths too; each goes on where the other was."""
+    layer = LayerCache((torch.zeros(4, 4, 3), torch.zeros(4, 4)))
+    cache = ModelCache([layer])
+    store(cache, [[1.0], [2.0, 3.0, 4.0], [5.0], []])
+    cache.rows(1, 4).swap(0, 2)
+    cache.swap(0, 2)
+    assert [held(cache, row) for row in range(4)] == [[5], [], [1], [2, 3, 4]]
+    cache.swap(3, 3)
+    store(cache, [[6.0], [7.0], [8.0], [9.0]])
+    assert [held(cache, row) for row in range(4)] == [[5, 6], [7], [1, 8], [2, 3, 4, 9]]
+
+
 def test_a_shortened_row_leaves_nothing_behind() -> None:
     """A token that is no number would spoil the row's next tokens, since masked keys are multiplied by 0."""
     cache, layer = two_rows()

@@ -40,6 +40,9 @@ class Storage(Cache, Protocol):
     def copy(self, source: int, target: int, first: int, end: int) -> None:
         """Copy tokens `first` to `end` - 1 of one row to the same places of another, bit by bit."""
 
+    def swap(self, row: int, other: int, end: int) -> None:
+        """Exchange the first `end` tokens of two rows, bit by bit."""
+
     def clear(self, row: int, first: int, end: int) -> None:
         """Make tokens `first` to `end` - 1 of a row zero, or anything else that is finite and always the same."""
 
@@ -84,6 +87,10 @@ class LayerCache:
         for tensor in self.tensors:
             tensor[target, first:end] = tensor[source, first:end]
 
+    def swap(self, row: int, other: int, end: int) -> None:
+        for tensor in self.tensors:
+            tensor[[row, other], :end] = tensor[[other, row], :end]  # the right side is a copy
+
     def clear(self, row: int, first: int, end: int) -> None:
         for tensor in self.tensors:
             tensor[row, first:end] = 0
@@ -93,8 +100,8 @@ class ModelCache:
     """The caches of a model's layers, and how many tokens each of their B rows holds.
 
     Rows are independent: a row is extended by passes of the model over it, shortened by `truncate`, and begun with the
-    tokens of another by `copy`. `rows` is a cache of some of them for a pass over these alone. What a row holds beyond
-    its length is never seen.
+    tokens of another by `copy`; `swap` exchanges two. `rows` is a cache of some of them, for a pass over these alone.
+    What a row holds beyond its length is never seen.
     """
 
     def __init__(self, layers: Sequence[Storage], *, lengths: np.ndarray | None = None) -> None:
@@ -143,6 +150,13 @@ class ModelCache:
                 layer.copy(source, target, 0, length)
             self.lengths[target] = max(length, self.lengths[target])
         self.truncate(target, length)
+
+    def swap(self, row: int, other: int) -> None:
+        """Exchange the tokens of two rows."""
+        end = int(max(self.lengths[row], self.lengths[other]))
+        for layer in self.layers:
+            layer.swap(row, other, end)
+        self.lengths[[row, other]] = self.lengths[[other, row]]
 
 
 def allocate(
