@@ -18,9 +18,9 @@ LOGITS = torch.tensor([0.5, 0.2, 0.15, 0.1, 0.05]).log()
 def shares(logits: Tensor, seen: Tensor | None = None, draws: int = 4000, **settings: Any) -> list[float]:
     """How often each token is drawn from logits (V,)."""
     sampling = Sampling(**{"temperature": 1.0} | settings)
-    chooser = Chooser([sampling], [sampling.stream(0)], CPU)
-    drawn = [int(chooser.choose(logits[None], np.array([count]), seen)) for count in range(draws)]
-    return (np.bincount(drawn, minlength=len(logits)) / draws).tolist()
+    chooser = Chooser([sampling] * draws, [sampling.stream(0)] * draws, CPU)
+    drawn = chooser.choose(logits.expand(draws, -1), np.arange(draws), None if seen is None else seen.expand(draws, -1))
+    return (torch.bincount(drawn, minlength=len(logits)) / draws).tolist()
 
 
 def renormalised(*kept: int) -> list[float]:

@@ -65,7 +65,7 @@ class Engine:
         self.allowed = allowed(ids, self.vocab_size, self.device)
         if cache is None:
             cache = allocate_model(model, batch_size=num_rows, max_length=max_length)
-        self.rows = Rows(cache, self._weights)
+        self.rows = Rows(cache)
         self.waiting: deque[Generation] = deque()
         self._decoders: tuple[int, ModelCache, Chooser] | None = None  # of `rows.changes`
 
@@ -122,6 +122,8 @@ class Engine:
 
     def _admit(self) -> None:
         """Give free rows to those who wait, in their order; one whose beginning is being computed waits for it."""
+        if self.waiting and not self.rows.full:
+            self.rows.use_weights(self._weights())
         while self.waiting and not self.rows.full:
             generation = self.waiting[0]
             prompt = np.array(generation.request.prompt, dtype=np.int64)

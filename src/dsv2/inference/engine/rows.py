@@ -1,6 +1,5 @@
 """Which request has which row of the cache, and which tokens free rows still hold for requests that begin with them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ class Contents:
     """What a row holds: all that is known of a row lies here, and moves with its tokens."""
 
     tokens: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))  # the prompt until it is released
-    weights: object = None  # the weights that its entries were computed with, as `Rows` was given them
+    weights: int = 0  # number of the weights that its entries were computed with
     used: int = -1  # when a request last had it or began with it, counted in admissions
 
 
@@ -37,24 +36,30 @@ class Rows:
     computed with the same weights.
     """
 
-    def __init__(self, cache: ModelCache, weights: Callable[[], object]) -> None:
-        """Take a cache that is empty, and a function whose value changes when the model's weights do."""
-        self.cache, self.weights = cache, weights
+    def __init__(self, cache: ModelCache) -> None:
+        """Take a cache that is empty."""
+        self.cache = cache
         self.contents = [Contents() for _ in cache.lengths]
         self.holders: list[Generation] = []  # of rows 0, 1, ...
         self.decoding = 0  # how many of them decode
         self.admitted = 0  # requests so far
         self.changes = 0  # of who decodes in which row
+        self.weights, self.identity = 0, object()  # number and identity of the model's weights
 
     @property
     def full(self) -> bool:
         return len(self.holders) == len(self.contents)
 
+    def use_weights(self, identity: object) -> None:
+        """Compute with these weights from now on; what was computed with others is not shared any more."""
+        if identity != self.identity:
+            self.weights, self.identity = self.weights + 1, identity
+
     def shared(self, prompt: np.ndarray) -> Shared:
         """Find the row that holds most of the beginning of a prompt."""
-        best, coming, weights = Shared(None, 0, False), 0, self.weights()
+        best, coming = Shared(None, 0, False), 0
         for row, contents in enumerate(self.contents):
-            if contents.weights != weights or len(contents.tokens) < LEAST:
+            if contents.weights != self.weights or len(contents.tokens) < LEAST:
                 continue
             common = _common(contents.tokens, prompt[:-1])
             held = min(common, int(self.cache.lengths[row]))
@@ -79,7 +84,7 @@ class Rows:
         else:
             self.contents[source].used = self.admitted
             self.cache.copy(source, row, length)
-        self.contents[row] = Contents(prompt, self.weights(), self.admitted)
+        self.contents[row] = Contents(prompt, self.weights, self.admitted)
         self.holders.append(generation)
         generation.row, generation.prefilled = row, length
 
