@@ -178,8 +178,8 @@ class Engine:
             self._decoders = rows.changes, rows.cache.rows(0, rows.decoding), self._chooser(generations)
         _, caches, chooser = self._decoders
         tokens = torch.tensor([[generation.tokens[-1]] for generation in generations], device=self.device)
-        logits = self.model(tokens, caches=caches).logits[:, 0]
-        return self._extend(generations, self._restricted(logits), chooser)
+        states, _ = self.model.hidden(tokens, caches=caches)
+        return self._extend(generations, self._logits(states[:, 0]), chooser)
 
     def _extend(self, generations: Sequence[Generation], logits: Tensor, chooser: Chooser) -> list[Update]:
         """Choose a token for each generation from logits (B, V); those that end leave their rows."""
@@ -209,10 +209,8 @@ class Engine:
             generation.prompt_scores += _scores(logs, targets, generation.request)
 
     def _logits(self, states: Tensor) -> Tensor:
-        """Return the logits (B, V) of states (B, d) before the output head."""
-        return self._restricted(self.model.ops.linear(states, self.model.head_weight))
-
-    def _restricted(self, logits: Tensor) -> Tensor:
+        """Return the logits (B, V) of states (B, d) before the output head, -inf for ids that may not be chosen."""
+        logits = self.model.ops.linear(states, self.model.head_weight)
         return logits if self.allowed is None else logits.masked_fill(~self.allowed, float("-inf"))
 
     def _chooser(self, generations: Sequence[Generation]) -> Chooser:
