@@ -294,7 +294,7 @@ def test_what_can_never_fit_is_refused_at_once_and_the_next_is_served(model: Tra
     engine = Engine(model, num_rows=2, max_length=128, chunk=32)
     long, exact, half, short = prompts_of(200, 128, 100, 5)
     for prompt in (long, exact):
-        with pytest.raises(ConfigError, match=f"prompt='{len(prompt)} tokens' is not valid: a prompt of less than 128"):
+        with pytest.raises(ConfigError, match=f"prompt='{len(prompt)} tokens' is not valid: at most 127 tokens"):
             engine.submit(asked(prompt))
     generations = [engine.submit(asked(half, 100)), engine.submit(asked(short, 3))]
     steps = 0
@@ -307,6 +307,18 @@ def test_what_can_never_fit_is_refused_at_once_and_the_next_is_served(model: Tra
     assert len(generations[0].tokens) == 28
     as_alone(model, generations[1:])
     assert generations[0].tokens == alone(model, asked(half, 28))[0]
+
+
+def test_a_prompt_can_be_scored_alone(model: Transformer) -> None:
+    """No token is chosen; a prompt that fills its row fits. Without scores there is nothing to do."""
+    engine = Engine(model, num_rows=1, max_length=20, chunk=8)
+    (prompt,) = prompts_of(20)
+    scored, nothing = (engine.submit(asked(prompt, 0, score_prompt=score)) for score in (True, False))
+    assert nothing.finish == "length"
+    updates = [*engine.run()]
+    assert [(update.generation, update.text) for update in updates] == [(scored, "")]
+    assert (scored.finish, scored.tokens, len(scored.prompt_scores)) == ("length", [], 19)
+    assert engine.rows.holders == []
 
 
 @pytest.mark.parametrize("after", [0, 1, 3])
@@ -423,13 +435,9 @@ def test_alternatives_are_the_most_likely_tokens(model: Transformer) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"prompt": []}, r"prompt=\[\] is not valid: at least one token"),
         ({"prompt": [3, VOCAB]}, f"prompt='ids from 3 to {VOCAB}' is not valid: ids from 0 to {VOCAB - 1}"),
         ({"prompt": [-1]}, "prompt='ids from -1 to -1'"),
-        ({"new": 0}, "max_new_tokens=0 is not valid: 1 or more"),
-        ({"stops": ("", "a")}, "stops="),
         ({"stops": ("a",)}, "none, since there is no tokenizer"),
-        ({"alternatives": -1}, "alternatives=-1"),
     ],
 )
 def test_requests_out_of_range_are_named(model: Transformer, settings: dict[str, Any], message: str) -> None:

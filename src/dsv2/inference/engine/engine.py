@@ -79,9 +79,9 @@ class Engine:
 
         Raises ConfigError for one that can never run, and QueueFull if as many wait as may.
         """
-        size = len(request.prompt)
-        if size >= self.max_length:
-            valid = f"a prompt of less than {self.max_length} tokens, the room for it and its answer"
+        size, most = len(request.prompt), self.max_length - min(request.max_new_tokens, 1)
+        if size > most:
+            valid = f"at most {most} tokens, with room for {self.max_length} of the prompt and its answer"
             raise ConfigError("prompt", f"{size} tokens", valid)
         low, high = min(request.prompt), max(request.prompt)
         if low < 0 or high >= self.vocab_size:
@@ -93,7 +93,10 @@ class Engine:
             raise QueueFull(f"{len(self.waiting)} requests are waiting, as many as may; try again later")
         text = None if self.tokenizer is None else TextStream(self.tokenizer, request.stops)
         generation = Generation(request, text, seen_tokens(request, self.vocab_size, self.device))
-        self.waiting.append(generation)
+        if request.max_new_tokens or request.score_prompt:
+            self.waiting.append(generation)
+        else:
+            generation.finish = "length"
         return generation
 
     def cancel(self, generation: Generation) -> None:
@@ -160,13 +163,19 @@ class Engine:
             if generation.request.score_prompt:
                 self._score_prompt(generation, states[row, : last[row] + 1])
         done = [row for row, generation in enumerate(chosen) if not _unread(generation)]
+        updates = list[Update]()
+        for row in [row for row in done if not chosen[row].request.max_new_tokens]:
+            done.remove(row)
+            chosen[row].finish = "length"
+            self.rows.release(chosen[row])
+            updates.append(Update(chosen[row], ""))
         if not done:
-            return []
+            return updates
         generations = [chosen[row] for row in done]
         for generation in generations:
             self.rows.promote(generation)
         logits = self._logits(states[done, last[done].tolist()])
-        return self._extend(generations, logits, self._chooser(generations))
+        return [*updates, *self._extend(generations, logits, self._chooser(generations))]
 
     def _decode(self) -> list[Update]:
         """Add one token to every answer under way."""

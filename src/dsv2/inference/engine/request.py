@@ -24,7 +24,7 @@ class Request(ConfigBase):
     """A prompt and how it is to be continued."""
 
     prompt: Sequence[int]  # token ids, at least one
-    max_new_tokens: int
+    max_new_tokens: int  # 0 scores the prompt, or does nothing
     sampling: Sampling = field(default_factory=Sampling)
     sample: int = 0  # which of several answers to the same prompt; they differ in their draws
     stop_ids: frozenset[int] = frozenset()  # each ends the answer and is its last token
@@ -35,7 +35,7 @@ class Request(ConfigBase):
 
     def __post_init__(self) -> None:
         self.require(len(self.prompt) > 0, "prompt", "at least one token")
-        self.require(self.max_new_tokens >= 1, "max_new_tokens", "1 or more")
+        self.require(self.max_new_tokens >= 0, "max_new_tokens", "0 or more")
         self.require(all(self.stops), "stops", "strings of at least one character")
         self.require(self.alternatives >= 0, "alternatives", "0 or more")
 

@@ -11,7 +11,7 @@ from dsv2.inference.engine.request import Generation
 LEAST = 16  # tokens that a shared beginning must have: fewer are computed as fast as they are copied
 
 
-@dataclass
+@dataclass(eq=False)
 class Contents:
     """What a row holds: all that is known of a row lies here, and moves with its tokens."""
 
