@@ -1,7 +1,7 @@
 """Which request has which row of the cache, and which tokens free rows still hold for requests that begin with them."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -114,10 +114,14 @@ class Rows:
         if row == other:
             return
         self.cache.swap(row, other)
-        for each in (self.contents, self.holders):
-            each[row], each[other] = each[other], each[row]  # type: ignore[index]
+        _exchange(self.contents, row, other)
+        _exchange(self.holders, row, other)
         for place in (row, other):
             self.holders[place].row = place
+
+
+def _exchange(entries: list[Any], place: int, other: int) -> None:
+    entries[place], entries[other] = entries[other], entries[place]
 
 
 def _common(tokens: np.ndarray, others: np.ndarray) -> int:
