@@ -108,7 +108,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         (["eval", "RUN"], "the following arguments are required: --tasks"),
         (["analyse"], "the following arguments are required: RUN"),
         (["export-hf", "RUN"], "the following arguments are required: out"),
-        (["generate", "RUN", "--promt", "x"], "the following arguments are required: --prompt"),
+        (["generate", "RUN", "--promt", "x"], "one of the arguments --prompt --prompts is required"),
         (["eval", "RUN", "--tasks", "cloze", "--limit", "all"], "argument --limit: invalid int value: 'all'"),
     ],
 )
@@ -159,7 +159,7 @@ def test_how_a_command_fails(
     def fail(*_: object, **__: object) -> None:
         raise raised
 
-    monkeypatch.setattr("dsv2.commands.generate.generate_text", fail)
+    monkeypatch.setattr("dsv2.commands.generate.generate_command", fail)
     assert main(["generate", "RUN", "--prompt", "Ban"]) == status
     assert capsys.readouterr() == ("", line)
 
@@ -168,7 +168,7 @@ def test_a_mistake_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> Non
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("dsv2.commands.generate.generate_text", fail)
+    monkeypatch.setattr("dsv2.commands.generate.generate_command", fail)
     with pytest.raises(ZeroDivisionError):
         main(["generate", "RUN", "--prompt", "Ban"])
 

@@ -63,10 +63,30 @@ def _parser() -> argparse.ArgumentParser:
 
     parse = commands.add_parser("generate", help="generate text with a trained or imported model")
     parse.add_argument("name", metavar="RUN")
-    parse.add_argument("--prompt", required=True)
-    parse.add_argument("--max-new-tokens", type=int, default=64)
-    parse.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    parse.add_argument("--seed", type=int, default=0)
+    source = parse.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", metavar="TEXT")
+    source.add_argument("--prompts", metavar="FILE", help="one prompt per line; -: standard input")
+    parse.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="per answer (default 64)")
+    parse.add_argument("--samples", type=int, default=1, metavar="N", help="answers per prompt (default 1)")
+    parse.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
+    parse.add_argument("--top-k", type=int, metavar="K", help="draw from the K most likely tokens")
+    parse.add_argument("--top-p", type=float, default=1.0, metavar="P", help="... that together have probability P")
+    parse.add_argument(
+        "--min-p", type=float, default=0.0, metavar="P", help="... that are P times as likely as the likeliest"
+    )
+    parse.add_argument(
+        "--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1: less of what is there already"
+    )
+    parse.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends an answer; may be repeated")
+    parse.add_argument("--seed", type=int, default=0, metavar="S")
+    parse.add_argument(
+        "--context", type=int, metavar="N", help="tokens of a prompt and its answer (default: as in training)"
+    )
+    parse.add_argument("--batch-size", type=int, default=16, metavar="N", help="answers at a time (default 16)")
+    parse.add_argument("--json", action="store_true", help="print an object per answer and line")
+    parse.add_argument(
+        "--log-probabilities", action="store_true", help="with --json: also those of the answer's tokens, in nats"
+    )
     parse.set_defaults(run=_generate)
 
     parse = commands.add_parser("eval", help="evaluate a model on our benchmarks and those of lm-evaluation-harness")
@@ -124,18 +144,9 @@ def _export_hf(arguments: argparse.Namespace) -> None:
 
 
 def _generate(arguments: argparse.Namespace) -> None:
-    from dsv2.commands.generate import generate_text
-    from dsv2.report.terminal import say
+    from dsv2.commands.generate import generate_command
 
-    say(
-        generate_text(
-            arguments.name,
-            arguments.prompt,
-            max_new_tokens=arguments.max_new_tokens,
-            temperature=arguments.temperature,
-            seed=arguments.seed,
-        )
-    )
+    generate_command(arguments)
 
 
 def _eval(arguments: argparse.Namespace) -> bool:

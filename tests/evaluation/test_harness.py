@@ -16,6 +16,7 @@ from dsv2.data.source import NOT_SCORED, Batch
 from dsv2.data.tokenizer import END_ID, Tokenizer
 from dsv2.evaluation.harness import Harness
 from dsv2.evaluation.validation import evaluate
+from dsv2.inference.cache import ModelCache
 from dsv2.inference.reader import Reader
 from tests.references.likelihood import looped
 from tests.references.stubs import knowing
@@ -116,22 +117,18 @@ def test_generation_stops_at_the_end_of_the_text(source: PackedText) -> None:
     tokenizer = source.store.tokenizer
     ids = tokenizer.encode("Ban ben bin")
 
-    class Fixed(torch.nn.Module):
-        """Goes through a text whose places its caches count, then ends it."""
+    model = dsv2.load(["model=tiny", f"data.vocab_size={tokenizer.vocab_size}"]).model.build()
+    script = torch.tensor([*ids, END_ID])
 
-        def __init__(self) -> None:
-            super().__init__()
-            config = dsv2.load(["model=tiny", f"data.vocab_size={tokenizer.vocab_size}"]).model
-            self.inner, self.config = config.build(), config
-            self.embedding, self.layers, self.place = self.inner.embedding, self.inner.layers, 0
+    def hidden(tokens: torch.Tensor, *, caches: ModelCache, positions: torch.Tensor | None = None) -> Any:
+        """Goes through the text, whose places its caches count, then ends it."""
+        places = caches.places(tokens.shape[1], positions)
+        caches.advance(places)
+        following = script[places.positions + 1].expand(len(tokens), -1)
+        return torch.nn.functional.one_hot(following, tokenizer.vocab_size).float(), ()
 
-        def forward(self, tokens: torch.Tensor, **_: Any) -> Any:
-            self.place += tokens.shape[1]
-            logits = torch.zeros(1, tokens.shape[1], tokenizer.vocab_size)
-            logits[0, -1, [*ids, END_ID][self.place]] = 1
-            return SimpleNamespace(logits=logits)
-
-    harness = Harness(Reader(Fixed(), tokenizer, LENGTH), batch_size=1)
+    model.hidden, model.head = hidden, torch.nn.Parameter(torch.eye(tokenizer.vocab_size))
+    harness = Harness(Reader(model, tokenizer, LENGTH), batch_size=1)
     assert harness.generate_until(requests((tokenizer.decode(ids[:2]), {"max_gen_toks": 20}))) == [
         tokenizer.decode(ids[2:])
     ]

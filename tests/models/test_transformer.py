@@ -106,10 +106,10 @@ def test_caches_of_another_batch_or_model_are_refused() -> None:
     caches = allocate_model(model, batch_size=3, max_length=9)
     with pytest.raises(ValueError, match="tokens has 1 rows: must have as many as the caches, 3"):
         model(tokens()[:1], caches=caches)
-    for wrong in ([], caches[:-1]):
+    for wrong in ([], caches.layers[:-1]):
         with pytest.raises(ValueError, match=rf"caches has length {len(wrong)}: must have one per layer, 3"):
             model(tokens(), caches=wrong)
-    assert all(cache.length == 0 for cache in caches)
+    assert not caches.lengths.any()
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
@@ -120,7 +120,7 @@ def test_cached_logits_are_the_uncached_ones(attention: str, chunks: list[int]) 
         caches = allocate_model(model, batch_size=2, max_length=9)
         pieces = [model(part, caches=caches).logits for part in tokens().split(chunks, dim=1)]
         close(torch.cat(pieces, dim=1), model(tokens()).logits, FLOAT32_MODULE)
-    assert all(cache.length == 9 for cache in caches)
+    assert caches.lengths.tolist() == [9, 9]
 
 
 @pytest.mark.parametrize("kind", BASELINES)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dsv2.inference.cache import LayerCache, allocate
+from dsv2.inference.cache import LayerCache, ModelCache, allocate
 from dsv2.models.attention.mla import MLA
 from dsv2.models.rope import Rope, Yarn
 from tests import references
@@ -57,12 +57,12 @@ class Case(NamedTuple):
         """Outputs of h fed chunk by chunk through one cache, and the cache, which has room for two tokens more."""
         length = h.shape[1] + 2
         cache = allocate(self.config, batch_size=len(h), max_length=length, device="cpu", dtype=torch.float64)
-        assert cache.length == 0
+        caches = ModelCache([cache])
         outputs, start = [], 0
         for chunk in chunks:
-            end = start + chunk
-            outputs.append(attention(h[:, start:end], self.rotations(start, end), cache))
-            assert cache.length == end
+            end, places = start + chunk, caches.places(chunk)
+            outputs.append(attention(h[:, start:end], self.rotations(start, end), cache, places))
+            caches.advance(places)
             start = end
         return torch.cat(outputs, dim=1), cache
 

@@ -11,14 +11,13 @@ import dsv2
 from dsv2.__main__ import main
 from dsv2.commands.analyse import analyse
 from dsv2.commands.evaluate import evaluate_run
-from dsv2.commands.generate import generate_text
 from dsv2.commands.huggingface import export_hf
 from dsv2.config import ConfigError
 from dsv2.data.tokenizer import Tokenizer
 from dsv2.explore.subject import NO_TEXT, open_subject
 from dsv2.training import fit
 from dsv2.training.saved import SavedRun, open_run
-from tests.references.answers import TASKS, answers
+from tests.references.answers import TASKS, answers, written
 from tests.references.faults import flip
 from tests.references.runs import without_checksums
 
@@ -62,7 +61,7 @@ def test_answers_stay_when_the_corpus_changes_moves_or_goes(run, texts, tmp_path
 
 @pytest.mark.parametrize("change", ["changed", "deleted"])
 def test_without_its_prepared_text_only_the_tokenizer_is_left(run, texts, tmp_path, change, capsys):
-    text = generate_text(run, "Ban", max_new_tokens=8, temperature=0.0, seed=0)
+    text = written(run)
     shutil.rmtree(run.parents[1] / ".data")
     if change == "changed":
         other_text(texts)
@@ -70,7 +69,7 @@ def test_without_its_prepared_text_only_the_tokenizer_is_left(run, texts, tmp_pa
     else:
         shutil.rmtree(texts)
         reason = rf"data\.path='{texts}/\*\.txt' is not valid: a glob that matches files; nothing does"
-    assert generate_text(run, "Ban", max_new_tokens=8, temperature=0.0, seed=0) == text
+    assert written(run) == text
     for refused in (lambda: analyse(run), lambda: evaluate_run(run, TASKS), lambda: open_run(run).validation):
         with pytest.raises(ValueError, match=reason):
             refused()
@@ -117,7 +116,7 @@ def test_runs_from_before_keep_what_their_result_says(run, texts, tmp_path, caps
     shutil.rmtree(run.parents[1] / ".data")
     other_text(texts)
     with pytest.raises(ValueError, match="have changed since it was trained"):
-        generate_text(run, "Ban", max_new_tokens=1, temperature=0.0, seed=0)
+        written(run)
     (run / "result.json").unlink()  # one that was interrupted kept nothing to go by
     capsys.readouterr()
     open_run(run).validation  # noqa: B018

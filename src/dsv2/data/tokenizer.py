@@ -101,12 +101,12 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of token ids; invalid UTF-8 becomes U+FFFD, ids without a token are empty."""
-        return b"".join(map(self._bytes_of, ids)).decode(errors="replace")
+        return b"".join(map(self.bytes_of, ids)).decode(errors="replace")
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """Return the text of each token; joined, they equal `decode`. A character split over tokens is in the last."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        pieces = [decoder.decode(self._bytes_of(index)) for index in ids]
+        pieces = [decoder.decode(self.bytes_of(index)) for index in ids]
         if pieces:
             pieces[-1] += decoder.decode(b"", final=True)
         return pieces
@@ -118,7 +118,8 @@ class Tokenizer:
         lengths[END_ID] = 0
         return lengths
 
-    def _bytes_of(self, index: int) -> bytes:
+    def bytes_of(self, index: int) -> bytes:
+        """Return the bytes of one token, none for an id without a token; those of a text in order are its UTF-8."""
         return self._bytes[index] if 0 <= index < self.vocab_size else b""
 
     @cached_property

@@ -6,12 +6,12 @@ L sequence length that the model was trained on.
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
+from tqdm.auto import tqdm
 
 from dsv2.evaluation.scoring import Question, likelihoods
-from dsv2.inference.generate import stream_tokens
+from dsv2.inference.engine.request import Request
 from dsv2.inference.reader import Reader
 from dsv2.printing import warn
 
@@ -24,9 +24,9 @@ class Harness(TemplateLM):
     """
 
     def __init__(self, reader: Reader, *, batch_size: int) -> None:
-        """Use `batch_size` sequences of L tokens per pass, or more if they are shorter."""
+        """Use `batch_size` sequences of L tokens per pass, or more if they are shorter; answer as many at a time."""
         super().__init__()
-        self.reader, self.batch_tokens = reader, batch_size * reader.longest
+        self.reader, self.batch_size, self.batch_tokens = reader, batch_size, batch_size * reader.longest
         self.warned = set[str]()
 
     @property
@@ -105,31 +105,31 @@ class Harness(TemplateLM):
         If prompt and answer exceed L, contexts are truncated on the left, but not below half of L, and answers to the
         rest. Raises ValueError if a task asks for sampling.
         """
-        answers = []
-        for context, settings in (request.args for request in requests):
-            options = normalize_gen_kwargs(settings)
-            if options["do_sample"]:
-                raise ValueError(f"do_sample={settings['do_sample']}: only greedy decoding is supported")
-            answers.append(self._generate(context, options["until"], options["max_gen_toks"]))
-        return answers
+        asked = [self._request(*request.args) for request in requests]
+        needed = [len(request.prompt) + request.max_new_tokens for request in asked if request is not None]
+        engine = self.reader.engine(num_rows=self.batch_size, max_length=max(needed, default=1))
+        generations = [None if request is None else engine.submit(request) for request in asked]
+        with tqdm(total=len(needed), desc="Generating", disable=disable_tqdm or None) as bar:
+            for update in engine.run():
+                bar.update(int(update.generation.finish is not None))
+        return ["" if generation is None else generation.text for generation in generations]
 
-    def _generate(self, context: str, stops: list[str], most: int) -> str:
-        model, tokenizer, longest = self.reader
+    def _request(self, context: str, settings: dict[str, Any]) -> Request | None:
+        """Return what is asked of the engine, or None if there is no room for an answer."""
+        options = normalize_gen_kwargs(settings)
+        if options["do_sample"]:
+            raise ValueError(f"do_sample={settings['do_sample']}: only greedy decoding is supported")
+        tokenizer, longest, most = self.reader.tokenizer, self.reader.longest, options["max_gen_toks"]
         read = self.tok_encode(context) or [tokenizer.start_id]
         kept = read[-max(longest - most, longest // 2, 1) :]
         most = min(most, longest - len(kept))
         if len(kept) < len(read):
             self._warn(f"some contexts are truncated on the left to leave room for answers within {longest} tokens")
-        ids, text = list[int](), ""
-        prompt = torch.tensor(kept, device=model.embedding.device)
-        for new in stream_tokens(model, [prompt], most=most, ids=tokenizer.ids):
-            if int(new) == tokenizer.end_id:
-                break
-            ids.append(int(new))
-            text = tokenizer.decode(ids)
-            if ends := [text.index(stop) for stop in stops if stop and stop in text]:
-                return text[: min(ends)]
-        return text
+        if most < 1:
+            return None
+        stops = tuple(stop for stop in options["until"] if stop)
+        stop_ids = frozenset([tokenizer.end_id])
+        return Request(prompt=kept, max_new_tokens=most, stops=stops, stop_ids=stop_ids)
 
     def _warn(self, message: str) -> None:
         """Print each warning once."""

@@ -1,61 +1,51 @@
-"""Autoregressive generation with caches of latents or of keys and values.
+"""Autoregressive generation of a batch of prompts with the engine.
 
-B batch, T prompt tokens, V vocabulary.
+B batch, T prompt tokens.
 """
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import overload
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from dsv2.inference.cache import allocate_model
-from dsv2.inference.sampling import Ids, choose, restricted
-from dsv2.models.transformer import Transformer, evaluating, require_ids, require_model, require_tokens
+from dsv2.config import ConfigError
+from dsv2.inference.engine.engine import Engine
+from dsv2.inference.engine.request import Request
+from dsv2.inference.sampling import Ids, Sampling
+from dsv2.models.transformer import Transformer, require_ids, require_model, require_tokens
 
 MOST_NEW = 1_000_000  # tokens, for which memory is allocated in advance
-
-
-@overload
-def generate(
-    model: Transformer,
-    tokens: Tensor,
-    *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    seed: int = 0,
-    ids: Ids | None = None,
-) -> Tensor: ...
-
-
-@overload
-def generate(
-    model: Transformer,
-    tokens: Sequence[Tensor],
-    *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    seed: int = 0,
-    ids: Ids | None = None,
-) -> list[Tensor]: ...
+Prompts = TypeVar("Prompts", Tensor, list[Tensor])
 
 
 def generate(
     model: Transformer,
-    tokens: Tensor | Sequence[Tensor],
+    tokens: Prompts,
     *,
     max_new_tokens: int,
     temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
     seed: int = 0,
     ids: Ids | None = None,
-) -> Tensor | list[Tensor]:
+    stop_ids: Sequence[int] = (),
+    batch_size: int = 64,
+) -> Prompts:
     """Continue tokens (B, T) int64 by `max_new_tokens`, to (B, T + max_new_tokens), in evaluation mode.
 
     A list of prompts (T_i,) of different lengths returns a list of (T_i + max_new_tokens,), each the same as alone.
-    Temperature 0 is greedy; otherwise tokens are sampled from softmax(logits / temperature) with `seed`. Only `ids` are
-    generated, such as those that have a token (default: all). Raises ValueError for an empty prompt and for settings
-    out of range.
+    Temperature 0 is greedy; otherwise row i is drawn as sample i of `seed`, whatever the other rows are. What remains
+    to be drawn from is limited by the other settings of `Sampling`.
+
+    Args:
+        ids: The only ids that are generated, such as those that have a token (default: all).
+        stop_ids: Each ends its row, as its last token; then rows differ in length, and prompts must be a list.
+        batch_size: Rows that are continued at a time; the cache has room for as many.
+
+    Raises ValueError for an empty prompt and for settings out of range.
     """
     require_model(model)
     prompts = list(tokens) if isinstance(tokens, Iterable) else [tokens]
@@ -68,43 +58,45 @@ def generate(
         raise ValueError(f"tokens has shape {shapes}: must be (batch, at least 1 token), or a list of such rows")
     if not 0 <= max_new_tokens <= MOST_NEW:
         raise ValueError(f"max_new_tokens={max_new_tokens}: must be 0 or more, and at most {MOST_NEW:,}")
+    if batch_size < 1:
+        raise ConfigError("batch_size", batch_size, "1 or more")
+    if stop_ids and isinstance(tokens, Tensor):
+        raise ConfigError("stop_ids", list(stop_ids), "none, or prompts as a list, since rows then differ in length")
     for prompt in prompts:
         require_tokens(prompt[None])
         require_ids(prompt, model.config.vocab_size)
-    new = list(stream_tokens(model, prompts, most=max_new_tokens, temperature=temperature, seed=seed, ids=ids))
-    made = torch.stack(new, dim=1) if new else prompts[0].new_empty(len(prompts), 0)  # (B, max_new_tokens)
-    if isinstance(tokens, Tensor):
-        return torch.cat((tokens, made), dim=1)
-    return [torch.cat(pair) for pair in zip(prompts, made, strict=True)]
-
-
-@torch.no_grad()
-def stream_tokens(
-    model: Transformer,
-    prompts: Sequence[Tensor],
-    *,
-    most: int,
-    temperature: float = 0.0,
-    seed: int = 0,
-    ids: Ids | None = None,
-) -> Iterator[Tensor]:
-    """Yield the next token of every prompt (T_i,) as (B,) int64, one of `ids` (default: all), `most` times."""
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature={temperature}: must be 0 (greedy) or more, and finite")
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed={seed}: must be 0 or more and less than 2**64")
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    tokens = torch.nn.utils.rnn.pad_sequence(list(prompts), batch_first=True)  # (B, T)
-    device, length = tokens.device, tokens.shape[1]
-    positions = torch.arange(length).expand(len(prompts), length)
-    ragged = bool((lengths < length).any())
-    padded = positions.where(positions < lengths[:, None], -1).to(device) if ragged else None
-    caches = allocate_model(model, batch_size=len(prompts), max_length=length + most)
-    generator = torch.Generator(device).manual_seed(seed)
-    last = (lengths - 1).to(device)
-    with evaluating(model):
-        for _ in range(most):
-            logits = model(tokens, positions=padded, caches=caches).logits  # (B, T, V), then (B, 1, V)
-            new = choose(restricted(logits[torch.arange(len(prompts)), last], ids), temperature, generator)
-            yield new
-            tokens, padded, last = new[:, None], None, torch.zeros_like(last)
+    sampling = Sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    if max_new_tokens == 0:
+        return tokens
+    engine = Engine(
+        model,
+        num_rows=min(len(prompts), batch_size),
+        max_length=max(map(len, prompts)) + max_new_tokens,
+        ids=ids,
+    )
+    generations = [
+        engine.submit(
+            Request(
+                prompt=prompt.tolist(),
+                max_new_tokens=max_new_tokens,
+                sampling=sampling,
+                sample=row,
+                stop_ids=frozenset(stop_ids),
+            )
+        )
+        for row, prompt in enumerate(prompts)
+    ]
+    for _ in engine.run():
+        pass
+    rows = [
+        torch.cat((prompt, prompt.new_tensor(generation.tokens)))
+        for prompt, generation in zip(prompts, generations, strict=True)
+    ]
+    return torch.stack(rows) if isinstance(tokens, Tensor) else rows

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from dsv2.data.tokenizer import Tokenizer
+from dsv2.inference.engine.engine import Engine
 from dsv2.models.transformer import Transformer
 
 
@@ -30,3 +31,17 @@ class Reader(NamedTuple):
             size = self.model.config.vocab_size
             raise ValueError(f"prompt={text!r}: has the token {max(ids)}, but the model's vocabulary has {size}")
         return ids
+
+    def engine(self, *, num_rows: int, max_length: int | None = None, max_waiting: int | None = None) -> Engine:
+        """Return an engine that continues `num_rows` texts of `max_length` tokens (default: `longest`) at a time.
+
+        Only ids that have a token are generated. At most `max_waiting` requests may wait (default: any number).
+        """
+        return Engine(
+            self.model,
+            num_rows=num_rows,
+            max_length=self.longest if max_length is None else max_length,
+            tokenizer=self.tokenizer,
+            ids=self.tokenizer.ids,
+            max_waiting=max_waiting,
+        )

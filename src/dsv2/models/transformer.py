@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from dsv2.config import ConfigBase, added
 from dsv2.kernels.cross_entropy import mean_nats
 from dsv2.models.attention import AttentionConfig
-from dsv2.models.attention.cache import Cache, Ragged, ragged_batch
+from dsv2.models.attention.cache import Cache, Caches, Places, own_places
 from dsv2.models.ffn import SwiGLU
 from dsv2.models.init import initialise
 from dsv2.models.moe import MoEConfig
@@ -116,7 +116,7 @@ class Transformer(nn.Module):
         tokens: Tensor,
         *,
         positions: Tensor | None = None,
-        caches: Sequence[Cache] | None = None,
+        caches: Caches | None = None,
         exempt: Tensor | None = None,
         routings: Sequence[Routing] | None = None,
         seed: int | None = None,
@@ -146,7 +146,7 @@ class Transformer(nn.Module):
         tokens: Tensor,
         *,
         positions: Tensor | None = None,
-        caches: Sequence[Cache] | None = None,
+        caches: Caches | None = None,
         exempt: Tensor | None = None,
         routings: Sequence[Routing] | None = None,
         seed: int | None = None,
@@ -157,8 +157,10 @@ class Transformer(nn.Module):
             tokens: (B, T) int64, B and T at least 1. Raises ValueError for other shapes and types and, except on a GPU,
                 which would have to be waited for, for ids out of the vocabulary.
             positions: (B, T) int64, for rows of different lengths. They are consecutive within a row; -1 marks padding
-                on either side, which is masked. By default, tokens follow those in the caches.
-            caches: One per layer, with the earlier tokens; they are extended.
+                on either side, which is masked. By default, tokens follow those in the caches. With the model on a
+                GPU, positions on the CPU save waiting for it.
+            caches: One per layer, as of `dsv2.inference.cache.allocate_model`, with the earlier tokens; they are
+                extended. If anything fails, they have the length they had.
             exempt: (B,) bool, sequences exempt from token dropping.
             routings: One per MoE layer; their experts are replayed, with gates from the live affinities.
             seed: Determines the random draws of routers in training and should differ in every step. By default, they
@@ -167,10 +169,12 @@ class Transformer(nn.Module):
         require_tokens(tokens)
         if caches is not None:
             self._require_fitting(caches, tokens)
-        positions, ragged = self._places(tokens, positions, caches[0] if caches else None)
-        rotations = self.rope.rotations(positions, self.config.attention.rotary_dim)
-        if ragged is not None:  # so that padding ids have no effect, not even on the grouping of experts' rows
-            tokens = tokens.masked_fill(ragged.positions < 0, 0)
+        places = self._places(tokens, positions, caches)
+        where = torch.arange(tokens.shape[1], device=tokens.device) if places is None else places.positions
+        if places is not None and places.padded:
+            # so that padding ids have no effect, not even on the grouping of experts' rows
+            tokens, where = tokens.masked_fill(where < 0, 0), where.clamp(min=0)
+        rotations = self.rope.rotations(where, self.config.attention.rotary_dim)
         if tokens.device.type == "cpu":
             require_ids(tokens, self.config.vocab_size)
         recorded = iter(routings or ())
@@ -181,29 +185,28 @@ class Transformer(nn.Module):
             run: Callable[..., Any] = layer
             if index < self.recompute_layers and torch.is_grad_enabled():
                 run = partial(_recomputed, layer)
-            x, delta, routing = run(x, delta, rotations, caches[index] if caches else None, hints, ragged)
+            x, delta, routing = run(x, delta, rotations, None if caches is None else caches[index], hints, places)
             if routing is not None:
                 chosen.append(routing)
+        if caches is not None and places is not None:
+            caches.advance(places)
         return self.norm.after(x, delta)[1], tuple(chosen)
 
-    def _require_fitting(self, caches: Sequence[Cache], tokens: Tensor) -> None:
+    def _require_fitting(self, caches: Caches, tokens: Tensor) -> None:
         """Raise ValueError unless there is one cache per layer with as many rows as tokens (B, T)."""
         if len(caches) != len(self.layers):
             raise ValueError(f"caches has length {len(caches)}: must have one per layer, {len(self.layers)}")
-        if (rows := len(caches[0].lengths)) != len(tokens):
+        if (rows := len(caches.lengths)) != len(tokens):
             raise ValueError(f"tokens has {len(tokens)} rows: must have as many as the caches, {rows}")
 
-    def _places(self, tokens: Tensor, positions: Tensor | None, cache: Cache | None) -> tuple[Tensor, Ragged | None]:
-        """Return positions (T,) if all rows have the same, else (B, T) and the ragged batch. Raises ValueError."""
-        if positions is None:
-            following = torch.arange(tokens.shape[1], device=tokens.device)
-            if cache is None or not cache.ragged:
-                return following + (cache.length if cache else 0), None
-            positions = cache.lengths[:, None] + following
-        if positions.shape != tokens.shape or positions.dtype not in INTEGERS:
+    def _places(self, tokens: Tensor, positions: Tensor | None, caches: Caches | None) -> Places | None:
+        """Return where the tokens are; None if they start at position 0 and see nothing else. Raises ValueError."""
+        if positions is not None and (positions.shape != tokens.shape or positions.dtype not in INTEGERS):
             shape = f"{tuple(positions.shape)} {positions.dtype}"
             raise ValueError(f"positions has shape {shape}: must be one integer per token, {tuple(tokens.shape)}")
-        return positions.clamp(min=0), ragged_batch(positions, cache)
+        if caches is not None:
+            return caches.places(tokens.shape[1], positions, tokens.device)
+        return None if positions is None else own_places(positions.to(tokens.device))
 
 
 def _recomputed(layer: nn.Module, *inputs: Any) -> Any:
@@ -266,11 +269,11 @@ class Block(nn.Module):
         rotations: Tensor,
         cache: Cache | None,
         hints: Hints,
-        ragged: Ragged | None = None,
+        places: Places | None = None,
     ) -> tuple[Tensor, Tensor, Routing | None]:
         """Return the residual stream (B, T, d), what is still to be added to it, and the routing of an MoE layer."""
         x, normed = self.attention_norm.after(x, delta)
-        x, normed = self.ffn_norm.after(x, self.attention(normed, rotations, cache, ragged))
+        x, normed = self.ffn_norm.after(x, self.attention(normed, rotations, cache, places))
         if isinstance(self.ffn, MoE):
             return x, *self.ffn(normed, hints)
         return x, self.ffn(normed), None

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsv2.inference.cache import allocate
+from dsv2.inference.cache import ModelCache, allocate
 from dsv2.kernels import reference
 from dsv2.kernels.choice import using
 from dsv2.kernels.mla_decode import latent_attention, mla_decode, quantised
@@ -178,11 +178,14 @@ def test_mla_decodes_as_without_triton() -> None:
     outs = []
     for kernels in ("torch", "triton"):
         cache = allocate(config, batch_size=2, max_length=9, device=DEVICE, dtype=torch.float32)
+        caches = ModelCache([cache])
         steps = []
         with using(kernels, ["mla_decode"]):
             for tokens in (range(3), range(3, 4), range(4, 5)):
                 positions = torch.tensor(tokens, device=DEVICE)
-                steps.append(mla(h[:, positions], rope.rotations(positions, 4), cache))
+                places = caches.places(len(tokens), device=torch.device(DEVICE))
+                steps.append(mla(h[:, positions], rope.rotations(positions, 4), cache, places))
+                caches.advance(places)
         outs.append(torch.cat(steps, 1))
     assert not torch.equal(*outs)  # two forms did run
     close(outs[1], outs[0], FLOAT32_MODULE)

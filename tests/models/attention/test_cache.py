@@ -68,23 +68,104 @@ def test_padding_changes_nothing(model, rows, side, cached):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("chunk", [1, 2, 3, 4, 9])
 def test_every_cut_of_the_prefill_gives_the_same(model, rows, side, chunk):
-    """Chunks in which some rows have nothing, and eight tokens of decoding after them, in memory that held NaN."""
+    """Chunks in which some rows have nothing, and eight tokens of decoding after them."""
     extra = torch.randint(2048, (4, 8), generator=torch.Generator().manual_seed(6))
     alone = [model(torch.cat((ids, more))[None]).logits[0] for ids, more in zip(rows, extra, strict=True)]
     tokens, positions = batch(rows, side, 9)
     caches = allocate_model(model, batch_size=4, max_length=16)
-    for cache in caches:
-        for tensor in cache.tensors:
-            tensor.fill_(torch.nan)
     parts = [
         model(tokens[:, first : first + chunk], positions=positions[:, first : first + chunk], caches=caches).logits
         for first in range(0, 9, chunk)
     ]
-    assert caches[0].lengths.tolist() == LENGTHS
+    assert caches.lengths.tolist() == LENGTHS
     decoded = [model(extra[:, [step]], caches=caches).logits for step in range(8)]  # positions follow the cache
-    assert caches[-1].lengths.tolist() == [length + 8 for length in LENGTHS]
+    assert caches.lengths.tolist() == [length + 8 for length in LENGTHS]
     places = torch.cat((positions, torch.tensor(LENGTHS)[:, None] + torch.arange(8)), dim=1)
     assert_rows(torch.cat((*parts, *decoded), dim=1), places, alone)
+
+
+@torch.no_grad()
+def test_prompts_of_every_length_around_the_borders_of_blocks(model):
+    """Of 16 and of 64, read in chunks of 16, 17 and at once, padded on either side, then one more token each."""
+    lengths = [15, 16, 17, 31, 32, 33, 63, 64, 65]
+    generator = torch.Generator().manual_seed(8)
+    rows = [torch.randint(2048, (length + 1,), generator=generator) for length in lengths]
+    alone = [model(ids[None]).logits[0] for ids in rows]
+    following = torch.stack([ids[-1] for ids in rows])[:, None]
+    for side, chunk in (("left", 16), ("right", 17), ("left", 65)):
+        tokens, positions = batch([ids[:-1] for ids in rows], side, 65)
+        caches = allocate_model(model, batch_size=9, max_length=66)
+        parts = zip(tokens.split(chunk, 1), positions.split(chunk, 1), strict=True)
+        logits = [model(part, positions=places, caches=caches).logits for part, places in parts]
+        assert caches.lengths.tolist() == lengths
+        logits.append(model(following, caches=caches).logits)
+        assert_rows(torch.cat(logits, 1), torch.cat((positions, torch.tensor(lengths)[:, None]), 1), alone)
+
+
+@torch.no_grad()
+def test_rows_of_which_some_have_no_tokens_go_on_in_chunks(model):
+    """With 0, 3 and 9 tokens cached, chunks of 4 of which rows have 4, 0 and 1: each row as alone."""
+    generator = torch.Generator().manual_seed(9)
+    rows = [torch.randint(2048, (length,), generator=generator) for length in (8, 11, 14)]
+    alone = [model(ids[None]).logits[0] for ids in rows]
+    caches = allocate_model(model, batch_size=3, max_length=14)
+    done, logits = [0, 0, 0], [[], [], []]
+    for counts in ((0, 3, 0), (0, 0, 4), (0, 0, 4), (0, 0, 1), (4, 0, 1), (4, 4, 0), (0, 4, 4)):
+        length = max(counts)
+        tokens, positions = torch.zeros(3, length, dtype=torch.int64), torch.full((3, length), -1)
+        for row, count in enumerate(counts):
+            tokens[row, :count] = rows[row][done[row] : done[row] + count]
+            positions[row, :count] = torch.arange(done[row], done[row] + count)
+            done[row] += count
+        out = model(tokens, positions=positions, caches=caches).logits
+        assert out.isfinite().all()
+        for row, count in enumerate(counts):
+            logits[row].append(out[row, :count])
+        assert caches.lengths.tolist() == done
+    for row, expected in enumerate(alone):
+        assert (torch.cat(logits[row]) - expected).abs().max() <= ROW * expected.abs().max()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_right_in_decoding_too(model, side):
+    """Prompts of 2 and 5, eight steps: equal to alone at each; the short row's first new token has position 2."""
+    generator = torch.Generator().manual_seed(10)
+    rows = [torch.randint(2048, (length,), generator=generator) for length in (10, 13)]
+    tokens, positions = batch([rows[0][:2], rows[1][:5]], side, 5)
+    results = []
+    for pad in (0, 2047):
+        caches = allocate_model(model, batch_size=2, max_length=13)
+        padded = tokens.masked_fill(positions < 0, pad)
+        steps = [model(padded, positions=positions, caches=caches).logits[positions == torch.tensor([[1], [4]])]]
+        for step in range(8):
+            assert caches.places(1).positions.tolist() == [[2 + step], [5 + step]]
+            new = torch.stack((rows[0][[2 + step]], rows[1][[5 + step]]))
+            steps.append(model(new, caches=caches).logits[:, 0])
+        together = torch.stack(steps, 1)  # (2, 9, V)
+        for row, start in enumerate((1, 4)):
+            expected = model(rows[row][None]).logits[0, start:]
+            assert (together[row] - expected).abs().max() <= ROW * expected.abs().max()
+        results.append(together)
+    assert torch.equal(*results)
+
+
+@torch.no_grad()
+def test_rows_of_one_cache_are_read_apart_and_decoded_together(model):
+    """A pass over rows 1 and 2 of four, one over row 0, a copy of row 2 to row 3, then a pass over all."""
+    generator = torch.Generator().manual_seed(11)
+    rows = [torch.randint(2048, (length,), generator=generator) for length in (7, 5, 9, 9)]
+    rows[3][:8] = rows[2][:8]
+    caches = allocate_model(model, batch_size=4, max_length=12)
+    tokens, positions = batch([rows[1][:-1], rows[2][:-1]], "left", 8)
+    model(tokens, positions=positions, caches=caches.rows(1, 3))
+    model(rows[0][None, :-1], caches=caches.rows(0, 1))
+    caches.copy(2, 3, 8)
+    logits = model(torch.stack([ids[-1] for ids in rows])[:, None], caches=caches).logits[:, 0]
+    assert caches.lengths.tolist() == [7, 5, 9, 9]
+    for row, ids in enumerate(rows):
+        expected = model(ids[None]).logits[0, -1]
+        assert (logits[row] - expected).abs().max() <= ROW * expected.abs().max()
 
 
 @torch.no_grad()
@@ -100,7 +181,7 @@ def test_a_row_of_padding_alone_is_finite(model):
     tokens, positions = torch.zeros(2, 3, dtype=torch.int64), torch.tensor([[0, 1, 2], [-1, -1, -1]])
     for caches in (None, allocate_model(model, batch_size=2, max_length=4)):
         assert model(tokens, positions=positions, caches=caches).logits.isfinite().all()
-    assert caches[0].lengths.tolist() == [3, 0]
+    assert caches.lengths.tolist() == [3, 0]
     assert model(tokens[:, :1], positions=torch.tensor([[3], [0]]), caches=caches).logits.isfinite().all()
 
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dsv2.config import ConfigError
-from dsv2.inference.cache import allocate
+from dsv2.inference.cache import ModelCache, allocate
 from dsv2.models.attention.mla import MLA
 from dsv2.models.rope import Rope
 from tests import references
@@ -134,9 +134,12 @@ def test_decoding_never_expands_keys_or_values() -> None:
     attention, h = case.build().eval(), references.random(*case.shape, seed=10)
     cache = allocate(case.config, batch_size=1, max_length=512, device="cpu", dtype=torch.float64)
     with torch.no_grad():
-        attention(h[:, :511], case.rotations(0, 511), cache)
+        caches = ModelCache([cache])
+        places = caches.places(511)
+        attention(h[:, :511], case.rotations(0, 511), cache, places)
+        caches.advance(places)
         with Largest() as seen:
-            attention(h[:, 511:], case.rotations(511, 512), cache)
+            attention(h[:, 511:], case.rotations(511, 512), cache, caches.places(1))
     assert 512 * 4 <= seen.elements < 512 * 8 * 32
 
 

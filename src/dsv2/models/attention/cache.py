@@ -1,58 +1,152 @@
-"""The cache interface of attention, and positions of ragged batches; caches are in `dsv2.inference.cache`.
+"""Where the tokens of a batch are, what each may see, and what attention asks of caches.
+
+Caches themselves are in `dsv2.inference.cache`.
 
 B batch, T tokens, S keys.
 """
 
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
 class Cache(Protocol):
-    """Per-token tensors of one layer, in the order of the attention config's `cache_shapes`."""
+    """Per-token tensors of one layer, in the order of the attention config's `cache_shapes`; rows of equal room.
+
+    A cache does not know which tokens are valid: that is the same for all layers and is in `Places`.
+    """
+
+    def write(self, *new: Tensor, places: "Places") -> None:
+        """Store tensors (B, T, ...) of the tokens in `places`, padding excepted."""
+
+    def read(self, end: int) -> tuple[Tensor, ...]:
+        """Return the first `end` tokens of every row, (B, end, ...); those beyond a row's length are finite."""
+
+
+class Caches(Protocol):
+    """The caches of a model's layers, and how many tokens their rows hold."""
 
     @property
-    def length(self) -> int:
-        """Tokens in the longest row, S."""
+    def lengths(self) -> np.ndarray:
+        """Tokens in each row, (B,) int64; on the host, so that nobody has to wait for a GPU to know them."""
 
-    @property
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, layer: int, /) -> Cache: ...
+
+    def places(self, num_tokens: int, positions: Tensor | None = None, device: torch.device | None = None) -> "Places":
+        """Return the places of the next T tokens of every row, or of those at `positions` (B, T), on a device."""
+
+    def advance(self, places: "Places") -> None:
+        """Count the tokens in `places`, which every layer has stored by now."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Places:
+    """Places of a batch's tokens (B, T) and the keys that they see; made once per forward pass, for all layers.
+
+    A batch is even if no row is padded and all start at the same position: then attention is causal without a mask.
+    Otherwise `visible` is the mask, and the outputs of padding are without meaning.
+    """
+
+    positions: Tensor  # (T,) int64 if the batch is even, else (B, T) with -1 for padding
+    start: int | None  # the position of every row's first token if the batch is even
+    end: int  # S, keys: with caches, the tokens of the longest row once the batch is stored
+    first: bool = True  # whether there is nothing to see but the batch itself
+    max_length: int = 0  # room of a row of the caches, in tokens
+    after: np.ndarray | None = None  # (B,) int64, tokens of each row once the batch is stored; None without caches
+    on_host: np.ndarray | None = None  # the positions (B, T) unless the batch is even; None without caches
+    padded: bool = False  # whether some positions are -1
+
+    @cached_property
     def lengths(self) -> Tensor:
-        """Tokens in each row, (B,) int64."""
+        """Tokens of each row once the batch is stored, (B,) int64 on the device of the positions."""
+        assert self.after is not None, "only rows of caches have lengths"
+        return torch.from_numpy(self.after).to(self.positions.device, non_blocking=True)
 
-    @property
-    def ragged(self) -> bool:
-        """Whether rows may hold different numbers of tokens."""
+    @cached_property
+    def visible(self) -> Tensor | None:
+        """The keys that each query may see, at least one, (B, T, S) bool; None for causal attention."""
+        if self.start is not None:
+            return None
+        queries = self.positions.clamp(min=0).unsqueeze(-1)  # padding attends like the first token, so it is finite
+        if self.after is not None:
+            return torch.arange(self.end, device=queries.device) <= queries
+        keys = self.positions.unsqueeze(1)
+        own = torch.eye(self.end, dtype=torch.bool, device=keys.device)
+        return ((keys >= 0) & (keys <= queries)) | own
 
-    def append(self, *new: Tensor, ragged: "Ragged | None" = None) -> tuple[Tensor, ...]:
-        """Append (B, T, ...) to every row, or write at the positions in `ragged`; return all tokens, (B, S, ...)."""
+    @cached_property
+    def slots(self) -> tuple[Tensor | None, Tensor]:
+        """Where an uneven batch is stored: indices into its (B T,) tokens, None for all, and into (B max_length,)."""
+        assert self.on_host is not None, "an even batch is stored from `start` to `end`"
+        device = self.positions.device
+        slots = (self.on_host + np.arange(len(self.on_host))[:, None] * self.max_length).ravel()
+        if not self.padded:
+            return None, torch.from_numpy(slots).to(device, non_blocking=True)
+        tokens = np.flatnonzero(self.on_host >= 0)
+        chosen = torch.from_numpy(np.stack((tokens, slots[tokens]))).to(device, non_blocking=True)
+        return chosen[0], chosen[1]
 
 
-class Ragged(NamedTuple):
-    """Positions and attention mask of a batch with rows of different lengths; the same for all layers."""
+def own_places(positions: Tensor) -> Places:
+    """Return the places of tokens at positions (B, T), -1 for padding, that see only their own row of the batch.
 
-    positions: Tensor  # (B, T) int64; -1: padding, which is masked and whose output is meaningless
-    visible: Tensor  # (B, T, S) bool: the keys visible to each query, at least one
-    end: int  # S if keys are cached: one more than the highest position
+    Raises ValueError unless positions count up by one.
+    """
+    _last(positions.numpy(force=True))
+    return Places(positions=positions, start=None, end=positions.shape[1], padded=True)
 
 
-def ragged_batch(positions: Tensor, cache: Cache | None) -> Ragged:
-    """Compute which keys, of `cache` and of the batch itself, are visible to queries at positions (B, T).
+def cached_places(
+    lengths: np.ndarray,
+    max_length: int,
+    num_tokens: int,
+    *,
+    positions: Tensor | None = None,
+    device: torch.device | None = None,
+) -> Places:
+    """Return the places of T more tokens for rows of `lengths` (B,), or of tokens at `positions` (B, T).
 
-    Raises ValueError unless the positions of each row are consecutive and, with a cache, start at the row's length.
+    There is nothing to wait for unless `positions` are on a GPU. Raises ValueError for a row without room for its
+    tokens, and unless positions, but for -1 as padding, count up by one from the length of their row.
+    """
+    if positions is None:
+        after, on_host = lengths + num_tokens, None
+    else:
+        on_host = positions.numpy(force=True).astype(np.int64, copy=False)
+        after = np.maximum(lengths, _last(on_host, lengths) + 1)
+    longest, end = int(lengths.max()), int(after.max())
+    if end > max_length:
+        raise ValueError(f"{end} tokens do not fit in a cache of {max_length}: allocate a larger max_length")
+    common: dict[str, Any] = {"end": max(end, 1), "first": longest == 0, "max_length": max_length, "after": after}
+    if int(lengths.min()) == longest and int(after.min()) == longest + num_tokens:
+        return Places(positions=torch.arange(longest, end, device=device), start=longest, **common)
+    padded = on_host is not None and bool(on_host.min() < 0)
+    if on_host is None:
+        on_host = lengths[:, None] + np.arange(num_tokens)
+    where = torch.from_numpy(on_host).to(device, non_blocking=True)
+    return Places(positions=where, start=None, on_host=on_host, padded=padded, **common)
+
+
+def _last(positions: np.ndarray, lengths: np.ndarray | None = None) -> np.ndarray:
+    """Return the last position of each row of (B, T), (B,), which is -1 if it is nothing but padding.
+
+    Raises ValueError unless the positions of each row count up by one, and from its length where lengths are given.
     """
     valid = positions >= 0
     starts = positions - valid.cumsum(1) + 1  # the row's first position, as implied by each token
-    first = starts.masked_fill(~valid, torch.iinfo(torch.int64).max).amin(1) if cache is None else cache.lengths
-    wrong = (valid & (starts != first[:, None])).any(1) | (valid.any(1) & (first < 0))
+    given = valid.any(1)
+    first = np.where(given, starts[np.arange(len(valid)), valid.argmax(1)], -1)
+    wrong = (valid & (starts != first[:, None])).any(1) | (given & (first < 0))
+    if lengths is not None:
+        wrong |= given & (first != lengths)
     if wrong.any():
-        row = int(wrong.nonzero()[0])
-        begin = "" if cache is None else f" from {int(cache.lengths[row])}, the length of its cache,"
+        row = int(wrong.argmax())
+        begin = "" if lengths is None else f" from {lengths[row]}, the length of its cache,"
         raise ValueError(f"positions[{row}]={positions[row].tolist()}: must count up{begin} by one, -1 for padding")
-    queries = positions.clamp(min=0).unsqueeze(-1)  # padding attends like the first token, so that it is finite
-    if cache is not None:
-        end = max(int(positions.max()) + 1, cache.length, 1)
-        return Ragged(positions, torch.arange(end, device=positions.device) <= queries, end)
-    keys = positions.unsqueeze(1)
-    own = torch.eye(positions.shape[1], dtype=torch.bool, device=positions.device)
-    return Ragged(positions, ((keys >= 0) & (keys <= queries)) | own, positions.shape[1])
+    return positions.max(1)

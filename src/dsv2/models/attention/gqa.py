@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dsv2.config import ConfigBase
 from dsv2.kernels.attention import attention, rotary_attention
-from dsv2.models.attention.cache import Cache, Ragged
+from dsv2.models.attention.cache import Cache, Places
 from dsv2.models.norm import RMSNorm
 from dsv2.models.ops import PLAIN, Ops
 from dsv2.models.rope import Rope, rotate
@@ -73,29 +73,28 @@ class GQA(nn.Module):
         self.w_o = nn.Parameter(torch.empty(dim, heads))
         self.k_norm = RMSNorm(config.head_dim, KEY_NORM_EPS) if config.key_norm else None
 
-    def forward(self, h: Tensor, rotations: Tensor, cache: Cache | None = None, ragged: Ragged | None = None) -> Tensor:
+    def forward(self, h: Tensor, rotations: Tensor, cache: Cache | None = None, places: Places | None = None) -> Tensor:
         """Attend from h (B, T, d), with rotations (T, R / 2) of its positions, to itself and `cache`: (B, T, d).
 
-        With `ragged`, rows have positions of their own, and rotations are (B, T, R / 2).
+        With a cache, `places` say where the tokens are. Unless these are even, rotations are (B, T, R / 2).
         """
-        return self.ops.linear(self.attend(h, rotations, cache, ragged).flatten(-2), self.w_o)
+        return self.ops.linear(self.attend(h, rotations, cache, places).flatten(-2), self.w_o)
 
-    def attend(self, h: Tensor, rotations: Tensor, cache: Cache | None = None, ragged: Ragged | None = None) -> Tensor:
+    def attend(self, h: Tensor, rotations: Tensor, cache: Cache | None = None, places: Places | None = None) -> Tensor:
         """Return the output of every head before the output projection, (B, T, H, D)."""
         linear, head_dim = self.ops.linear, self.config.head_dim
         q = linear(h, self.w_q).unflatten(-1, (-1, head_dim))  # (B, T, H, D)
         k = linear(h, self.w_k).unflatten(-1, (-1, head_dim))  # (B, T, G, D)
         k = k if self.k_norm is None else self.k_norm(k)
         v = linear(h, self.w_v).unflatten(-1, (-1, head_dim))  # (B, T, G, D)
-        if cache is None and ragged is None:
+        if places is None:
+            assert cache is None, "a cache needs the places of the tokens"
             return rotary_attention(*self._parts(q), *self._parts(k), v, rotations, scale=self.scale)
         q, k = self._rotate(q, rotations), self._rotate(k, rotations)
-        start = 0
         if cache is not None:
-            start = cache.length
-            k, v = cache.append(k, v, ragged=ragged)  # (B, S, G, D)
-        visible = None if ragged is None else ragged.visible
-        return attention(q, k, v, scale=self.scale, start=start, visible=visible)
+            cache.write(k, v, places=places)
+            k, v = cache.read(places.end)  # (B, S, G, D)
+        return attention(q, k, v, scale=self.scale, start=places.start or 0, visible=places.visible)
 
     def _rotate(self, x: Tensor, rotations: Tensor) -> Tensor:
         nope, rope = self._parts(x)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dsv2.config import ConfigBase
 from dsv2.kernels.attention import attention, rotary_attention
 from dsv2.kernels.mla_decode import latent_attention
-from dsv2.models.attention.cache import Cache, Ragged
+from dsv2.models.attention.cache import Cache, Places
 from dsv2.models.norm import RMSNorm
 from dsv2.models.ops import PLAIN, Ops
 from dsv2.models.rope import Rope, rotate
@@ -99,10 +99,10 @@ class MLA(nn.Module):
         self.w_uv = nn.Parameter(torch.empty(config.num_heads * config.v_dim, config.kv_latent_dim))
         self.w_o = nn.Parameter(torch.empty(dim, config.num_heads * config.v_dim))
 
-    def forward(self, h: Tensor, rotations: Tensor, cache: Cache | None = None, ragged: Ragged | None = None) -> Tensor:
+    def forward(self, h: Tensor, rotations: Tensor, cache: Cache | None = None, places: Places | None = None) -> Tensor:
         """Attend from h (B, T, d), with rotations (T, R / 2) of its positions, to itself and `cache`: (B, T, d).
 
-        With `ragged`, rows have positions of their own, and rotations are (B, T, R / 2).
+        With a cache, `places` say where the tokens are. Unless these are even, rotations are (B, T, R / 2).
         """
         linear, heads = self.ops.linear, self.config.num_heads
         c_q = h if self.config.q_latent_dim is None else self.q_norm(linear(h, self.w_dq))  # (37)
@@ -110,16 +110,17 @@ class MLA(nn.Module):
         q_rope = linear(c_q, self.w_qr).unflatten(-1, (heads, -1))  # (39) before its rotation, (B, T, H, R)
         c_kv = self.kv_norm(linear(h, self.w_dkv))  # (41), (B, T, C)
         k_rope = linear(h, self.w_kr).unsqueeze(2)  # (43) before its rotation, (B, T, 1, R)
-        if cache is None and ragged is None:
+        if places is None:
+            assert cache is None, "a cache needs the places of the tokens"
             k_nope, v = self._keys_and_values(c_kv)
             out = rotary_attention(q_nope, q_rope, k_nope, k_rope, v, rotations, scale=self.scale)
         else:
             q_rope, k_rope = rotate(q_rope, rotations), rotate(k_rope, rotations).squeeze(2)
-            first = cache is None or cache.length == 0
             if cache is not None:
-                c_kv, k_rope = cache.append(c_kv, k_rope, ragged=ragged)  # (B, S, C), (B, S, R)
-            attend = self._expanded if first else self._absorbed
-            out = attend(q_nope, q_rope, c_kv, k_rope, None if ragged is None else ragged.visible)
+                cache.write(c_kv, k_rope, places=places)
+                c_kv, k_rope = cache.read(places.end)  # (B, S, C), (B, S, R)
+            attend = self._expanded if places.first else self._absorbed
+            out = attend(q_nope, q_rope, c_kv, k_rope, places.visible)
         return linear(out.flatten(-2), self.w_o)  # (47)
 
     def _keys_and_values(self, c_kv: Tensor) -> tuple[Tensor, Tensor]:
