@@ -27,23 +27,24 @@ SWEEP = "WANDB_SWEEP_ID"  # set by a W&B agent for the processes that it starts
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")
 def train(composed: DictConfig) -> None:
     try:
-        checked(OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))  # type: ignore[arg-type]
+        words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+        checked(words)
         values: Any = resolved(composed)
-        folder = _train(values)
+        folder = _train(values, words)
     except (ConfigError, OSError) as error:
         _refuse(error)
     if os.environ.get("RANK", "0") == "0":
         print(folder)
 
 
-def _train(values: dict[str, Any]) -> Path:
+def _train(values: dict[str, Any], words: list[str]) -> Path:
     """Train the composed run and return its directory."""
     from dsv2.storage.checkpoints import require_no_pickles
     from dsv2.storage.rundir import RESULT, require_in_store, runs_root
     from dsv2.study.words import LABELS, require_name
-    from dsv2.training.run import folder_of, from_plain
+    from dsv2.training.run import folder_of, loaded
 
-    run = from_plain(without_shape(values))
+    run = loaded(without_shape(values), words)
     for label in LABELS:
         if (name := getattr(run, label)) is not None:
             require_name(label, name)
