@@ -64,7 +64,7 @@ def test_killed_before_the_first_checkpoint_it_starts_again_from_the_origin(trai
     with crashing(2):
         fit(run, tmp_path / "lost")
     shutil.rmtree(trained)
-    with pytest.raises(ConfigError, match="init_from=.* is not valid: a run whose weights can be read"):
+    with pytest.raises(ConfigError, match=r"init_from=.* is not valid: a run whose weights can be read"):
         fit(run, tmp_path / "lost")
     assert open_run(tmp_path / "lost").result["status"] == "failed"
 
@@ -135,7 +135,9 @@ def test_the_tokenizer_of_an_imported_model_goes_along_with_its_special_tokens(i
 def test_a_model_of_text_does_not_go_on_without_text(trained: Path, tmp_path: Path) -> None:
     words = ["data=synthetic", "data.vocab_size=300", "benchmarks=none", "trainer.tokens=256"]
     run = dsv2.load([*words, f"init_from={NAME}"])
-    with pytest.raises(ConfigError, match="data='recall' is not valid: data like those of .*, since these are no text"):
+    with pytest.raises(
+        ConfigError, match=r"data='recall' is not valid: data like those of .*, since these are no text"
+    ):
         fit(run, tmp_path / "run")
 
 

@@ -37,7 +37,7 @@ def read_weights(folder: Path, step: int | None = None) -> Weights:
     elif step in (known := checkpoints.steps(folder / CHECKPOINTS)):
         checkpoint = folder / CHECKPOINTS / checkpoints.name_of(step)
     else:
-        kept = ", ".join(map(str, known)) or "none"
+        kept = ", ".join(map(str, known)) or f"none; {how_to_train(folder)}"
         raise ValueError(f"{folder}: step={step} has no checkpoint; steps that have one: {kept}")
     state = checkpoints.load(checkpoint, map_location="cpu")["state_dict"]
     tensors = {name.removeprefix("model."): tensor for name, tensor in state.items()}
