@@ -42,6 +42,7 @@ def test_the_extras_are_the_promised_ones():
         "hf",
         "launchers",
         "eval",
+        "serve",
         "gpu",
         "wandb",
         "dev",

@@ -1,4 +1,4 @@
-"""`python -m dsv2 COMMAND`, or `dsv2 COMMAND`: account, import-hf, export-hf, generate, eval, analyse, explore.
+"""`python -m dsv2 COMMAND`, or `dsv2 COMMAND`: account, import-hf, export-hf, generate, eval, analyse, explore, serve.
 
 RUN is a run directory, the name of a trial as in `balance_losses/tiny/paper/0` (sweep, scale, arm, seed), or the first
 digits of a fingerprint.
@@ -119,6 +119,18 @@ def _parser() -> argparse.ArgumentParser:
     parse.add_argument("--port", type=int, help="default: the first free port from 5006 on")
     parse.add_argument("--no-browser", action="store_true", help="only print the URL")
     parse.set_defaults(run=_explore)
+
+    parse = commands.add_parser("serve", help="serve a model to OpenAI clients on this machine")
+    parse.add_argument("name", metavar="RUN")
+    parse.add_argument("--port", type=int, default=8000, help="default 8000; 0: any free port")
+    parse.add_argument("--rows", type=int, default=8, metavar="N", help="answers at a time (default 8)")
+    parse.add_argument(
+        "--waiting", type=int, default=64, metavar="N", help="answers that may wait (default 64); beyond them, 429"
+    )
+    parse.add_argument(
+        "--context", type=int, metavar="N", help="tokens of a prompt and its answer (default: as in training)"
+    )
+    parse.set_defaults(run=_serve)
     return parser
 
 
@@ -188,6 +200,18 @@ def _explore(arguments: argparse.Namespace) -> None:
     from dsv2.explore.serve import serve
 
     serve(arguments.names, port=arguments.port, browser=not arguments.no_browser)
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    from dsv2.commands.serve import serve
+
+    serve(
+        arguments.name,
+        port=arguments.port,
+        num_rows=arguments.rows,
+        max_waiting=arguments.waiting,
+        context=arguments.context,
+    )
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from dsv2.config import ConfigError
 from dsv2.inference.engine.engine import Engine
 from dsv2.inference.engine.request import Generation, Request
 from dsv2.inference.sampling import Sampling
+from dsv2.kernels.choice import using
 from dsv2.printing import warn
 from dsv2.report.terminal import say
 from dsv2.training.saved import open_run
@@ -50,10 +51,11 @@ def generate_command(arguments: argparse.Namespace) -> None:
     needed = max(map(len, read)) + arguments.max_new_tokens
     engine = reader.engine(num_rows=min(arguments.batch_size, len(requests)), max_length=min(needed, context))
     generations = [engine.submit(request) for request in requests]
-    if len(generations) == 1 and not arguments.json:
-        _print_as_written(engine, generations[0], prompts[0])
-    else:
-        _print_in_order(engine, generations, prompts, as_json=arguments.json)
+    with using("auto"):
+        if len(generations) == 1 and not arguments.json:
+            _print_as_written(engine, prompts[0])
+        else:
+            _print_in_order(engine, generations, prompts, as_json=arguments.json)
     cut = sum(generation.finish == "capacity" for generation in generations)
     if cut:
         warn(f"{cut} of {len(requests)} answers end at the context of {context} tokens; --context sets another")
@@ -72,7 +74,7 @@ def read_prompts(path: str) -> list[str]:
     return prompts
 
 
-def _print_as_written(engine: Engine, generation: Generation, prompt: str) -> None:
+def _print_as_written(engine: Engine, prompt: str) -> None:
     say(prompt, end="")
     for update in engine.run():
         say(update.text, end="")

@@ -316,7 +316,7 @@ def test_a_prompt_can_be_scored_alone(model: Transformer) -> None:
     scored, nothing = (engine.submit(asked(prompt, 0, score_prompt=score)) for score in (True, False))
     assert nothing.finish == "length"
     updates = [*engine.run()]
-    assert [(update.generation, update.text) for update in updates] == [(scored, "")]
+    assert [update[:3] for update in updates] == [(scored, "", "length")]
     assert (scored.finish, scored.tokens, len(scored.prompt_scores)) == ("length", [], 19)
     assert engine.rows.holders == []
 
@@ -357,14 +357,19 @@ def test_an_answer_that_has_ended_cannot_be_cancelled(model: Transformer) -> Non
 
 
 def test_no_more_wait_than_may(model: Transformer) -> None:
-    engine = Engine(model, num_rows=1, max_length=64, max_waiting=2)
-    requests = [asked(prompt, 3) for prompt in prompts_of(5, 6, 7)]
-    for request in requests[:2]:
-        engine.submit(request)
-    with pytest.raises(QueueFull, match="2 requests are waiting, as many as may; try again later"):
-        engine.submit(requests[2])
-    engine.step()  # one has a row now
-    engine.submit(requests[2])
+    """Besides those for which there are rows: with one row, one and two more; with none to wait, one."""
+    requests = [asked(prompt, 3) for prompt in prompts_of(5, 6, 7, 8)]
+    for most in (2, 0):
+        engine = Engine(model, num_rows=1, max_length=64, max_waiting=most)
+        accepted = [engine.submit(request) for request in requests[: most + 1]]
+        for _ in range(2):  # before a step and after it
+            with pytest.raises(QueueFull, match=f"{most} requests are waiting, as many as may; try again later"):
+                engine.submit(requests[3])
+            engine.step()
+        engine.cancel(accepted[0])
+        engine.submit(requests[3])
+        for _ in engine.run():
+            pass
 
 
 # ---- text, ids and scores --------------------------------------------------------------------------------------------

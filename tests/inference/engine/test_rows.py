@@ -52,7 +52,7 @@ def test_each_request_keeps_its_tokens(seed: int) -> None:
     beginnings = [[draw.randrange(9) for _ in range(40)] for _ in range(3)]
     for number in range(150):
         action = draw.random()
-        if action < 0.4 and not rows.full:
+        if action < 0.4 and rows.free:
             prompt = draw.choice(beginnings)[: draw.randint(1, 40)]
             prompt = [*prompt, 100 + number]
             generations[number] = admit(rows, prompt)

@@ -52,7 +52,7 @@ class Engine:
             max_length: Room of a row: tokens of a prompt and its answer together.
             tokenizer: For the text of answers, without which there are no stop strings.
             ids: The only tokens that are generated, such as those that have a text (default: all).
-            max_waiting: Requests that may wait for a row (default: any number).
+            max_waiting: Requests that may wait besides those for which rows are free (default: any number).
             chunk: Tokens of prompts that are read per step, of all requests together.
             cache: Another one than that of `allocate_model`, with `num_rows` rows of `max_length` tokens.
         """
@@ -89,8 +89,8 @@ class Engine:
             raise ConfigError("prompt", f"ids from {low} to {high}", valid)
         if request.stops and self.tokenizer is None:
             raise ConfigError("stops", request.stops, "none, since there is no tokenizer")
-        if self.max_waiting is not None and len(self.waiting) >= self.max_waiting:
-            raise QueueFull(f"{len(self.waiting)} requests are waiting, as many as may; try again later")
+        if self.max_waiting is not None and len(self.waiting) - self.rows.free >= self.max_waiting:
+            raise QueueFull(f"{self.max_waiting} requests are waiting, as many as may; try again later")
         text = None if self.tokenizer is None else TextStream(self.tokenizer, request.stops)
         generation = Generation(request, text, seen_tokens(request, self.vocab_size, self.device))
         if request.max_new_tokens or request.score_prompt:
@@ -125,9 +125,9 @@ class Engine:
 
     def _admit(self) -> None:
         """Give free rows to those who wait, in their order; one whose beginning is being computed waits for it."""
-        if self.waiting and not self.rows.full:
+        if self.waiting and self.rows.free:
             self.rows.use_weights(self._weights())
-        while self.waiting and not self.rows.full:
+        while self.waiting and self.rows.free:
             generation = self.waiting[0]
             prompt = np.array(generation.request.prompt, dtype=np.int64)
             shared = self.rows.shared(prompt[:0] if generation.request.score_prompt else prompt)
@@ -168,7 +168,7 @@ class Engine:
             done.remove(row)
             chosen[row].finish = "length"
             self.rows.release(chosen[row])
-            updates.append(Update(chosen[row], ""))
+            updates.append(Update(chosen[row], "", "length", None))
         if not done:
             return updates
         generations = [chosen[row] for row in done]

@@ -88,14 +88,16 @@ class Generation:
             self.finish = "capacity"
         if self.finish is not None and self.stream is not None:
             text += self.stream.end()
-        return Update(self, text)
+        return Update(self, text, self.finish, self.scores[-1] if self.scores else None)
 
 
 class Update(NamedTuple):
-    """What a step of the engine added to a generation: one token, and the text that is certain by now."""
+    """What a step of the engine added to a generation; complete in itself, for readers in other threads."""
 
     generation: Generation
-    text: str
+    text: str  # what is certain by now, which may be none
+    finish: Finish | None  # if it has ended with this
+    score: Scored | None  # of the token, if wanted
 
 
 def seen_tokens(request: Request, vocab_size: int, device: torch.device) -> Tensor | None:

@@ -47,8 +47,9 @@ class Rows:
         self.weights, self.identity = 0, object()  # number and identity of the model's weights
 
     @property
-    def full(self) -> bool:
-        return len(self.holders) == len(self.contents)
+    def free(self) -> int:
+        """How many rows no request has."""
+        return len(self.contents) - len(self.holders)
 
     def use_weights(self, identity: object) -> None:
         """Compute with these weights from now on; what was computed with others is not shared any more."""
