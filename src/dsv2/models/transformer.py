@@ -174,6 +174,8 @@ class Transformer(nn.Module):
             routings: One per MoE layer; their experts are replayed, with gates from the live affinities.
             seed: Determines the random draws of routers in training and should differ in every step. By default, they
                 use torch's generator.
+
+        Raises ValueError for positions beyond the limit of an extended RoPE, except on a GPU for those that are given.
         """
         require_tokens(tokens)
         if caches is not None:
@@ -209,11 +211,14 @@ class Transformer(nn.Module):
         if positions is None:
             following = torch.arange(tokens.shape[1], device=tokens.device)
             if cache is None or not cache.ragged:
+                self.rope.require_within((cache.length if cache else 0) + tokens.shape[1] - 1)
                 return following + (cache.length if cache else 0), None
             positions = cache.lengths[:, None] + following
         if positions.shape != tokens.shape or positions.dtype not in INTEGERS:
             shape = f"{tuple(positions.shape)} {positions.dtype}"
             raise ValueError(f"positions has shape {shape}: must be one integer per token, {tuple(tokens.shape)}")
+        if self.rope.limit is not None and positions.device.type == "cpu":
+            self.rope.require_within(int(positions.max()))
         return positions.clamp(min=0), ragged_batch(positions, cache)
 
 
