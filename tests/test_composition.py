@@ -25,6 +25,8 @@ IDENTITIES = {  # of every preset as it is: another one renames its stored runs
     "small": "6db550fc23326e13",
     "v2_lite": "9f0c562fb6b1f8d6",
     "v2": "eaf1d9fe6b9da11e",
+    "v2_128k": "be4f15e530850e11",
+    "v2_lite_32k": "21faba7720133870",
     "deepseek_moe_2b": "86545d5210f2137c",
     "deepseek_moe_16b": "d854f0e0b33f9f3b",
     "deepseek_67b": "1ec23c92fb2710ed",

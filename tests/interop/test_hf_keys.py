@@ -56,7 +56,7 @@ def test_parameters_of_rope_go_by_its_type() -> None:
     for parameters, kind, message in (
         ({"factor": 40.0}, "default", "factor=40.0 is not valid: unknown key for rope_type 'default'"),
         ({"partial_rotary_factor": 0.5}, "yarn", "partial_rotary_factor=0.5 is not valid: unknown key"),
-        ({}, "llama3", "rope_type='llama3' is not valid: one of default, yarn"),
+        ({}, "llama3", "rope_type='llama3' is not valid: one of default, linear, yarn"),
     ):
         with pytest.raises(ConfigError, match=f"^{message}"):
             refuse_unknown_rope(parameters, kind)

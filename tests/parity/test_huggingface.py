@@ -16,7 +16,7 @@ from transformers import AutoConfig, DeepseekV2ForCausalLM
 from dsv2.interop.hf_config import config_from_hf, config_to_hf
 from dsv2.interop.huggingface import from_hf, to_hf
 from dsv2.interop.names import Row, table
-from dsv2.models.rope import Rope, Yarn
+from dsv2.models.rope import NTK, Interpolation, Rope, Yarn
 from dsv2.models.transformer import Transformer
 from tests.references.twins import LIMITED, SHAPE, relative, tokens, twin, yarn
 
@@ -35,7 +35,9 @@ YARNS = {
     "neither mscale": yarn(),
     "mscale 0": yarn(mscale=0, mscale_all_dim=0.707),
     "attention_factor": yarn(attention_factor=1.5, mscale_all_dim=0.3, beta_fast=16.0, beta_slow=2.0),
+    "attention_factor 1": yarn(attention_factor=1.0),
     "factor 1": yarn(factor=1.0, mscale=0.5, mscale_all_dim=0.7),
+    "interpolation": {"rope_type": "linear", "factor": 4.0},
 }
 
 
@@ -258,6 +260,20 @@ def test_every_yarn_of_ours_survives_the_way_out(mscale: float, mscale_all_dim: 
     assert from_hf(tmp_path / "out").config == model.config
     hf = DeepseekV2ForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager")
     assert relative(model(tokens()).logits, hf(tokens()).logits) <= LOGITS
+
+
+@pytest.mark.parametrize("kind", [Interpolation, NTK])
+def test_other_extensions_compute_the_same_there(kind: type[Interpolation | NTK], tmp_path: Path) -> None:
+    """NTK-aware scaling leaves as the base that it amounts to."""
+    rope = Rope.Config(base=1e4, extension=kind.Config(factor=4.0, original_length=128))
+    model = dataclasses.replace(config_from_hf(twin().config.to_dict()), rope=rope).build()
+    to_hf(model, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["max_position_embeddings"] == 512
+    again = from_hf(tmp_path / "out")
+    assert (again.config == model.config) == (kind is Interpolation)
+    hf = DeepseekV2ForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager")
+    for other in (again, hf):
+        assert relative(other(tokens()).logits, model(tokens()).logits) <= LOGITS
 
 
 @pytest.mark.parametrize("name", FILES)

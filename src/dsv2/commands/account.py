@@ -46,18 +46,20 @@ def account_command(arguments: argparse.Namespace) -> None:
         return
     from dsv2.accounting.account import account
     from dsv2.accounting.memory import training_memory
+    from dsv2.accounting.positions import positions_of
     from dsv2.accounting.traffic import all_to_all
 
     model, precision, recompute_layers = _model(arguments)
     result = account(model, context=arguments.context, kv_bits=arguments.kv_bits)
     size = {"batch": arguments.batch, "length": arguments.context}
     memory = training_memory(model, **size, precision=precision, recompute_layers=recompute_layers)
-    traffic, cost = all_to_all(model), _cost(arguments, result.flops_per_token)
+    traffic, cost, positions = all_to_all(model), _cost(arguments, result.flops_per_token), positions_of(model)
     if arguments.json:
         more = {
             "memory": memory.as_dict() | {"precision": precision},
             "traffic": traffic and traffic._asdict(),
             "cost": cost and cost._asdict(),
+            "positions": positions.as_dict(),
         }
         print(json.dumps(result.as_dict() | more, indent=2))
         return
@@ -67,7 +69,8 @@ def account_command(arguments: argparse.Namespace) -> None:
         f"{_amount(result.total_params)} parameters, {_amount(result.active_params)} active per token "
         f"({_amount(result.active_params_without_embedding)} without the input embedding)\n"
         f"KV cache: {result.kv_elements_per_token:,} elements per token, "
-        f"{result.kv_bytes_per_token:,.0f} bytes at {result.kv_bits:g} bits",
+        f"{result.kv_bytes_per_token:,.0f} bytes at {result.kv_bits:g} bits\n"
+        f"{positions.text()}",
     )
     console.print()
     console.print(_memory(memory, f"Training memory, {arguments.batch} x {arguments.context} tokens in {precision}"))

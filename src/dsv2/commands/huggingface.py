@@ -59,7 +59,7 @@ def export_hf(run: str | Path, out: str | Path) -> None:
         to_hf(opened.model, out, settings=opened.checkpoint, files=files)
         return
     settings, files = _tokenizer(opened)
-    if opened.model_config.rope.yarn is None:
+    if opened.model_config.rope.limit is None:
         settings["max_position_embeddings"] = opened.longest
     to_hf(opened.model, out, settings=settings, files=files)
 

@@ -2,13 +2,11 @@
 
 Reads model_type deepseek_v2, as written by transformers 5 (`rope_parameters`) and by the releases of 2024
 (`rope_theta`, `rope_scaling`); for accounting also plain llama. Keys have the meaning that transformers 5.23 gives
-them: `head_dim` and `qk_head_dim` follow from other widths, YaRN's factor on cos and sin is 0.1 ln(factor) + 1 unless
-both mscale keys are set. Anything our model cannot represent is refused by name, also `norm_topk_prob`, which
-transformers ignores and the model's own code obeys.
+them: `head_dim` and `qk_head_dim` follow from other widths. Anything our model cannot represent is refused by name,
+also `norm_topk_prob`, which transformers ignores and the model's own code obeys.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,12 +20,11 @@ from dsv2.interop.hf_keys import (
     number,
     refuse_invalid_kept,
     refuse_unknown,
-    refuse_unknown_rope,
 )
+from dsv2.interop.hf_rope import rope_of, rope_parameters, rope_to_hf
 from dsv2.models.attention import GQA, MLA
 from dsv2.models.ffn import SwiGLU
 from dsv2.models.moe.layer import MoE
-from dsv2.models.rope import Rope, Yarn
 from dsv2.models.transformer import Transformer
 from dsv2.storage.paths import as_path
 from dsv2.storage.values import parse_object
@@ -122,7 +119,7 @@ def _llama(config: Mapping[str, Any]) -> Transformer.Config:
         num_kv_heads=num_heads if config.get("num_key_value_heads") is None else integer(config, "num_key_value_heads"),
         head_dim=integer(config, "head_dim") if given else integer(config, "hidden_size") // max(num_heads, 1),
     )
-    rope = _rope_parameters(config)
+    rope = rope_parameters(config)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in LLAMA_ROPES:
         raise ConfigError("rope_type", kind, f"one of {', '.join(LLAMA_ROPES)}")
@@ -139,69 +136,14 @@ def _transformer(
         num_layers=integer(config, "num_hidden_layers"),
         attention=attention,
         ffn=ffn,
-        rope=_rope(config),
+        rope=rope_of(config),
         norm_eps=number(config, "rms_norm_eps", 1e-6),
         tie_embeddings=flag(config, "tie_word_embeddings"),
         init_std=number(config, "initializer_range", 0.02),
     )
 
 
-def _rope_parameters(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the RoPE parameters of a file of 2024 or of 2026; `rope_theta` may be beside them."""
-    scaling, parameters = config.get("rope_scaling"), config.get("rope_parameters")
-    if scaling and parameters and scaling != parameters:
-        raise ConfigError("rope_scaling", scaling, f"absent, since rope_parameters={parameters!r} is given")
-    rope = scaling or parameters or {}
-    if not isinstance(rope, Mapping):
-        raise ConfigError("rope_scaling" if scaling else "rope_parameters", rope, "an object")
-    return rope
-
-
-def _rope(config: Mapping[str, Any]) -> Rope.Config:
-    rope = _rope_parameters(config)
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    refuse_unknown_rope(rope, kind)
-    base = number(config if rope.get("rope_theta") is None else rope, "rope_theta", 10000.0)
-    return Rope.Config(base=base, yarn=_yarn(rope, config) if kind == "yarn" else None)
-
-
-def _yarn(rope: Mapping[str, Any], config: Mapping[str, Any]) -> Yarn.Config:
-    """Return YaRN with the factors that transformers applies to cos and sin and to the softmax.
-
-    Ours are m(mscale) / m(mscale_all_dim) and m(mscale_all_dim)^2, with m(x) = 0.1 x ln(factor) + 1. For the first,
-    transformers takes `attention_factor` if given, else m(1) unless both keys are nonzero; mscale is set to match.
-    """
-    if rope.get("truncate") not in (True, None):
-        raise ConfigError("truncate", rope["truncate"], "true, since the range of pairs is rounded here")
-    length = "original_max_position_embeddings"
-    yarn = Yarn.Config(
-        factor=number(rope, "factor"),
-        original_length=integer(config, "max_position_embeddings")
-        if rope.get(length) is None
-        else integer(rope, length),
-        beta_fast=number(rope, "beta_fast", 32.0) or 32.0,
-        beta_slow=number(rope, "beta_slow", 1.0) or 1.0,
-        mscale=number(rope, "mscale", 0.0),
-        mscale_all_dim=number(rope, "mscale_all_dim", 0.0),
-    )
-    on_softmax = yarn.length_scale(yarn.mscale_all_dim)
-    if rope.get("attention_factor") is not None:
-        wanted = number(rope, "attention_factor")
-        if wanted <= 0:
-            raise ConfigError("attention_factor", wanted, "positive")
-    elif yarn.mscale and yarn.mscale_all_dim:
-        wanted = yarn.length_scale(yarn.mscale) / on_softmax
-    else:
-        wanted = yarn.length_scale(1.0)
-    for mscale in (yarn.mscale, 1.0):
-        if yarn.length_scale(mscale) / on_softmax == wanted:
-            return dataclasses.replace(yarn, mscale=mscale)
-    if yarn.factor == 1:
-        raise ConfigError("attention_factor", wanted, "1 if factor is 1")
-    return dataclasses.replace(yarn, mscale=(wanted * on_softmax - 1) / (0.1 * math.log(yarn.factor)))
-
-
-# Written by `config_to_hf`, since our models have no maximum length; DeepSeek-V2 was trained at 4K.
+# Written by `config_to_hf` for models without a maximum length; DeepSeek-V2 was trained at 4K.
 TRAINED_LENGTH = 4096
 
 
@@ -225,7 +167,7 @@ def config_to_hf(config: Transformer.Config) -> dict[str, Any]:
                 "dense.width", dense.width, f"{ffn.width} as in the other layers, since deepseek_v2 has one width"
             )
         num_dense, dense = config.num_layers, ffn
-    yarn, width = config.rope.yarn, dense.width if dense is not None else 1  # unused without dense layers
+    width = dense.width if dense is not None else 1  # unused without dense layers
     return {
         "architectures": ["DeepseekV2ForCausalLM"],
         "model_type": "deepseek_v2",
@@ -236,14 +178,14 @@ def config_to_hf(config: Transformer.Config) -> dict[str, Any]:
         "num_attention_heads": attention.num_heads,
         "num_key_value_heads": attention.num_heads,
         "hidden_act": "silu",
-        "max_position_embeddings": TRAINED_LENGTH if yarn is None else round(yarn.factor * yarn.original_length),
+        "max_position_embeddings": config.rope.limit or TRAINED_LENGTH,
         "initializer_range": config.init_std,
         "rms_norm_eps": config.norm_eps,
         "pad_token_id": None,
         "bos_token_id": None,
         "eos_token_id": None,
         "tie_word_embeddings": config.tie_embeddings,
-        "rope_parameters": _rope_to_hf(config.rope),
+        "rope_parameters": rope_to_hf(config.rope, attention.rope_dim),
         "attention_bias": False,
         "attention_dropout": 0.0,
         "mlp_bias": False,
@@ -269,22 +211,3 @@ def _moe_to_hf(ffn: MoE.Config) -> dict[str, Any]:
         "routed_scaling_factor": ffn.routed_scaling_factor,
         "norm_topk_prob": False,
     }
-
-
-def _rope_to_hf(rope: Rope.Config) -> dict[str, Any]:
-    yarn = rope.yarn
-    if yarn is None:
-        return {"rope_type": "default", "rope_theta": rope.base}
-    parameters = {
-        "rope_type": "yarn",
-        "rope_theta": rope.base,
-        "factor": yarn.factor,
-        "original_max_position_embeddings": yarn.original_length,
-        "beta_fast": yarn.beta_fast,
-        "beta_slow": yarn.beta_slow,
-        "mscale": yarn.mscale,
-        "mscale_all_dim": yarn.mscale_all_dim,
-    }
-    if not (yarn.mscale and yarn.mscale_all_dim):  # transformers would ignore them
-        parameters["attention_factor"] = yarn.length_scale(yarn.mscale) / yarn.length_scale(yarn.mscale_all_dim)
-    return parameters

@@ -37,6 +37,7 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 METADATA = frozenset(_METADATA.split())
 READ = {"llama": frozenset(_COMMON.split()), "deepseek_v2": frozenset(_COMMON.split() + _DEEPSEEK.split())}
 ROPE_READ = {"default": frozenset({"rope_type", "type", "rope_theta"})}
+ROPE_READ["linear"] = ROPE_READ["default"] | {"factor"}
 ROPE_READ["yarn"] = ROPE_READ["default"] | frozenset(_YARN.split())
 
 # Keys that must have a fixed value: (allowed values, text of the error).

@@ -176,6 +176,8 @@ class Transformer(nn.Module):
             routings: One per MoE layer; their experts are replayed, with gates from the live affinities.
             seed: Determines the random draws of routers in training and should differ in every step. By default, they
                 use torch's generator.
+
+        Raises ValueError for positions beyond the limit of an extended RoPE.
         """
         require_tokens(tokens)
         if caches is not None:
@@ -215,9 +217,16 @@ class Transformer(nn.Module):
         if positions is not None and (positions.shape != tokens.shape or positions.dtype not in INTEGERS):
             shape = f"{tuple(positions.shape)} {positions.dtype}"
             raise ValueError(f"positions has shape {shape}: must be one integer per token, {tuple(tokens.shape)}")
+        if caches is None and positions is None:
+            self.rope.require_within(tokens.shape[1] - 1)
+            return None
         if caches is not None:
-            return caches.places(tokens.shape[1], positions, tokens.device)
-        return None if positions is None else own_places(positions.to(tokens.device))
+            places = caches.places(tokens.shape[1], positions, tokens.device)
+        else:
+            assert positions is not None
+            places = own_places(positions.to(tokens.device))
+        self.rope.require_within(places.last)
+        return places
 
 
 def _recomputed(layer: nn.Module, *inputs: Any) -> Any:

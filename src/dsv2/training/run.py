@@ -112,6 +112,9 @@ class Run:
             self.require(self.trainer.tokens > 0 or self.init_from is not None, "trainer.tokens", valid)
             fits = self.model.vocab_size >= self.data.vocab_size
             self.require(fits, "model.vocab_size", f"at least data.vocab_size={self.data.vocab_size}")
+            limit, length = self.model.rope.limit, self.trainer.sequence_length
+            valid = f"at most {limit}, factor x original_length of model.rope"
+            self.require(limit is None or length <= limit, "trainer.sequence_length", valid)
             for step in ("validate_every", "checkpoint_every"):
                 every = self.trainer.log_every
                 good = getattr(self.trainer, step) % every == 0

@@ -62,6 +62,11 @@ class Places:
     on_host: np.ndarray | None = None  # the positions (B, T) unless the batch is even; None without caches
     padded: bool = False  # whether some positions are -1
 
+    @property
+    def last(self) -> int:
+        """The highest position of a token; without caches, the device has to be waited for."""
+        return int(self.positions.max()) if self.after is None else int(self.after.max()) - 1
+
     @cached_property
     def lengths(self) -> Tensor:
         """Tokens of each row once the batch is stored, (B,) int64 on the device of the positions."""
