@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # every worker imports this module again, before its signal h
 def show(study: "Study", console: "Console") -> None:
     """Print the question, the arms and their accounting."""
     from ablations.reporting.adjusted import change_text
+    from ablations.reporting.words import about
     from dsv2.metrics import BUDGETS, quantity
     from dsv2.report.terminal import add_row, open_table
 
@@ -49,7 +50,7 @@ def show(study: "Study", console: "Console") -> None:
     console.print(table)
     for name, arm in study.arms.items():
         solved = ", ".join(map(change_text, study.adjusted[name].items()))
-        console.print(f"{name}: {arm.about}" + (f"; adjusted to equal budgets: {solved}" if solved else ""))
+        console.print(f"{name}: {about(arm)}" + (f"; adjusted to equal budgets: {solved}" if solved else ""))
     for name, probe in study.probes.items():
         console.print(f"Every arm is also trained on {name}: {probe.about}")
 

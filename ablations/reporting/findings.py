@@ -145,7 +145,7 @@ def collect(study: Study) -> Findings:
     findings = Findings(
         study=text_of(study),
         results=results,
-        metrics=results.metrics(),
+        metrics=_since_the_start(study, results.metrics()),
         routing=results.routing(),
         accounting=study.accounting(),
         provenance=_provenance(study, results),
@@ -153,6 +153,16 @@ def collect(study: Study) -> Findings:
         final_floor=_floor(study, per_step=False),
     )
     return looked(study, without_failed(findings))
+
+
+def _since_the_start(study: Study, metrics: pd.DataFrame) -> pd.DataFrame:
+    """Count the tokens of arms that start from another from the start of that one."""
+    before = {arm: study.tokens_of(spec.init_from) for arm, spec in study.arms.items() if spec.init_from is not None}
+    return (
+        metrics.assign(tokens=metrics["tokens"] + metrics["arm"].map(before).fillna(0).astype(int))
+        if before
+        else metrics
+    )
 
 
 def without_failed(findings: Findings) -> Findings:
@@ -217,7 +227,7 @@ def _provenance(study: Study, results: Results) -> dict[str, Any]:
     provenance: dict[str, Any] = {"command": study.command}
     if not ended:
         return provenance
-    for key in ended[0]["provenance"]:
+    for key in (key for key in ended[0]["provenance"] if key != "origin"):  # which differs from trial to trial
         values: list[Any] = []
         for result in ended:
             if (value := result["provenance"].get(key)) not in values:

@@ -9,6 +9,7 @@ from dsv2.statistics.contrast import Contrast
 
 if TYPE_CHECKING:
     from ablations.trials.trials import Study
+    from dsv2.study.files import Arm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ def text_of(study: "Study") -> StudyText:
         contrasts=study.contrasts,
         decided_at=study.decided_at,
         baseline=study.file.baseline,
-        arms={name: arm.about for name, arm in study.arms.items()},
+        arms={name: about(arm) for name, arm in study.arms.items()},
         seeds=study.seeds,
         published=study.file.published_text,
         shows_at=study.file.shows_at,
@@ -73,6 +74,11 @@ def text_of(study: "Study") -> StudyText:
         levels=study.file.levels(),
         adjusted={name: study.adjusted[name] for name in study.arms},
     )
+
+
+def about(arm: "Arm") -> str:
+    """Describe an arm, and say from which other one it starts."""
+    return f"{arm.about}; starts from the weights of {arm.init_from}" if arm.init_from else arm.about
 
 
 def _identical(study: "Study") -> list[str]:

@@ -97,6 +97,10 @@ def _open_data(study: Study) -> list[str]:
     return [warning for warning in dict.fromkeys(warnings) if warning is not None]
 
 
+class OriginFailed(RuntimeError):
+    """The trial from whose weights another one was to start has failed."""
+
+
 class _Turn(NamedTuple):
     """A trial waiting to be started."""
 
@@ -123,7 +127,12 @@ def _run_all(todo: list[Trial], pool: Executor, console: Console, since: float, 
     with _Watch(todo, console) as watch:
         while waiting or running:
             for turn in [turn for turn in waiting if turn.at <= time.monotonic()]:
+                if watch.waits_for_origin(turn.trial):
+                    continue
                 waiting.remove(turn)
+                if (failure := watch.failed_origin(turn.trial)) is not None:
+                    _give_up(turn, failure, watch, console)
+                    continue
                 if (later := turn.blocked()) is not None:  # saves submitting a job
                     watch.met(later)
                     waiting.append(later)
@@ -132,7 +141,8 @@ def _run_all(todo: list[Trial], pool: Executor, console: Console, since: float, 
                     watch.say(turn.trial, "there is space again; resuming from its checkpoint")
                 turn = turn._replace(meeting=None, needed=0)
                 running[pool.submit(run_trial, plain(turn.trial.run), turn.trial.folder.resolve(), since)] = turn
-            idle = all(turn.meeting is not None and turn.meeting.idle for turn in waiting)
+            first = [turn for turn in waiting if not watch.waits_for_origin(turn.trial)]
+            idle = all(turn.meeting is not None and turn.meeting.idle for turn in first)
             if patience.over(not running and idle):
                 watch.leave(waiting)
                 return False
@@ -165,6 +175,12 @@ def _outcome(future: Future[Outcome], turn: _Turn, console: Console) -> Outcome:
         failure = error
     with_space(lambda: _record(turn.trial, failure), console)
     return Outcome("failed", f"{type(failure).__name__}: {failure}")
+
+
+def _give_up(turn: _Turn, failure: OriginFailed, watch: "_Watch", console: Console) -> None:
+    """End a trial that cannot start, since its origin has failed."""
+    with_space(lambda: _record(turn.trial, failure), console)
+    watch.ended(turn, Outcome("failed", str(failure)))
 
 
 def _record(trial: Trial, error: Exception) -> None:
@@ -203,6 +219,17 @@ class _Watch:
     def say(self, trial: Trial, text: str, style: str | None = None) -> None:
         self.console.print(f"  {trial.name}: {text}", style=style, soft_wrap=True)  # commands are copied from it
 
+    def waits_for_origin(self, trial: Trial) -> bool:
+        """Whether the trial from whose weights this one starts has not ended yet."""
+        origin = None if trial.origin is None else trial.origin.folder
+        return origin in self.progress.totals and origin not in self.progress.errors
+
+    def failed_origin(self, trial: Trial) -> OriginFailed | None:
+        """Return why a trial cannot start, if its origin has failed."""
+        if trial.origin is None or self.progress.errors.get(trial.origin.folder) is None:
+            return None
+        return OriginFailed(f"it starts from {trial.origin.name}, which has failed")
+
     def met(self, turn: _Turn) -> None:
         """Tell who holds a trial, once for every process and again if it stops."""
         if turn.meeting is not None and (known := (turn.meeting.advice, turn.meeting.idle)) not in self.known:
@@ -237,7 +264,9 @@ class _Watch:
         """Tell which trials were not run, and who holds them."""
         self.look(waiting)
         for turn in waiting:
-            self.say(turn.trial, f"not run: {turn.meeting}", "red")
+            origin = turn.trial.origin
+            why = turn.meeting or (f"it starts from {origin.name}, which was not run" if origin else "")
+            self.say(turn.trial, f"not run: {why}", "red")
         self.console.print("  no other trial is left; run the same command again for these", style="red")
 
     def look(self, waiting: Sequence[_Turn] = ()) -> None:

@@ -91,6 +91,9 @@ def override(key: str, value: Any) -> str:
         return f"{key}={value if _PLAIN.fullmatch(value) and _is_text(value) else _quoted(value)}"
     if isinstance(value, list | tuple):
         return f"{key}=[{','.join(override('', item)[1:] for item in value)}]"
+    if isinstance(value, Mapping):
+        pairs = [f"{name}:{override('', item)[1:]}" for name, item in value.items()]
+        return f"{key}={{{','.join(pairs)}}}"
     return f"{key}={'null' if value is None else str(value).lower()}"
 
 

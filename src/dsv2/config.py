@@ -71,6 +71,11 @@ def setting(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"fingerprint": False})
 
 
+def settings_of(cls: type[ConfigBase]) -> tuple[str, ...]:
+    """Return the names of the fields that are declared with `setting`."""
+    return tuple(field.name for field in dataclasses.fields(cls) if field.metadata.get("fingerprint") is False)
+
+
 def added(default: Any) -> Any:
     """Declare a field newer than stored runs; at its default it is left out of the fingerprint, so that theirs hold."""
     return dataclasses.field(default=default, metadata={"fingerprint": "unless default"})

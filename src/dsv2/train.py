@@ -11,15 +11,18 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from dsv2.composition import as_text, checked, compose, override, register_resolvers, resolved, without_shape
-from dsv2.config import CONFIG_DIR, ConfigError
+from dsv2.config import CONFIG_DIR, ConfigError, plain
 from dsv2.printing import complain, described, refuse
+
+if TYPE_CHECKING:
+    from dsv2.study.plan import Plan
 
 SWEEP = "WANDB_SWEEP_ID"  # set by a W&B agent for the processes that it starts
 
@@ -27,23 +30,24 @@ SWEEP = "WANDB_SWEEP_ID"  # set by a W&B agent for the processes that it starts
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")
 def train(composed: DictConfig) -> None:
     try:
-        checked(OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))  # type: ignore[arg-type]
+        words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+        checked(words)
         values: Any = resolved(composed)
-        folder = _train(values)
+        folder = _train(values, words)
     except (ConfigError, OSError) as error:
         _refuse(error)
     if os.environ.get("RANK", "0") == "0":
         print(folder)
 
 
-def _train(values: dict[str, Any]) -> Path:
+def _train(values: dict[str, Any], words: list[str]) -> Path:
     """Train the composed run and return its directory."""
     from dsv2.storage.checkpoints import require_no_pickles
     from dsv2.storage.rundir import RESULT, require_in_store, runs_root
     from dsv2.study.words import LABELS, require_name
-    from dsv2.training.run import folder_of, from_plain
+    from dsv2.training.run import folder_of, loaded
 
-    run = from_plain(without_shape(values))
+    run = loaded(without_shape(values), words)
     for label in LABELS:
         if (name := getattr(run, label)) is not None:
             require_name(label, name)
@@ -123,9 +127,32 @@ def expanded(words: list[str]) -> list[str]:
     if not re.fullmatch("[0-9]+", seed):
         raise ConfigError("seed", seed, "one seed, 0 or more; use ablations.run for several")
     own += [word for key, word in words_of.items() if key in ("arm", "probe")]
+    own += _origin(plan, arm, int(seed), names.get("probe"))
     flags = [word for word in words if "=" not in word]
     values = [word for word in words if "=" in word and word.partition("=")[0] not in (*NAMES, "seed")]
     return [*flags, *own, *values, f"seed={int(seed) + plan.arms[arm].seed_offset}"]
+
+
+def _origin(plan: "Plan", arm: str, seed: int, probe: str | None) -> list[str]:
+    """Return the word that names the trial from whose weights an arm starts, if one does.
+
+    Raises ConfigError if that has not finished.
+    """
+    from dsv2.storage.rundir import finished, runs_root
+    from dsv2.study.plan import from_trial
+    from dsv2.training.run import folder_of
+
+    first = plan.arms[arm].init_from
+    if first is None:
+        return []
+    root = runs_root() / plan.name / plan.scale / "trials"
+    run = plan.trial(first, seed, probe, root)
+    folder = folder_of(run, root)
+    if finished(folder) is None:
+        of_probe = "" if probe is None else f" probe={probe}"
+        command = f"python -m dsv2.train study={plan.name} scale={plan.scale} arm={first}{of_probe} seed={seed}"
+        raise ConfigError("arm", arm, f"one whose origin has finished; run {command} first")
+    return [override("init_from", plain(from_trial(run, folder, run.fingerprint())))]
 
 
 def main() -> None:

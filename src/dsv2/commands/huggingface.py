@@ -14,16 +14,21 @@ import yaml
 from safetensors.torch import save_file
 
 from dsv2.config import plain
-from dsv2.data.tokenizer import END_OF_TEXT, SETTINGS, load_tokenizer
+from dsv2.data.tokenizer import END_OF_TEXT, load_tokenizer
 from dsv2.interop.hf_config import read_json
 from dsv2.interop.hf_keys import TOKEN_IDS
 from dsv2.interop.huggingface import from_hf, to_hf
 from dsv2.printing import warn
 from dsv2.storage.files import new_directory, require_free
-from dsv2.storage.rundir import CONFIG, TOKENIZER, WEIGHTS
+from dsv2.storage.rundir import CONFIG, TOKENIZER, TOKENIZER_SETTINGS, WEIGHTS
 from dsv2.training.saved import SavedRun, open_run
 
-TOKENIZER_FILES = (TOKENIZER, SETTINGS, "special_tokens_map.json", "generation_config.json")  # copied if present
+TOKENIZER_FILES = (
+    TOKENIZER,
+    TOKENIZER_SETTINGS,
+    "special_tokens_map.json",
+    "generation_config.json",
+)  # copied if present
 KEPT = ("max_position_embeddings", *TOKEN_IDS)  # config.json keys under checkpoint
 
 
@@ -83,5 +88,5 @@ def _tokenizer(run: SavedRun) -> tuple[dict[str, Any], dict[str, bytes]]:
         "model_max_length": run.longest,
         "clean_up_tokenization_spaces": False,
     }
-    files = {TOKENIZER: tokenizer.to_json(), SETTINGS: json.dumps(settings, indent=2) + "\n"}
+    files = {TOKENIZER: tokenizer.to_json(), TOKENIZER_SETTINGS: json.dumps(settings, indent=2) + "\n"}
     return {"eos_token_id": tokenizer.end_id}, {name: text.encode() for name, text in files.items()}

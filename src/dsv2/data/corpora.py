@@ -23,6 +23,7 @@ from dsv2.data.tokenizer import SMALLEST_VOCAB, Tokenizer
 from dsv2.storage.paths import home_of, require_own_files, within
 
 FORMAT = 1  # increment when the same documents are split, tokenized, packed or ordered differently
+GIVEN = "given"  # how the identity of a tokenizer begins that was not trained on the corpus
 MB = 1_000_000
 
 
@@ -64,7 +65,7 @@ class Text:
             """Open the corpus as `Source.Config.open` does; `tokenizer` replaces the one trained on the corpus."""
             survey, identity = _survey(self, self.stamp()), self.identity()
             if tokenizer is not None:
-                identity["tokenizer"] = f"given, {tokenizer.hash}"
+                identity["tokenizer"] = f"{GIVEN}, {tokenizer.hash}"
             chosen = split(survey, self.val_ratio)
             if one_sided(survey, chosen):
                 valid = "a corpus of at least two different documents, one of them for validation"

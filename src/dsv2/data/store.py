@@ -89,10 +89,16 @@ def open_store(
     return _open(folder, vocab_size, tokenizer)
 
 
-def find_store(identity: dict[str, str], places: Iterable[Path], vocab_size: int) -> Store | None:
-    """Open the prepared corpus with this `identity` in the first of `places` that has it intact, or return None."""
+def find_store(
+    identity: dict[str, str], places: Iterable[Path], vocab_size: int, tokenizer: Tokenizer | None = None
+) -> Store | None:
+    """Open the prepared corpus with this `identity` in the first of `places` that has it intact, or return None.
+
+    `tokenizer` is the one that it was prepared with, if that was not trained on it.
+    """
     folders = (place / ".data" / digest(identity) for place in places)
-    return next((_open(folder, vocab_size) for folder in folders if folder.is_dir() and _complete(folder)), None)
+    whole = (folder for folder in folders if folder.is_dir() and _complete(folder))
+    return next((_open(folder, vocab_size, tokenizer) for folder in whole), None)
 
 
 def _open(folder: Path, vocab_size: int, tokenizer: Tokenizer | None = None) -> Store:

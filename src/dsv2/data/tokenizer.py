@@ -18,13 +18,13 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from dsv2.config import ConfigError
-from dsv2.storage.rundir import TOKENIZER
+from dsv2.storage.files import replacing, write_json
+from dsv2.storage.rundir import TOKENIZER, TOKENIZER_SETTINGS
 from dsv2.storage.values import parse_object
 
 END_OF_TEXT = "<|endoftext|>"
 END_ID = 0
 SMALLEST_VOCAB = 257  # 256 bytes and <|endoftext|>
-SETTINGS = "tokenizer_config.json"  # the file beside TOKENIZER, as Hugging Face names it
 _SINGLE_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 # GPT-2's pattern always starts a new word at a space after a visible character, so texts are cut there and each
 # distinct piece is encoded once: the English corpus takes 3 s instead of 8 s, with the same tokens.
@@ -73,6 +73,11 @@ class Tokenizer:
     def save(self, path: Path) -> None:
         """Write a `tokenizer.json`, which transformers can read too."""
         path.write_text(self.to_json(), encoding="utf-8")
+
+    def write_to(self, folder: Path) -> None:
+        """Write what `load_tokenizer` reads, atomically."""
+        with replacing(folder / TOKENIZER) as scratch:
+            self.save(scratch)
 
     def to_json(self) -> str:
         """Return the content of `tokenizer.json`."""
@@ -140,15 +145,21 @@ class ImportedTokenizer(Tokenizer):
     ) -> None:
         """Wrap a backend. Raises ValueError unless `settings` has a bos_token or eos_token in the vocabulary."""
         super().__init__(backend, vocab_size)
+        self._settings = dict(settings)
         backend.encode_special_tokens = False  # as in transformers: the text of a special token becomes that token
         bos, eos = (_special(backend, settings.get(name)) for name in ("bos_token", "eos_token"))
         ids = [token for token in (bos, eos) if token is not None]
         if not ids:
-            raise ValueError(f"{SETTINGS} names no bos_token or eos_token in the vocabulary of {TOKENIZER}")
+            raise ValueError(f"{TOKENIZER_SETTINGS} names no bos_token or eos_token in the vocabulary of {TOKENIZER}")
         self.start_id, self.end_id = ids[0], ids[-1]
         adds = settings.get("add_bos_token")  # without it, the tokenizer's post-processor decides
         added = backend.encode("", add_special_tokens=True).ids[:1] if adds is None else [bos] * bool(adds)
         self.prefix = tuple(token for token in added if token is not None and token == bos)
+
+    def write_to(self, folder: Path) -> None:
+        """Write what `load_tokenizer` reads, each file atomically."""
+        write_json(folder / TOKENIZER_SETTINGS, self._settings)
+        super().write_to(folder)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text, without adding special tokens."""
@@ -187,7 +198,7 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> Tokenizer | N
 
     Raises ValueError for invalid files.
     """
-    path, settings = folder / TOKENIZER, folder / SETTINGS
+    path, settings = folder / TOKENIZER, folder / TOKENIZER_SETTINGS
     if not path.is_file():
         return None
     if not settings.is_file():

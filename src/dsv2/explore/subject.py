@@ -13,6 +13,7 @@ from dsv2.data.tokenizer import Tokenizer
 from dsv2.models.moe.layer import MoE
 from dsv2.models.transformer import Transformer
 from dsv2.printing import warn
+from dsv2.storage.weights import how_to_train
 from dsv2.training.saved import SavedRun
 
 SHOWN_TOKENS = 96  # maximum length of the initial text
@@ -53,14 +54,19 @@ def open_subject(run: SavedRun) -> Subject:
     if moe is None:
         raise ValueError(f"{run.folder}: a dense model has no routing; explore needs a run with model/ffn=moe")
     if not run.imported and not run.steps:
-        raise ValueError(f"{run.folder}: no valid checkpoint in {run.folder / 'checkpoints'}; {run.how_to_train()}")
+        raise ValueError(
+            f"{run.folder}: no valid checkpoint in {run.folder / 'checkpoints'}; {how_to_train(run.folder)}"
+        )
     tokenizer = run.tokenizer
     try:
         text = held_out(run.source, tokenizer)
     except ValueError as error:  # the user's own text needs only the tokenizer
         warn(error)
         text = NO_TEXT
-    return Subject(run, moe, (None,) if run.imported else (0, *run.steps), text)
+    if run.imported:
+        return Subject(run, moe, (None,), text)
+    initial = () if run.config.init_from is not None or 0 in run.steps else (0,)  # from a seed: they are not stored
+    return Subject(run, moe, (*initial, *run.steps), text)
 
 
 def held_out(source: Source, tokenizer: Tokenizer) -> str:

@@ -96,6 +96,17 @@ class Transformer(nn.Module):
             ]
             return [Weight("attention_norm.w", (self.dim,)), Weight("ffn_norm.w", (self.dim,)), *inner]
 
+        def shapes(self) -> dict[str, tuple[int, ...]]:
+            """Return the shape of every weight by its name in the module, without building that."""
+            embedding, blocks = (self.vocab_size, self.dim), range(self.num_layers)
+            of_layers = {
+                f"layers.{layer}.{weight.name}": weight.shape
+                for layer in blocks
+                for weight in self.layer_weights(layer)
+            }
+            head = {} if self.tie_embeddings else {"head": embedding}
+            return {"embedding": embedding, **of_layers, "norm.w": (self.dim,), **head}
+
         def build(self, *, seed: int = 0, ops: Ops = PLAIN) -> "Transformer":
             """Build the model on the default device, with weights initialised from `seed` (except on meta)."""
             model = Transformer(self, ops)

@@ -15,7 +15,8 @@ def spent(metrics: pd.DataFrame, accounting: pd.DataFrame, metric: str = "val/lo
     """Return one row per logged value of `metric`: arm, seed, tokens, flops, seconds, value, in the order of tokens.
 
     FLOPs are those of the accounting, forward and backward. Seconds are of training only, computed from the logged
-    perf/tokens_per_s: a rough guide if trials ran in parallel or the machine was busy.
+    perf/tokens_per_s: a rough guide if trials ran in parallel or the machine was busy. Trials that only evaluate have
+    no rows.
     """
     flops = accounting.set_index("arm")["flops_per_token"]
     if unknown := sorted(set(metrics["arm"]) - set(flops.index)):
@@ -29,7 +30,7 @@ def spent(metrics: pd.DataFrame, accounting: pd.DataFrame, metric: str = "val/lo
     seconds = new / table["perf/tokens_per_s"]
     table["seconds"] = seconds.groupby([table["arm"], table["seed"]]).cumsum()
     table["flops"] = table["tokens"] * table["arm"].map(flops).astype(float)
-    table = table.rename(columns={metric: "value"}).dropna(subset=["value"])
+    table = table.rename(columns={metric: "value"}).dropna(subset=["value", "seconds"])
     return (
         table[["arm", "seed", "tokens", "flops", "seconds", "value"]].reset_index(drop=True).rename_axis(columns=None)
     )

@@ -3,6 +3,8 @@
 config.yaml                 the typed config of the run
 data.json                   identity of corpus, tokenizer and held-out documents; path of the prepared corpus
 tokenizer.json              the tokenizer, if the data are text
+tokenizer_config.json       its special tokens, if it is that of an imported model
+origin.json                 the run whose weights this one started from, if there is one, and their hash
 metrics.jsonl               one object per logged step
 routing.parquet             one row per logged step, MoE layer and expert
 routing_snapshots.parquet   the experts chosen for a fixed probe over training
@@ -21,7 +23,7 @@ from typing import Any
 
 from dsv2.printing import warn_once
 from dsv2.storage.paths import require_own_files, within
-from dsv2.storage.sealed import Damaged, changed, hashes, read_sealed, write_sealed
+from dsv2.storage.sealed import Damaged, changed, file_hash, hashes, read_object, read_sealed, write_sealed
 from dsv2.storage.values import read_yaml
 
 CONFIG = "config.yaml"
@@ -30,6 +32,8 @@ METRICS = "metrics.jsonl"
 ROUTING = "routing.parquet"
 SNAPSHOTS = "routing_snapshots.parquet"
 TOKENIZER = "tokenizer.json"
+TOKENIZER_SETTINGS = "tokenizer_config.json"  # as Hugging Face names it
+ORIGIN = "origin.json"
 LOGS = (METRICS, ROUTING, SNAPSHOTS)
 CHECKPOINTS = "checkpoints"
 RESULT = "result.json"
@@ -63,9 +67,8 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
 
     Checkpoints are covered through their manifest.
     """
-    covered = (
-        {"files": hashes(folder, (CONFIG, DATA, TOKENIZER, *LOGS, MANIFEST))} if result["status"] == "finished" else {}
-    )
+    names = (CONFIG, DATA, TOKENIZER, TOKENIZER_SETTINGS, ORIGIN, *LOGS, MANIFEST)
+    covered = {"files": hashes(folder, names)} if result["status"] == "finished" else {}
     write_sealed(folder / RESULT, result | covered)
 
 
@@ -108,6 +111,28 @@ def _require_unchanged(folder: Path, result: Mapping[str, Any], names: Container
     if wrong := changed(folder, wanted):
         what = "not as it was when the run finished" if wrong[0].exists() else "missing"
         raise Damaged(f"{wrong[0]}: {what}")
+
+
+def read_data(folder: Path) -> dict[str, Any]:
+    """Return the record of a run's data; of a run older than `data.json`, at most the identity in its result.
+
+    Raises ValueError for a damaged one.
+    """
+    path = folder / DATA
+    if not path.is_file():
+        identity = read_result(folder).get("data")
+        return {"identity": identity} if isinstance(identity, dict) else {}
+    record = read_object(path)
+    if not isinstance(record.get("identity"), dict) or not isinstance(record.get("prepared", ""), str):
+        raise ValueError(f"{path}: damaged, its identity or the path of its prepared corpus")
+    return record
+
+
+def require_own_tokenizer(folder: Path) -> None:
+    """Raise ValueError if the tokenizer in a run directory is not the one that the run was trained with."""
+    then = read_data(folder).get("identity", {}).get("trained_tokenizer")
+    if (path := folder / TOKENIZER).is_file() and then not in (None, file_hash(path)):
+        raise ValueError(f"{path}: not the tokenizer that the run was trained with; restore the file")
 
 
 def _is_result(result: Mapping[str, Any]) -> bool:

@@ -34,6 +34,8 @@ class Arm(ConfigBase):
     size: str | None = None  # one of the scale's sizes; None: the scale's default model
     differs: tuple[str, ...] = ()  # budgets that only this arm does not hold equal
     scales: dict[str, tuple[str, ...]] = field(default_factory=dict)  # scale -> overrides of this arm at that scale
+    # The arm from whose trial of the same seed this one starts, with its overrides before those above; None: no arm.
+    init_from: str | None = None
     seed_offset: int = 0  # added to every seed: arms that differ in nothing else form an A/A test
 
 
@@ -127,6 +129,13 @@ class StudyFile(ConfigBase):
             at, other = f"arms.{name}.baseline", arm.baseline
             if other is not None and (other not in arms or arms[other].baseline not in (None, other)):
                 raise ConfigError(at, other, f"an arm that has no other baseline itself, one of {', '.join(arms)}")
+            at, chain = f"arms.{name}.init_from", [name]
+            while (first := arms[chain[-1]].init_from) is not None:
+                if first not in arms or first in chain:
+                    raise ConfigError(
+                        at, arm.init_from, f"an arm that does not start from this one, of {', '.join(arms)}"
+                    )
+                chain.append(first)
             if not set(arm.differs) <= set(BUDGETS):
                 raise ConfigError(f"arms.{name}.differs", list(arm.differs), f"some of {', '.join(BUDGETS)}")
         return arms

@@ -12,13 +12,14 @@ from typing import Any
 
 from dsv2.accounting.account import account
 from dsv2.accounting.matching import match
-from dsv2.composition import checked
-from dsv2.config import ConfigError, plain, structure
+from dsv2.composition import checked, override
+from dsv2.config import ConfigError, digest, plain, structure
 from dsv2.metrics import BUDGETS, MODEL_BUDGETS
 from dsv2.study.contrasts import declared
 from dsv2.study.files import Probe, ScaleFile, StudyFile, definition, read
 from dsv2.study.words import LABELS, require_allowed
-from dsv2.training.run import Run, load
+from dsv2.training.origin import KEY, Origin, require_shapes
+from dsv2.training.run import Run, folder_of, load
 
 EQUAL_WITHIN = 0.01  # largest relative difference that still counts as held equal
 QUIET = ("trainer.progress=false",)  # a study shows one bar for all its trials
@@ -48,8 +49,8 @@ class Plan:
         )
         self.configs: dict[str, Run.Config] = {}
         self.adjusted: dict[str, dict[str, tuple[int, int]]] = {}  # arm -> keys under `model.` -> old and new values
-        for name in sorted(self.arms, key=lambda arm: self.baseline_of(arm) != arm):  # baselines first
-            self.configs[name], self.adjusted[name] = self._solve(name)
+        for name in self.arms:
+            self._settle(name)
         self.configs = {name: self.configs[name] for name in self.arms}
         self._on_probes: dict[tuple[str, str], Run.Config] = {}
         for probe in self.probes:
@@ -88,22 +89,32 @@ class Plan:
 
     def overrides_of(self, arm: str, probe: str | None = None) -> list[str]:
         """Return the overrides of this arm before the solver; later ones take precedence."""
-        spec, scale = self.arms[arm], self._scale
-        if spec.size is not None and spec.size not in scale.sizes:
+        scale, size = self._scale, self._size(arm)
+        if size is not None and size not in scale.sizes:
             valid = f"a size of scale {self.scale}, {', '.join(scale.sizes) or 'which has none'}"
-            raise ConfigError(f"arms.{arm}.size", spec.size, valid)
+            raise ConfigError(f"arms.{arm}.size", size, valid)
         return [
             *scale.overrides,
             *self.file.scales.get(self.scale, ()),
-            *(scale.sizes[spec.size] if spec.size is not None else ()),
+            *(scale.sizes[size] if size is not None else ()),
             *self.file.data,
             *self.file.base,
-            *spec.overrides,
-            *spec.scales.get(self.scale, ()),
+            *self._own_overrides(arm),
             *QUIET,
             *((*self.probes[probe].overrides, "benchmarks=none", *scale.probe) if probe is not None else ()),
             *self.overrides,
         ]
+
+    def _size(self, arm: str) -> str | None:
+        """Return the size of an arm: its own, else that of the arm it starts from."""
+        spec = self.arms[arm]
+        return spec.size if spec.size is not None or spec.init_from is None else self._size(spec.init_from)
+
+    def _own_overrides(self, arm: str) -> list[str]:
+        """Return what is special to an arm: that of the arm it starts from, then its own."""
+        spec = self.arms[arm]
+        inherited = [] if spec.init_from is None else self._own_overrides(spec.init_from)
+        return [*inherited, *spec.overrides, *spec.scales.get(self.scale, ())]
 
     def run_of(self, arm: str, probe: str | None = None) -> Run.Config:
         """Return the typed run of an arm, or of its training on a probe with the same solver changes."""
@@ -112,6 +123,14 @@ class Plan:
         if (arm, probe) not in self._on_probes:
             self._on_probes[arm, probe] = self._load(arm, probe, self.changes[arm])
         return self._on_probes[arm, probe]
+
+    def trial(self, arm: str, seed: int, probe: str | None, root: Path) -> Run.Config:
+        """Return the run of an arm with a seed, whose trial is under `root`, as is that from which it may start."""
+        run, first = self.run_of(arm, probe), self.arms[arm].init_from
+        if first is not None:
+            origin = self.trial(first, seed, probe, root)
+            run = replace(run, init_from=from_trial(origin, folder_of(origin, root), origin.fingerprint()))
+        return replace(run, seed=seed + self.arms[arm].seed_offset)
 
     def words(self, arm: str, probe: str | None = None) -> list[str]:
         """Return all overrides of an arm, for `python -m dsv2.train`. Raises `ConfigError` for unknown names."""
@@ -127,13 +146,36 @@ class Plan:
         return words
 
     def _load(self, arm: str, probe: str | None, changes: Mapping[str, int]) -> Run.Config:
-        words = self._words(arm, probe, changes)
-        for override in checked(words):
-            if override.key_or_group in ("seed", *LABELS):  # would make trials coincide, or be lost
+        words, origin = self._words(arm, probe, changes), self.arms[arm].init_from
+        for word in checked(words):
+            if word.key_or_group in ("seed", *LABELS):  # would make trials coincide, or be lost
                 valid = "a study sets this itself; use seeds=[0,1] to choose seeds"
-                raise ConfigError(override.key_or_group, override.value(), valid)
-        run = load(words)
-        return replace(run, study=self.name, scale=self.scale, arm=arm, probe=probe)
+                raise ConfigError(word.key_or_group, word.value(), valid)
+        labels: dict[str, Any] = {"study": self.name, "scale": self.scale, "arm": arm, "probe": probe}
+        if origin is None:
+            return replace(load(words), **labels)
+        first = self.run_of(origin, probe)
+        start = Origin.Config(run=origin, trial=digest(plain(first, identity=True)))  # a trial's is known with its seed
+        run = load(words if _starts(words) else [*words, override("init_from", plain(start))])
+        require_same_weights(run, first, at=f"arms.{arm}", origin=origin)
+        return replace(run, init_from=start, **labels)
+
+    def _settle(self, arm: str, path: tuple[str, ...] = ()) -> None:
+        """Load an arm and make its budgets equal to those of its baseline, after what that depends on."""
+        if arm in self.configs:
+            return
+        if arm in path:
+            valid = f"arms of which each can be settled before the next, not {' -> '.join((*path, arm))}"
+            raise ConfigError(f"arms.{arm}.init_from", self.arms[arm].init_from, valid)
+        origin, baseline = self.arms[arm].init_from, self.baseline_of(arm)
+        if origin is not None:
+            self._settle(origin, (*path, arm))
+            self.adjusted[arm] = self.adjusted[origin]  # its weights have the shapes that the origin's were given
+            self.configs[arm] = self._load(arm, None, self.changes[origin])
+            return
+        if self.file.adjust and baseline != arm:
+            self._settle(baseline, (*path, arm))
+        self.configs[arm], self.adjusted[arm] = self._solve(arm)
 
     def _solve(self, arm: str) -> tuple[Run.Config, dict[str, tuple[int, int]]]:
         """Make the arm's budgets equal to its baseline's; return the run and the changes that took, old and new."""
@@ -171,6 +213,11 @@ class Plan:
                     valid = f"within {EQUAL_WITHIN:.0%} of the {reference:,} of {baseline}, since {held}"
                     raise ConfigError(f"arms.{arm}.{budget}", value, valid)
 
+    def tokens_of(self, arm: str) -> int:
+        """Return the tokens that an arm is trained on, including those of the arm that it starts from."""
+        origin, own = self.arms[arm].init_from, self.configs[arm].trainer.batches().total_tokens
+        return own if origin is None else own + self.tokens_of(origin)
+
     def budgets(self) -> list[dict[str, Any]]:
         """Return one row per arm: accounting, tokens, steps, seeds, and the largest mismatch of the equal budgets."""
         rows: list[dict[str, Any]] = []
@@ -179,7 +226,7 @@ class Plan:
             rows.append(
                 {"arm": arm, "about": self.arms[arm].about}
                 | {name: getattr(result, name) for name in MODEL_BUDGETS}
-                | {"tokens": batches.total_tokens, "steps": batches.num_steps, "seeds": len(self.seeds)}
+                | {"tokens": self.tokens_of(arm), "steps": batches.num_steps, "seeds": len(self.seeds)}
             )
         by_arm = {row["arm"]: row for row in rows}
         for row in rows:
@@ -187,3 +234,24 @@ class Plan:
             held = [budget for budget in self.file.equal if budget not in self.arms[row["arm"]].differs]
             row["mismatch"] = max((abs(row[b] / reference[b] - 1) for b in held), default=0.0)
         return rows
+
+
+def from_trial(first: Run.Config, folder: Path, fingerprint: str) -> Origin.Config:
+    """Name the weights with which a trial in `folder` ends, known by its fingerprint before it is trained."""
+    return Origin.Config(run=str(folder.absolute()), step=first.trainer.batches().num_steps, trial=fingerprint)
+
+
+def require_same_weights(run: Run.Config, first: Run.Config, *, at: str, origin: str) -> None:
+    """Raise ConfigError unless an arm's run can start from the weights of that of the arm `origin`."""
+    if run.data.vocab_size != first.data.vocab_size:
+        valid = f"{first.data.vocab_size}, as in {origin}, from whose weights it starts"
+        raise ConfigError(f"{at}.data.vocab_size", run.data.vocab_size, valid)
+    try:
+        require_shapes(first.model.shapes(), run.model.shapes(), origin)
+    except ConfigError as error:
+        raise ConfigError(f"{at}.{error.key}", error.value, error.valid) from None
+
+
+def _starts(words: Sequence[str]) -> bool:
+    """Whether the words name a run to start from."""
+    return any(word.key_or_group == KEY and word.value() is not None for word in checked(words))

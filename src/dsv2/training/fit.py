@@ -27,7 +27,7 @@ from dsv2.data.source import Source, repetition_warning
 from dsv2.kernels.choice import KERNELS, using
 from dsv2.printing import warn
 from dsv2.storage import checkpoints
-from dsv2.storage.files import replacing, sweep, write_json, write_text
+from dsv2.storage.files import sweep, write_json, write_text
 from dsv2.storage.locks import Busy, hold
 from dsv2.storage.rundir import (
     CHECKPOINTS,
@@ -39,7 +39,6 @@ from dsv2.storage.rundir import (
     RESULT,
     ROUTING,
     SNAPSHOTS,
-    TOKENIZER,
     finished,
     read_result,
     require_unchanged,
@@ -56,6 +55,7 @@ from dsv2.training.machine import best_kernels, provenance, require_accelerator,
 from dsv2.training.module import Diverged, Module
 from dsv2.training.processes import Group, joined
 from dsv2.training.run import Run, stored_name, with_kernels
+from dsv2.training.start import anchored, begin, can_resume, open_data
 
 
 class Interrupted(RuntimeError):
@@ -144,7 +144,7 @@ def _fit(run: Run.Config, folder: Path, module: type[Module], group: Group, shar
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     for directory in (folder, folder / CHECKPOINTS):
         sweep(directory)
-    write_text(folder / CONFIG, yaml.safe_dump(plain(replace(run, data=run.data.anchored())), sort_keys=False))
+    write_text(folder / CONFIG, yaml.safe_dump(plain(anchored(run)), sort_keys=False))
     started, on_interrupt = time.time(), signal.getsignal(signal.SIGINT)
     try:
         with naming_full_disk(folder), using(run.trainer.kernels):
@@ -185,16 +185,15 @@ def _header(run: Run.Config, folder: Path, status: str, started: float) -> dict[
 
 def _train(run: Run.Config, folder: Path, module: Module, group: Group, shared: Path) -> dict[str, Any]:
     settings = run.trainer
-    source = run.data.open(
-        sequence_length=settings.sequence_length, seed=run.seed, validation_tokens=settings.validation_tokens
-    )
+    checkpoint = group.agree(_resumable(run, shared) if group.first else None)
+    start = begin(run, module.model, folder, resumed=None if checkpoint is None else shared)
+    source = open_data(run, start)
     _keep_data(source, folder)
     batches = module.batches
     warning = repetition_warning(source, batches.total_tokens)
     if warning is not None and group.first:
         warn(warning)
     recorder = Recorder(module, source, folder)
-    checkpoint = group.agree(_resumable(run, shared) if group.first else None)
     (folder / RESULT).unlink(missing_ok=True)  # of an earlier attempt
     trainer = L.Trainer(
         accelerator=settings.accelerator,
@@ -217,7 +216,10 @@ def _train(run: Run.Config, folder: Path, module: Module, group: Group, shared: 
         num_sanity_val_steps=0,
         limit_val_batches=0,
     )
-    trainer.fit(module, datamodule=Stream(source, batches), ckpt_path=checkpoint)
+    if run.trainer.tokens:
+        trainer.fit(module, datamodule=Stream(source, batches), ckpt_path=checkpoint)
+    else:
+        _evaluate(trainer, module, recorder, folder)
     if trainer.global_step < batches.num_steps:
         raise Interrupted(f"stopped after step {trainer.global_step} of {batches.num_steps}")
     recorder.flush()
@@ -233,16 +235,26 @@ def _train(run: Run.Config, folder: Path, module: Module, group: Group, shared: 
         "steps": batches.num_steps,
         "seconds": recorder.seconds,
         "data": source.identity,
-        "provenance": provenance(trainer.strategy.root_device),  # by now the module is back on the CPU
+        "provenance": provenance(trainer.strategy.root_device)  # by now the module is back on the CPU
+        | ({} if start is None else start.provenance()),
     }
+
+
+def _evaluate(trainer: L.Trainer, module: Module, recorder: Recorder, folder: Path) -> None:
+    """Do what is done at the last step of a run that has none: validate, log, and keep the weights."""
+    module.to(trainer.strategy.root_device)
+    recorder.log_final(trainer, module)
+    weights = {name: weight.cpu() for name, weight in module.state_dict().items()}
+    checkpoints.save({"global_step": 0, "state_dict": weights}, folder / CHECKPOINTS / checkpoints.name_of(0))
+    for logger in trainer.loggers:
+        logger.finalize("success")
 
 
 def _keep_data(source: Source, folder: Path) -> None:
     """Write what makes the run directory self-contained: the tokenizer and the identity of the data."""
     write_json(folder / DATA, source.record())
     if source.tokenizer is not None:
-        with replacing(folder / TOKENIZER) as scratch:
-            source.tokenizer.save(scratch)
+        source.tokenizer.write_to(folder)
 
 
 def _resumable(run: Run.Config, folder: Path) -> Path | None:
@@ -250,7 +262,7 @@ def _resumable(run: Run.Config, folder: Path) -> Path | None:
 
     Resuming over logs with gaps would leave a result whose rows do not match the training.
     """
-    checkpoint = checkpoints.latest(folder / CHECKPOINTS)
+    checkpoint = checkpoints.latest(folder / CHECKPOINTS) if run.trainer.tokens else None  # nothing was trained
     metrics, routing = folder / METRICS, folder / ROUTING
     if checkpoint is not None:
         step, every = checkpoints.step_of(checkpoint), run.trainer.log_every
@@ -261,7 +273,7 @@ def _resumable(run: Run.Config, folder: Path) -> Path | None:
             steps = [json.loads(line)["step"] for line in lines if line.endswith("\n")]
             routed = sorted(pd.read_parquet(routing)["step"].unique()) if run.model.moe is not None else logged
             snapshots_whole = run.model.moe is None or snapped(folder, run, step)
-            if steps == logged == routed[: len(logged)] and snapshots_whole:
+            if steps == logged == routed[: len(logged)] and snapshots_whole and can_resume(run, folder):
                 write_text(metrics, "".join(lines))  # later steps are trained again; the last line may be incomplete
                 return checkpoint
         except (OSError, ValueError, KeyError, TypeError):

@@ -7,13 +7,26 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from dsv2.composition import compose
-from dsv2.config import ConfigBase, ConfigError, Naming, class_name, digest, former_name, plain, setting, structure
+from dsv2.config import (
+    ConfigBase,
+    ConfigError,
+    Naming,
+    added,
+    class_name,
+    digest,
+    former_name,
+    plain,
+    setting,
+    settings_of,
+    structure,
+)
 from dsv2.data.corpora import Text
 from dsv2.data.source import Source
 from dsv2.evaluation.benchmarks import TextBenchmarks
 from dsv2.models.transformer import Transformer
 from dsv2.training.losses import BalanceLoss
 from dsv2.training.optim import AdamW
+from dsv2.training.origin import Origin, adopt
 from dsv2.training.schedule import BatchRamp
 
 FORMAT = 1  # increment when the same config comes to mean another computation, so that old results are not reused
@@ -44,7 +57,8 @@ class Training:
                 self.require(getattr(self, name) > 0, name, "positive")
             self.require(self.recompute_layers >= 0, "recompute_layers", "0 or more")
             least = self.sequence_length * (self.batch.start or self.batch.size)
-            self.require(self.tokens >= least, "tokens", f"at least one step, {least} tokens")
+            enough = self.tokens >= least or self.tokens == 0  # 0: evaluate only, from the weights of another run
+            self.require(enough, "tokens", f"at least one step, {least} tokens")
             enough = self.validation_tokens >= self.sequence_length
             self.require(enough, "validation_tokens", f"at least one sequence, {self.sequence_length}")
 
@@ -86,6 +100,7 @@ class Run:
         trainer: Training.Config
         logger: Logging.Config
         benchmarks: TextBenchmarks.Config | None = None  # computed at the last step
+        init_from: Origin.Config | None = added(None)  # the run whose weights this one starts from; None: random ones
         study: str | None = setting(None)  # labels of a study's trial; they do not affect the computation
         scale: str | None = setting(None)
         arm: str | None = setting(None)
@@ -93,12 +108,16 @@ class Run:
 
         def __post_init__(self) -> None:
             self.require(0 <= self.seed < 2**63, "seed", "0 or more and less than 2**63")
+            valid = "at least one step; 0, to evaluate only, needs init_from"
+            self.require(self.trainer.tokens > 0 or self.init_from is not None, "trainer.tokens", valid)
             fits = self.model.vocab_size >= self.data.vocab_size
             self.require(fits, "model.vocab_size", f"at least data.vocab_size={self.data.vocab_size}")
             for step in ("validate_every", "checkpoint_every"):
                 every = self.trainer.log_every
                 good = getattr(self.trainer, step) % every == 0
                 self.require(good, f"trainer.{step}", f"a multiple of trainer.log_every={every}")
+            one = self.trainer.tokens > 0 or self.trainer.devices == 1
+            self.require(one, "trainer.devices", "1 with trainer.tokens=0, which is to evaluate only")
             for size in self.trainer.batches().sizes:
                 valid = f"a divisor of every batch size; one step has {size} sequences"
                 self.require(size % self.trainer.devices == 0, "trainer.devices", valid)
@@ -130,7 +149,22 @@ def load(overrides: Sequence[str] = ()) -> Run.Config:
 
     Raises ConfigError (a ValueError) that names the full key, the value and what would be valid.
     """
-    return from_plain(compose(overrides))
+    return loaded(compose(overrides), overrides)
+
+
+def loaded(values: dict[str, Any], words: Sequence[str]) -> Run.Config:
+    """Build the typed config from values composed with the overrides `words`.
+
+    If they name a run with `init_from`, whatever they do not override is as in that run, except for the seed and for
+    where and how it ran. Raises ConfigError.
+    """
+    name = values.get("init_from")
+    if name is None or isinstance(name, dict):
+        return from_plain(values)
+    adopted, origin = adopt(values, words, {"trainer": settings_of(Training.Config)})
+    run = from_plain(adopted)
+    origin.require_fits(run.model)
+    return run
 
 
 def from_plain(values: dict[str, Any]) -> Run.Config:

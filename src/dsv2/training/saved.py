@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from dsv2.composition import compose
 from dsv2.config import ConfigError, structure
-from dsv2.data.corpora import Text
+from dsv2.data.corpora import GIVEN, Text
 from dsv2.data.packing import PackedText
 from dsv2.data.source import Batch, Source
 from dsv2.data.store import find_store
@@ -27,16 +24,18 @@ from dsv2.storage.rundir import (
     CHECKPOINTS,
     CONFIG,
     DATA,
-    RESULT,
     TOKENIZER,
+    TOKENIZER_SETTINGS,
     WEIGHTS,
     find_run,
+    read_data,
     read_result,
+    require_own_tokenizer,
     require_unchanged,
     runs_root,
 )
-from dsv2.storage.sealed import file_hash, read_object
 from dsv2.storage.values import read_yaml
+from dsv2.storage.weights import read_weights
 from dsv2.training.run import Run, from_plain
 
 LONGEST = 4096  # context length of an imported model whose config states none, in tokens
@@ -74,7 +73,7 @@ class SavedRun:
         if isinstance(text, str):
             raise ConfigError("text", text, 'a list of overrides, as in ["data=mixture"]')
         require_own_files(folder)
-        require_unchanged(folder, (CONFIG, DATA, TOKENIZER))
+        require_unchanged(folder, (CONFIG, DATA, TOKENIZER, TOKENIZER_SETTINGS))
         self.values = _read_config(folder)
         self.imported = (folder / WEIGHTS).is_file() and not (folder / CHECKPOINTS).is_dir()
         if "data" not in self.values and not self.imported:
@@ -142,48 +141,29 @@ class SavedRun:
         return self.model_at(self.step)
 
     def model_at(self, step: int | None) -> Transformer:
-        """Load a new model with the weights of a step; None takes the newest, 0 the initial weights."""
-        if step == 0 and not self.imported:
+        """Load a new model with the weights of a step; None takes the newest, 0 the initial weights.
+
+        Raises ValueError for the initial weights of a run that started from another's.
+        """
+        if step == 0 and not self.imported and 0 not in self.steps:
+            if self.config.init_from is not None:
+                raise ValueError(f"{self.folder}: its initial weights are those of {self.config.init_from.run}")
             return self.model_config.build(seed=self.config.seed).to(self.device).eval()
         with torch.device("meta"):
             model: Transformer = self.model_config.build()
         try:
-            model.load_state_dict(self._weights(step), assign=True)
+            model.load_state_dict(read_weights(self.folder, step).tensors, assign=True)
         except RuntimeError as error:
             raise ValueError(f"{self.folder}: {textwrap.shorten(str(error), 500)}") from None
         return model.to(self.device).eval()
-
-    def _weights(self, step: int | None) -> dict[str, Tensor]:
-        checkpoints.require_no_pickles()
-        path = self.folder / WEIGHTS
-        if path.is_file() and step is None:
-            try:
-                return load_file(path)
-            except SafetensorError as error:
-                raise ValueError(f"{path}: {error}") from None
-        if step is None:
-            checkpoint = checkpoints.latest(self.folder / CHECKPOINTS)
-            if checkpoint is None:
-                raise ValueError(f"{self.folder}: has neither {WEIGHTS} nor a valid checkpoint; {self.how_to_train()}")
-        elif step in self.steps:
-            checkpoint = self.folder / CHECKPOINTS / checkpoints.name_of(step)
-        else:
-            kept = ", ".join(map(str, self.steps)) or "none"
-            raise ValueError(f"{self.folder}: step={step} has no checkpoint; steps that have one: {kept}")
-        state = checkpoints.load(checkpoint, map_location="cpu")["state_dict"]
-        return {name.removeprefix("model."): tensor for name, tensor in state.items()}
-
-    def how_to_train(self) -> str:
-        """Say how a run without weights is trained, also one that has finished."""
-        first = f"delete {self.folder / RESULT} and " if (self.folder / RESULT).exists() else ""
-        return f"to train it again, {first}run its command again"
 
     # ---- text ----
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The run's own tokenizer, read from the run directory. Raises ValueError if it is another one."""
-        self._require_own_tokenizer()
+        if not self.imported:
+            require_own_tokenizer(self.folder)
         tokenizer = load_tokenizer(self.folder, self.model_config.vocab_size)
         if tokenizer is None and self.imported:
             raise ValueError(f"{self.folder}: an imported model without {TOKENIZER}; copy its tokenizer files there")
@@ -223,7 +203,7 @@ class SavedRun:
         """The training data, checked against the identity stored with the run. Raises ValueError if they differ."""
         config, trainer = self.config.data, self.config.trainer
         sizes: Any = {"sequence_length": trainer.sequence_length, "validation_tokens": trainer.validation_tokens}
-        record = self._record()
+        record = read_data(self.folder)
         if not isinstance(config, Text.Config):
             now, then = config.identity()["format"], record.get("identity", {}).get("format")
             if then not in (None, now):
@@ -234,34 +214,17 @@ class SavedRun:
             warn_once(f"{self.folder} stores no identity of its corpus; assuming it unchanged")
             return config.open(seed=self.config.seed, **sizes)
         identity = {key: value for key, value in record["identity"].items() if key != "trained_tokenizer"}
+        # Of another run or an imported model, from whose weights this one started.
+        given = self.tokenizer if identity.get("tokenizer", "").startswith(GIVEN) else None
         prepared = list(Path(record.get("prepared", "")).parents[1:2])
         places = [*prepared, *self.folder.resolve().parents, runs_root()]
-        store = find_store(identity, places, config.vocab_size)
+        store = find_store(identity, places, config.vocab_size, given)
         if store is not None:
             return PackedText(store, seed=self.config.seed, identity=identity, **sizes)
         self._require(config.identity(), identity, ("corpus", "split", "format"))
-        source = config.open(seed=self.config.seed, **sizes)
+        source = config.open(seed=self.config.seed, tokenizer=given, **sizes)
         self._require(source.identity, record["identity"], ("trained_tokenizer",))
         return source
-
-    def _record(self) -> dict[str, Any]:
-        """Read the stored record of the data; runs older than `data.json` have at most an identity in their result."""
-        path = self.folder / DATA
-        if not path.is_file():
-            identity = self.result.get("data")
-            return {"identity": identity} if isinstance(identity, dict) else {}
-        record = read_object(path)
-        if not isinstance(record.get("identity"), dict) or not isinstance(record.get("prepared", ""), str):
-            raise ValueError(f"{path}: damaged, its identity or the path of its prepared corpus")
-        return record
-
-    def _require_own_tokenizer(self) -> None:
-        path = self.folder / TOKENIZER
-        if self.imported or not path.is_file():
-            return
-        then = self._record().get("identity", {}).get("trained_tokenizer")
-        if then not in (None, file_hash(path)):
-            raise ValueError(f"{path}: not the tokenizer that the run was trained with; restore the file")
 
     def _require(self, now: dict[str, str], then: dict[str, str], keys: tuple[str, ...]) -> None:
         for key in keys:

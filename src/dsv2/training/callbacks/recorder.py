@@ -107,26 +107,33 @@ class Recorder(L.Callback):
             return
         row = self._window(pl_module, trainer)
         if final or step % settings.validate_every == 0:
-            row |= evaluate(
-                pl_module.model,
-                self.validation,
-                batch_size=settings.batch.size,
-                token_bytes=self.source.token_bytes,
-                domains=self.source.domains,
-            )
+            row |= self._validate(pl_module, final=final)
+        self._record_routing(step)
+        self._log(row, trainer, pl_module)
+        self._reset()
+
+    def log_final(self, trainer: L.Trainer, module: Module) -> None:
+        """Log what is measured at the last step, for a run without any, and end."""
+        self._log(self._validate(module, final=True), trainer, module)
+        self.on_train_end(trainer, module)
+
+    def _log(self, row: dict[str, float], trainer: L.Trainer, module: Module) -> None:
+        self.last |= row
+        step = trainer.global_step
+        for logger in trainer.loggers:
+            logger.log_metrics(row | {"tokens": module.batches.tokens_before(step)}, step)
+
+    def _validate(self, module: Module, *, final: bool) -> dict[str, float]:
+        """Measure on the validation set and, at the last step, on the benchmarks."""
+        model, size = module.model, self.run.trainer.batch.size
+        token_bytes, domains = self.source.token_bytes, self.source.domains
+        row = evaluate(model, self.validation, batch_size=size, token_bytes=token_bytes, domains=domains)
         if final and self.benchmarks is not None:
-            tokens = settings.batch.size * settings.sequence_length
-            scores, self.failed = self.benchmarks.run(pl_module.model, batch_tokens=tokens)
+            scores, self.failed = self.benchmarks.run(model, batch_tokens=size * self.run.trainer.sequence_length)
             row |= scores
         if final and type(moe := self.run.model.moe) is MoE.Config and moe.num_devices > 1:
-            row["val/loss_at_capacity"] = loss_at_capacity(
-                pl_module.model, self.validation, batch_size=settings.batch.size
-            )
-        self._record_routing(step)
-        self.last |= row
-        for logger in trainer.loggers:
-            logger.log_metrics(row | {"tokens": pl_module.batches.tokens_before(step)}, step)
-        self._reset()
+            row["val/loss_at_capacity"] = loss_at_capacity(model, self.validation, batch_size=size)
+        return row
 
     def _add(self, step: Step, tokens: int, module: Module) -> None:
         losses = torch.stack(step.losses)

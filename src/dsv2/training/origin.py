@@ -1,0 +1,185 @@
+"""The run from whose weights another one starts: `init_from=RUN[:STEP]`."""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dsv2.composition import as_text, checked
+from dsv2.config import ConfigBase, ConfigError, plain, setting
+from dsv2.data.tokenizer import Tokenizer, load_tokenizer
+from dsv2.models.transformer import Transformer
+from dsv2.storage.paths import require_own_files
+from dsv2.storage.rundir import (
+    CONFIG,
+    DATA,
+    FINGERPRINT,
+    TOKENIZER,
+    TOKENIZER_SETTINGS,
+    find_run,
+    finished,
+    read_data,
+    read_result,
+    require_own_tokenizer,
+    require_unchanged,
+)
+from dsv2.storage.values import read_yaml
+from dsv2.storage.weights import hash_of, read_weights
+
+KEY = "init_from"
+# What a run takes from its origin unless it is overridden: all that affects the result, except for the seed.
+ADOPTED = ("model", "data", "optim", "loss", "trainer", "benchmarks")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A run from whose weights another one starts, and what goes along."""
+
+    folder: Path
+    step: int | None  # None: of an imported model
+    weights: Mapping[str, Tensor]
+    tokenizer: Tokenizer | None  # None: its data are not text
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ConfigBase):
+        """Where the weights are, and which they are: their hash or, before they exist, the trial that makes them."""
+
+        run: str = setting(MISSING)  # directory
+        step: int | None = setting(None)  # None: its newest weights
+        weights: str | None = None  # their SHA-256
+        trial: str | None = None  # fingerprint of the trial of a study that ends with them
+
+        def __post_init__(self) -> None:
+            known = (self.weights is None) != (self.trial is None)
+            self.require(known, "weights", "their SHA-256, or null if `trial` is a fingerprint")
+
+        def open(self) -> "Origin":
+            """Read the weights. Raises ConfigError if they are gone, not final, or others than they were."""
+            folder = Path(self.run)
+            if self.trial is not None and finished(folder) is None:
+                raise ConfigError(KEY, self.run, "a trial that has finished")
+            try:
+                origin = read_origin(folder, self.step)
+            except (ValueError, OSError) as error:
+                raise ConfigError(KEY, self.run, f"a run whose weights can be read. {error}") from None
+            if self.weights not in (None, now := hash_of(origin.weights)):
+                valid = f"the run whose weights have the SHA-256 {self.weights}; those there now have {now}"
+                raise ConfigError(KEY, self.run, valid)
+            return origin
+
+    @property
+    def config(self) -> "Origin.Config":
+        """What identifies the weights by their hash."""
+        return Origin.Config(run=str(self.folder.absolute()), step=self.step, weights=hash_of(self.weights))
+
+    def record(self) -> dict[str, Any]:
+        """Return what the new run stores about its origin, JSON-ready."""
+        return {
+            "run": str(self.folder.absolute()),
+            "fingerprint": _fingerprint(self.folder),
+            "step": self.step,
+            "weights": hash_of(self.weights),
+            "tokenizer": None if self.tokenizer is None else self.tokenizer.hash,
+            "data": read_data(self.folder).get("identity", {}),
+        }
+
+    def require_fits(self, model: Transformer.Config) -> None:
+        """Raise ConfigError for the first weight that is not as the model has it."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.weights.items()}
+        require_shapes(shapes, model.shapes(), str(self.folder))
+
+
+def read_origin(folder: Path, step: int | None = None) -> Origin:
+    """Read the weights of a run, by default the newest, and its tokenizer. Raises ValueError."""
+    require_own_files(folder)
+    require_unchanged(folder, (CONFIG, DATA, TOKENIZER, TOKENIZER_SETTINGS))
+    require_own_tokenizer(folder)
+    weights = read_weights(folder, step)
+    vocab_size = _stored(folder)["model"].get("vocab_size")
+    return Origin(folder, weights.step, weights.tensors, load_tokenizer(folder, vocab_size))
+
+
+def require_shapes(there: Mapping[str, tuple[int, ...]], here: Mapping[str, tuple[int, ...]], run: str) -> None:
+    """Raise ConfigError for the first weight of `run` (there) that differs in shape from that of a model (here)."""
+    for name in {**here, **there}:
+        if there.get(name) != here.get(name):
+            has, wants = (list(shapes[name]) if name in shapes else "missing" for shapes in (there, here))
+            valid = f"a run whose weights have the shapes of this model; {name} is {has} there and {wants} here"
+            raise ConfigError(KEY, run, valid)
+
+
+def adopt(
+    values: Mapping[str, Any], words: Sequence[str], settings: Mapping[str, Collection[str]]
+) -> tuple[dict[str, Any], Origin]:
+    """Return composed values with those of the run that `init_from` names, where the overrides `words` say nothing.
+
+    `settings` lists the keys of each part that never come from there. A group that is chosen in `words` is as composed,
+    as is the model if they set a key of `model.shape`. Raises ConfigError if there is no such run, or for another
+    vocabulary.
+    """
+    name = [word.partition("=")[2] for word in words if word.lstrip("+").startswith(f"{KEY}=")][-1]
+    try:
+        origin = read_origin(*locate(as_text(name)))
+    except (ValueError, OSError) as error:
+        raise ConfigError(KEY, as_text(name), f"RUN or RUN:STEP. {error}") from None
+    stored, adopted = _stored(origin.folder), dict(values) | {KEY: plain(origin.config)}
+    paths = [tuple(re.split(r"[./]", override.key_or_group)) for override in checked(words)]
+    if ("recipe",) in paths:
+        raise ConfigError("recipe", "given", f"not beside {KEY}: the recipe is that of {origin.folder}; set its keys")
+    chosen = {path[0] for path in paths if len(path) == 1 or path[:2] == ("model", "shape")}
+    for part in [part for part in ADOPTED if part in stored and part not in chosen]:
+        below = [path[1:] for path in paths if path[0] == part] + [(key,) for key in settings.get(part, ())]
+        adopted[part] = _overridden(stored[part], values[part], below)
+    vocab_size = stored["data"]["vocab_size"] if "data" in stored else _vocab_size(origin)
+    if ("data", "vocab_size") in paths and adopted["data"]["vocab_size"] != vocab_size:
+        valid = f"{vocab_size}, as in {origin.folder}, from whose weights the run starts"
+        raise ConfigError("data.vocab_size", adopted["data"]["vocab_size"], valid)
+    adopted["data"] = adopted["data"] | {"vocab_size": vocab_size}
+    return adopted, origin
+
+
+def locate(text: str) -> tuple[Path, int | None]:
+    """Return the run directory and the step of `RUN` or `RUN:STEP`. Raises ValueError if there is no such run."""
+    run, colon, step = text.rpartition(":")
+    if colon and step.isdecimal() and not Path(text).is_dir():
+        return find_run(run), int(step)
+    return find_run(text), None
+
+
+def _stored(folder: Path) -> dict[str, Any]:
+    """Return the values of a run's config. Raises ValueError for a directory without one."""
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder}: not a run directory, it has no {CONFIG}")
+    values = read_yaml(folder / CONFIG)
+    if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
+        raise ValueError(f"{folder / CONFIG}: has no model")
+    return values
+
+
+def _vocab_size(origin: Origin) -> int:
+    if origin.tokenizer is None:
+        raise ConfigError(KEY, str(origin.folder), f"a run with a tokenizer; copy its {TOKENIZER} there")
+    return origin.tokenizer.vocab_size
+
+
+def _fingerprint(folder: Path) -> str | None:
+    """Return the fingerprint under which a run was trained; None for an imported model."""
+    name = read_result(folder).get("fingerprint", folder.resolve().name)
+    return name if isinstance(name, str) and FINGERPRINT.fullmatch(name) else None
+
+
+def _overridden(stored: Any, composed: Any, paths: Sequence[tuple[str, ...]]) -> Any:
+    """Return stored values with those at the paths replaced by composed ones."""
+    if () in paths or not isinstance(stored, dict) or not isinstance(composed, dict):
+        return composed if paths else stored
+    merged = dict(stored)
+    for key in dict.fromkeys(path[0] for path in paths):
+        if key in composed:
+            below = [path[1:] for path in paths if path[0] == key]
+            merged[key] = _overridden(stored.get(key), composed[key], below)
+        else:
+            merged.pop(key, None)
+    return merged
