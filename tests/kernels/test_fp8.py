@@ -169,8 +169,8 @@ def test_the_call_on_tensor_cores_is_one_that_torch_takes(rows: int, inner: int,
     x, w = quantise_rows(normal(rows, inner)), quantise_blocks(normal(outer, inner))
     meta = [Scaled(held.codes.to("meta"), held.scales.to("meta"), held.height) for held in (x, w)]
     assert scaled_product(*meta).shape == (rows, outer)
+    wrong = meta[1]._replace(scales=meta[1].scales.new_empty(outer // BLOCK, inner // BLOCK + 4))
     with pytest.raises((RuntimeError, ValueError)):
-        wrong = meta[1]._replace(scales=meta[1].scales.new_empty(outer // BLOCK, inner // BLOCK + 4))
         scaled_product(meta[0], wrong)
 
 

@@ -59,6 +59,10 @@ class GQA(nn.Module):
             """Return the shapes cached per token: keys (G, D) and values (G, D)."""
             return ((self.num_kv_heads, self.head_dim), (self.num_kv_heads, self.head_dim))
 
+        def cache_rope_dims(self) -> tuple[int, ...]:
+            """Return how many of the last channels of each cached tensor are rotated by RoPE."""
+            return (self.rotary_dim, 0)
+
         def build(self, dim: int, rope: Rope, ops: Ops = PLAIN) -> "GQA":
             return GQA(self, dim, rope, ops)
 

@@ -78,6 +78,10 @@ class MLA(nn.Module):
             """Return the shapes cached per token: the normalised latent (C,) and the rotated shared key (R,)."""
             return ((self.kv_latent_dim,), (self.rope_dim,))
 
+        def cache_rope_dims(self) -> tuple[int, ...]:
+            """Return how many of the last channels of each cached tensor are rotated by RoPE."""
+            return (0, self.rope_dim)
+
         def build(self, dim: int, rope: Rope, ops: Ops = PLAIN) -> "MLA":
             return MLA(self, dim, rope, ops)
 
