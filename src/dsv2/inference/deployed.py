@@ -7,11 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dsv2.config import ConfigBase
+from dsv2.config import ConfigBase, ConfigError
 from dsv2.inference.cache import ModelCache, allocate_model
 from dsv2.inference.precision import OPS
 from dsv2.inference.quantised import allocate_quantised_model
 from dsv2.kernels.fp8 import quantise_blocks
+from dsv2.models.attention import AttentionConfig
 from dsv2.models.attention.cache import Caches
 from dsv2.models.attention.precision import KVPrecision
 from dsv2.models.moe.router import Routing
@@ -29,6 +30,14 @@ class Deployed(Transformer):
         precision: Literal["fp32", "bf16", "fp8"] = "fp32"  # of products of activations and weights
         kv: KVPrecision.Config | None = None  # None: keys and values are as attention computes them
 
+        def require_fits(self, attention: AttentionConfig) -> None:
+            """Raise ConfigError for a cache that is none of this attention's."""
+            if self.kv is not None:
+                try:
+                    self.kv.forms(attention)
+                except ConfigError as error:
+                    raise ConfigError(f"deployment.kv.{error.key}", error.value, error.valid) from None
+
         def of(self, model: Transformer) -> Transformer:
             """Return the deployed model, which shares the weights that it does not round. `model` is not changed.
 
@@ -37,8 +46,7 @@ class Deployed(Transformer):
             """
             if self == Deployed.Config():
                 return model
-            if self.kv is not None:
-                self.kv.forms(model.config.attention)
+            self.require_fits(model.config.attention)
             with torch.device("meta"):
                 twin = Deployed(model.config, OPS[self.precision], self.kv)
             weights = model.state_dict()
