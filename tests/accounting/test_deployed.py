@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import dsv2
-from dsv2.accounting.deployed import cache_bytes, weight_bytes
+from dsv2.accounting.deployed import cache_bytes, kinds_of_attention, weight_bytes
 from dsv2.kernels.fp8 import quantise_blocks
 from dsv2.kernels.quantise import PIECES
 from dsv2.models.attention.precision import KVPrecision
@@ -55,6 +55,19 @@ def test_mla_at_6_bits_fits_many_more_sequences_than_mha():
         config = dsv2.load(["model=v2_lite", f"model/attention={attention}"]).model
         sizes[attention] = dsv2.account(config, kv=KVPrecision.Config(bits=bits)).kv_bytes_per_token
     assert sizes["mha"] / sizes["mla"] == pytest.approx(17.5, abs=0.05)
+
+
+def test_kinds_of_attention_of_one_size():
+    """By hand: 27 layers of 16 heads of 128; a latent of 512 and a key of 64, 4 bytes of scale per 64 channels."""
+    rows = {row.name: row.account.kv_bytes_per_token for row in kinds_of_attention("v2_lite")}
+    per_head = 27 * 2 * 128 * 2
+    assert rows == {
+        "MHA": 16 * per_head,
+        "GQA-8": 8 * per_head,
+        "MQA": per_head,
+        "MLA": 27 * 576 * 2,
+        "MLA, 6 bits": 27 * (576 * 6 // 8 + 9 * 4),
+    }
 
 
 def test_what_the_forms_say_is_what_they_hold():

@@ -45,9 +45,7 @@ def test_agreement_ends_with_the_first_difference(
     model: Transformer, inputs: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tokens that are equal again after one that is not do not count."""
-    answers = iter(
-        [torch.tensor([[5, 6, 7, 8], [5, 6, 7, 8]]).numpy(), torch.tensor([[5, 0, 7, 8], [5, 6, 7, 8]]).numpy()]
-    )
+    answers = iter([np.array([[5, 6, 7, 8], [5, 6, 7, 8]]), np.array([[5, 0, 7, 8], [5, 6, 7, 8]])])
     monkeypatch.setattr("dsv2.evaluation.deployment._continued", lambda *_: next(answers))
     assert measure_deployment(model, Deployed.Config(), inputs)["deployed/agreement"] == 5 / 8
 
