@@ -46,7 +46,7 @@ def test_agreement_ends_with_the_first_difference(
 ) -> None:
     """Tokens that are equal again after one that is not do not count."""
     answers = iter([np.array([[5, 6, 7, 8], [5, 6, 7, 8]]), np.array([[5, 0, 7, 8], [5, 6, 7, 8]])])
-    monkeypatch.setattr("dsv2.evaluation.deployment._continued", lambda *_: next(answers))
+    monkeypatch.setattr("dsv2.evaluation.deployment._continued", lambda *_: (next(answers), 64.0))
     assert measure_deployment(model, Deployed.Config(), inputs)["deployed/agreement"] == 5 / 8
 
 

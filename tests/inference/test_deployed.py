@@ -7,7 +7,8 @@ from torch import Tensor
 import dsv2
 from dsv2.config import ConfigError
 from dsv2.inference.cache import allocate_model
-from dsv2.inference.deployed import Deployed
+from dsv2.inference.deployed import Deployed, allocate_caches, with_cache_of
+from dsv2.inference.precision import OPS
 from dsv2.inference.quantised import allocate_quantised_model
 from dsv2.kernels.fp8 import quantise_blocks
 from dsv2.models.attention.precision import KVPrecision
@@ -91,7 +92,7 @@ def test_a_precision_goes_with_a_cache(attention: str, precision: str, tokens: T
     assert off(deployed, model, tokens) < 0.3
     with torch.no_grad():
         whole = deployed(tokens).logits.float()
-        caches = config.caches(deployed, batch_size=2, max_length=24)
+        caches = allocate_caches(deployed, batch_size=2, max_length=24)
         steps = [deployed(tokens[:, [t]], caches=caches).logits.float() for t in range(24)]
     assert (torch.cat(steps, 1) - whole).norm() < 0.05 * whole.norm()
 
@@ -103,7 +104,7 @@ def test_caches_are_those_of_the_deployment(precision: str, kv: KVPrecision.Conf
     model = build()
     config = Deployed.Config(precision=precision, kv=kv)
     deployed, per_token = config.of(model), dsv2.account(model.config).kv_elements_per_token
-    caches = config.caches(deployed, batch_size=2, max_length=24)
+    caches = allocate_caches(deployed, batch_size=2, max_length=24)
     if kv is None:
         assert caches.num_bytes == 2 * 24 * per_token * (4 if precision == "fp32" else 2)
     else:
@@ -124,3 +125,45 @@ def test_what_does_not_fit_is_refused() -> None:
     rotated = Deployed.Config(kv=KVPrecision.Config(bits=4, hadamard=True))
     with pytest.raises(ConfigError, match="hadamard=True is not valid: false for attention without a latent"):
         rotated.of(build("model/attention=mha"))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_a_model_in_training_precision_is_generated_from_as_well(precision: str, tokens: Tensor) -> None:
+    """Products in bfloat16 do not fit float32 caches."""
+    model = dsv2.load(["model.vocab_size=2048"]).model.build(seed=3, ops=OPS[precision]).eval()
+    with torch.no_grad():
+        model(tokens, caches=allocate_caches(model, batch_size=2, max_length=25))
+    assert dsv2.generate(model, tokens, max_new_tokens=3).shape == (2, 27)
+
+
+@pytest.mark.parametrize("attention", ["mla", "gqa"])
+def test_generate_takes_bits(attention: str, tokens: Tensor) -> None:
+    """The same as a deployed model's answers, and not those of a plain cache."""
+    model = build(f"model/attention={attention}")
+    got = dsv2.generate(model, tokens, max_new_tokens=12, kv_bits=3)
+    assert torch.equal(got, dsv2.generate(with_cache_of(3).of(model), tokens, max_new_tokens=12))
+    assert not torch.equal(got, dsv2.generate(model, tokens, max_new_tokens=12))
+    ragged = [tokens[0, :9], tokens[1]]
+    together = dsv2.generate(model, ragged, max_new_tokens=5, kv_bits=4)
+    for row, prompt in enumerate(ragged):
+        assert torch.equal(together[row], dsv2.generate(model, [prompt], max_new_tokens=5, kv_bits=4)[0])
+
+
+@pytest.mark.parametrize(
+    ("bits", "rope_bits", "message"),
+    [
+        (7, None, "kv_bits=7 is not valid: one of 16, 8, 6, 5, 4, 3, 2"),
+        (0, None, "kv_bits=0 is not valid"),
+        (6, 9, "rope_bits=9 is not valid: one of 16"),
+        (None, 16, "rope_bits=16 is not valid: given beside kv_bits"),
+    ],
+)
+def test_bits_that_are_not_offered_are_refused(bits: int | None, rope_bits: int | None, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        with_cache_of(bits, rope_bits)
+    assert str(caught.value).startswith(message)
+
+
+def test_bits_are_those_of_the_deployment() -> None:
+    assert with_cache_of(None) == Deployed.Config()
+    assert with_cache_of(4, 16) == Deployed.Config(kv=KVPrecision.Config(bits=4, rope_bits=16))

@@ -7,8 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from dsv2.accounting.account import account
-from dsv2.inference.cache import ModelCache
-from dsv2.inference.deployed import Deployed
+from dsv2.inference.deployed import Deployed, allocate_caches
 from dsv2.inference.engine.engine import Engine
 from dsv2.inference.engine.request import Request
 from dsv2.inference.sampling import Sampling
@@ -25,13 +24,9 @@ def measure_deployment(model: Transformer, config: Deployed.Config, inputs: Tens
     all layers, and `deployed/kv_bits` per element, scales and offsets included.
     """
     prompts = inputs[:PROMPTS, : inputs.shape[1] // 2]
-    rows, length = prompts.shape
-    size = {"batch_size": rows, "max_length": 2 * length}
-    deployed = config.of(model)
-    caches = config.caches(deployed, **size)
-    expected = _continued(model, prompts, Deployed.Config().caches(model, **size))
-    same = _continued(deployed, prompts, caches) == expected
-    held = caches.num_bytes / (rows * 2 * length)
+    expected, _ = _continued(model, prompts)
+    answers, held = _continued(config.of(model), prompts)
+    same = answers == expected
     return {
         "deployed/agreement": float(np.logical_and.accumulate(same, axis=1).mean()),
         "deployed/kv_bytes_per_token": held,
@@ -39,14 +34,15 @@ def measure_deployment(model: Transformer, config: Deployed.Config, inputs: Tens
     }
 
 
-def _continued(model: Transformer, prompts: Tensor, cache: ModelCache) -> np.ndarray:
-    """Return the P tokens, (N, P), by which the model continues prompts (N, P)."""
+def _continued(model: Transformer, prompts: Tensor) -> tuple[np.ndarray, float]:
+    """Return the P tokens, (N, P), by which the model continues prompts (N, P), and its cache's bytes per token."""
     rows, length = prompts.shape
-    engine = Engine(model, num_rows=rows, max_length=cache.max_length, cache=cache)
+    caches = allocate_caches(model, batch_size=rows, max_length=2 * length)
+    engine = Engine(model, num_rows=rows, max_length=2 * length, cache=caches)
     generations = [
         engine.submit(Request(prompt=prompt, max_new_tokens=length, sampling=Sampling(temperature=1.0, seed=row)))
         for row, prompt in enumerate(prompts.tolist())
     ]
     for _ in engine.run():
         pass
-    return np.array([generation.tokens for generation in generations])
+    return np.array([generation.tokens for generation in generations]), caches.num_bytes / (rows * 2 * length)

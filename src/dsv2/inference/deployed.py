@@ -14,14 +14,17 @@ from dsv2.inference.quantised import allocate_quantised_model
 from dsv2.kernels.fp8 import quantise_blocks
 from dsv2.models.attention import AttentionConfig
 from dsv2.models.attention.cache import Caches
-from dsv2.models.attention.precision import KVPrecision
+from dsv2.models.attention.precision import BITS, KVPrecision
 from dsv2.models.moe.router import Routing
 from dsv2.models.ops import Ops
 from dsv2.models.transformer import Transformer
 
 
 class Deployed(Transformer):
-    """The model with keys and values that are stored in `kv` before attention sees them, also without a cache."""
+    """The model with keys and values that are stored as `kv` says before attention sees them, also without caches.
+
+    `allocate_caches` gives its caches.
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ConfigBase):
@@ -55,13 +58,6 @@ class Deployed(Transformer):
             twin.load_state_dict(weights, assign=True)
             return twin.train(model.training)
 
-        def caches(self, model: Transformer, *, batch_size: int, max_length: int) -> ModelCache:
-            """Return empty caches for a deployed model: as `kv` says, else in the precision of its keys and values."""
-            kv = KVPrecision.Config() if self.kv is None and self.precision != "fp32" else self.kv
-            if kv is None:
-                return allocate_model(model, batch_size=batch_size, max_length=max_length)
-            return allocate_quantised_model(model, kv, batch_size=batch_size, max_length=max_length)
-
     def __init__(self, config: Transformer.Config, ops: Ops, kv: KVPrecision.Config | None) -> None:
         super().__init__(config, ops)
         self.kv = kv
@@ -81,6 +77,36 @@ class Deployed(Transformer):
             batch_size, length = tokens.shape
             caches = allocate_quantised_model(self, self.kv, batch_size=batch_size, max_length=length)
         return super().hidden(tokens, positions=positions, caches=caches, exempt=exempt, routings=routings, seed=seed)
+
+
+def allocate_caches(model: Transformer, *, batch_size: int, max_length: int) -> ModelCache:
+    """Return empty caches for every layer: those of a deployed model as it says, others in the model's precision.
+
+    Keys and values that are computed in bfloat16 or FP8 are bfloat16 already, of which a cache at 16 bits loses
+    nothing.
+    """
+    kv = model.kv if isinstance(model, Deployed) else None
+    if kv is None and model.ops.linear in (OPS["bf16"].linear, OPS["fp8"].linear):
+        kv = KVPrecision.Config()
+    if kv is None:
+        return allocate_model(model, batch_size=batch_size, max_length=max_length)
+    return allocate_quantised_model(model, kv, batch_size=batch_size, max_length=max_length)
+
+
+def with_cache_of(kv_bits: int | None, rope_bits: int | None = None) -> Deployed.Config:
+    """Return the deployment with a cache of `kv_bits` per element, None for the model's own precision.
+
+    `rope_bits` are those of the channels of keys that RoPE rotates (default: the same). Raises ConfigError for bits
+    that are not offered.
+    """
+    if kv_bits is None:
+        if rope_bits is not None:
+            raise ConfigError("rope_bits", rope_bits, "given beside kv_bits")
+        return Deployed.Config()
+    for name, bits in (("kv_bits", kv_bits), ("rope_bits", rope_bits)):
+        if bits not in BITS and (name, bits) != ("rope_bits", None):
+            raise ConfigError(name, bits, f"one of {', '.join(map(str, BITS))}")
+    return Deployed.Config(kv=KVPrecision.Config(bits=kv_bits, rope_bits=rope_bits))
 
 
 def _in_fp8(name: str, weight: Tensor) -> Tensor:
