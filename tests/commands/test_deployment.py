@@ -17,7 +17,9 @@ from tests.references.commands import refusal
 def test_generate_continues_with_a_quantised_cache(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     opened = open_run(trained)
     ids = opened.tokenizer.encode("Ban ben")
-    expected = dsv2.generate(opened.model, torch.tensor([ids]), max_new_tokens=20, temperature=1, kv_bits=2)[0]
+    expected = dsv2.generate(
+        opened.model, torch.tensor([ids]), max_new_tokens=20, temperature=1, ids=opened.tokenizer.ids, kv_bits=2
+    )[0]
     asked = ["generate", str(trained), "--prompt", "Ban ben", "--max-new-tokens", "20", "--temperature", "1"]
     assert main([*asked, "--kv-bits", "2"]) == 0
     printed = capsys.readouterr()
@@ -51,7 +53,6 @@ def test_eval_measures_what_a_quantised_cache_costs(trained: Path, tmp_path: Pat
         (["--kv-bits", "7"], "kv_bits=7 is not valid: one of 16, 8, 6, 5, 4, 3, 2"),
         (["--kv-bits", "4", "--rope-bits", "12"], "rope_bits=12 is not valid: one of 16"),
         (["--rope-bits", "8"], "rope_bits=8 is not valid: given beside kv_bits"),
-        (["--kv-bits", "six"], "argument --kv-bits"),
     ],
 )
 def test_bits_that_are_not_offered_end_in_one_line(
