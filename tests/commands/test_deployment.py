@@ -26,10 +26,11 @@ def test_generate_continues_with_a_quantised_cache(trained: Path, capsys: pytest
     assert printed.out == opened.tokenizer.decode(expected.tolist()) + "\n"
     # 2 layers, a latent of 24 channels and a key of 8, each with a scale and an offset: 6 + 4 + 2 + 4 bytes
     assert printed.err.startswith("KV cache: 32 bytes per token, 4.00 bits per element on average")
-    assert main(asked) == 0
-    plain = capsys.readouterr()
-    assert plain.out != printed.out
-    assert plain.err == ""
+    scored, values = [*asked, "--json", "--log-probabilities"], []
+    for bits in ([], ["--kv-bits", "2"]):
+        assert main([*scored, *bits]) == 0
+        values.append(json.loads(capsys.readouterr().out)["log_probabilities"])
+    assert values[0] != values[1]
 
 
 def test_eval_measures_what_a_quantised_cache_costs(trained: Path, tmp_path: Path) -> None:
