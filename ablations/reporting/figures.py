@@ -5,9 +5,10 @@ from functools import partial
 
 from ablations.reporting.findings import Findings
 from ablations.reporting.summary import level
+from dsv2.accounting.deployed import published_caches
 from dsv2.metrics import quantity
 from dsv2.plots.calibration import false_positive_rates
-from dsv2.plots.cost import loss_over_budgets
+from dsv2.plots.cost import cache_over_context, loss_over_budgets, metric_over_cache
 from dsv2.plots.factorial import factorial_forest
 from dsv2.plots.load import device_load, load_heatmap
 from dsv2.plots.study import (
@@ -26,7 +27,9 @@ def draw(findings: Findings) -> tuple[list[Picture], list[str]]:
 
     Also returns a sentence about each figure that failed; the others are drawn.
     """
-    return pictures([*_verdicts(findings), *_values(findings), *_training(findings), *_routing(findings)])
+    return pictures(
+        [*_verdicts(findings), *_values(findings), *_training(findings), *_routing(findings), *_caches(findings)]
+    )
 
 
 def _verdicts(findings: Findings) -> Iterator[Drawing]:
@@ -98,3 +101,16 @@ def _routing(findings: Findings) -> Iterator[Drawing]:
         "the budget of capacity factor 1.0, with its share of all pairs."
     )
     yield Drawing("device_load", text, partial(device_load, routing, arms=arms))
+
+
+def _caches(findings: Findings) -> Iterator[Drawing]:
+    if not findings.caches:
+        return
+    results, held = findings.finished, "deployed/kv_bytes_per_token"
+    if held in results and results[held].notna().any():
+        metric = findings.study.metric
+        text = f"Final {quantity(metric).name} over what the cache allocates per token; mean and range over seeds."
+        figure = partial(metric_over_cache, results, metric=metric, arms=list(findings.study.arms))
+        yield Drawing("cache", text, figure)
+    text = "Cache of one sequence of the published models over its length: 16 bits, or 6 with scales and offsets."
+    yield Drawing("cache_over_context", text, partial(cache_over_context, published_caches()))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from ablations.reporting.caches import ArmCache, caches_of
 from ablations.reporting.words import StudyText, text_of
 from ablations.trials.kernels import AND, MIXED, said
 from ablations.trials.looks import Look, first_look, look_at, record_look
@@ -40,6 +41,7 @@ class Findings:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     step_floor: Mapping[str, float] = field(default_factory=dict)
     final_floor: Mapping[str, float] = field(default_factory=dict)
+    caches: tuple[ArmCache, ...] = ()  # of every arm; empty if they hold the same
     problems: Sequence[str] = ()  # sentences about parts of finished trials that failed
     recorded: Look | None = None  # what the store knows of looks at the study; None: this is the first
 
@@ -151,6 +153,7 @@ def collect(study: Study) -> Findings:
         provenance=_provenance(study, results),
         step_floor=_floor(study, per_step=True),
         final_floor=_floor(study, per_step=False),
+        caches=caches_of(study),
     )
     return looked(study, without_failed(findings))
 

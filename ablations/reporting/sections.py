@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from ablations.reporting.adjusted import adjusted
+from ablations.reporting.caches import cache_section
 from ablations.reporting.findings import Findings
 from ablations.reporting.summary import level, look_text
 from ablations.reporting.words import number, spread
@@ -52,6 +53,7 @@ def sections_of(findings: Findings, pictures: Sequence[Picture]) -> list[Section
         adjusted(study),
         Section("Published", [study.published]) if study.published else None,
         Section("Where the effect is expected to show", [study.shows_at]) if study.shows_at else None,
+        cache_section(findings.caches),
         Section("Accounting", [], [Table(list(findings.accounting.columns), _cells(findings.accounting))]),
         _provenance(findings),
     ]

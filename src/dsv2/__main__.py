@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from dsv2.commands.account import account_command, add_arguments
+from dsv2.commands.deployment import add_deployment, deployment_of
 from dsv2.config import ConfigError
 from dsv2.printing import refuse, shortened
 
@@ -87,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parse.add_argument(
         "--log-probabilities", action="store_true", help="with --json: also those of the answer's tokens, in nats"
     )
+    add_deployment(parse)
     parse.set_defaults(run=_generate)
 
     parse = commands.add_parser("eval", help="evaluate a model on our benchmarks and those of lm-evaluation-harness")
@@ -98,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     parse.add_argument("--limit", type=int, help="questions per task of the harness (default: all)")
     parse.add_argument("--batch-size", type=int, default=8, help="sequences per pass (default 8)")
     parse.add_argument("--out", type=_path, metavar="FILE.json", help="also write the scores as JSON")
+    add_deployment(parse)
     _add_text(parse)
     parse.set_defaults(run=_eval)
 
@@ -166,6 +169,7 @@ def _eval(arguments: argparse.Namespace) -> bool:
 
     if arguments.out is not None:
         require_writable(arguments.out)  # before the evaluation, which may take hours
+    deployment = deployment_of(arguments)
     scores, failed = evaluate_run(
         arguments.name,
         arguments.tasks.split(","),
@@ -173,6 +177,7 @@ def _eval(arguments: argparse.Namespace) -> bool:
         limit=arguments.limit,
         batch_size=arguments.batch_size,
         text=arguments.text,
+        deployment=deployment,
     )
     show(scores)
     if arguments.out is not None:

@@ -11,8 +11,8 @@ import dsv2
 from dsv2.accounting.account import account
 from dsv2.accounting.memory import training_memory
 from dsv2.config import ConfigError
+from dsv2.inference.precision import OPS
 from dsv2.kernels.cross_entropy import mean_nats
-from dsv2.training.precision import OPS
 
 SMALL = ["model=tiny", "model.num_layers=2", "model.vocab_size=2048"]
 TOLERANCE = 0.005  # the device limit's masks are left out, 0.2% here; everything else is exact to 0.03%

@@ -46,3 +46,20 @@ def test_hours_need_a_utilisation():
     assert [
         f"a utilisation of {share:.1%}" in compare(f).why for f, share in zip((v2, dense), implied, strict=True)
     ] == [True] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("V2 at 6 bits, cache saved", 100 * (1 - 34_560 * 6 / (2 * 8 * 128 * 95 * 16))),
+        ("small MLA, cache in KB", 15.552),
+        ("small MHA, cache in KB", 110.592),
+        ("small MLA, of small MHA", 100 * 15_552 / 110_592),
+        ("large MLA, of large MHA", 100 * 34_560 / 860_160),
+        ("MLA, of GQA with 1 group", 2.25),
+    ],
+)
+def test_the_claims_about_caches_are_derived(name, ours):
+    (figure,) = [figure for figure in PUBLISHED if figure.name.startswith(name)]
+    assert compare(figure).ours == pytest.approx(ours)
+    assert compare(figure).agrees

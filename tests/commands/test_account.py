@@ -18,6 +18,19 @@ def test_the_command_prints_what_the_function_says(capsys):
     assert "34,560 elements" in capsys.readouterr().out
 
 
+def test_the_command_says_what_caches_and_weights_take(capsys):
+    assert main(["account", "model=v2_lite", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    held = {row["bits"]: row for row in printed["caches"]}
+    assert held[16] == {"bits": 16, "bytes_per_token": 31_104, "average_bits": 16.0}
+    assert held[6] == {"bits": 6, "bytes_per_token": 27 * 468, "average_bits": 6.5}
+    assert printed["weight_bytes"]["bf16"] == 2 * printed["total_params"]
+    assert main(["account", "model=v2_lite"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "6 12,636 6.50 40.6%" in text
+    assert f"{printed['weight_bytes']['fp8']:,} bytes in fp8" in text
+
+
 def test_a_mistaken_model_or_context_ends_in_one_line(capsys):
     assert main(["account", "model=v3"]) == 2
     assert capsys.readouterr().err.startswith("error: model='v3' is not valid: choose one of deepseek_67b")

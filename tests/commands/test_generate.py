@@ -121,7 +121,7 @@ def test_a_text_ends_where_the_model_ends_it(
     opened = open_run(trained)
     opened.tokenizer.end_id = whole["tokens"][3]
     place = whole["tokens"].index(opened.tokenizer.end_id)
-    monkeypatch.setattr(generate, "open_run", lambda _: opened)
+    monkeypatch.setattr(generate, "open_run", lambda _, **settings: opened)
     (answer,) = objects(capsys, trained, "--prompt", "Ban")
     assert answer["finish_reason"] == "stop"
     assert answer["tokens"] == whole["tokens"][: place + 1]

@@ -21,6 +21,13 @@ def accounts() -> dict[str, Account]:
     return {name: dsv2.account(model) for name, model in models.items()}
 
 
+def with_caches(tables: Tables) -> pd.DataFrame:
+    """Results of arms whose caches allocate 60, 90, 135 ... bytes per token."""
+    arms = list(tables.accounting["arm"])
+    sizes = {arm: 60 * 1.5**place for place, arm in enumerate(arms)}
+    return tables.results.assign(**{"deployed/kv_bytes_per_token": tables.results["arm"].map(sizes)})
+
+
 @pytest.mark.parametrize(
     "arms", [SIX, ("none", "paper"), tuple("abcdefgh"), ("none", "paper_dropping"), (*"abcdefg", "h_dropping")]
 )
@@ -30,6 +37,7 @@ def test_every_figure_is_whole_and_readable(arms: tuple[str, ...]) -> None:
         plots.loss_over_budgets(tables.metrics, tables.accounting, title=TITLE),
         plots.loss_over_active(tables.results, tables.accounting, published=PUBLISHED, title=TITLE).figure,
         plots.cache_over_context(accounts(), title=TITLE).figure,
+        plots.metric_over_cache(with_caches(tables), title=TITLE).figure,
     ):
         assert isinstance(figure, Figure)
         assert_readable(figure)
@@ -70,3 +78,15 @@ def test_cache_grows_with_the_context_by_what_a_token_takes() -> None:
     assert length == pytest.approx(4096)
     assert size == pytest.approx(4096 * 60 * (512 + 64) * 2)  # layers x (latent + RoPE) x bytes
     assert "69.1 kB per token" in str(v2.get_label())
+
+
+def test_an_arm_stands_at_the_bytes_of_its_cache(six: Tables) -> None:
+    """An arm whose cache was not measured is left out."""
+    results = with_caches(six)
+    results.loc[results["arm"] == "paper", "deployed/kv_bytes_per_token"] = np.nan
+    ax = plots.metric_over_cache(results, arms=list(SIX))
+    points = {line.get_label(): line for line in ax.lines if not str(line.get_label()).startswith("_")}
+    assert set(points) == set(SIX) - {"paper"}
+    values = results[results["arm"] == "expert"]["val/loss"]
+    assert float(np.asarray(points["expert"].get_xdata())[0]) == 60 * 1.5 ** list(six.accounting["arm"]).index("expert")
+    assert float(np.asarray(points["expert"].get_ydata())[0]) == pytest.approx(values.mean())

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from dsv2.models.attention.precision import KVPrecision
 from dsv2.models.transformer import Transformer
 from dsv2.models.weights import Weight
 
@@ -32,7 +33,8 @@ class Account:
     items: tuple[Item, ...]
     context: int  # tokens, for the attention scores
     kv_elements_per_token: int  # over all layers
-    kv_bits: float
+    kv_bits: float  # per element, on average
+    kv_bytes_per_token: float
 
     @property
     def total_params(self) -> int:
@@ -51,10 +53,6 @@ class Account:
     def flops_per_token(self) -> int:
         return sum(item.flops_per_token for item in self.items)
 
-    @property
-    def kv_bytes_per_token(self) -> float:
-        return self.kv_elements_per_token * self.kv_bits / 8
-
     def as_dict(self) -> dict[str, Any]:
         """Return everything as JSON-ready values, totals first."""
         sums = (
@@ -70,8 +68,13 @@ class Account:
         return {name: getattr(self, name) for name in sums} | {"items": [vars(item) for item in self.items]}
 
 
-def account(model: Transformer.Config, *, context: int = 4096, kv_bits: float = 16) -> Account:
-    """Account for `model` at a `context` in tokens, with `kv_bits` bits per cached element."""
+def account(
+    model: Transformer.Config, *, context: int = 4096, kv_bits: float = 16, kv: KVPrecision.Config | None = None
+) -> Account:
+    """Account for `model` at a `context` in tokens, with `kv_bits` bits per cached element, or with a cache as `kv`.
+
+    The latter counts all that the cache holds, scales and offsets included.
+    """
     if not isinstance(model, Transformer.Config):
         raise TypeError(f"model={model!r}: must be the config of a model, as in load([...]).model")
     if not 1 <= context <= MOST:
@@ -95,7 +98,11 @@ def account(model: Transformer.Config, *, context: int = 4096, kv_bits: float = 
         head = Item("head (tied)", 1, 0, 0, head.flops_per_token)
     items.append(head)
     kv_elements = model.num_layers * sum(map(math.prod, model.attention.cache_shapes()))
-    return Account(tuple(items), context, kv_elements, kv_bits)
+    kv_bytes = kv_elements * kv_bits / 8
+    if kv is not None:
+        kv_bytes = model.num_layers * kv.bytes_per_token(model.attention)
+        kv_bits = 8 * kv_bytes / kv_elements
+    return Account(tuple(items), context, kv_elements, kv_bits, kv_bytes)
 
 
 def _item(part: str, layers: int, weights: list[Weight], more_flops: int = 0) -> Item:

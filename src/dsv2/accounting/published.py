@@ -18,6 +18,7 @@ from dsv2.models.transformer import Transformer
 TOLERANCE = 0.025
 TWO_B, DENSE_67B = ("model=deepseek_moe_2b",), ("model=deepseek_67b",)
 LARGE_MHA = ("model=v2", "model/attention=mha", "model.attention.num_heads=56")
+LITE_MHA = ("model=v2_lite", "model/attention=mha")
 MOE_145B = (
     "model=deepseek_moe_16b",
     "model.dim=4096",
@@ -35,6 +36,8 @@ LARGE_SHAPE = (
 )
 HOURS = "at 100% of an H800's peak, a lower bound; the published hours imply a utilisation of "
 UNPUBLISHED = "number of layers unpublished, "
+KILOBYTES = "the table counts elements: so many kB at 8 bits, twice that at 16"
+LARGE_CACHE = "MHA of 56 heads, which its published cache fixes"
 EMBEDDING = "without the input embedding, as Table 9 appears to count"
 
 
@@ -50,6 +53,7 @@ class PublishedFigure(NamedTuple):
     note: str = ""
     context: int = 4096
     kv_bits: float = 16
+    against: tuple[str, ...] = DENSE_67B  # the model, at 16 bits, of a saving or a ratio
 
 
 def _params(
@@ -97,7 +101,7 @@ PUBLISHED: tuple[PublishedFigure, ...] = (
     PublishedFigure("DeepSeekMoE 2B [MoE]", TWO_B, "active_params", 0.3, "B", 0.05 / 0.3, "published to one digit"),
     *_params("DeepSeek 67B [LLM]", DENSE_67B, 67.4),
     *_params("DeepSeek 7B [LLM]", SEVEN_B, 6.9),
-    *_table_9("small_mha", ("model=v2_lite", "model/attention=mha")),
+    *_table_9("small_mha", LITE_MHA),
     *_table_9("small_mla", ("model=v2_lite",)),
     *_table_9("large_mha", LARGE_MHA),
     *_table_9("large_mla", ("model=v2",)),
@@ -108,6 +112,16 @@ PUBLISHED: tuple[PublishedFigure, ...] = (
               UNPUBLISHED + "37 is the only number that rounds to 7.1B"),
     PublishedFigure("V2 at 6 bits, cache saved against 67B at 16 [V2]", ("model=v2",), "kv_saved", 93.3, "%",
                     0.0005 / 0.933, kv_bits=6),
+    PublishedFigure("small MLA, cache in KB [V2 Table 9]", ("model=v2_lite",), "kv_bytes_per_token", 15.6, "KB",
+                    0.05 / 15.6, KILOBYTES, kv_bits=8),
+    PublishedFigure("small MHA, cache in KB [V2 Table 9]", LITE_MHA, "kv_bytes_per_token", 110.6, "KB",
+                    0.05 / 110.6, KILOBYTES, kv_bits=8),
+    PublishedFigure("small MLA, of small MHA [V2 D.2]", ("model=v2_lite",), "kv_ratio", 14, "%", against=LITE_MHA),
+    PublishedFigure("large MLA, of large MHA [V2 D.2]", ("model=v2",), "kv_ratio", 4, "%", note=LARGE_CACHE,
+                    against=LARGE_MHA),
+    PublishedFigure("MLA, of GQA with 1 group [V2 Table 1]", ("model=v2",), "kv_ratio", 2.25, "", 0.005 / 2.25,
+                    "(512 + 64) / (2 x 128): a group caches a key and a value in each layer",
+                    against=("model=v2", "model/attention=mqa")),
     _flops("DeepSeek 7B [MoE]", SEVEN_B, 183.5),
     _flops("LLaMA2 7B [MoE]", (*SEVEN_B, "model.num_layers=32", "model.vocab_size=32000"), 187.9),
     _flops("DeepSeekMoE 16B [MoE]", ("model=deepseek_moe_16b",), 74.4),
@@ -136,33 +150,31 @@ class Compared(NamedTuple):
         return None if tolerance is None else abs(self.difference) <= tolerance
 
 
-WHAT: dict[str, tuple[str, Callable[[Account], float]]] = {  # label; our value, unscaled
-    "total_params": ("parameters", lambda ours: ours.total_params),
-    "active_params": ("active parameters", lambda ours: ours.active_params),
-    "active_params_without_embedding": ("active parameters", lambda ours: ours.active_params_without_embedding),
-    "kv_elements_per_token": ("cache elements per token", lambda ours: ours.kv_elements_per_token),
-    "kv_saved": ("bytes saved", lambda ours: 1 - ours.kv_bytes_per_token / _dense().kv_bytes_per_token),
-    "sequence_flops": ("FLOPs per sequence", lambda ours: ours.flops_per_token * ours.context),
-    "hours_at_peak": ("hours per trillion tokens", lambda ours: training_cost(ours.flops_per_token, 1e12, 1).gpu_hours),
-    "flops_saved": ("hours saved", lambda ours: 1 - ours.flops_per_token / _dense().flops_per_token),
+WHAT: dict[str, tuple[str, Callable[[Account, Account], float]]] = {  # label; our value, unscaled
+    "total_params": ("parameters", lambda ours, _: ours.total_params),
+    "active_params": ("active parameters", lambda ours, _: ours.active_params),
+    "active_params_without_embedding": ("active parameters", lambda ours, _: ours.active_params_without_embedding),
+    "kv_elements_per_token": ("cache elements per token", lambda ours, _: ours.kv_elements_per_token),
+    "kv_saved": ("bytes saved", lambda ours, other: 1 - ours.kv_bytes_per_token / other.kv_bytes_per_token),
+    "kv_bytes_per_token": ("cache bytes per token", lambda ours, _: ours.kv_bytes_per_token),
+    "kv_ratio": ("cache, relative", lambda ours, other: ours.kv_bytes_per_token / other.kv_bytes_per_token),
+    "sequence_flops": ("FLOPs per sequence", lambda ours, _: ours.flops_per_token * ours.context),
+    "hours_at_peak": ("hours per trillion tokens",
+                      lambda ours, _: training_cost(ours.flops_per_token, 1e12, 1).gpu_hours),
+    "flops_saved": ("hours saved", lambda ours, other: 1 - ours.flops_per_token / other.flops_per_token),
 }  # fmt: skip
-UNITS = {"B": 1e9, "K": 1e3, "T": 1e12, "%": 0.01, "K GPU h": 1e3}
+UNITS = {"B": 1e9, "K": 1e3, "KB": 1e3, "T": 1e12, "%": 0.01, "K GPU h": 1e3, "": 1.0}
 
 
 def compare(figure: PublishedFigure) -> Compared:
     """Compute a published figure from its model and compare the two."""
-    result = _account(figure.overrides, figure.context, figure.kv_bits)
-    ours = WHAT[figure.what][1](result) / UNITS[figure.unit]
+    result, other = _account(figure.overrides, figure.context, figure.kv_bits), _account(figure.against, 4096, 16)
+    ours = WHAT[figure.what][1](result, other) / UNITS[figure.unit]
     why = figure.note
     if figure.what == "hours_at_peak":
         hours = figure.value * UNITS[figure.unit]
         why += f"{implied_mfu(result.flops_per_token, 1e12, hours):.1%}"
     return Compared(figure, ours, ours / figure.value - 1, why)
-
-
-def _dense() -> Account:
-    """Account for DeepSeek 67B, the reference of the report's savings."""
-    return _account(DENSE_67B, 4096, 16)
 
 
 @cache

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from dsv2.accounting.account import Account
     from dsv2.accounting.cost import Cost
+    from dsv2.accounting.deployed import CacheBytes
     from dsv2.accounting.memory import Memory
     from dsv2.accounting.traffic import Traffic
     from dsv2.models.transformer import Transformer
@@ -45,6 +46,7 @@ def account_command(arguments: argparse.Namespace) -> None:
         _published(arguments.json)
         return
     from dsv2.accounting.account import account
+    from dsv2.accounting.deployed import cache_bytes, weight_bytes
     from dsv2.accounting.memory import training_memory
     from dsv2.accounting.positions import positions_of
     from dsv2.accounting.traffic import all_to_all
@@ -54,8 +56,11 @@ def account_command(arguments: argparse.Namespace) -> None:
     size = {"batch": arguments.batch, "length": arguments.context}
     memory = training_memory(model, **size, precision=precision, recompute_layers=recompute_layers)
     traffic, cost, positions = all_to_all(model), _cost(arguments, result.flops_per_token), positions_of(model)
+    caches, weights = cache_bytes(model), weight_bytes(model)
     if arguments.json:
         more = {
+            "caches": [row._asdict() for row in caches],
+            "weight_bytes": weights,
             "memory": memory.as_dict() | {"precision": precision},
             "traffic": traffic and traffic._asdict(),
             "cost": cost and cost._asdict(),
@@ -73,6 +78,8 @@ def account_command(arguments: argparse.Namespace) -> None:
         f"{positions.text()}",
     )
     console.print()
+    console.print(_caches(caches, result.kv_elements_per_token))
+    console.print("Weights: " + ", ".join(f"{size:,} bytes in {name}" for name, size in weights.items()) + "\n")
     console.print(_memory(memory, f"Training memory, {arguments.batch} x {arguments.context} tokens in {precision}"))
     _print_traffic(console, traffic)
     _print_cost(console, cost, arguments)
@@ -121,6 +128,15 @@ def _items(result: "Account", model: "Transformer.Config") -> "Table":
     table.add_section()
     sums = (result.total_params, result.active_params, result.flops_per_token)
     add_row(table, ["total", str(model.num_layers), *(f"{number:,}" for number in sums)], style="bold")
+    return table
+
+
+def _caches(caches: Sequence["CacheBytes"], elements: int) -> "Table":
+    title = "KV cache as `generate --kv-bits` holds it, with scales and offsets"
+    table = open_table(["bits", "bytes per token", "average bits", "of 16 bits"], title=title)
+    for row in caches:
+        share = f"{row.bytes_per_token / (2 * elements):.1%}"
+        add_row(table, [str(row.bits), f"{row.bytes_per_token:,}", f"{row.average_bits:.2f}", share])
     return table
 
 

@@ -7,9 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dsv2.commands.deployment import tell_of_cache
 from dsv2.config import ConfigError
 from dsv2.data.packing import PackedText
 from dsv2.evaluation.benchmarks import TASKS, TextBenchmarks
+from dsv2.inference.deployed import Deployed
 from dsv2.metrics import chance
 from dsv2.printing import described, warn
 from dsv2.report.terminal import add_row, open_console, open_table
@@ -33,11 +35,13 @@ def evaluate_run(
     limit: int | None = None,
     batch_size: int = 8,
     text: Sequence[str] = (),
+    deployment: Deployed.Config | None = None,
 ) -> tuple[list[Score], list[str]]:
     """Return the scores of a run's model, and a sentence about each task that failed, which stderr has too.
 
-    `text` selects other held-out text than the run's own for our benchmarks (see `open_run`). Raises ValueError, before
-    anything is measured, for tasks that do not exist or do not fit, and if none has scores.
+    `text` selects other held-out text than the run's own for our benchmarks, and `deployment` says how the model is
+    deployed (see `open_run`). Raises ValueError, before anything is measured, for tasks that do not exist or do not
+    fit, and if none has scores.
     """
     for name, value in (("--limit", limit), ("--batch-size", batch_size)):
         if value is not None and not 1 <= value < 2**31:
@@ -47,10 +51,11 @@ def evaluate_run(
     requested = [task for task in dict.fromkeys(tasks) if task]
     if not requested:
         raise ValueError(f"--tasks: name at least one, as in --tasks {','.join(TASKS[:2])}")
-    opened = open_run(run, text=text)
+    opened = open_run(run, text=text, deployment=deployment)
     measures = _own(opened, [task for task in requested if task in TASKS], batch_size)
     if foreign := [task for task in requested if task not in TASKS]:
         measures |= _harness(opened, foreign, include_path, limit, batch_size)
+    tell_of_cache(opened.model_config, opened.deployment)
     scores, failed = list[Score](), list[str]()
     for task, measure in measures.items():
         try:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from dsv2.commands.deployment import deployment_of, tell_of_cache
 from dsv2.config import ConfigError
 from dsv2.inference.engine.engine import Engine
 from dsv2.inference.engine.request import Generation, Request
@@ -28,7 +29,8 @@ def generate_command(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise ConfigError(name, getattr(arguments, name), "1 or more")
     prompts = [arguments.prompt] if arguments.prompts is None else read_prompts(arguments.prompts)
-    reader = open_run(arguments.name).reader
+    deployment = deployment_of(arguments)
+    reader = open_run(arguments.name, deployment=deployment).reader
     context = reader.longest if arguments.context is None else arguments.context
     read = [reader.prompt(prompt) for prompt in prompts]
     for prompt, ids in zip(prompts, read, strict=True):
@@ -48,6 +50,7 @@ def generate_command(arguments: argparse.Namespace) -> None:
         for ids in read
         for sample in range(arguments.samples)
     ]
+    tell_of_cache(reader.model.config, deployment)
     needed = max(map(len, read)) + arguments.max_new_tokens
     engine = reader.engine(num_rows=min(arguments.batch_size, len(requests)), max_length=min(needed, context))
     generations = [engine.submit(request) for request in requests]

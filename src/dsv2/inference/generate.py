@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dsv2.config import ConfigError
+from dsv2.inference.deployed import with_cache_of
 from dsv2.inference.engine.engine import Engine
 from dsv2.inference.engine.request import Request
 from dsv2.inference.sampling import Ids, Sampling
@@ -33,6 +34,7 @@ def generate(
     ids: Ids | None = None,
     stop_ids: Sequence[int] = (),
     batch_size: int = 64,
+    kv_bits: int | None = None,
 ) -> Prompts:
     """Continue tokens (B, T) int64 by `max_new_tokens`, to (B, T + max_new_tokens), in evaluation mode.
 
@@ -44,6 +46,7 @@ def generate(
         ids: The only ids that are generated, such as those that have a token (default: all).
         stop_ids: Each ends its row, as its last token; then rows differ in length, and prompts must be a list.
         batch_size: Rows that are continued at a time; the cache has room for as many.
+        kv_bits: Bits per cached element, 16, 8, 6, 5, 4, 3 or 2 (default: as the model computes them).
 
     Raises ValueError for an empty prompt and for settings out of range.
     """
@@ -73,10 +76,11 @@ def generate(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
+    deployment = with_cache_of(kv_bits)
     if max_new_tokens == 0:
         return tokens
     engine = Engine(
-        model,
+        deployment.of(model),
         num_rows=min(len(prompts), batch_size),
         max_length=max(map(len, prompts)) + max_new_tokens,
         ids=ids,

@@ -8,19 +8,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsv2.kernels.choice import form
+from dsv2.kernels.packed import Packed, packed_attention
 from dsv2.kernels.rope import rotate
 
 SHORT = 512  # tokens up to which the compiled attention is the faster one
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, *, scale: float, start: int = 0, visible: Tensor | None = None
+    q: Tensor,
+    k: Tensor | Packed,
+    v: Tensor | Packed,
+    *,
+    scale: float,
+    start: int = 0,
+    visible: Tensor | None = None,
 ) -> Tensor:
     """Attend from q (B, T, H, Q) to k (B, S, G, Q) and v (B, S, G, V): (B, T, H, V). Softmax in at least float32.
 
     `visible` (B, T, S) bool marks the keys that each query may attend to, at least one. Without it attention is causal:
     query t is at position start + t, key s at position s; S = start + T.
     """
+    if isinstance(k, Packed):
+        assert isinstance(v, Packed), "keys and values are packed together"
+        return packed_attention([(q, k)], v, scale=scale, start=start, visible=visible)
+    assert isinstance(v, Tensor)
     length, v_dim = q.shape[1], v.shape[-1]
     if v_dim < q.shape[-1]:  # with unequal widths SDPA is unfused, 1.1 to 2.5 times slower than with padding
         v = F.pad(v, (0, q.shape[-1] - v_dim))

@@ -9,16 +9,27 @@ from torch import Tensor
 from dsv2.kernels import reference
 from dsv2.kernels.attention import causal_mask
 from dsv2.kernels.choice import form
+from dsv2.kernels.packed import Packed, packed_attention
 
 
 def latent_attention(
-    q_latent: Tensor, q_rope: Tensor, c_kv: Tensor, k_rope: Tensor, *, scale: float, visible: Tensor | None = None
+    q_latent: Tensor,
+    q_rope: Tensor,
+    c_kv: Tensor | Packed,
+    k_rope: Tensor | Packed,
+    *,
+    scale: float,
+    visible: Tensor | None = None,
 ) -> Tensor:
     """Attend from q_latent (B, T, H, C) and q_rope (B, T, H, R) to c_kv (B, S, C) and k_rope (B, S, R): (B, T, H, C).
 
     `visible` (B, T, S) bool marks the keys that each query may attend to, the first of its row. Without it the queries
     are the last T of S tokens, and attention is causal.
     """
+    if isinstance(c_kv, Packed):
+        assert isinstance(k_rope, Packed), "latents and keys are packed together"
+        return packed_attention([(q_latent, c_kv), (q_rope, k_rope)], c_kv, scale=scale, visible=visible)
+    assert isinstance(k_rope, Tensor)
     length, total = q_latent.shape[1], c_kv.shape[1]
     inputs = (q_latent, q_rope, c_kv, k_rope)
     if length == 1 and not torch.is_grad_enabled() and form("mla_decode", *inputs) == "triton":

@@ -19,7 +19,7 @@ _WHERE = {
         "load_view",
         "losses_and_control",
     ],
-    "cost": ["cache_over_context", "loss_over_active", "loss_over_budgets"],
+    "cost": ["cache_over_context", "loss_over_active", "loss_over_budgets", "metric_over_cache"],
     "experts": [
         "certainty_over_layers",
         "coactivation_heatmap",

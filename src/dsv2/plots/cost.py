@@ -126,3 +126,27 @@ def cache_over_context(accounts: Mapping[str, Account], *, longest: int = 131_07
     ax.set_ylabel("KV cache of one sequence")
     legend_below([ax], 1)
     return ax
+
+
+@styled()
+def metric_over_cache(
+    results: pd.DataFrame, *, metric: str = "val/loss", arms: Sequence[str] | None = None, title: str | None = None
+) -> Axes:
+    """Draw the metric of every arm over the bytes that its cache allocates per token: mean and range over seeds."""
+    held = "deployed/kv_bytes_per_token"
+    order = [arm for arm in arms or arms_of(results) if results[results["arm"] == arm][held].notna().any()]
+    styles = arm_styles(list(arms or order))
+    ax = single(2.2 + legend_height(len(order), 2), title)
+    for arm in order:
+        trials = results[results["arm"] == arm]
+        values, size = trials[metric].dropna(), trials[held].mean()
+        ax.plot([size] * 2, [values.min(), values.max()], color=styles[arm]["color"], linewidth=1.0)
+        ax.plot(size, values.mean(), label=arm, **(styles[arm] | {"linestyle": "none", "markersize": 5.5}))
+    ax.set_xscale("log")
+    ax.margins(0.12)
+    ax.xaxis.set_major_formatter(EngFormatter(unit="B", sep=""))
+    ax.xaxis.set_minor_formatter(EngFormatter(unit="B", sep=""))
+    ax.set_xlabel("cache per token")
+    ax.set_ylabel(quantity(metric).label)
+    legend_below([ax], 2)
+    return ax

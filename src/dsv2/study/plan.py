@@ -22,6 +22,7 @@ from dsv2.training.origin import KEY, Origin, require_shapes
 from dsv2.training.run import Run, folder_of, load
 
 EQUAL_WITHIN = 0.01  # largest relative difference that still counts as held equal
+EVALUATED = "trainer.tokens=0"  # of an arm that only evaluates another's weights: also on probes
 QUIET = ("trainer.progress=false",)  # a study shows one bar for all its trials
 
 
@@ -102,6 +103,7 @@ class Plan:
             *self._own_overrides(arm),
             *QUIET,
             *((*self.probes[probe].overrides, "benchmarks=none", *scale.probe) if probe is not None else ()),
+            *(word for word in self.arms[arm].overrides if probe is not None and word == EVALUATED),
             *self.overrides,
         ]
 

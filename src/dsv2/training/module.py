@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from dsv2.data.source import Batch
+from dsv2.inference.precision import OPS
 from dsv2.models.moe.router import Routing
 from dsv2.training.losses import Losses, training_loss
-from dsv2.training.precision import OPS
 from dsv2.training.processes import mean
 from dsv2.training.run import Run
 

@@ -23,6 +23,7 @@ from dsv2.config import (
 from dsv2.data.corpora import Text
 from dsv2.data.source import Source
 from dsv2.evaluation.benchmarks import TextBenchmarks
+from dsv2.inference.deployed import Deployed
 from dsv2.models.transformer import Transformer
 from dsv2.training.losses import BalanceLoss
 from dsv2.training.optim import AdamW
@@ -100,6 +101,7 @@ class Run:
         trainer: Training.Config
         logger: Logging.Config
         benchmarks: TextBenchmarks.Config | None = None  # computed at the last step
+        deployment: Deployed.Config | None = added(None)  # how the model is evaluated; None: as it is trained
         init_from: Origin.Config | None = added(None)  # the run whose weights this one starts from; None: random ones
         study: str | None = setting(None)  # labels of a study's trial; they do not affect the computation
         scale: str | None = setting(None)
@@ -130,6 +132,8 @@ class Run:
             coupled = self.model.moe is not None and self.model.moe.couples_sequences
             valid = "1, since this FFN drops tokens over the capacity of a whole batch"
             self.require(self.trainer.devices == 1 or not coupled, "trainer.devices", valid)
+            if self.deployment is not None:
+                self.deployment.require_fits(self.model.attention)
             if self.benchmarks is not None:
                 if not isinstance(self.data, Text.Config):
                     raise ConfigError("benchmarks", "text", "none for data without text, such as synthetic sequences")

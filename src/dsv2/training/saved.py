@@ -15,6 +15,7 @@ from dsv2.data.packing import PackedText
 from dsv2.data.source import Batch, Source
 from dsv2.data.store import find_store
 from dsv2.data.tokenizer import Tokenizer, load_tokenizer
+from dsv2.inference.deployed import Deployed
 from dsv2.inference.reader import Reader
 from dsv2.models.transformer import Transformer
 from dsv2.printing import described, warn_once
@@ -43,15 +44,20 @@ SHOWN_LENGTH, SHOWN_TOKENS = 512, 16_384  # validation text of an imported model
 
 
 def open_run(
-    run: str | Path, *, step: int | None = None, device: str | torch.device | None = None, text: Sequence[str] = ()
+    run: str | Path,
+    *,
+    step: int | None = None,
+    device: str | torch.device | None = None,
+    text: Sequence[str] = (),
+    deployment: Deployed.Config | None = None,
 ) -> "SavedRun":
     """Open a run by its path or name (see `storage.rundir.find_run`). Its contents are read lazily.
 
     `step` selects the checkpoint to load instead of the newest, `device` is where the model is placed (default: CPU),
-    and `text` holds overrides that select other data than the run's own, as in `["data=mixture"]`. Raises ValueError
-    if there is no such run.
+    `text` holds overrides that select other data than the run's own, as in `["data=mixture"]`, and `deployment` says
+    how the model is deployed (default: as it was trained). Raises ValueError if there is no such run.
     """
-    return SavedRun(find_run(run), step=step, device=device, text=text)
+    return SavedRun(find_run(run), step=step, device=device, text=text, deployment=deployment)
 
 
 class SavedRun:
@@ -68,8 +74,10 @@ class SavedRun:
         step: int | None = None,
         device: str | torch.device | None = None,
         text: Sequence[str] = (),
+        deployment: Deployed.Config | None = None,
     ) -> None:
         self.folder, self.step, self.device, self.text = folder, step, _device(device), tuple(text)
+        self.deployment = deployment or Deployed.Config()
         if isinstance(text, str):
             raise ConfigError("text", text, 'a list of overrides, as in ["data=mixture"]')
         require_own_files(folder)
@@ -137,11 +145,11 @@ class SavedRun:
 
     @cached_property
     def model(self) -> Transformer:
-        """The model in evaluation mode and its saved precision, with the newest weights or those of `step`."""
-        return self.model_at(self.step)
+        """The model as deployed, in evaluation mode, with the newest weights or those of `step`."""
+        return self.deployment.of(self.model_at(self.step))
 
     def model_at(self, step: int | None) -> Transformer:
-        """Load a new model with the weights of a step; None takes the newest, 0 the initial weights.
+        """Load a new model in its saved precision, with the weights of a step: None the newest, 0 the initial ones.
 
         Raises ValueError for the initial weights of a run that started from another's.
         """

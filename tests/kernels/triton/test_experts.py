@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from dsv2.inference.precision import OPS
 from dsv2.kernels import reference
 from dsv2.kernels.choice import using
 from dsv2.kernels.experts import routed_experts
 from dsv2.kernels.triton import experts as kernels
 from dsv2.kernels.triton import grouped
 from dsv2.models.moe import MoE
-from dsv2.training.precision import OPS
 from tests.references.fences import DEVICE, fenced, reserved
 from tests.references.kernels import normal
 from tests.references.moe_layers import LAYERS, SIZES, same_layer

@@ -66,6 +66,25 @@ def test_rows_are_means_and_the_result_is_of_the_validation_set(quick: list[str]
     assert metrics["routing/drop_rate"] == double[-1]["routing/drop_rate"] > 0  # validation drops nothing
 
 
+def test_a_deployed_model_is_what_is_validated(quick: list[str], tmp_path: Path) -> None:
+    """In training and in what is measured of its weights later; the training itself stays as it was."""
+    words = [*quick, "deployment=kv", "deployment.kv.bits=3"]
+    run = dsv2.load(words)
+    metrics = fit.fit(run, tmp_path / "kv")["metrics"]
+    plain = fit.fit(dsv2.load(quick), tmp_path / "plain")["metrics"]
+    assert run.deployment is not None
+    model, source, size = open_run(tmp_path / "kv").model, source_of(run), run.trainer.batch.size
+    validation = source.validation()
+    for deployed, expected in ((run.deployment.of(model), metrics), (model, plain)):
+        found = evaluate(deployed, validation, batch_size=size, token_bytes=source.token_bytes)
+        assert expected["val/loss"] == pytest.approx(found["val/loss"], rel=FLOAT32)
+    assert metrics["val/loss"] != plain["val/loss"]
+    assert metrics["train/loss"] == plain["train/loss"]
+    assert metrics["deployed/kv_bytes_per_token"] == account(run.model, kv=run.deployment.kv).kv_bytes_per_token
+    assert 0 <= metrics["deployed/agreement"] <= 1
+    assert not any(name.startswith("deployed/") for name in plain)
+
+
 def test_rows_are_those_of_a_plain_loop(quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same steps in ten lines of torch: every loss, norm, rate and load, at its own step."""
     run = dsv2.load([*quick, "trainer.log_every=1"])

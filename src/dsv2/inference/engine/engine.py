@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dsv2.config import ConfigError
 from dsv2.data.tokenizer import Tokenizer
-from dsv2.inference.cache import ModelCache, allocate_model
+from dsv2.inference.cache import ModelCache
+from dsv2.inference.deployed import allocate_caches
 from dsv2.inference.engine.request import Generation, QueueFull, Request, Scored, Update, seen_tokens
 from dsv2.inference.engine.rows import Rows
 from dsv2.inference.engine.text import TextStream
@@ -54,7 +55,7 @@ class Engine:
             ids: The only tokens that are generated, such as those that have a text (default: all).
             max_waiting: Requests that may wait besides those for which rows are free (default: any number).
             chunk: Tokens of prompts that are read per step, of all requests together.
-            cache: Another one than that of `allocate_model`, with `num_rows` rows of `max_length` tokens.
+            cache: Another one than that of `allocate_caches`, with `num_rows` rows of `max_length` tokens.
         """
         for name, value in (("num_rows", num_rows), ("max_length", max_length), ("chunk", chunk)):
             if value < 1:
@@ -64,7 +65,7 @@ class Engine:
         self.device, self.vocab_size = model.embedding.device, model.config.vocab_size
         self.allowed = allowed(ids, self.vocab_size, self.device)
         if cache is None:
-            cache = allocate_model(model, batch_size=num_rows, max_length=max_length)
+            cache = allocate_caches(model, batch_size=num_rows, max_length=max_length)
         self.rows = Rows(cache)
         self.waiting: deque[Generation] = deque()
         self._decoders: tuple[int, ModelCache, Chooser] | None = None  # of `rows.changes`

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dsv2.kernels.packed import Packed
+
 
 class Cache(Protocol):
     """Per-token tensors of one layer, in the order of the attention config's `cache_shapes`; rows of equal room.
@@ -23,7 +25,7 @@ class Cache(Protocol):
     def write(self, *new: Tensor, places: "Places") -> None:
         """Store tensors (B, T, ...) of the tokens in `places`, padding excepted."""
 
-    def read(self, end: int) -> tuple[Tensor, ...]:
+    def read(self, end: int) -> tuple[Tensor, ...] | tuple[Packed, ...]:
         """Return the first `end` tokens of every row, (B, end, ...); those beyond a row's length are finite."""
 
 

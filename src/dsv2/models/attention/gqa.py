@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dsv2.config import ConfigBase
 from dsv2.kernels.attention import attention, rotary_attention
+from dsv2.kernels.packed import Packed
 from dsv2.models.attention.cache import Cache, Places
 from dsv2.models.norm import RMSNorm
 from dsv2.models.ops import PLAIN, Ops
@@ -59,6 +60,10 @@ class GQA(nn.Module):
             """Return the shapes cached per token: keys (G, D) and values (G, D)."""
             return ((self.num_kv_heads, self.head_dim), (self.num_kv_heads, self.head_dim))
 
+        def cache_rope_dims(self) -> tuple[int, ...]:
+            """Return how many of the last channels of each cached tensor are rotated by RoPE."""
+            return (self.rotary_dim, 0)
+
         def build(self, dim: int, rope: Rope, ops: Ops = PLAIN) -> "GQA":
             return GQA(self, dim, rope, ops)
 
@@ -91,10 +96,12 @@ class GQA(nn.Module):
             assert cache is None, "a cache needs the places of the tokens"
             return rotary_attention(*self._parts(q), *self._parts(k), v, rotations, scale=self.scale)
         q, k = self._rotate(q, rotations), self._rotate(k, rotations)
+        keys: Tensor | Packed = k
+        values: Tensor | Packed = v
         if cache is not None:
             cache.write(k, v, places=places)
-            k, v = cache.read(places.end)  # (B, S, G, D)
-        return attention(q, k, v, scale=self.scale, start=places.start or 0, visible=places.visible)
+            keys, values = cache.read(places.end)  # (B, S, G, D)
+        return attention(q, keys, values, scale=self.scale, start=places.start or 0, visible=places.visible)
 
     def _rotate(self, x: Tensor, rotations: Tensor) -> Tensor:
         nope, rope = self._parts(x)

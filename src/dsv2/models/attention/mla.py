@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dsv2.config import ConfigBase
 from dsv2.kernels.attention import attention, rotary_attention
 from dsv2.kernels.mla_decode import latent_attention
+from dsv2.kernels.packed import Packed
 from dsv2.models.attention.cache import Cache, Places
 from dsv2.models.norm import RMSNorm
 from dsv2.models.ops import PLAIN, Ops
@@ -78,6 +79,10 @@ class MLA(nn.Module):
             """Return the shapes cached per token: the normalised latent (C,) and the rotated shared key (R,)."""
             return ((self.kv_latent_dim,), (self.rope_dim,))
 
+        def cache_rope_dims(self) -> tuple[int, ...]:
+            """Return how many of the last channels of each cached tensor are rotated by RoPE."""
+            return (0, self.rope_dim)
+
         def build(self, dim: int, rope: Rope, ops: Ops = PLAIN) -> "MLA":
             return MLA(self, dim, rope, ops)
 
@@ -116,11 +121,15 @@ class MLA(nn.Module):
             out = rotary_attention(q_nope, q_rope, k_nope, k_rope, v, rotations, scale=self.scale)
         else:
             q_rope, k_rope = rotate(q_rope, rotations), rotate(k_rope, rotations).squeeze(2)
+            latents: Tensor | Packed = c_kv
+            keys: Tensor | Packed = k_rope
             if cache is not None:
                 cache.write(c_kv, k_rope, places=places)
-                c_kv, k_rope = cache.read(places.end)  # (B, S, C), (B, S, R)
-            attend = self._expanded if places.first else self._absorbed
-            out = attend(q_nope, q_rope, c_kv, k_rope, places.visible)
+                latents, keys = cache.read(places.end)  # (B, S, C), (B, S, R)
+            if places.first and isinstance(latents, Tensor) and isinstance(keys, Tensor):
+                out = self._expanded(q_nope, q_rope, latents, keys, places.visible)
+            else:
+                out = self._absorbed(q_nope, q_rope, latents, keys, places.visible)
         return linear(out.flatten(-2), self.w_o)  # (47)
 
     def _keys_and_values(self, c_kv: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,10 +148,15 @@ class MLA(nn.Module):
         return attention(q, k, v, scale=self.scale, visible=visible)  # (46)
 
     def _absorbed(
-        self, q_nope: Tensor, q_rope: Tensor, c_kv: Tensor, k_rope: Tensor, visible: Tensor | None = None
+        self,
+        q_nope: Tensor,
+        q_rope: Tensor,
+        c_kv: Tensor | Packed,
+        k_rope: Tensor | Packed,
+        visible: Tensor | None = None,
     ) -> Tensor:
         """Attend in latent space, without expanding the S cached tokens: (B, T, H, V)."""
         w_uk, w_uv = (w.unflatten(0, (self.config.num_heads, -1)) for w in (self.w_uk, self.w_uv))  # (H, ., C)
-        q_latent = torch.einsum("bthd,hdc->bthc", q_nope, w_uk)
+        q_latent = torch.einsum("bthd,hdc->bthc", q_nope, w_uk.to(q_nope.dtype))
         out = latent_attention(q_latent, q_rope, c_kv, k_rope, scale=self.scale, visible=visible)
-        return torch.einsum("bthc,hvc->bthv", out, w_uv)
+        return torch.einsum("bthc,hvc->bthv", out, w_uv.to(out.dtype))

@@ -18,6 +18,7 @@ from dsv2.accounting.account import account
 from dsv2.data.packing import PackedText
 from dsv2.data.source import Source
 from dsv2.evaluation.benchmarks import TextBenchmarks
+from dsv2.evaluation.deployment import measure_deployment
 from dsv2.evaluation.validation import evaluate, loss_at_capacity
 from dsv2.models.moe.layer import MoE
 from dsv2.routing.measures import Counts, Measures, count, mean_measures, measure, overflow
@@ -124,14 +125,18 @@ class Recorder(L.Callback):
             logger.log_metrics(row | {"tokens": module.batches.tokens_before(step)}, step)
 
     def _validate(self, module: Module, *, final: bool) -> dict[str, float]:
-        """Measure on the validation set and, at the last step, on the benchmarks."""
-        model, size = module.model, self.run.trainer.batch.size
+        """Measure on the validation set and, at the last step, on the benchmarks, with the model as it is deployed."""
+        deployment, size = self.run.deployment, self.run.trainer.batch.size
+        model = module.model if deployment is None else deployment.of(module.model)
         token_bytes, domains = self.source.token_bytes, self.source.domains
         row = evaluate(model, self.validation, batch_size=size, token_bytes=token_bytes, domains=domains)
         if final and self.benchmarks is not None:
             scores, self.failed = self.benchmarks.run(model, batch_tokens=size * self.run.trainer.sequence_length)
             row |= scores
-        if final and type(moe := self.run.model.moe) is MoE.Config and moe.num_devices > 1:
+        if final and deployment is not None and isinstance(self.source, PackedText):
+            row |= measure_deployment(module.model, deployment, self.validation.inputs.to(module.device))
+        capacity = deployment is None and type(moe := self.run.model.moe) is MoE.Config and moe.num_devices > 1
+        if final and capacity:
             row["val/loss_at_capacity"] = loss_at_capacity(model, self.validation, batch_size=size)
         return row
 

@@ -9,16 +9,20 @@ from torch import Tensor
 
 import dsv2
 from dsv2.data.source import Batch
+from dsv2.inference.deployed import Deployed
+from dsv2.inference.precision import OPS
+from dsv2.kernels import fp8
 from dsv2.models.ops import PLAIN
 from dsv2.training.module import Module
-from dsv2.training.precision import OPS
 from dsv2.training.run import Training
 
 FINE = 1 + 2**-9  # bfloat16 has 8 bits of mantissa: rounded to 1
 
 
 def test_there_is_a_choice_for_every_name_that_the_config_takes() -> None:
-    assert set(OPS) == set(get_args(get_type_hints(Training.Config)["precision"]))
+    trained, deployed = (get_args(get_type_hints(config)["precision"]) for config in (Training.Config, Deployed.Config))
+    assert set(OPS) == set(deployed)
+    assert set(deployed) - set(trained) == {"fp8"}
     assert OPS["fp32"] is PLAIN
 
 
@@ -54,6 +58,15 @@ def test_the_heads_product_is_rounded_and_its_loss_is_not() -> None:
     loss = low.head(x, w, targets)
     assert loss.dtype == torch.float32
     assert torch.equal(loss, F.cross_entropy(low.linear(x, w).float(), targets))
+
+
+def test_fp8_rounds_weights_by_blocks_and_activations_by_rows() -> None:
+    """What it stores is what it multiplies by; the result is bfloat16, as of the tensor cores."""
+    x, w = torch.randn(5, 16), torch.randn(8, 16)
+    assert torch.equal(OPS["fp8"].linear(x, w), fp8.linear(x, w))
+    counts, matrices = torch.tensor([4, 0, 1]), torch.randn(3, 16, 8)
+    assert torch.equal(OPS["fp8"].grouped(x, counts, matrices), fp8.grouped(x, counts, matrices))
+    assert OPS["fp8"].experts is OPS["fp8"].head is None
 
 
 @pytest.mark.parametrize("product", ["linear", "grouped"])
