@@ -34,7 +34,8 @@ def prepare() -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     keep_freed_memory()
-    gc.freeze()
+    if not gc.get_freeze_count():  # later on, it would keep the garbage of earlier runs
+        gc.freeze()
 
 
 def require_accelerator(accelerator: str) -> None:
