@@ -6,7 +6,6 @@ from typing import Any
 from dsv2.models.rope import Partition
 from dsv2.models.transformer import Transformer
 
-
 NAMES = {"interpolation": "position interpolation", "ntk": "NTK-aware scaling", "yarn": "YaRN"}
 
 
