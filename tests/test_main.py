@@ -11,13 +11,14 @@ import pytest
 import dsv2.__main__
 from dsv2.__main__ import main
 
-COMMANDS = ["account", "import-hf", "export-hf", "generate", "eval", "analyse", "explore"]
+COMMANDS = ["account", "import-hf", "export-hf", "generate", "eval", "analyse", "explore", "serve"]
 ON_RUNS = {  # what a command needs beside RUN
     "export-hf": ["out"],
     "generate": ["--prompt", "Ban"],
     "eval": ["--tasks", "copying"],
     "analyse": ["--only", "shared"],
     "explore": ["--no-browser"],
+    "serve": ["--port", "0"],
 }
 NAMES = "a run directory, sweep/scale/arm/seed, or the first digits of a fingerprint under"
 

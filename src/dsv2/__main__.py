@@ -133,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     parse.add_argument(
         "--context", type=int, metavar="N", help="tokens of a prompt and its answer (default: as in training)"
     )
+    add_deployment(parse)
     parse.set_defaults(run=_serve)
     return parser
 
@@ -216,6 +217,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         num_rows=arguments.rows,
         max_waiting=arguments.waiting,
         context=arguments.context,
+        deployment=deployment_of(arguments),
     )
 
 

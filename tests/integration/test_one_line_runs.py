@@ -63,6 +63,10 @@ OPTIONS: list[tuple[str, list[str], list[str]]] = [
     ("analyse --out", ["--only", "shared"], ["file", *UNDER]),
     ("analyse --only", [], [",", "sharde", "null", BYTES]),
     ("analyse --text", ["--only", "shared"], ["x", "model=tiny", "data=null", "data=nothing", "data=files"]),
+    ("serve --port", [], [*NUMBERS, "1.5", "70000"]),
+    ("serve --rows", ["--port", "0"], [*NUMBERS, "0", "1.5"]),
+    ("serve --waiting", ["--port", "0"], [*NUMBERS, "1.5"]),
+    ("serve --context", ["--port", "0"], [*NUMBERS, "1", "1.5"]),
     ("explore --port", ["--no-browser"], [*NUMBERS, "0", "1.5", "70000"]),
 ]
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import uvicorn
 
+from dsv2.commands.deployment import tell_of_cache
 from dsv2.config import ConfigError
+from dsv2.inference.deployed import Deployed
 from dsv2.inference.server.app import build
 from dsv2.inference.server.worker import Worker
 from dsv2.kernels.choice import using
@@ -16,7 +18,15 @@ ADDRESS = "127.0.0.1"
 GRACE = 3  # seconds that connections have to end after Ctrl-C
 
 
-def serve(run: str | Path, *, port: int, num_rows: int, max_waiting: int, context: int | None) -> None:
+def serve(
+    run: str | Path,
+    *,
+    port: int,
+    num_rows: int,
+    max_waiting: int,
+    context: int | None,
+    deployment: Deployed.Config,
+) -> None:
     """Serve until Ctrl-C, which raises KeyboardInterrupt; the base URL is the last line on stdout.
 
     Raises ValueError for a run without weights or tokenizer, and for a `port` in use; 0 takes any that is free.
@@ -26,7 +36,8 @@ def serve(run: str | Path, *, port: int, num_rows: int, max_waiting: int, contex
             raise ConfigError(name, value, f"{least} or more")
     if not 0 <= port < 1 << 16:
         raise ValueError(f"port={port}: must be between 0 and 65535")
-    opened = open_run(run)
+    opened = open_run(run, deployment=deployment)
+    tell_of_cache(opened.model_config, deployment)
     with _listen(port) as listening, using("auto"):
         app = build(opened.reader, opened.name, num_rows=num_rows, max_waiting=max_waiting, context=context)
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE)

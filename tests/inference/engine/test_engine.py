@@ -452,6 +452,16 @@ def test_requests_out_of_range_are_named(model: Transformer, settings: dict[str,
     assert not engine.busy
 
 
+def test_no_row_is_longer_than_the_model_has_positions() -> None:
+    """Of 16 positions extended by 4: a row of 64, filled to its end, and none of 65."""
+    sizes = ["model.rope.yarn.original_length=16", "model.rope.yarn.factor=4", "trainer.sequence_length=64"]
+    model = small_model("model/attention=mla", "model/rope=yarn", *sizes)
+    (generation,) = served(Engine(model, num_rows=1, max_length=64), asked(prompts_of(60)[0], 9))
+    assert (generation.finish, len(generation.tokens)) == ("capacity", 4)
+    with pytest.raises(ConfigError, match="max_length=65 is not valid: at most 64, the positions"):
+        Engine(model, num_rows=1, max_length=65)
+
+
 def test_an_engine_of_no_size_is_refused(model: Transformer) -> None:
     for name in ("num_rows", "max_length", "chunk"):
         with pytest.raises(ConfigError, match=f"{name}=0 is not valid: 1 or more"):
