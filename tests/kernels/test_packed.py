@@ -98,3 +98,14 @@ def test_a_wider_query_stays_so() -> None:
         attention(q.bfloat16().double(), whole(k, 11).double(), whole(v, 11).double(), scale=0.3, start=10),
         2**-8,
     )
+
+
+def test_latents_are_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are keys and values."""
+    calls = []
+    decode = Grouped.decode
+    monkeypatch.setattr(Grouped, "decode", lambda self, *held: calls.append(self.width) or decode(self, *held))
+    latents, keys = pack(normal(1, 11, 8), Grouped(8, 6)), pack(normal(1, 11, 2, seed=1), Grouped(2, 8))
+    latent_attention(normal(1, 1, 2, 8), normal(1, 1, 2, 2), latents, keys, scale=0.7)
+    chunks = -(-11 // packed.CHUNK)
+    assert sorted(calls) == [2] * chunks + [8] * chunks

@@ -4,9 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from dsv2.kernels.choice import using
 from dsv2.kernels.quantise import PIECES, Bfloat16, Grouped, hadamard, pack, packed_width, unpack
 from tests.references.kernels import normal
 from tests.references.tolerances import EXACT, FLOAT32, close
+
+pytestmark = pytest.mark.usefixtures("kernels")
 
 WIDTHS = (1, 7, 48, 63, 64, 65, 72, 512, 576)
 
@@ -125,6 +128,22 @@ def test_bytes_are_those_of_the_tensors(bits: int, width: int) -> None:
         held = form.encode(normal(5, width))
         assert [(tuple(x.shape[1:]), x.dtype) for x in held] == [*form.shapes()]
         assert form.num_bytes == sum(x[0].numel() * x.element_size() for x in held)
+
+
+def test_compiled_decoding_is_that_of_plain_torch() -> None:
+    """Of parts of a wider tensor too, to a rounding of the product and sum; of no vectors; of NaN."""
+    for bits in PIECES:
+        for width, group_size, range_bits in ((72, 64, 16), (7, 3, 32), (576, 64, 16)):
+            form = Grouped(width, bits, group_size, range_bits)
+            held = [x[:, 1:3] for x in form.encode(normal(3, 4, 2, width))]
+            decoded = {}
+            for name in ("torch", "cpu"):
+                with using(name):
+                    decoded[name] = form.decode(*held)
+                    assert form.decode(*(x[:0] for x in held)).shape == (0, 2, 2, width)
+                    nan = form.decode(held[0], torch.full_like(held[1], torch.nan))
+                    assert nan.isnan().all()
+            close(decoded["cpu"], decoded["torch"], FLOAT32)
 
 
 def test_other_tokens_do_not_matter() -> None:

@@ -14,14 +14,15 @@ from dsv2.inference.sampling import Sampling
 from dsv2.models.transformer import Transformer
 
 PROMPTS = 32  # of the first half of a validation sequence, each continued by as many tokens
+TOP_K = 10  # of the whole vocabulary, the same number falls on another token far more often than models differ
 
 
 def measure_deployment(model: Transformer, config: Deployed.Config, inputs: Tensor) -> dict[str, float]:
     """Continue the beginnings of sequences (B, T), at least 2 tokens, with the model and as deployed.
 
-    Returns `deployed/agreement`, the share of tokens that are sampled, at temperature 1 with the same random draws,
-    before the first that differs; and what the cache that was used has allocated: `deployed/kv_bytes_per_token`, over
-    all layers, and `deployed/kv_bits` per element, scales and offsets included.
+    Returns `deployed/agreement`, the share of tokens before the first that differs, where both draw from their TOP_K
+    most likely tokens with the same random numbers; and what the cache that was used has allocated:
+    `deployed/kv_bytes_per_token`, over all layers, and `deployed/kv_bits` per element, scales and offsets included.
     """
     prompts = inputs[:PROMPTS, : inputs.shape[1] // 2]
     expected, _ = _continued(model, prompts)
@@ -40,7 +41,13 @@ def _continued(model: Transformer, prompts: Tensor) -> tuple[np.ndarray, float]:
     caches = allocate_caches(model, batch_size=rows, max_length=2 * length)
     engine = Engine(model, num_rows=rows, max_length=2 * length, cache=caches)
     generations = [
-        engine.submit(Request(prompt=prompt, max_new_tokens=length, sampling=Sampling(temperature=1.0, seed=row)))
+        engine.submit(
+            Request(
+                prompt=prompt,
+                max_new_tokens=length,
+                sampling=Sampling(temperature=1.0, top_k=TOP_K, seed=row),
+            )
+        )
         for row, prompt in enumerate(prompts.tolist())
     ]
     for _ in engine.run():

@@ -57,11 +57,12 @@ def packed_attention(
     (batch, length, heads, _), num_keys, device = queries[0].shape, values.num_keys, queries[0].device
     start = num_keys - length if start is None else start
     positions = torch.arange(start, start + length, device=device)
+    stored = {id(held): held for held in (values, *(keys for _, keys in products))}
     # of the keys so far: the largest score, the sum of the weights relative to it, and the weighted sum of the values
     top, total, out = (torch.full((), number, device=device) for number in (LOWEST, 0.0, 0.0))
     for first in range(0, num_keys, CHUNK):
         last = min(first + CHUNK, num_keys)
-        decoded = {id(held): _with_heads(held.decode(first, last)) for held in (values, *(k for _, k in products))}
+        decoded = {name: _with_heads(held.decode(first, last)) for name, held in stored.items()}
         scores = torch.stack([_scores(q, decoded[id(k)]) for q, (_, k) in zip(queries, products, strict=True)]).sum(0)
         if visible is not None:
             scores = scores.masked_fill(~visible[:, None, None, :, first:last], -torch.inf)

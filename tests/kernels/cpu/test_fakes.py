@@ -26,6 +26,7 @@ CALLS = {
     ],
     "route_logits": [normal(2, 3, 12), 2, 4, 2],
     "route_logits_backward": [normal(3, 12), None, normal(3, 12), torch.tensor([[0, 3], [3, 4], [4, 0]])],
+    "dequantise": [torch.ones(3, 12, dtype=torch.uint8), normal(3, 2, 2), 6, 16, 8],
     "head_loss": [normal(5, 19), normal(11, 19), torch.tensor([3, NOT_SCORED, 0, 10, 3]), NOT_SCORED, True],
 }
 

@@ -77,6 +77,10 @@ def _route_logits_backward(
     return torch.empty_like(affinities)
 
 
+def _dequantise(codes: Tensor, ranges: Tensor, bits: int, width: int, group: int) -> Tensor:
+    return codes.new_empty((*codes.shape[:-1], width), dtype=torch.float32)
+
+
 FAKES = (
     _rms_norm,
     _add_rms_norm,
@@ -90,6 +94,7 @@ FAKES = (
     _head_loss,
     _route_logits,
     _route_logits_backward,
+    _dequantise,
 )
 
 
