@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -61,8 +61,8 @@ def write_tokens(folder: Path, tokens: np.ndarray, files: int = 1) -> None:
         pq.write_table(table, folder / "samples" / f"{number}.parquet")
 
 
-def write(path: Path, choice: Choice, rows: int = 37) -> None:
+def write(path: Path, choice: Choice, rows: int = 37, **options: Any) -> None:
     """Write a layer in row groups of `rows` rows."""
     columns = {"scores": list(choice.scores), "indices": list(choice.experts)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), path, row_group_size=rows)
+    pq.write_table(pa.table(columns), path, row_group_size=rows, **options)

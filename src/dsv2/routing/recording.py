@@ -31,11 +31,8 @@ def write_step(
     """
     iteration = folder / "actives" / f"iter_{step:04d}"
     iteration.mkdir(parents=True)
-    kind = pa.int16() if num_experts <= 1 << 15 else pa.int32()
-    schema = pa.schema(
-        {"scores": pa.list_(pa.float32()), "indices": pa.list_(kind)},
-        metadata={NUM_EXPERTS: str(num_experts)},
-    )
+    columns = {"scores": pa.list_(pa.float32()), "indices": pa.list_(pa.int16())}
+    schema = pa.schema(columns, metadata={NUM_EXPERTS: str(num_experts)})
     paths = [iteration / f"layer_{layer:02d}.parquet" for layer in layers]
     with ExitStack() as stack:
         writers = [stack.enter_context(pq.ParquetWriter(path, schema)) for path in paths]

@@ -64,7 +64,7 @@ def tally(
     `pairs` and `tokens` ask for co-activation and for specialisation by token, which take longest. Tokens are shuffled
     within a block. Raises ValueError, naming file and row, for what is no choice of experts.
     """
-    kinds = _distinct(traces) if tokens else None
+    kinds = _distinct(traces, rows) if tokens else None
     layers, together, information, by_expert = [], [], [], []
     for layer in traces.layers:
         sums = [_Sums(traces, placement) for _ in traces.steps]
@@ -95,10 +95,10 @@ def tally(
     )
 
 
-def _distinct(traces: Traces) -> Ints:
+def _distinct(traces: Traces, rows: int) -> Ints:
     """Return the distinct token ids (V,), ascending."""
     occurs = np.zeros(MOST_IDS, dtype=bool)
-    for ids in traces.tokens():
+    for ids in traces.tokens(rows):
         occurs[ids] = True
     return np.flatnonzero(occurs)
 
