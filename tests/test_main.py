@@ -11,12 +11,13 @@ import pytest
 import dsv2.__main__
 from dsv2.__main__ import main
 
-COMMANDS = ["account", "import-hf", "export-hf", "generate", "eval", "analyse", "explore"]
+COMMANDS = ["account", "import-hf", "export-hf", "generate", "eval", "analyse", "export-traces", "explore"]
 ON_RUNS = {  # what a command needs beside RUN
     "export-hf": ["out"],
     "generate": ["--prompt", "Ban"],
     "eval": ["--tasks", "copying"],
     "analyse": ["--only", "shared"],
+    "export-traces": ["out"],
     "explore": ["--no-browser"],
 }
 NAMES = "a run directory, sweep/scale/arm/seed, or the first digits of a fingerprint under"
@@ -106,7 +107,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         ([], "the following arguments are required: command"),
         (["sing"], "invalid choice: 'sing'"),
         (["eval", "RUN"], "the following arguments are required: --tasks"),
-        (["analyse"], "the following arguments are required: RUN"),
+        (["analyse"], "one of the arguments RUN --traces is required"),
         (["export-hf", "RUN"], "the following arguments are required: out"),
         (["generate", "RUN", "--promt", "x"], "the following arguments are required: --prompt"),
         (["eval", "RUN", "--tasks", "cloze", "--limit", "all"], "argument --limit: invalid int value: 'all'"),

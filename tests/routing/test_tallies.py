@@ -143,14 +143,14 @@ def test_drops_are_those_of_batches_of_that_size(made: Made, size: int, factor: 
 
 @pytest.mark.parametrize(("num_devices", "max_devices"), [(4, 1), (4, 2), (4, 3), (4, 4), (12, 3), (3, 1)])
 def test_a_limit_of_devices_is_that_of_the_router(made: Made, num_devices: int, max_devices: int) -> None:
-    """Devices are those of device-limited routing; kept experts are among its experts, and drops within its bounds."""
+    """Devices are those of device-limited routing; kept experts are among its experts, and drops are close to its."""
     placement = Placement(num_devices, max_devices, 1.0, N)
     found = counted(made, placement, rows=16, tokens=False, pairs=False)
     for (step, layer), choice in made.choices.items():
         affinities = made.affinities[step, layer]
         experts, gates = route(affinities, top_k=K, num_devices=num_devices, max_devices=max_devices)
         sent = token_devices(experts, E, num_devices)[0]
-        _, kept = within_devices(choice, E, placement)
+        kept = within_devices(Choice(*(part.T for part in choice)), E, placement)[1].T
         untied = (affinities.sort(-1, descending=True).values.diff() != 0).all(-1)[0].numpy()  # float16 has equal ones
         assert untied.mean() > 0.9
         for token in np.flatnonzero(untied):
@@ -165,7 +165,9 @@ def test_a_limit_of_devices_is_that_of_the_router(made: Made, num_devices: int, 
         assert row["devices_per_token"] == pytest.approx(float(free.clamp(max=max_devices).mean()))
         limited = Routing(affinities, experts, gates)
         rate = float(drop(limited, num_devices=num_devices, capacity_factor=1.0).double().mean())
-        assert row["drop_rate"] - 0.01 <= rate <= row["drop_rate"] + row["displaced"] + 0.01  # ties
+        assert abs(row["drop_rate"] - rate) <= min(row["displaced"], 0.02) + 0.01  # ties
+        if max_devices == 1 and untied.all():  # all replacements are on the one device
+            assert row["drop_rate"] == pytest.approx(rate)
         if untied.all():
             assert found.device_load.query(at)["received"].tolist() == sent.sum(0).tolist()
 
@@ -193,23 +195,24 @@ def test_four_tokens_by_hand(tmp_path: Path) -> None:
         "entropy": pytest.approx((3 / 8 * np.log(8 / 3) + 4 / 8 * np.log(4) + 1 / 8 * np.log(8)) / np.log(4)),
         "dead_experts": 0.0,
     }
-    # Kept: 0 | 1, 0 | 0 | 2 (the first of equal scores). In batches of two tokens the budget is 2 pairs per device.
+    # Kept: 0 | 1, 0 | 0 | 2 (the first of equal scores), and three others on the same devices. In batches of two tokens
+    # the budget is 2 pairs per device.
     assert found.device_load.to_dict("list") == {
         "layer": [1, 1],
         "step": [3, 3],
         "device": [0, 1],
-        "load": [4, 1],
+        "load": [6, 2],
         "received": [3, 1],
-        "dropped": [1, 0],
+        "dropped": [2, 0],
     }
     (devices,) = found.devices.to_dict("records")
     assert devices == {
         "layer": 1,
         "step": 3,
-        "device_max_violation": pytest.approx(0.6),
+        "device_max_violation": 0.5,
         "received_max_violation": 0.5,
         "devices_per_token": 1.0,
-        "drop_rate": 1 / 8,
+        "drop_rate": 2 / 8,
         "displaced": 3 / 8,
         "devices_without_limit": 7 / 4,
     }

@@ -119,6 +119,7 @@ def export_traces(run: str | Path, out: str | Path, *, text: Sequence[str] = ())
     from dsv2.routing.observed import passes
     from dsv2.routing.recording import write_samples, write_step
     from dsv2.storage.files import new_directory, require_free
+    from dsv2.storage.rundir import CHECKPOINTS
     from dsv2.training.saved import open_run
 
     require_free(Path(out))
@@ -128,7 +129,9 @@ def export_traces(run: str | Path, out: str | Path, *, text: Sequence[str] = ())
         raise ValueError(f"{opened.folder}: a dense model has no routing; traces need a run with model/ffn=moe")
     steps: list[int | None] = [None] if opened.imported else [*opened.steps]
     if not steps:
-        raise ValueError(f"{opened.folder}: no valid checkpoint in {opened.folder}; {opened.how_to_train()}")
+        raise ValueError(
+            f"{opened.folder}: no valid checkpoint in {opened.folder / CHECKPOINTS}; {opened.how_to_train()}"
+        )
     validation, layers = opened.validation, list(opened.model_config.moe_layers)
     total = len(steps) * validation.inputs.numel()
     bar = tqdm(total=total, desc="traces", unit="token", unit_scale=True, disable=None, file=sys.stderr, leave=False)

@@ -61,17 +61,15 @@ def _devices(run: TracedRun) -> Analysis:
     table, loads = run.tallies.devices, run.tallies.device_load
     last = _last(table)
     dropped, reached = last["drop_rate"].mean(), last["devices_per_token"].mean()
-    share, limit, unknown = f"{dropped:.1%}", "", ""
+    limit = assumed = ""
     if placement.max_devices is not None:
-        displaced = last["displaced"].mean()
-        share += f" to {dropped + displaced:.1%}"
         limit = f" with at most {placement.max_devices} per token"
-        unknown = (
-            f" Under the limit, {displaced:.1%} of the pairs (displaced) would go to other experts on the token's "
-            "devices. The traces do not say to which, so load, device_max_violation and dropped are of the other "
-            "pairs, and drop_rate is too low by at most displaced. received and devices_per_token are exact."
+        assumed = (
+            f" Under the limit, {last['displaced'].mean():.1%} of the pairs (displaced) would go to other experts on "
+            "the token's devices. The traces do not say to which, so they are counted evenly for each of these: "
+            "drop_rate is off by at most displaced, while received and devices_per_token are exact."
         )
-    over = f"a capacity factor of {placement.capacity_factor:g} would drop {share} of the pairs"
+    over = f"a capacity factor of {placement.capacity_factor:g} would drop {dropped:.1%} of the pairs"
     busiest = f"the busiest device has {1 + last['device_max_violation'].max():.2f} times the mean load"
     shown = _last(loads).assign(arm=run.name, seed=0)
     return drawn(
@@ -80,7 +78,7 @@ def _devices(run: TracedRun) -> Analysis:
         f"{busiest}, and a token is sent to {reached:.2f} devices.",
         "Devices hold equal groups of consecutive experts. load: pairs; received: tokens, once per device; dropped: "
         "pairs above the budget of section 2.2.4, without exempt sequences. Means over layers after the last step."
-        + unknown,
+        + assumed,
         {"devices": table, "device_load": loads},
         {"device_load": lambda: plots_load.device_load(shown, title=f"In one of the layers, {busiest}")},
     )

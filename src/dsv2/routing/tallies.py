@@ -3,8 +3,8 @@
 They are those of `measures`, `coactivation` and `specialisation`, which see a whole text at once, and of `dropping`.
 Memory depends on E, D, the number of steps and the number of distinct tokens, not on that of tokens.
 
-I steps, n tokens of a block, E routed experts, K of them per token, D devices, M most devices per token, V distinct
-tokens.
+n tokens of a block, E routed experts, K of them per token, D devices, M most devices per token, V distinct tokens.
+Blocks are turned to (K, n), since NumPy is slow along a short last axis.
 """
 
 from collections.abc import Callable, Collection, Iterable
@@ -23,7 +23,7 @@ from dsv2.routing.specialisation import information_of, tokens_of, with_share
 from dsv2.routing.traces import MOST_IDS, ROWS, Choice, Ints, Scores, Traces
 
 SHUFFLES = 20  # of the tokens of each block, for the values by chance
-CELLS = 1 << 25  # counts kept for these, 8 bytes each; a large vocabulary leaves fewer shuffles
+CELLS = 1 << 24  # counts kept for these, 8 bytes each; a large vocabulary leaves fewer shuffles
 LOAD = ("max_violation", "entropy", "dead_experts")  # the measures of experts
 
 
@@ -64,6 +64,7 @@ def tally(
     `pairs` and `tokens` ask for co-activation and for specialisation by token, which take longest. Tokens are shuffled
     within a block. Raises ValueError, naming file and row, for what is no choice of experts.
     """
+    pairs = pairs and traces.top_k > 1
     kinds = _distinct(traces, rows) if tokens else None
     layers, together, information, by_expert = [], [], [], []
     for layer in traces.layers:
@@ -71,14 +72,14 @@ def tally(
         chosen = np.zeros((traces.num_experts, traces.num_experts))
         joint = None if kinds is None else _Joint(kinds, traces.num_experts)
         for ids, choices in traces.blocks(layer, rows):
-            last = choices[-1]
-            for of_step, choice in zip(sums, choices, strict=True):
-                of_step.add(choice, last)
+            turned = [Choice(*(np.ascontiguousarray(part.T) for part in choice)) for choice in choices]
+            for of_step, choice in zip(sums, turned, strict=True):
+                of_step.add(choice, turned[-1])
             if pairs:
-                marks = one_hot(last.experts, traces.num_experts)
+                marks = one_hot(choices[-1].experts, traces.num_experts)
                 chosen += marks.T @ marks
             if joint is not None:
-                joint.add(ids, last.experts)
+                joint.add(ids, turned[-1].experts)
             seen(len(ids) * len(choices))
         layers.append(sums)
         if pairs:
@@ -104,20 +105,21 @@ def _distinct(traces: Traces, rows: int) -> Ints:
 
 
 def within_devices(choice: Choice, num_experts: int, placement: Placement) -> tuple[Ints, NDArray[np.bool_]]:
-    """Return the device of each chosen expert, and whether it is among the token's M devices, (n, K) each.
+    """Return the device of each chosen expert, and whether it is among the token's M devices, (K, n) each.
 
     These are the devices whose best expert has the highest score (section 2.2.2), which are all among the chosen ones.
-    Which experts would take the place of those on other devices, the traces do not say.
+    Which of their experts would take the place of those on other devices, the traces do not say.
     """
     devices = choice.experts // (num_experts // placement.num_devices)
     if placement.max_devices is None:
         return devices, np.ones(devices.shape, dtype=bool)
-    order = np.argsort(-choice.scores, axis=1, kind="stable")
-    ranked = np.take_along_axis(devices, order, 1)
-    place = np.cumsum(~_repeated(ranked), axis=1)  # of a device among those of the token, in the slot of its best
-    first = (ranked[:, :, None] == ranked[:, None, :]).argmax(2)  # that slot, (n, K)
+    order = np.argsort(-choice.scores, axis=0, kind="stable")
+    ranked = np.take_along_axis(devices, order, 0)
+    within = np.cumsum(~_repeated(ranked), axis=0) <= placement.max_devices  # right in the slot of a device's best
+    for slot in range(len(ranked)):
+        within[slot:] = np.where(ranked[slot:] == ranked[slot], within[slot], within[slot:])
     kept = np.empty(devices.shape, dtype=bool)
-    np.put_along_axis(kept, order, np.take_along_axis(place, first, 1) <= placement.max_devices, 1)
+    np.put_along_axis(kept, order, within, 0)
     return devices, kept
 
 
@@ -126,8 +128,9 @@ class _Sums:
 
     def __init__(self, traces: Traces, placement: Placement) -> None:
         self.num_experts, self.top_k, self.placement = traces.num_experts, traces.top_k, placement
-        self.load, self.kept = np.zeros((2, traces.num_experts), dtype=np.int64)
-        self.received, self.limited = np.zeros((2, placement.num_devices), dtype=np.int64)
+        self.load = np.zeros(traces.num_experts, dtype=np.int64)
+        self.received, self.limited = np.zeros((2, placement.num_devices), dtype=np.int64)  # without and with the limit
+        self.displaced = 0
         self.room = _Room(traces.top_k, placement)
         self.router = np.zeros(3)
         self.shared = 0  # choices that are also among those of the last step
@@ -136,13 +139,15 @@ class _Sums:
         experts = choice.experts
         devices, kept = within_devices(choice, self.num_experts, self.placement)
         self.load += np.bincount(experts.ravel(), minlength=self.num_experts)
-        self.kept += np.bincount(experts[kept], minlength=self.num_experts)
         once = ~_repeated(devices)
         self.received += np.bincount(devices[once], minlength=self.placement.num_devices)
         self.limited += np.bincount(devices[once & kept], minlength=self.placement.num_devices)
-        self.room.add(devices, kept)
+        displaced = self.top_k - kept.sum(0)
+        self.displaced += int(displaced.sum())
+        # Their replacements are on the same M devices, and counted evenly for each.
+        self.room.add(devices, kept + (once & kept) * (displaced / (once & kept).sum(0)))
         self.router += _router(choice.scores)
-        self.shared += sum(int((experts == np.roll(last.experts, slot, 1)).sum()) for slot in range(self.top_k))
+        self.shared += sum(np.count_nonzero(experts == np.roll(last.experts, slot, 0)) for slot in range(self.top_k))
 
 
 class _Room:
@@ -150,25 +155,26 @@ class _Room:
 
     def __init__(self, top_k: int, placement: Placement) -> None:
         self.top_k, self.placement = top_k, placement
-        self.open = np.zeros(placement.num_devices, dtype=np.int64)  # pairs of the batch that is not full yet
-        self.tokens = 0  # of that batch
-        self._over = np.zeros(placement.num_devices, dtype=np.int64)
+        self.load, self._over, self.open = np.zeros((3, placement.num_devices))  # pairs, (D,)
+        self.tokens = 0  # of the batch that is not full yet, whose load is `open`
 
-    def add(self, devices: Ints, kept: NDArray[np.bool_]) -> None:
+    def add(self, devices: Ints, pairs: NDArray[np.float64]) -> None:
+        """Add the pairs (K, n) that each token sends to its devices (K, n)."""
         size, num_devices = self.placement.batch_tokens, self.placement.num_devices
-        batch = (self.tokens + np.arange(len(devices))) // size
-        cells = (batch[:, None] * num_devices + devices)[kept]
-        full, tokens = divmod(self.tokens + len(devices), size)
-        loads = np.bincount(cells, minlength=(full + 1) * num_devices).reshape(full + 1, num_devices)
+        first, end = self.tokens, self.tokens + devices.shape[1]
+        cells = (np.arange(first, end) // size * num_devices + devices).ravel()
+        full, tokens = divmod(end, size)
+        loads = np.bincount(cells, pairs.ravel(), (full + 1) * num_devices).reshape(full + 1, num_devices)
+        self.load += loads.sum(0)
         loads[0] += self.open
         self._over += self._above(loads[:full], size)
         self.open, self.tokens = loads[full], tokens
 
-    def over(self) -> Ints:
+    def over(self) -> NDArray[np.float64]:
         """Count the pairs above the budget, (D,); the last batch may be smaller."""
         return self._over + self._above(self.open[None], self.tokens)
 
-    def _above(self, loads: Ints, tokens: int) -> Ints:
+    def _above(self, loads: NDArray[np.float64], tokens: int) -> NDArray[np.float64]:
         num_devices, factor = self.placement.num_devices, self.placement.capacity_factor
         room = budget(tokens * self.top_k, num_devices=num_devices, capacity_factor=factor)
         return np.maximum(loads - room, 0).sum(0)
@@ -190,7 +196,7 @@ class _Joint:
         tokens = self.index[ids]
         for number, counts in enumerate(self.counts):
             given = self.rng.permutation(tokens) if number else tokens
-            np.add.at(counts, (given[:, None] * self.num_experts + experts).ravel(), 1)
+            np.add.at(counts, (given * self.num_experts + experts).ravel(), 1)
 
     def tables(self) -> tuple[Ints, list[Ints]]:
         """Return the counts (V, E), and those with tokens shuffled."""
@@ -199,10 +205,10 @@ class _Joint:
 
 
 def _repeated(devices: Ints) -> NDArray[np.bool_]:
-    """Return whether an earlier slot of the token has the same device, (n, K)."""
+    """Return whether an earlier slot of the token has the same device, (K, n)."""
     again = np.zeros(devices.shape, dtype=bool)
-    for slot in range(1, devices.shape[1]):
-        again[:, slot:] |= devices[:, slot:] == devices[:, :-slot]
+    for slot in range(1, len(devices)):
+        again[slot:] |= devices[slot:] == devices[:-slot]
     return again
 
 
@@ -212,12 +218,12 @@ def _router(scores: Scores) -> NDArray[np.float64]:
     NaN if a score is negative, or all of a token are 0.
     """
     gates = scores.astype(np.float64)
-    mass = gates.sum(1, keepdims=True)
+    mass = gates.sum(0)
     if (gates < 0).any() or (mass == 0).any():
         return np.full(3, np.nan)
     shares = gates / mass
-    entropy = special.entr(shares).sum() / np.log(max(gates.shape[1], 2))
-    return np.array([mass.sum(), shares.max(1).sum(), entropy])
+    entropy = special.entr(shares).sum() / np.log(max(len(gates), 2))
+    return np.array([mass.sum(), shares.max(0).sum(), entropy])
 
 
 def _tables(traces: Traces, layers: list[list[_Sums]]) -> dict[str, pd.DataFrame]:
@@ -235,7 +241,7 @@ def _tables(traces: Traces, layers: list[list[_Sums]]) -> dict[str, pd.DataFrame
         "expert_load": _stacked(at | {"expert": experts, "load": sums.load} for at, sums in every),
         "devices": pd.DataFrame(at | _of_devices(sums, num_tokens) for at, sums in every),
         "device_load": _stacked(
-            at | {"device": devices, "load": _by_device(sums), "received": sums.limited, "dropped": sums.room.over()}
+            at | {"device": devices, "load": sums.room.load, "received": sums.limited, "dropped": sums.room.over()}
             for at, sums in every
         ),
         "router": pd.DataFrame(at | dict(zip(router, sums.router / num_tokens, strict=True)) for at, sums in every),
@@ -250,16 +256,12 @@ def _stacked(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     return pd.concat([pd.DataFrame(row) for row in rows], ignore_index=True)
 
 
-def _measured(load: Ints, received: Ints, num_tokens: int, names: Collection[str]) -> dict[str, float]:
-    """Return some of the measures of a load (E,) and the tokens received (D,)."""
+def _measured(load: NDArray[Any], received: Ints, num_tokens: int, names: Collection[str]) -> dict[str, float]:
+    """Return some of the measures of a load, (E,) or (D,), and the tokens received (D,)."""
     none = torch.zeros((), dtype=torch.int64)
     counts = Counts(torch.from_numpy(load), none, torch.from_numpy(received), none, torch.tensor(num_tokens))
     measures = measure(counts)._asdict()
     return {name: measures[name] for name in names}
-
-
-def _by_device(sums: _Sums) -> Ints:
-    return sums.kept.reshape(sums.placement.num_devices, -1).sum(1)
 
 
 def _of_devices(sums: _Sums, num_tokens: int) -> dict[str, float]:
@@ -269,9 +271,9 @@ def _of_devices(sums: _Sums, num_tokens: int) -> dict[str, float]:
     """
     pairs = num_tokens * sums.top_k
     names = ("device_max_violation", "received_max_violation", "devices_per_token")
-    row = _measured(sums.kept, sums.limited, num_tokens, names)
+    row = _measured(sums.room.load, sums.limited, num_tokens, names)
     row["drop_rate"] = float(sums.room.over().sum() / pairs)
     if sums.placement.max_devices is not None:
-        row["displaced"] = float(1 - sums.kept.sum() / pairs)
+        row["displaced"] = sums.displaced / pairs
         row["devices_without_limit"] = float(sums.received.sum() / num_tokens)
     return row

@@ -235,18 +235,21 @@ def _lists(part: _Part, name: str, top_k: int) -> Any:
 def require_valid(choice: Choice, num_experts: int, path: Path, row: int) -> None:
     """Raise ValueError, naming the row, unless the experts are different numbers below E and the scores finite."""
     experts, scores = choice
-    if len(wrong := np.flatnonzero(((experts < 0) | (experts >= num_experts)).any(1))):
-        found = experts[wrong[0]].tolist()
-        raise ValueError(f"{path}: row {row + wrong[0]}: indices={found}: must be 0 to {num_experts - 1}")
-    again = np.zeros(len(experts), dtype=bool)
+    outside = (experts < 0) | (experts >= num_experts)
+    if outside.any():
+        wrong = int(outside.any(1).argmax())
+        raise ValueError(
+            f"{path}: row {row + wrong}: indices={experts[wrong].tolist()}: must be 0 to {num_experts - 1}"
+        )
     for slot in range(1, experts.shape[1]):
-        again |= (experts[:, slot:] == experts[:, :-slot]).any(1)
-    if len(wrong := np.flatnonzero(again)):
-        found = experts[wrong[0]].tolist()
-        raise ValueError(f"{path}: row {row + wrong[0]}: indices={found}: must be different experts")
-    if len(wrong := np.flatnonzero(~np.isfinite(scores).all(1))):
-        found = scores[wrong[0]].tolist()
-        raise ValueError(f"{path}: row {row + wrong[0]}: scores={found}: must be finite")
+        again = experts[:, slot:] == experts[:, :-slot]
+        if again.any():
+            wrong = int(again.any(1).argmax())
+            raise ValueError(f"{path}: row {row + wrong}: indices={experts[wrong].tolist()}: must be different experts")
+    finite = np.isfinite(scores)
+    if not finite.all():
+        wrong = int(finite.all(1).argmin())
+        raise ValueError(f"{path}: row {row + wrong}: scores={scores[wrong].tolist()}: must be finite")
 
 
 def _regrouped(parts: Iterable[Ints], rows: int) -> Iterator[Ints]:
