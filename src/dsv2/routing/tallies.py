@@ -72,7 +72,7 @@ def tally(
         chosen = np.zeros((traces.num_experts, traces.num_experts))
         joint = None if kinds is None else _Joint(kinds, traces.num_experts)
         for ids, choices in traces.blocks(layer, rows):
-            turned = [Choice(*(np.ascontiguousarray(part.T) for part in choice)) for choice in choices]
+            turned = [Choice(np.ascontiguousarray(e.T), np.ascontiguousarray(s.T)) for e, s in choices]
             for of_step, choice in zip(sums, turned, strict=True):
                 of_step.add(choice, turned[-1])
             if pairs:
@@ -147,7 +147,8 @@ class _Sums:
         # Their replacements are on the same M devices, and counted evenly for each.
         self.room.add(devices, kept + (once & kept) * (displaced / (once & kept).sum(0)))
         self.router += _router(choice.scores)
-        self.shared += sum(np.count_nonzero(experts == np.roll(last.experts, slot, 0)) for slot in range(self.top_k))
+        for slot in range(self.top_k):
+            self.shared += int(np.count_nonzero(experts == np.roll(last.experts, slot, 0)))
 
 
 class _Room:
@@ -164,7 +165,8 @@ class _Room:
         first, end = self.tokens, self.tokens + devices.shape[1]
         cells = (np.arange(first, end) // size * num_devices + devices).ravel()
         full, tokens = divmod(end, size)
-        loads = np.bincount(cells, pairs.ravel(), (full + 1) * num_devices).reshape(full + 1, num_devices)
+        counted = np.bincount(cells, weights=pairs.ravel(), minlength=(full + 1) * num_devices)
+        loads = counted.astype(np.float64).reshape(full + 1, num_devices)
         self.load += loads.sum(0)
         loads[0] += self.open
         self._over += self._above(loads[:full], size)
