@@ -11,12 +11,13 @@ import pytest
 import dsv2.__main__
 from dsv2.__main__ import main
 
-COMMANDS = ["account", "import-hf", "export-hf", "generate", "eval", "analyse", "explore", "serve"]
+COMMANDS = ["account", "import-hf", "export-hf", "generate", "eval", "analyse", "export-traces", "explore", "serve"]
 ON_RUNS = {  # what a command needs beside RUN
     "export-hf": ["out"],
     "generate": ["--prompt", "Ban"],
     "eval": ["--tasks", "copying"],
     "analyse": ["--only", "shared"],
+    "export-traces": ["out"],
     "explore": ["--no-browser"],
     "serve": ["--port", "0"],
 }
@@ -107,7 +108,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         ([], "the following arguments are required: command"),
         (["sing"], "invalid choice: 'sing'"),
         (["eval", "RUN"], "the following arguments are required: --tasks"),
-        (["analyse"], "the following arguments are required: RUN"),
+        (["analyse"], "one of the arguments RUN --traces is required"),
         (["export-hf", "RUN"], "the following arguments are required: out"),
         (["generate", "RUN", "--promt", "x"], "one of the arguments --prompt --prompts is required"),
         (["eval", "RUN", "--tasks", "cloze", "--limit", "all"], "argument --limit: invalid int value: 'all'"),

@@ -1,4 +1,5 @@
-"""`python -m dsv2 COMMAND`, or `dsv2 COMMAND`: account, import-hf, export-hf, generate, eval, analyse, explore, serve.
+"""`python -m dsv2 COMMAND`, or `dsv2 COMMAND`: account, import-hf, export-hf, generate, eval, analyse, export-traces,
+explore, serve.
 
 RUN is a run directory, the name of a trial as in `balance_losses/tiny/paper/0` (sweep, scale, arm, seed), or the first
 digits of a fingerprint.
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from dsv2.commands import traces
 from dsv2.commands.account import account_command, add_arguments
 from dsv2.commands.deployment import add_deployment, deployment_of
 from dsv2.config import ConfigError
@@ -104,18 +106,27 @@ def _parser() -> argparse.ArgumentParser:
     _add_text(parse)
     parse.set_defaults(run=_eval)
 
-    parse = commands.add_parser("analyse", help="analyse the experts of a model")
-    parse.add_argument("name", metavar="RUN")
+    parse = commands.add_parser("analyse", help="analyse the experts of a model, or routing traces")
+    subject = parse.add_mutually_exclusive_group(required=True)
+    subject.add_argument("name", nargs="?", metavar="RUN")
+    subject.add_argument("--traces", type=_path, metavar="DIR", help="a folder with samples/ and actives/")
     parse.add_argument(
         "--out",
         type=_path,
         metavar="DIR",
-        help="folder of the report (default RUN/analysis, with the choices below in its name)",
+        help="folder of the report (default RUN/analysis or DIR/analysis, with the choices below in its name)",
     )
     parse.add_argument("--only", default="", metavar="A,B", help="names of analyses (default: all that apply)")
     parse.add_argument("--against", metavar="RUN2", help="another run on the same text, for comparison")
     _add_text(parse)
+    traces.add_arguments(parse)
     parse.set_defaults(run=_analyse)
+
+    parse = commands.add_parser("export-traces", help="write the routing of a run's held-out text as traces")
+    parse.add_argument("name", metavar="RUN")
+    parse.add_argument("out", type=_path)
+    _add_text(parse)
+    parse.set_defaults(run=_export_traces)
 
     parse = commands.add_parser("explore", help="show on a local page how one run or two route a text")
     parse.add_argument("names", nargs="+", metavar="RUN", help="one run, or two to compare")
@@ -187,17 +198,26 @@ def _eval(arguments: argparse.Namespace) -> bool:
 
 
 def _analyse(arguments: argparse.Namespace) -> bool:
-    from dsv2.commands.analyse import analyse
-
     names = [name for name in arguments.only.split(",") if name]
     if arguments.only and not names:
         raise ConfigError("only", arguments.only, "names of analyses")
-    report, failed = analyse(
-        arguments.name, out=arguments.out, only=names, against=arguments.against, text=arguments.text
-    )
+    options = traces.options(arguments)
+    if arguments.traces is not None:
+        report, failed = traces.analyse_traces(arguments.traces, out=arguments.out, only=names, **options)
+    else:
+        from dsv2.commands.analyse import analyse
+
+        report, failed = analyse(
+            arguments.name, out=arguments.out, only=names, against=arguments.against, text=arguments.text
+        )
     if report is not None:
         print(report)
     return bool(names and failed)
+
+
+def _export_traces(arguments: argparse.Namespace) -> None:
+    traces.export_traces(arguments.name, arguments.out, text=arguments.text)
+    print(arguments.out)
 
 
 def _explore(arguments: argparse.Namespace) -> None:

@@ -45,7 +45,7 @@ def all_to_all(model: Transformer.Config, *, element_bytes: float = 2) -> Traffi
     most = min(ffn.top_k, ffn.num_devices if ffn.max_devices is None else ffn.max_devices)
     free = expected_devices(ffn.num_experts, ffn.top_k, ffn.num_devices)
     limited = expected_devices(ffn.num_experts, ffn.top_k, ffn.num_devices, ffn.max_devices)
-    bytes_per_send = CROSSINGS * model.dim * element_bytes * (1 - 1 / ffn.num_devices)
+    size = bytes_per_send(model.dim, ffn.num_devices, element_bytes=element_bytes)
     return Traffic(
         num_devices=ffn.num_devices,
         max_devices=ffn.max_devices,
@@ -53,10 +53,15 @@ def all_to_all(model: Transformer.Config, *, element_bytes: float = 2) -> Traffi
         devices=free,
         devices_limited=limited,
         most_devices=most,
-        bytes_by_pair=ffn.top_k * bytes_per_send,
-        bytes_by_device=free * bytes_per_send,
-        bytes_by_device_limited=limited * bytes_per_send,
+        bytes_by_pair=ffn.top_k * size,
+        bytes_by_device=free * size,
+        bytes_by_device_limited=limited * size,
     )
+
+
+def bytes_per_send(dim: int, num_devices: int, *, element_bytes: float = 2) -> float:
+    """Return the mean bytes, in all crossings, of sending a token to an expert or device, which may be its own."""
+    return CROSSINGS * dim * element_bytes * (1 - 1 / num_devices)
 
 
 def expected_devices(num_experts: int, top_k: int, num_devices: int, max_devices: int | None = None) -> float:

@@ -5,15 +5,17 @@ text, not of seeds.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
 
 from dsv2.config import ConfigError
 from dsv2.printing import described, warn
-from dsv2.report.experts import ANALYSES, Analysis, ModelOnText
+from dsv2.report.experts import ANALYSES, ModelOnText
+from dsv2.report.findings import Analysis
 from dsv2.report.page import Drawing, Section, Table, pictures, write_page
 from dsv2.report.terminal import add_row, open_console, open_table
 from dsv2.routing.interventions import DoesNotApply
@@ -21,6 +23,7 @@ from dsv2.storage.files import require_folder
 from dsv2.storage.rundir import SNAPSHOTS
 from dsv2.training.saved import SavedRun, open_run
 
+Subject = TypeVar("Subject")
 SHOWN = 10  # rows of a table in the terminal
 MOST_ROWS = 40  # of a table on the page; the CSV has all rows
 
@@ -44,8 +47,7 @@ def analyse(
     (see `open_run`). Raises ValueError for an unknown name, a folder without config or weights, runs on different text,
     an `out` that cannot be a folder, and if nothing is left because all that applies failed.
     """
-    if unknown := [name for name in only if name not in ANALYSES]:
-        raise ConfigError("only", ",".join(unknown), f"one or more of {', '.join(ANALYSES)}")
+    require_known(only, ANALYSES)
     if out is not None:
         require_folder("--out", out)
     opened = open_run(run, text=text)
@@ -54,10 +56,39 @@ def analyse(
     examined = on_text(opened, other)
     if other and not torch.equal(examined.validation.targets, other.validation.targets):
         raise ConfigError("against", str(against), f"a run on the validation text of {opened.folder}")
+    count, length = examined.validation.inputs.shape
+    headline = f"Run {opened.folder.name}: {count} validation sequences of {length} tokens."
+    if other:
+        headline += f" Compared with {other.name}, {against}."
+    chosen = [*only, *text, *([] if second is None else [f"against={second.folder.resolve().name}"])]
+    folder = out or opened.folder / folder_name(chosen)
+    return perform(ANALYSES, only, examined, folder, f"Experts of {examined.name}", headline)
+
+
+def require_known(only: Sequence[str], analyses: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a name that is not one of the analyses."""
+    if unknown := [name for name in only if name not in analyses]:
+        raise ConfigError("only", ",".join(unknown), f"one or more of {', '.join(analyses)}")
+
+
+def folder_name(chosen: Sequence[str]) -> str:
+    """Name the folder of a report by what was chosen, so that a part does not overwrite the whole."""
+    return "-".join(["analysis", *(re.sub(r"[^\w.=,-]+", "_", word) for word in chosen)])
+
+
+def perform(
+    analyses: Mapping[str, Callable[[Subject], Analysis]],
+    only: Sequence[str],
+    subject: Subject,
+    folder: Path,
+    title: str,
+    headline: str,
+) -> tuple[Path | None, list[str]]:
+    """Run all analyses, or those in `only`, print their tables and write the page; return what `analyse` does."""
     sections, tables, left_out, failed = list[Section](), dict[str, str](), [], []
-    for name in only or ANALYSES:
+    for name in only or analyses:
         try:
-            analysis = ANALYSES[name](examined)
+            analysis = analyses[name](subject)
         except DoesNotApply as reason:
             left_out.append(f"{name} does not apply: {reason}.")
             continue
@@ -78,23 +109,11 @@ def analyse(
         print(*left_out, sep="\n", end="\n" if left_out else "")
     if not sections:
         return None, asked
-    count, length = examined.validation.inputs.shape
-    headline = f"Run {opened.folder.name}: {count} validation sequences of {length} tokens."
-    if other:
-        headline += f" Compared with {other.name}, {against}."
     if left_out:
         sections.append(Section("Not applicable", left_out))
     if failed:
         sections.append(Section("Failed", failed))
-    title = f"Experts of {examined.name}"
-    folder = out or opened.folder / _folder_name(only, text, second)
     return write_page(folder, title, headline, sections, tables), [*failed, *asked]
-
-
-def _folder_name(only: Sequence[str], text: Sequence[str], second: SavedRun | None) -> str:
-    """Name the folder of a report by what was chosen, so that a part does not overwrite the whole."""
-    chosen = [*only, *text, *([] if second is None else [f"against={second.folder.resolve().name}"])]
-    return "-".join(["analysis", *(re.sub(r"[^\w.=,-]+", "_", word) for word in chosen)])
 
 
 def on_text(run: SavedRun, against: ModelOnText | None = None) -> ModelOnText:

@@ -15,7 +15,7 @@ from torch import Tensor
 from dsv2.data.source import bits_per_byte
 from dsv2.data.tokenizer import Tokenizer
 from dsv2.kernels.cross_entropy import token_nats
-from dsv2.models.moe.dropping import drop
+from dsv2.models.moe import dropping
 from dsv2.models.moe.router import Routing
 from dsv2.models.transformer import Transformer
 
@@ -78,12 +78,13 @@ def _cpu(routing: Routing) -> Routing:
 
 def dropped(traced: Trace, layer: int, capacity_factor: float) -> Tensor:
     """Return (T, K) bool, the pairs above their device's budget of `capacity_factor` times the mean load."""
-    return drop(traced.routings[layer], num_devices=traced.num_devices, capacity_factor=capacity_factor)[0]
+    return dropping.drop(traced.routings[layer], num_devices=traced.num_devices, capacity_factor=capacity_factor)[0]
 
 
 def budget(traced: Trace, layer: int, capacity_factor: float) -> int:
     """Return the budget of each device in pairs."""
-    return math.floor(capacity_factor * traced.routings[layer].experts.numel() / traced.num_devices)
+    pairs = traced.routings[layer].experts.numel()
+    return dropping.budget(pairs, num_devices=traced.num_devices, capacity_factor=capacity_factor)
 
 
 def pairs(traced: Trace, layer: int, capacity_factor: float) -> pd.DataFrame:

@@ -106,7 +106,7 @@ def domain_heatmap(shares: pd.DataFrame, *, title: str | None = None) -> Figure:
 
     Experts are grouped by their most favoured domain.
     """
-    domains, layers = list(dict.fromkeys(shares["domain"])), _spread_layers(shares["layer"])
+    domains, layers = list(dict.fromkeys(shares["domain"])), spread_layers(shares["layer"])
     highest = max(float(np.percentile(shares["lift"], 99.5)), 1.5)
     height = 0.16 * len(domains) + 0.55
     figure, axes = panels(len(layers), columns=1, height=height, title=title, width=PAGE, margin=0.6)
@@ -152,7 +152,7 @@ def token_concentration(table: pd.DataFrame, *, title: str | None = None) -> Fig
 
     Experts are sorted by that share.
     """
-    layers = _spread_layers(table["layer"])
+    layers = spread_layers(table["layer"])
     blue, orange = sns.color_palette("colorblind")[:2]
     figure, axes = panels(len(layers), columns=3, height=1.7, title=title, sharey=True)
     for ax, layer in zip(axes, layers, strict=True):
@@ -176,7 +176,7 @@ def coactivation_heatmap(pairs: pd.DataFrame, *, title: str | None = None) -> Fi
 
     Experts are ordered so that those often chosen together are adjacent.
     """
-    layers = _spread_layers(pairs["layer"])
+    layers = spread_layers(pairs["layer"])
     figure, axes = panels(len(layers), columns=3, height=2.2, title=title)
     for ax, layer in zip(axes, layers, strict=True):
         of_layer = pairs[pairs["layer"] == layer]
@@ -202,21 +202,26 @@ def coactivation_heatmap(pairs: pd.DataFrame, *, title: str | None = None) -> Fi
 
 @styled()
 def certainty_over_layers(table: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """Draw the entropies of the router and the shares of chosen affinity and top gate over layers, all from 0 to 1."""
-    lines = {
+    """Draw the entropies of the router and the shares of chosen affinity and top gate over layers, all from 0 to 1.
+
+    Columns that the table lacks are left out.
+    """
+    names = {
         "entropy_mean": "entropy of the mean",
         "entropy_token": "entropy per token",
+        "entropy_chosen": "entropy of chosen gates",
         "chosen_mass": "sum of chosen gates",
         "top_gate": "top gate / that sum",
     }
+    lines = {column: label for column, label in names.items() if column in table}
     ax = single(2.5, title)
     for (column, label), style in zip(lines.items(), arm_styles(list(lines)).values(), strict=True):
         ax.plot(table["layer"], table[column], label=label, **style)
     ax.set_ylim(0, 1.05)
-    ax.set_xticks(_spread_layers(table["layer"]))
+    ax.set_xticks(spread_layers(table["layer"]))
     ax.margins(x=0.1)
     ax.set_xlabel("MoE layer")
-    ax.set_ylabel("entropy / log E, or share")
+    ax.set_ylabel(f"entropy / log {'E' if 'entropy_token' in lines else 'K'}, or share")
     legend_below([ax], 2, columnspacing=1, handlelength=2.4)
     return figure_of(ax)
 
@@ -227,7 +232,7 @@ def overlap_over_training(table: pd.DataFrame, *, title: str | None = None) -> F
 
     Values by chance are dashed.
     """
-    layers = _spread_layers(table["layer"])
+    layers = spread_layers(table["layer"])
     ax = single(2.3, title)
     for layer, style in arm_styles([f"layer {layer}" for layer in layers]).items():
         steps = table[table["layer"] == int(layer.removeprefix("layer "))]
@@ -244,7 +249,7 @@ def overlap_over_training(table: pd.DataFrame, *, title: str | None = None) -> F
     return figure_of(ax)
 
 
-def _spread_layers(layers: "pd.Series[int]") -> list[int]:
+def spread_layers(layers: "pd.Series[int]") -> list[int]:
     """Return the layers, or `MOST_LAYERS` of them evenly spaced."""
     numbers = sorted(set(layers))
     if len(numbers) <= MOST_LAYERS:

@@ -33,11 +33,13 @@ def load_heatmap(
     """Draw the load of every expert over training for one seed (default: the first), a panel per arm and MoE layer.
 
     Experts are sorted by final load, highest on top, so that the two ends of the colour scale can be told apart by
-    position in black and white. All panels share one scale: 1, the mean, is white.
+    position in black and white. All panels share one scale: 1, the mean, is white. Without a column `seed`, the
+    table is of one seed.
     """
-    shown = routed(routing, arms)
-    seed = int(routing["seed"].min()) if seed is None else seed
-    of_seed = routing[routing["seed"] == seed]
+    shown, of_seed = routed(routing, arms), routing
+    if "seed" in routing:
+        seed = int(routing["seed"].min()) if seed is None else seed
+        of_seed = routing[routing["seed"] == seed]
     if of_seed.empty:
         raise ValueError(f"seed={seed}: must be a seed of the routing table, {sorted(set(routing['seed']))}")
     layers, shares = sorted(set(of_seed["layer"])), _shares(of_seed)
@@ -72,7 +74,7 @@ def load_heatmap(
     figure.supxlabel("training step", fontsize=8)
     assert mesh is not None
     bar = figure.colorbar(mesh, ax=grid, extend="max", extendfrac=0.02, aspect=30, pad=0.015)
-    bar.set_label(f"load / mean load, seed {seed}")
+    bar.set_label("load / mean load" if seed is None else f"load / mean load, seed {seed}")
     bar.set_ticks([tick for tick in TICKS if tick <= highest and (tick != 1.5 or highest < 3)])
     headline(figure, title)
     return figure

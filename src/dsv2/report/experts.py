@@ -5,54 +5,25 @@ a run raises DoesNotApply; a figure that cannot be drawn leaves its tables.
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from dsv2.data.source import Source
 from dsv2.models.transformer import Transformer
 from dsv2.plots import experts as plots_experts
-from dsv2.printing import described
+from dsv2.report.findings import NO_PAIRS, ONE_EXPERT, SAME_EXPERTS, Analysis, by_token, drawn, settling, together
 from dsv2.routing import coactivation, specialisation
 from dsv2.routing import interventions as experts
 from dsv2.routing.interventions import DoesNotApply
 from dsv2.routing.observed import Observed, SequenceLosses, losses_of, observe
 
 PAIRED = "95% intervals over validation sequences, paired by sequence; for one trained model, so without seed noise."
-
-
-class Analysis(NamedTuple):
-    """A finding with its tables and figures, keyed by file name."""
-
-    title: str
-    finding: str
-    note: str
-    tables: Mapping[str, pd.DataFrame]
-    figures: Mapping[str, Figure]
-    problems: Sequence[str] = ()  # sentences about figures that could not be drawn
-
-
-def _analysis(
-    title: str,
-    finding: str,
-    note: str,
-    tables: Mapping[str, pd.DataFrame],
-    drawings: Mapping[str, Callable[[], Figure]],
-) -> Analysis:
-    """Draw the figures of an analysis, each by itself."""
-    figures, problems = dict[str, Figure](), list[str]()
-    for name, draw in drawings.items():
-        try:
-            figures[name] = draw()
-        except Exception as error:  # of any library; the tables hold what it would show
-            problems.append(f"The figure {name} could not be drawn: {described(error)}.")
-    return Analysis(title, finding, note, tables, figures, problems)
 
 
 class ModelOnText:
@@ -103,7 +74,7 @@ def _shared(run: ModelOnText) -> Analysis:
     both = costs.get("shared off, one more routed")
     recovered = "" if both is None else f"; one more routed expert changes that by {both - costs['shared off']:+.3f}"
     off = table[table["model"] == "shared off"].iloc[0]
-    return _analysis(
+    return drawn(
         "Can a routed expert replace the shared experts?",
         f"Without the shared experts the loss is {off['loss']:.3f} instead of {table['loss'][0]:.3f}, "
         f"{_signed(off)}{recovered}.",
@@ -135,7 +106,7 @@ def _redundancy(run: ModelOnText) -> Analysis:
     finding = "; ".join(f"{name}, top {row['ratio']:.0%} masked: {_signed(row)}" for name, row in most)
     short = ", ".join(f"{row['difference']:+.3f} ({name})" for name, row in most)
     title = f"Top {most[0][1]['ratio']:.0%} of experts masked: {short if len(most) > 1 else short.partition(' ')[0]}"
-    return _analysis(
+    return drawn(
         "How redundant are the routed experts?",
         f"{finding} nats per token.",
         "In every layer, each token's experts of highest affinity are masked and the next best chosen instead. The "
@@ -159,7 +130,7 @@ def _fewer(run: ModelOnText) -> Analysis:
         note = f" {run.against.name} has {other:.3f}{_width(run.against)}: {least}."
     half = table.iloc[len(table) // 2]
     title = f"{half['experts']:.0f} of {ffn.top_k} routed experts: {half['difference']:+.3f} nats"
-    return _analysis(
+    return drawn(
         "How many routed experts are needed?",
         f"With {half['experts']:.0f} of {ffn.top_k} routed experts the loss is {half['loss']:.3f} instead of "
         f"{table['loss'][0]:.3f}, {_signed(half)}.{note}",
@@ -178,7 +149,7 @@ def _domains(run: ModelOnText) -> Analysis:
     shares = specialisation.domain_shares(observed, run.source.domains)
     best = table.iloc[int(table["information"].argmax())]
     much = f"{best['information']:.3f} of {best['most']:.3f} nats, {best['chance']:.3f} by chance"
-    return _analysis(
+    return drawn(
         "Do experts specialise by domain?",
         f"Most in layer {best['layer']:.0f}: the mutual information is {much} (p = {best['p']:.3f}).",
         f"Mutual information of domain and expert. Chance: the domains of whole sequences shuffled "
@@ -204,51 +175,13 @@ def _tokens(run: ModelOnText) -> Analysis:
     observed, tokenizer = _choosing(run), run.source.tokenizer
     table = specialisation.token_information(observed)
     text_of = str if tokenizer is None else lambda kind: tokenizer.decode([kind])
-    by_expert = specialisation.expert_tokens(observed, text_of)
-    if table["share_of_most"].isna().all():
-        raise DoesNotApply("the choice of experts hardly varies")
-    best = table.iloc[int(table["share_of_most"].argmax())]
-    settled = f"layer {best['layer']:.0f}, the token determines {best['share_of_most']:.0%} of the choice of experts"
-    return _analysis(
-        "Do experts specialise by token?",
-        f"In {settled}; 100% would be a lookup table from token to experts.",
-        "Mutual information of token and expert, minus its value with tokens shuffled, over its maximum. By expert: "
-        "load over the mean, the share of its token-expert pairs that belong to its ten most frequent tokens, the same "
-        "with tokens shuffled, and its most distinctive tokens.",
-        {"tokens": table, "expert_tokens": by_expert},
-        {
-            "tokens": lambda: plots_experts.information_bars(table, "token", title=f"In {settled}"),
-            "expert_tokens": lambda: plots_experts.token_concentration(
-                by_expert,
-                title=f"Ten tokens make up {by_expert['concentration'].median():.0%} of the median expert's load, "
-                f"{by_expert['chance'].median():.0%} by chance",
-            ),
-        },
-    )
+    return by_token(table, specialisation.expert_tokens(observed, text_of))
 
 
 def _coactivation(run: ModelOnText) -> Analysis:
-    top_k = experts.moe_config(run.model).top_k
-    if top_k < 2:
-        raise DoesNotApply("each token chooses one expert, so none are chosen together")
-    pairs = coactivation.coactivation(_choosing(run))
-    far = coactivation.far_from_independent(pairs)
-    table = pairs.sort_values("ratio", ascending=False, kind="stable")
-    frequent = table[table["expected"] >= 10]
-    top = (frequent if len(frequent) else table).iloc[0]
-    much = f"{top['ratio']:.1f} times as often as if they were independent"
-    return _analysis(
-        "Which experts are chosen together?",
-        f"Experts {top['expert']:.0f} and {top['other']:.0f} of layer {top['layer']:.0f} are chosen together {much}.",
-        "Independent: choices with the same loads. far: share of pairs whose count is over 3 standard deviations away, "
-        "0.3% by chance if tokens were independent, which in text they are not; log_ratio: mean of |log2(ratio)|.",
-        {"coactivation": far, "pairs": table},
-        {
-            "coactivation": lambda: plots_experts.coactivation_heatmap(
-                pairs, title=f"Pairs of experts are chosen up to {much}"
-            )
-        },
-    )
+    if experts.moe_config(run.model).top_k < 2:
+        raise DoesNotApply(NO_PAIRS)
+    return together(coactivation.coactivation(_choosing(run)))
 
 
 def _router(run: ModelOnText) -> Analysis:
@@ -256,7 +189,7 @@ def _router(run: ModelOnText) -> Analysis:
     table = coactivation.router_certainty(run.observed)
     token, mean, top = (table[name].mean() for name in ("entropy_token", "entropy_mean", "top_gate"))
     title = f"A token's affinities have {token:.0%} of the maximum entropy, their mean {mean:.0%}"
-    return _analysis(
+    return drawn(
         "How confident is the router?",
         f"{title}; the top gate is {top:.0%} of the sum of the chosen gates.",
         "Low entropy per token and high entropy of the mean: choices are confident and spread over all experts. The "
@@ -272,24 +205,14 @@ def _saturation(run: ModelOnText) -> Analysis:
         raise DoesNotApply("the run recorded no routing snapshots")
     snapshots = pd.read_parquet(run.snapshots) if isinstance(run.snapshots, Path) else run.snapshots
     table = coactivation.saturation(snapshots, num_experts)
-    last = table["step"].max()
-    halfway = table[table["step"] <= last / 2].groupby("layer").last()
-    settled = f"halfway through training {halfway['overlap'].mean():.0%} of a token's experts are its final ones"
-    return _analysis(
-        "When does routing settle?",
-        f"{settled.capitalize()}, {halfway['chance'].mean():.0%} by chance.",
-        f"Overlap of the chosen experts with those after step {last}, for a fixed probe of validation tokens. Chance: "
-        "tokens shuffled, loads unchanged. Step 0 is the untrained router.",
-        {"saturation": table},
-        {"saturation": lambda: plots_experts.overlap_over_training(table, title=settled.capitalize())},
-    )
+    return settling(table, "for a fixed probe of validation tokens")
 
 
 def _require_several(run: ModelOnText) -> int:
     """Return the number of routed experts. Raises DoesNotApply for a dense model and for a single expert."""
     num_experts = experts.moe_config(run.model).num_experts
     if num_experts == 1:
-        raise DoesNotApply("a single routed expert leaves no choice")
+        raise DoesNotApply(ONE_EXPERT)
     return num_experts
 
 
@@ -298,7 +221,7 @@ def _choosing(run: ModelOnText) -> Observed:
     _require_several(run)
     chosen = np.sort(run.observed.experts, -1)  # (L, S, T, K)
     if (chosen == chosen[:, :1, :1]).all():
-        raise DoesNotApply("all tokens choose the same experts")
+        raise DoesNotApply(SAME_EXPERTS)
     return run.observed
 
 

@@ -3,6 +3,8 @@
 L MoE layers, E routed experts, K of them per token, N tokens.
 """
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -20,18 +22,25 @@ def coactivation(observed: Observed) -> pd.DataFrame:
     top_k = observed.experts.shape[-1]
     if top_k < 2:
         raise ValueError("top_k=1: each token chooses one expert, so none are chosen together")
-    first, second = np.triu_indices(observed.num_experts, 1)
     frames = []
     for layer, experts in zip(observed.layers, observed.experts, strict=True):
         chosen = one_hot(experts.reshape(-1, top_k), observed.num_experts)
-        together = (chosen.T @ chosen)[first, second]
-        load = chosen.mean(0)
-        weight = load[first] * load[second]
-        expected = weight / weight.sum() * together.sum()
-        ratio = np.divide(together, expected, out=np.ones_like(expected), where=expected > 0)
-        columns = {"layer": layer, "expert": first, "other": second}
-        frames.append(pd.DataFrame(columns | {"tokens": together.astype(int), "expected": expected, "ratio": ratio}))
+        frames.append(pairs_of(layer, chosen.T @ chosen))
     return pd.concat(frames, ignore_index=True)
+
+
+def pairs_of(layer: int, together: NDArray[np.float64]) -> pd.DataFrame:
+    """Return the table of one layer from the number of tokens that chose both of two experts (E, E).
+
+    The diagonal has the number of tokens that chose each.
+    """
+    first, second = np.triu_indices(len(together), 1)
+    load, tokens = together.diagonal(), together[first, second]
+    weight = load[first] * load[second]
+    expected = weight / weight.sum() * tokens.sum()
+    ratio = np.divide(tokens, expected, out=np.ones_like(expected), where=expected > 0)
+    columns = {"layer": layer, "expert": first, "other": second}
+    return pd.DataFrame(columns | {"tokens": tokens.astype(int), "expected": expected, "ratio": ratio})
 
 
 def far_from_independent(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -70,15 +79,22 @@ def saturation(snapshots: pd.DataFrame, num_experts: int) -> pd.DataFrame:
     for layer, table in snapshots.groupby("layer"):
         chosen = {step: one_hot(_experts(at_step), num_experts) for step, at_step in table.groupby("step")}
         last = chosen[table["step"].max()]
-        top_k = last.sum(1).mean()
         for step, at_step in chosen.items():
-            overlap = (at_step * last).sum(1).mean() / top_k
-            chance = (at_step.mean(0) * last.mean(0)).sum() / top_k
-            rows.append({"layer": layer, "step": step, "overlap": overlap, "chance": chance})
+            shared = overlap((at_step * last).sum(), at_step.sum(0), last.sum(0), num_tokens=len(last))
+            rows.append({"layer": layer, "step": step} | shared)
     return pd.DataFrame(rows)
 
 
-def one_hot(experts: NDArray[np.int16], num_experts: int) -> NDArray[np.float64]:
+def overlap(shared: float, load: NDArray[Any], last: NDArray[Any], *, num_tokens: int) -> dict[str, float]:
+    """Return the overlap with the last step and its chance from the choices that a step shares with it.
+
+    `load` and `last` (E,) are the pairs of each expert at the step and at the last one.
+    """
+    pairs = last.sum()
+    return {"overlap": float(shared / pairs), "chance": float((load * last).sum() / (num_tokens * pairs))}
+
+
+def one_hot(experts: NDArray[np.integer[Any]], num_experts: int) -> NDArray[np.float64]:
     """Return (N, E) from experts (N, K): 1 for the experts that a token chose."""
     chosen = np.zeros((len(experts), num_experts))
     np.put_along_axis(chosen, experts.astype(np.int64), 1.0, axis=1)

@@ -57,7 +57,7 @@ def losses_of(
     model: Transformer, batch: Batch, *, batch_size: int, seen: Callable[[int], Any] = lambda sequences: None
 ) -> SequenceLosses:
     """Run `batch` through the model, `batch_size` sequences at a time, calling `seen` with the number after each."""
-    return _joined([losses for _, losses in _passes(model, batch, batch_size, seen)])
+    return _joined([losses for _, losses in passes(model, batch, batch_size, seen)])
 
 
 def observe(
@@ -67,7 +67,7 @@ def observe(
     if model.config.moe is None:
         raise ValueError("model: it has no MoE layers, so there is no routing")
     losses, experts, gates, entropy, affinity = [], [], [], [], []
-    for output, part in _passes(model, batch, batch_size, seen):
+    for output, part in passes(model, batch, batch_size, seen):
         losses.append(part)
         num_experts = output.routings[0].affinities.shape[-1]
         experts.append(torch.stack([r.experts for r in output.routings]).to(torch.int16).cpu())
@@ -107,9 +107,10 @@ def difference(losses: SequenceLosses, plain: SequenceLosses) -> Change:
     return Change(mean, mean - half_width, mean + half_width)
 
 
-def _passes(
+def passes(
     model: Transformer, batch: Batch, batch_size: int, seen: Callable[[int], Any]
 ) -> Iterator[tuple[Output, SequenceLosses]]:
+    """Yield the output and losses of `batch_size` sequences at a time, calling `seen` with their number after each."""
     assert not model.training, "training mode may drop tokens"
     device = model.embedding.device
     for first in range(0, len(batch.inputs), batch_size):

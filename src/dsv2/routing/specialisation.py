@@ -6,7 +6,8 @@ it is above 0 even with domains or tokens shuffled.
 S sequences, T tokens, L MoE layers, E routed experts, K of them per token, D domains, V distinct tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ TOP = 10  # most frequent tokens per expert
 RESOLVED = 1e-9  # nats; smaller differences are rounding errors
 
 
-def mutual_information(counts: NDArray[np.int64]) -> float:
+def mutual_information(counts: NDArray[np.integer[Any]]) -> float:
     """Return the mutual information of row and column of joint counts in nats; 0 if they are independent."""
     joint = counts / counts.sum()
     parts = (special.entr(joint.sum(axis)).sum() for axis in (0, 1))
@@ -80,15 +81,22 @@ def token_information(observed: Observed, *, shuffles: int = 20, seed: int = 0) 
     shuffled = [rng.permutation(tokens.ravel()).reshape(tokens.shape) for _ in range(shuffles)]
     rows = []
     for layer, experts in zip(observed.layers, observed.experts, strict=True):
+        counts, *by_chance = (_joint(t, experts, len(kinds), observed.num_experts) for t in (tokens, *shuffled))
+        rows.append(information_of(layer, counts, by_chance, top_k=experts.shape[-1]))
+    return with_share(pd.DataFrame(rows))
 
-        def information(given: NDArray[np.int64], experts: NDArray[np.int16] = experts) -> float:
-            return mutual_information(_joint(given, experts, len(kinds), observed.num_experts))
 
-        load = np.bincount(experts.ravel(), minlength=observed.num_experts) / experts.size
-        most = float(special.entr(load).sum() - np.log(experts.shape[-1]))
-        row = _against_chance(information(tokens), [information(given) for given in shuffled])
-        rows.append({"layer": layer} | row | {"most": most})
-    table = pd.DataFrame(rows)
+def information_of(
+    layer: int, counts: NDArray[np.integer[Any]], by_chance: Iterable[NDArray[np.integer[Any]]], *, top_k: int
+) -> dict[str, float]:
+    """Return the row of one layer from the joint counts of token and expert (V, E), also with tokens shuffled."""
+    load = counts.sum(0) / counts.sum()
+    row = _against_chance(mutual_information(counts), [mutual_information(shuffled) for shuffled in by_chance])
+    return {"layer": layer} | row | {"most": float(special.entr(load).sum() - np.log(top_k))}
+
+
+def with_share(table: pd.DataFrame) -> pd.DataFrame:
+    """Add `share_of_most` to the rows of `information_of`."""
     room = table["most"] - table["chance"]
     return table.assign(share_of_most=(table["information"] - table["chance"]) / room.where(room > RESOLVED))
 
@@ -102,17 +110,32 @@ def expert_tokens(observed: Observed, text_of: Callable[[int], str], *, top: int
     tokens, kinds = _kinds(observed)
     shuffled = np.random.default_rng(seed).permutation(tokens.ravel()).reshape(tokens.shape)
     texts = [text_of(int(kind)) for kind in kinds]
-    rows = []
+    frames = []
     for layer, experts in zip(observed.layers, observed.experts, strict=True):
-        counts = _joint(tokens, experts, len(kinds), observed.num_experts).T  # (E, V)
-        chance = _joint(shuffled, experts, len(kinds), observed.num_experts).T
-        expected = counts.sum(1, keepdims=True) * (counts.sum(0) / counts.sum())
-        telling = special.rel_entr(counts, expected)
-        for expert, (own, by_chance, terms) in enumerate(zip(counts, chance, telling, strict=True)):
-            best = [kind for kind in np.argsort(-terms, kind="stable")[:top] if terms[kind] > 0]
-            row = {"layer": layer, "expert": expert, "load": own.sum() / counts.sum(1).mean()}
-            row |= {"concentration": _top_share(own, top), "chance": _top_share(by_chance, top)}
-            rows.append(row | {"tokens_in_text": " ".join(repr(texts[kind]) for kind in best)})
+        counts, by_chance = (_joint(t, experts, len(kinds), observed.num_experts) for t in (tokens, shuffled))
+        frames.append(tokens_of(layer, counts, by_chance, texts, top=top))
+    return pd.concat(frames, ignore_index=True)
+
+
+def tokens_of(
+    layer: int,
+    counts: NDArray[np.integer[Any]],
+    by_chance: NDArray[np.integer[Any]],
+    texts: Sequence[str],
+    *,
+    top: int = TOP,
+) -> pd.DataFrame:
+    """Return the table of one layer from the joint counts of token and expert (V, E), also with tokens shuffled."""
+    counts, by_chance = counts.T, by_chance.T
+    mean = counts.sum(1).mean()
+    share = counts.sum(0) / counts.sum()
+    rows = []
+    for expert, (own, shuffled) in enumerate(zip(counts, by_chance, strict=True)):
+        terms = special.rel_entr(own, own.sum() * share)
+        best = [kind for kind in np.argsort(-terms, kind="stable")[:top] if terms[kind] > 0]
+        row = {"layer": layer, "expert": expert, "load": own.sum() / mean}
+        row |= {"concentration": _top_share(own, top), "chance": _top_share(shuffled, top)}
+        rows.append(row | {"tokens_in_text": " ".join(repr(texts[kind]) for kind in best)})
     return pd.DataFrame(rows)
 
 
@@ -139,5 +162,5 @@ def _joint(given: NDArray[np.int64], experts: NDArray[np.int16], num_given: int,
     return np.bincount(cells.ravel(), minlength=num_given * num_experts).reshape(num_given, num_experts)
 
 
-def _top_share(counts: NDArray[np.int64], top: int) -> float:
+def _top_share(counts: NDArray[np.integer[Any]], top: int) -> float:
     return float(np.sort(counts)[::-1][:top].sum() / max(counts.sum(), 1))

@@ -29,11 +29,16 @@ class Dropping:
             self.require(0 <= self.exempt_ratio <= 1, "exempt_ratio", "between 0 and 1")
 
 
+def budget(pairs: int, *, num_devices: int, capacity_factor: float) -> int:
+    """Return how many of a batch's token-expert pairs a device takes: floor(capacity_factor * pairs / D)."""
+    return math.floor(capacity_factor * pairs / num_devices)
+
+
 def drop(routing: Routing, *, num_devices: int, capacity_factor: float, exempt: Tensor | None = None) -> Tensor:
     """Return (B, T, K) bool, True for the token-expert pairs above their device's budget.
 
-    The budget is floor(capacity_factor * B T K / D) pairs. Pairs of `exempt` sequences ((B,) bool) use it first and are
-    never dropped; of the others, those with the lowest affinity are dropped, later ones first among equals.
+    The `budget` is that of B T K pairs. Pairs of `exempt` sequences ((B,) bool) use it first and are never dropped; of
+    the others, those with the lowest affinity are dropped, later ones first among equals.
 
     Raises ValueError, naming the field, for tensors that do not fit together and for numbers out of range; on a GPU the
     experts are not compared with their number, since every step would have to wait for it.
@@ -47,7 +52,7 @@ def drop(routing: Routing, *, num_devices: int, capacity_factor: float, exempt: 
     if num_devices < 1 or num_experts % num_devices:
         raise ValueError(f"num_devices={num_devices}: must be a divisor of the number of experts, {num_experts}")
     pairs = experts.numel()
-    budget = math.floor(capacity_factor * pairs / num_devices)
+    room = budget(pairs, num_devices=num_devices, capacity_factor=capacity_factor)
     devices = (experts // (num_experts // num_devices)).flatten()  # (B T K,)
     rank_by = routing.gates.detach().flatten().float()
     if exempt is not None:
@@ -66,7 +71,7 @@ def drop(routing: Routing, *, num_devices: int, capacity_factor: float, exempt: 
     first = counts.cumsum(0) - counts
     rank = torch.arange(pairs, device=experts.device) - first[devices[order]]  # within the device
     dropped = torch.empty_like(devices, dtype=torch.bool)
-    dropped[order] = rank >= budget
+    dropped[order] = rank >= room
     if exempt is not None:
         dropped &= ~kept
     return dropped.view_as(experts)
