@@ -174,7 +174,7 @@ def test_yarn_is_chosen_and_its_numbers_are_overridden():
     [
         (["model/ffn/dropping=devices"], "model/ffn/dropping='devices' is not valid: choose one of device, none"),
         (["model/ffn/dropping=null"], "model/ffn/dropping=None is not valid: choose one of device, none"),
-        (["model/rope=ntk"], "model/rope='ntk' is not valid: choose one of plain, yarn"),
+        (["model/rope=alibi"], "model/rope='alibi' is not valid: choose one of interpolation, ntk, plain, yarn"),
         (
             ["model.ffn.dropping.capacity_factor=0.5"],
             "model.ffn.dropping.capacity_factor=0.5 is not valid: model.ffn.dropping is null here and has no keys; "
@@ -183,7 +183,7 @@ def test_yarn_is_chosen_and_its_numbers_are_overridden():
         (
             ["model.rope.yarn.factor=8"],
             "model.rope.yarn.factor=8 is not valid: model.rope.yarn is null here and has no keys; "
-            "other choices of model/rope are plain, yarn",
+            "other choices of model/rope are interpolation, ntk, plain, yarn",
         ),
         (["study.name=x"], "study.name='x' is not valid: study is null here and has no keys"),
         (["model/rope=yarn", "model.rope.yarn.factr=8"], "did you mean 'factor'? valid keys are beta_fast,"),

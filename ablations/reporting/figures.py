@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from ablations.reporting.findings import Findings
+from ablations.reporting.positions import trained_length
 from ablations.reporting.summary import level
 from dsv2.accounting.deployed import published_caches
 from dsv2.metrics import quantity
@@ -11,6 +12,7 @@ from dsv2.plots.calibration import false_positive_rates
 from dsv2.plots.cost import cache_over_context, loss_over_budgets, metric_over_cache
 from dsv2.plots.factorial import factorial_forest
 from dsv2.plots.load import device_load, load_heatmap
+from dsv2.plots.positions import loss_over_position
 from dsv2.plots.study import (
     IMBALANCE,
     difference_over_tokens,
@@ -28,7 +30,7 @@ def draw(findings: Findings) -> tuple[list[Picture], list[str]]:
     Also returns a sentence about each figure that failed; the others are drawn.
     """
     return pictures(
-        [*_verdicts(findings), *_values(findings), *_training(findings), *_routing(findings), *_caches(findings)]
+        [*_verdicts(findings), *_values(findings), *_positions(findings), *_training(findings), *_routing(findings), *_caches(findings)]
     )
 
 
@@ -59,6 +61,18 @@ def _values(findings: Findings) -> Iterator[Drawing]:
             text = f"Final {quantity(metric).name} of every seed; bar: mean; grey lines connect the arms of one seed."
             axes = partial(metric_by_arm, results, metric, floor=findings.final_floor.get(metric), arms=arms)
             yield Drawing(f"{metric.replace('/', '_')}_by_arm", text, axes)
+
+
+def _positions(findings: Findings) -> Iterator[Drawing]:
+    if length := trained_length(findings.finished):
+        study = findings.study
+        families = {baseline: family for baseline, family in study.families().items() if len(family) > 1}
+        text = (
+            f"Loss over the position in the sequence, mean and range over {len(study.seeds)} seeds; the same tokens at "
+            f"every position. Dashed: the trained length, {length} tokens."
+        )
+        figure = partial(loss_over_position, findings.finished, length, families=families, arms=list(study.arms))
+        yield Drawing("loss_by_position", text, figure)
 
 
 def _training(findings: Findings) -> Iterator[Drawing]:

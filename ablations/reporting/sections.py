@@ -9,6 +9,7 @@ import pandas as pd
 from ablations.reporting.adjusted import adjusted
 from ablations.reporting.caches import cache_section
 from ablations.reporting.findings import Findings
+from ablations.reporting.positions import by_position
 from ablations.reporting.summary import level, look_text
 from ablations.reporting.words import number, spread
 from dsv2.metrics import BUDGETS, chance, quantity
@@ -41,6 +42,7 @@ def sections_of(findings: Findings, pictures: Sequence[Picture]) -> list[Section
         _calibration(findings) if findings.false_rates else None,
         Section("Question", [study.question, f"Predicted: {study.prediction}", f"Arms - {arms}."]),
         _results(findings),
+        by_position(findings),
         Section("Figures", [], (), pictures) if pictures else None,
         Section("Exploratory: other differences", [EXPLORATORY], [_effect_table(findings.effects)])
         if findings.effects

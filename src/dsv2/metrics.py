@@ -1,5 +1,7 @@
 """Names and units of all metrics, for tables and figures."""
 
+import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -36,6 +38,10 @@ METRICS = {
     "deployed/agreement": Quantity("sampled alike", "share of tokens"),
     "deployed/kv_bytes_per_token": Quantity("cache held", "bytes/token"),
     "deployed/kv_bits": Quantity("cache held per element", "bits"),
+    "bench/loss_1x": Quantity("loss up to the trained length", "nats/token"),
+    "bench/loss_2x": Quantity("loss up to 2x the trained length", "nats/token"),
+    "bench/loss_4x": Quantity("loss up to 4x the trained length", "nats/token"),
+    "bench/loss_8x": Quantity("loss up to 8x the trained length", "nats/token"),
     "val/loss_at_capacity": Quantity("validation loss with dropping", "nats/token"),
     "train/loss": Quantity("training loss", "nats/token"),
     "train/ce": Quantity("training cross-entropy", "nats/token"),
@@ -69,6 +75,15 @@ CHANCE = {
     "copying/accuracy": 1 / 63,
     "arithmetic/accuracy": 1 / 10,
 }
+
+
+def losses_at(metrics: Iterable[str]) -> dict[str, int]:
+    """Map the metrics that are losses at a position to that position in tokens, in ascending order."""
+    ends = {metric: int(found[1]) for metric in metrics if (found := _LOSS_AT.fullmatch(metric))}
+    return dict(sorted(ends.items(), key=lambda item: item[1]))
+
+
+_LOSS_AT = re.compile(r"bench/loss_at_(\d+)")
 
 
 def quantity(metric: str) -> Quantity:

@@ -80,7 +80,8 @@ def _own(run: SavedRun, tasks: list[str], batch_size: int) -> dict[str, Measure]
     """Prepare our benchmarks, with the run's sizes or, if it has none, the defaults."""
     if not tasks:
         return {}
-    config = (None if run.imported else run.config.benchmarks) or TextBenchmarks.Config()
+    own = None if run.imported else run.config.benchmarks
+    config = own if isinstance(own, TextBenchmarks.Config) else TextBenchmarks.Config()
     source = run.source
     if not isinstance(source, PackedText):
         raise ValueError(f"{', '.join(tasks)}: needs held-out text, but the data of {run.folder} are not text")

@@ -19,6 +19,7 @@ from dsv2.data.packing import PackedText
 from dsv2.data.source import Source
 from dsv2.evaluation.benchmarks import TextBenchmarks
 from dsv2.evaluation.deployment import measure_deployment
+from dsv2.evaluation.positions import LossByPosition
 from dsv2.evaluation.validation import evaluate, loss_at_capacity
 from dsv2.models.moe.layer import MoE
 from dsv2.routing.measures import Counts, Measures, count, mean_measures, measure, overflow
@@ -39,7 +40,8 @@ class Recorder(L.Callback):
         run = module.config
         self.run, self.source, self.folder = run, source, folder
         self.validation = source.validation()
-        self.benchmarks: TextBenchmarks | None = None  # built now, so that too small a corpus fails before training
+        # Built now, so that too small a corpus fails before training.
+        self.benchmarks: TextBenchmarks | LossByPosition | None = None
         if run.benchmarks is not None:
             assert isinstance(source, PackedText)  # the config refuses benchmarks for other data
             self.benchmarks = run.benchmarks.build(source)
