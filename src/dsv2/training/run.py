@@ -135,10 +135,9 @@ class Run:
             self.require(self.trainer.devices == 1 or not coupled, "trainer.devices", valid)
             if self.deployment is not None:
                 self.deployment.require_fits(self.model.attention)
-            if self.benchmarks is not None:
-                if not isinstance(self.data, Text.Config):
-                    name = "text" if isinstance(self.benchmarks, TextBenchmarks.Config) else "positions"
-                    raise ConfigError("benchmarks", name, "none for data without text, such as synthetic sequences")
+            if self.benchmarks is not None and not isinstance(self.data, Text.Config):
+                name = "text" if isinstance(self.benchmarks, TextBenchmarks.Config) else "positions"
+                raise ConfigError("benchmarks", name, "none for data without text, such as synthetic sequences")
             if isinstance(self.benchmarks, LossByPosition.Config):
                 valid = f"at most an eighth of {limit}, the positions of model.rope"
                 fits = limit is None or self.benchmarks.longest <= limit
