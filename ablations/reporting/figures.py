@@ -30,7 +30,14 @@ def draw(findings: Findings) -> tuple[list[Picture], list[str]]:
     Also returns a sentence about each figure that failed; the others are drawn.
     """
     return pictures(
-        [*_verdicts(findings), *_values(findings), *_positions(findings), *_training(findings), *_routing(findings), *_caches(findings)]
+        [
+            *_verdicts(findings),
+            *_values(findings),
+            *_positions(findings),
+            *_training(findings),
+            *_routing(findings),
+            *_caches(findings),
+        ]
     )
 
 

@@ -40,7 +40,7 @@ def findings() -> Findings:
             at = {f"bench/loss_{2**k}x": 4.0 + noise + k * (step + noise / 10) for k in range(4)}
             row = {"arm": arm, "seed": seed, "status": "finished", "seconds": 1.0, "tokens": 10, "error": None}
             rows.append(row | at | {f"bench/loss_at_{end}": 4.0 for end in ENDS})
-    accounting = pd.DataFrame({"arm": ["none", "yarn"], **dict.fromkeys(BUDGETS, [10, 10]), "steps": [1, 1]})
+    accounting = pd.DataFrame({"arm": ["none", "yarn"], **{name: [10, 10] for name in BUDGETS}, "steps": [1, 1]})
     return Findings(study=study, results=pd.DataFrame(rows), accounting=accounting)
 
 
