@@ -13,6 +13,7 @@ from dsv2.plots.style import (
     arms_of,
     draw_curves,
     legend_below,
+    legend_columns,
     legend_height,
     panel_title,
     panels,
@@ -40,9 +41,9 @@ def loss_over_position(
         raise ValueError("results: no loss at positions; run with benchmarks=positions")
     first = min(columns.values())
     styles, groups = arm_styles(order), dict(families or {"": order})
-    figure, axes = panels(
-        len(groups), columns=2, height=2.3, margin=0.25 + legend_height(len(order), 4), title=title, sharey=True
-    )
+    columns_below = legend_columns(order)
+    margin = 0.25 + legend_height(len(order), columns_below)
+    figure, axes = panels(len(groups), columns=2, height=2.3, margin=margin, title=title, sharey=True)
     for ax, (baseline, members) in zip(axes, groups.items(), strict=True):
         ax.axvline(trained_length, color="0.3", linestyle=DASHED, linewidth=0.8, zorder=0)
         drawn = []
@@ -59,7 +60,7 @@ def loss_over_position(
         ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xlabel("position (tokens)")
     axes[0].set_ylabel("loss (nats/token)")
-    legend_below(axes, 4)
+    legend_below(axes, columns_below)
     return figure
 
 

@@ -60,9 +60,8 @@ class Engine:
         for name, value in (("num_rows", num_rows), ("max_length", max_length), ("chunk", chunk)):
             if value < 1:
                 raise ConfigError(name, value, "1 or more")
-        limit = model.rope.limit
-        if limit is not None and max_length > limit:
-            raise ConfigError("max_length", max_length, f"at most {limit}, the positions that the model's RoPE has")
+        if (limit := model.rope.limit) is not None and max_length > limit:
+            raise ConfigError("max_length", max_length, f"at most {limit}, the positions of the model's extended RoPE")
         self.model, self.tokenizer, self.max_length, self.chunk = model, tokenizer, max_length, chunk
         self.max_waiting = max_waiting
         self.device, self.vocab_size = model.embedding.device, model.config.vocab_size
