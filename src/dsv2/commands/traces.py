@@ -120,6 +120,7 @@ def export_traces(run: str | Path, out: str | Path, *, text: Sequence[str] = ())
     from dsv2.routing.recording import write_samples, write_step
     from dsv2.storage.files import new_directory, require_free
     from dsv2.storage.rundir import CHECKPOINTS
+    from dsv2.storage.weights import how_to_train
     from dsv2.training.saved import open_run
 
     require_free(Path(out))
@@ -130,7 +131,7 @@ def export_traces(run: str | Path, out: str | Path, *, text: Sequence[str] = ())
     steps: list[int | None] = [None] if opened.imported else [*opened.steps]
     if not steps:
         raise ValueError(
-            f"{opened.folder}: no valid checkpoint in {opened.folder / CHECKPOINTS}; {opened.how_to_train()}"
+            f"{opened.folder}: no valid checkpoint in {opened.folder / CHECKPOINTS}; {how_to_train(opened.folder)}"
         )
     validation, layers = opened.validation, list(opened.model_config.moe_layers)
     total = len(steps) * validation.inputs.numel()

@@ -14,7 +14,6 @@ from dsv2.data.tokenizer import END_ID, Tokenizer
 from dsv2.inference.engine.engine import Engine
 from dsv2.inference.engine.request import Generation, QueueFull, Request
 from dsv2.inference.sampling import Sampling
-from dsv2.models.rope import Rope, Yarn
 from dsv2.models.transformer import Transformer
 from tests.references.generation import ATTENTION, VOCAB, alone, prompts_of, small_model
 from tests.references.tolerances import FLOAT32
@@ -467,14 +466,3 @@ def test_an_engine_of_no_size_is_refused(model: Transformer) -> None:
     for name in ("num_rows", "max_length", "chunk"):
         with pytest.raises(ConfigError, match=f"{name}=0 is not valid: 1 or more"):
             Engine(model, **{"num_rows": 1, "max_length": 1, name: 0})
-
-
-def test_rows_end_where_an_extended_rope_does() -> None:
-    small = small_model()
-    rope = Rope.Config(yarn=Yarn.Config(factor=2, original_length=8))
-    extended = replace(small.config, rope=rope).build()
-    assert Engine(extended, num_rows=1, max_length=16).max_length == 16
-    with pytest.raises(
-        ConfigError, match="max_length=17 is not valid: at most 16, the positions of the model's extended"
-    ):
-        Engine(extended, num_rows=1, max_length=17)
