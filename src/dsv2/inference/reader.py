@@ -32,10 +32,17 @@ class Reader(NamedTuple):
             raise ValueError(f"prompt={text!r}: has the token {max(ids)}, but the model's vocabulary has {size}")
         return ids
 
-    def engine(self, *, num_rows: int, max_length: int | None = None, max_waiting: int | None = None) -> Engine:
-        """Return an engine that continues `num_rows` texts of `max_length` tokens (default: `longest`) at a time.
+    def engine(
+        self,
+        *,
+        num_rows: int,
+        max_length: int | None = None,
+        max_waiting: int | None = None,
+        prompts_first: bool = True,
+    ) -> Engine:
+        """Return an engine of rows of `max_length` tokens (default: `longest`), whose other arguments are `Engine`'s.
 
-        Only ids that have a token are generated. At most `max_waiting` requests may wait (default: any number).
+        Only ids that have a token are generated.
         """
         return Engine(
             self.model,
@@ -44,4 +51,5 @@ class Reader(NamedTuple):
             tokenizer=self.tokenizer,
             ids=self.tokenizer.ids,
             max_waiting=max_waiting,
+            prompts_first=prompts_first,
         )

@@ -140,9 +140,10 @@ def test_a_token_that_is_no_number_stays_in_its_own_row(model: Transformer, monk
 def test_whatever_happens_everyone_gets_their_own(model: Transformer, seed: int) -> None:
     """Requests come, share beginnings, are cancelled and end at random; those that end are as alone."""
     draw = random.Random(seed)
-    engine = Engine(model, num_rows=draw.choice([2, 3, 5]), max_length=64, chunk=draw.choice([4, 16, 64]))
+    sizes = {"num_rows": draw.choice([2, 3, 5]), "chunk": draw.choice([4, 16, 64])}
+    engine = Engine(model, **sizes, max_length=64, prompts_first=seed % 2 == 0)
     beginnings, generations = prompts_of(35, 17, 33), list[Generation]()
-    for _ in range(60):
+    for _ in range(45):
         if draw.random() < 0.35:
             start = draw.choice(beginnings)
             prompt = start[: draw.randint(1, len(start))] + prompts_of(draw.randint(1, 6), seed=draw.randint(0, 3))[0]
@@ -155,7 +156,7 @@ def test_whatever_happens_everyone_gets_their_own(model: Transformer, seed: int)
             assert generation.row == row
     for _ in engine.run():
         pass
-    assert len(generations) > 10
+    assert len(generations) > 8
     as_alone(model, [generation for generation in generations if generation.finish != "cancelled"])
 
 
@@ -164,6 +165,23 @@ def test_a_model_in_training_mode_is_used_in_evaluation_mode() -> None:
     (generation,) = served(Engine(training, num_rows=1, max_length=64), asked(prompts_of(20)[0]))
     assert training.training
     as_alone(training.eval(), [generation])
+
+
+@pytest.mark.parametrize(
+    ("prompts_first", "passes"), [(True, [5, 1, 8, 8, 8, 8, 8, 2]), (False, [5, 1, 8, 1, 8, 1, 8, 1, 8, 1, 8, 2])]
+)
+def test_answers_wait_for_prompts_or_not(
+    model: Transformer, counted: list[int], prompts_first: bool, passes: list[int]
+) -> None:
+    """A prompt of 40 that comes while another is answered, read 8 tokens at a time."""
+    short, long = prompts_of(5, 40)
+    engine = Engine(model, num_rows=2, max_length=64, chunk=8, prompts_first=prompts_first)
+    engine.submit(asked(short, 9))
+    engine.step()
+    engine.submit(asked(long, 9))
+    while engine.rows.decoding < 2:
+        engine.step()
+    assert counted == passes
 
 
 # ---- shared beginnings -----------------------------------------------------------------------------------------------
@@ -326,8 +344,8 @@ def test_a_prompt_can_be_scored_alone(model: Transformer) -> None:
 def test_who_leaves_frees_the_row_at_once(model: Transformer, after: int, samples: int) -> None:
     """Before the first step, before the first token, after the third; also after 100 requests; others go on."""
     engine = Engine(model, num_rows=2, max_length=64, chunk=8)
-    if after == 3:
-        served(engine, *(asked(prompt, 2) for prompt in prompts_of(*[5] * 100)))
+    if (after, samples) == (3, 2):
+        served(engine, *(asked(prompt, 1) for prompt in prompts_of(*[5] * 100)))
     left, stays = prompts_of(20, 9)
     generations = [engine.submit(asked(left, 30, sample=sample)) for sample in range(samples)]
     other = engine.submit(asked(stays, 12))

@@ -21,14 +21,14 @@ from dsv2.inference.engine.text import TextStream
 from dsv2.inference.sampling import Chooser, Ids, allowed
 from dsv2.models.transformer import Transformer, evaluating
 
-CHUNK = 512  # tokens of prompts that are read per step, between two tokens of the answers that are under way
+CHUNK = 512  # tokens of prompts that are read per step
 
 
 class Engine:
     """Continues requests with one model over one cache, which is allocated once.
 
-    A request waits until a row is free, has its prompt read in chunks, and then gets a token in every step until it
-    ends; others enter and leave meanwhile. Its tokens do not depend on them: draws are a function of its seed, and its
+    A request waits until a row is free, has its prompt read in chunks, and then gets a token per step until it ends;
+    others enter and leave meanwhile. Its tokens do not depend on them: draws are a function of its seed, and its
     logits differ at most by the rounding of products of other shapes. What prompts begin with in common is computed
     once. Nothing here is safe to be called from two threads at a time.
     """
@@ -43,6 +43,7 @@ class Engine:
         ids: Ids | None = None,
         max_waiting: int | None = None,
         chunk: int = CHUNK,
+        prompts_first: bool = True,
         cache: ModelCache | None = None,
     ) -> None:
         """Allocate the cache.
@@ -55,6 +56,8 @@ class Engine:
             ids: The only tokens that are generated, such as those that have a text (default: all).
             max_waiting: Requests that may wait besides those for which rows are free (default: any number).
             chunk: Tokens of prompts that are read per step, of all requests together.
+            prompts_first: Whether answers wait while there are prompts to read, so that more of them are continued
+                together; otherwise each gets a token in every step, as who reads along wants.
             cache: Another one than that of `allocate_caches`, with `num_rows` rows of `max_length` tokens.
         """
         for name, value in (("num_rows", num_rows), ("max_length", max_length), ("chunk", chunk)):
@@ -63,7 +66,7 @@ class Engine:
         if (limit := model.rope.limit) is not None and max_length > limit:
             raise ConfigError("max_length", max_length, f"at most {limit}, the positions of the model's extended RoPE")
         self.model, self.tokenizer, self.max_length, self.chunk = model, tokenizer, max_length, chunk
-        self.max_waiting = max_waiting
+        self.max_waiting, self.prompts_first = max_waiting, prompts_first
         self.device, self.vocab_size = model.embedding.device, model.config.vocab_size
         self.allowed = allowed(ids, self.vocab_size, self.device)
         if cache is None:
@@ -118,13 +121,16 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Update]:
-        """Let waiting requests enter, read a chunk of prompts, and add one token to each answer under way.
+        """Let waiting requests enter, read a chunk of prompts, and add a token to each answer under way.
 
         Whatever is left to do, a step adds a token or reads some. Raises ValueError for logits that are not numbers.
         """
         with evaluating(self.model) if self.model.training else nullcontext():
             self._admit()
-            return [*self._prefill(), *self._decode()]
+            updates = self._prefill()
+            if self.prompts_first and len(self.rows.holders) > self.rows.decoding:
+                return updates
+            return [*updates, *self._decode()]
 
     def _admit(self) -> None:
         """Give free rows to those who wait, in their order; one whose beginning is being computed waits for it."""

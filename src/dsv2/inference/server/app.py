@@ -34,7 +34,7 @@ def build(reader: Reader, name: str, *, num_rows: int, max_waiting: int, context
     At most `num_rows` answers are written at a time and `max_waiting` wait; what is beyond gets the status 429. A
     prompt and its answer have at most `context` tokens together (default: `reader.longest`).
     """
-    worker = Worker(reader.engine(num_rows=num_rows, max_length=context, max_waiting=max_waiting))
+    worker = Worker(reader.engine(num_rows=num_rows, max_length=context, max_waiting=max_waiting, prompts_first=False))
 
     @asynccontextmanager
     async def working(_: FastAPI) -> AsyncIterator[None]:
