@@ -109,3 +109,10 @@ def test_a_study_may_start_from_a_run_as_a_whole(node: dict[str, Any], trained: 
 def test_what_cannot_follow_is_refused(node: dict[str, Any], arm: str, values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Plan(changed(node, arm, **values), "smoke")
+
+
+def test_an_arm_that_only_evaluates_does_so_on_probes_too(node: dict[str, Any]) -> None:
+    """Whatever the scale trains there; other arms are trained."""
+    plan = Plan(node | {"probes": ["recall"]}, "smoke")
+    tokens = {arm: plan.run_of(arm, "recall").trainer.tokens for arm in ("none", "measured")}
+    assert tokens["none"] > tokens["measured"] == 0
