@@ -29,6 +29,7 @@ CALIBRATION = ROOT / "benchmarks" / "results" / "verdicts.json"
 LADDER = "python -m ablations.run sweep=balance_losses 'scale=[smoke,tiny]'"
 GRID = "python -m ablations.run sweep=balance_grid scale=smoke"
 BASELINES = "python -m ablations.run sweep=moe_baselines scale=tiny"
+BITS = "python -m ablations.run sweep=kv_bits scale=tiny"
 AA = "python -m ablations.run sweep=aa scale=tiny"
 SIMULATED = "python -m benchmarks.verdicts"
 

@@ -18,7 +18,7 @@ import gallery_studies as studies
 import matplotlib
 import matplotlib.pyplot as plt
 from gallery_runs import ATTENTION, BALANCE, DROPPING, Drawn, Missing
-from gallery_studies import AA, BASELINES, GRID, LADDER, LOSS, SIMULATED, copied, ends
+from gallery_studies import AA, BASELINES, BITS, GRID, LADDER, LOSS, SIMULATED, copied, ends
 from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -90,6 +90,8 @@ GALLERY: dict[str, list[Entry]] = {
         entry(plots.loss_over_budgets, "Loss at equal tokens, FLOPs and seconds", ATTENTION, of_report(
             "attention_moe", "budgets", studies.per_budget)),
         entry(plots.cache_over_context, "The cache of the published models", "", runs.cache_over_context),
+        entry(plots.metric_over_cache, "Loss over the bytes of the cache", BITS, of_report(
+            "kv_bits", "cache", LOSS, ["bits16", "bits6", "bits4", "bits2", "mha16"])),
     ],
     "Experts": [
         expert(plots.loss_changes, "How much the shared experts contribute", "shared", "shared",

@@ -13,10 +13,12 @@ from pathlib import Path
 from results_stored import LOADS, LOSS, RESULTS, Stored, orders_kept
 
 from dsv2.metrics import quantity
+from dsv2.statistics.paired import t_interval
+from dsv2.statistics.verdicts import difference_text
 from dsv2.study.files import read
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/report.md", "results/README.md")
+PAGES = ("README.md", "docs/report.md", "docs/quantisation.md", "results/README.md")
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -214,6 +216,45 @@ def studies() -> str:
     return table(["study", "scale", "seeds", "command"], rows)
 
 
+# ---- deployed models -------------------------------------------------------------------------------------------------
+
+HELD = ("deployed/kv_bits", "deployed/kv_bytes_per_token")
+KEPT = {"bench/copying": ".3f", "recall/accuracy": ".3f", "deployed/agreement": ".1%"}  # metric -> format
+
+
+def deployed() -> str:
+    """What fewer bits per cached element, and products in other precisions, cost the same weights."""
+    kv, precision = Stored("kv_bits"), Stored("precision")
+    rows = []
+    for arm in kv.table.index:
+        held = [f"{kv.mean(arm, metric):,.3g}" for metric in HELD]
+        cost = "" if arm == "bits16" else _cost(kv, arm, "bits16")
+        rows.append([f"`{arm}`", *held, cost, *(kv.spread(arm, metric, form) for metric, form in KEPT.items())])
+    names = (quantity(metric).label for metric in (*HELD, *KEPT))
+    bits, size, *kept = names
+    caches = table(["arm", bits, size, "loss minus bits16 (nats/token)", *kept], rows)
+    products = table(
+        ["arm", "loss minus fp32 (nats/token)", quantity("deployed/agreement").label],
+        [
+            [f"`{arm}`", _cost(precision, arm, "fp32"), precision.spread(arm, "deployed/agreement", ".1%")]
+            for arm in precision.table.index
+            if arm != "fp32"
+        ],
+    )
+    text = (
+        f"Measured at tiny, {kv.seeds} seeds, with 95% intervals of single paired differences. All arms but `mha16`, "
+        "which has MHA and the same number of parameters, evaluate the same weights."
+    )
+    verdicts = f"Verdicts against `bits16`: {kv.verdicts()}. Against `fp32`: {precision.verdicts()}."
+    return f"{text}\n\n{caches}\n\n{products}\n\n{verdicts}"
+
+
+def _cost(stored: Stored, arm: str, baseline: str) -> str:
+    """Format a difference in loss with as many digits as its interval needs."""
+    each = stored.paired(arm, baseline)
+    return difference_text(float(each.mean()), *t_interval(each))
+
+
 # ---- speed -----------------------------------------------------------------------------------------------------------
 
 MODELS = {
@@ -256,7 +297,7 @@ def speed() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    function.__name__: function for function in (demo, effects, pairing, order, studies, speed)
+    function.__name__: function for function in (demo, effects, pairing, order, studies, deployed, speed)
 }
 
 
