@@ -23,6 +23,7 @@ from dsv2.report.terminal import animated
 from dsv2.storage.locks import Meeting, Patience, is_held, meet
 from dsv2.storage.rundir import LOCK, finished, runs_root
 from dsv2.storage.space import DiskFull, has_space, naming_full_disk
+from dsv2.training.run import Run
 
 POLL_SECONDS = 0.5
 BUSY_SECONDS = 2.0  # between two tries at a trial that another runner has locked
@@ -85,10 +86,17 @@ def with_space(action: Callable[[], T], console: Console) -> T:
 
 
 def _open_data(study: Study) -> list[str]:
-    """Prepare every corpus once, before trials open it concurrently; return the warnings."""
-    warnings = []
-    runs = dict.fromkeys(study.run_of(arm, probe) for arm in study.arms for probe in (None, *study.file.probes))
-    for run in runs:
+    """Prepare every corpus once, before trials open it concurrently; return the warnings.
+
+    Other data than those of an arm's origin are left to its trials: they are read with a tokenizer that is not there yet.
+    """
+    warnings, runs = [], list[Run.Config]()
+    for arm, spec in study.arms.items():
+        for probe in (None, *study.file.probes):
+            run = study.run_of(arm, probe)
+            if spec.init_from is None or run.data == study.run_of(spec.init_from, probe).data:
+                runs.append(run)
+    for run in dict.fromkeys(runs):
         settings = run.trainer
         source = run.data.open(
             sequence_length=settings.sequence_length, seed=0, validation_tokens=settings.validation_tokens

@@ -155,6 +155,17 @@ def _origin(plan: "Plan", arm: str, seed: int, probe: str | None) -> list[str]:
     return [override("init_from", plain(from_trial(run, folder, run.fingerprint())))]
 
 
+def _reaching(words: list[str]) -> list[str]:
+    """Return the words so that they can set every key of the run that `init_from` names."""
+    overrides = _overrides(words)
+    if not any(word.lstrip("+").startswith("init_from=") for word in overrides):
+        return words
+    from dsv2.training.origin import reaching
+
+    forms = dict(zip(overrides, reaching(overrides), strict=True))
+    return [forms.get(word, word) for word in words]
+
+
 def main() -> None:
     """Run the application, with errors printed in one line."""
     from hydra.errors import HydraException
@@ -163,9 +174,9 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors itself and exits with 1
     register_resolvers()
     try:
-        sys.argv[1:] = expanded(sys.argv[1:])
+        sys.argv[1:] = _reaching(expanded(sys.argv[1:]))
         _require_flags(sys.argv[1:])
-        checked(_overrides())  # before Hydra, whose errors are of many kinds
+        checked(_overrides(sys.argv[1:]))  # before Hydra, whose errors are of many kinds
     except (ConfigError, OSError) as error:
         _refuse(error)
     try:
@@ -198,9 +209,8 @@ def _require_flags(words: list[str]) -> None:
         refused("give the overrides again, since --experimental-rerun would load a pickle")
 
 
-def _overrides() -> list[str]:
-    """Return the overrides on the command line; with --multirun none, since they may have several values each."""
-    words = sys.argv[1:]
+def _overrides(words: list[str]) -> list[str]:
+    """Return the overrides among words; with --multirun none, since they may have several values each."""
     if {"-m", "--multirun"} & set(words):
         return []
     return [word for word in words if "=" in word and not word.startswith("-")]
@@ -211,7 +221,7 @@ def _explained(error: Exception) -> str:
     from hydra.errors import OverrideParseException
 
     try:
-        compose([error.override] if isinstance(error, OverrideParseException) else _overrides(), "train")
+        compose([error.override] if isinstance(error, OverrideParseException) else _overrides(sys.argv[1:]), "train")
     except ConfigError as better:
         return str(better)
     return str(error).splitlines()[0]

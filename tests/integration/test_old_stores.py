@@ -124,6 +124,19 @@ def test_every_trial_has_the_folder_that_it_had(store, plan):
         assert unfinished == ([INTERRUPTED] if name == "before" else [])
 
 
+def test_a_new_run_starts_from_an_old_one(store, trained):
+    """Which has no stored tokenizer, checksums or fields that came later; it stays as it was."""
+    (old,) = Path("runs/train").iterdir()
+    before = {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
+    words = ["trainer.tokens=512", "trainer.progress=false", "logger.wandb.mode=disabled", "trainer.accelerator=cpu"]
+    run = dsv2.load([*words, f"init_from={old.name}", "data.path=corpus/texts.jsonl"])
+    result = fit.fit(run, Path("derived").absolute())
+    assert (result["status"], result["provenance"]["origin"]["fingerprint"]) == ("finished", old.name)
+    again = dsv2.load([*words, "init_from=before/smoke/moe/1:8", "data.path=corpus/texts.jsonl"])
+    assert (again.init_from.run, again.init_from.step) == (str(INTERRUPTED.absolute()), 8)
+    assert {path: path.read_bytes() for path in old.rglob("*") if path.is_file()} == before
+
+
 def test_additions_have_other_data_now(store):
     planned = study({**yaml.safe_load(Path("with_additions.yaml").read_text()), "name": "probed"}, seeds=[0, 1])
     assert {trial.folder.is_dir() for trial in planned.trials if trial.probe == "arithmetic"} == {False}

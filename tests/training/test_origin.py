@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import dsv2
 from dsv2.config import ConfigError, plain
@@ -136,3 +137,19 @@ def test_a_damaged_last_checkpoint_is_not_taken_for_the_end_of_a_trial(trained: 
     (trained / "checkpoints" / "step-000000012.ckpt").write_bytes(b"")
     with pytest.raises(ConfigError, match="step=12 has no checkpoint; steps that have one: 8"):
         origin.open()
+
+
+def test_keys_that_only_the_origin_has_can_be_set(trained: Path, quick: list[str], tmp_path: Path) -> None:
+    """Its data are files, and with YaRN its model has keys that a default one lacks."""
+    shutil.copytree(trained, tmp_path / "yarn")
+    stored = yaml.safe_load((trained / "config.yaml").read_text())
+    stored["model"]["rope"]["yarn"] = {"_target_": "dsv2.models.rope.Yarn.Config", "factor": 4.0, "mscale": 0.5}
+    (tmp_path / "yarn" / "config.yaml").write_text(yaml.safe_dump(stored))
+    (tmp_path / "yarn" / "result.json").unlink()
+    path = next(word for word in quick if word.startswith("data.path="))
+    run = dsv2.load([f"init_from={tmp_path / 'yarn'}", "model.rope.yarn.factor=16", path.replace("*.txt", "1*.txt")])
+    assert (run.model.rope.yarn.factor, run.model.rope.yarn.mscale) == (16, 0.5)
+    assert run.data.path.endswith("1*.txt")
+    assert run.data.val_ratio == open_run(trained).config.data.val_ratio
+    with pytest.raises(ConfigError, match=r"model.rope.yarn.factr=16 is not valid"):
+        dsv2.load([f"init_from={tmp_path / 'yarn'}", "model.rope.yarn.factr=16"])

@@ -132,13 +132,20 @@ def test_the_tokenizer_of_an_imported_model_goes_along_with_its_special_tokens(i
     assert scores["val/bpb"] == pytest.approx(result["metrics"]["val/bpb"], rel=1e-6)
 
 
-def test_a_model_of_text_does_not_go_on_without_text(trained: Path, tmp_path: Path) -> None:
-    words = ["data=synthetic", "data.vocab_size=300", "benchmarks=none", "trainer.tokens=256"]
-    run = dsv2.load([*words, f"init_from={NAME}"])
-    with pytest.raises(
-        ConfigError, match=r"data='recall' is not valid: data like those of .*, since these are no text"
-    ):
+def test_a_model_of_text_does_not_go_on_without_text(trained: Path, quick: list[str], tmp_path: Path) -> None:
+    synthetic = ["data=synthetic", "data.vocab_size=300", "benchmarks=none", "trainer.tokens=256"]
+    run = dsv2.load([*synthetic, f"init_from={NAME}"])
+    with pytest.raises(ConfigError, match=r"data='recall' is not valid: text, like the data of .*/trials/"):
         fit(run, tmp_path / "run")
+    others = [word for word in quick if not word.startswith("data")]
+    fit(dsv2.load([*others, *synthetic]), tmp_path / "synthetic")
+    back = dsv2.load([*quick, "trainer.tokens=256", f"init_from={tmp_path / 'synthetic'}"])
+    with pytest.raises(
+        ConfigError, match=r"data='files' is not valid: the data of .*, which has no tokenizer for others"
+    ):
+        fit(back, tmp_path / "back")
+    again = dsv2.load(["trainer.tokens=256", f"init_from={tmp_path / 'synthetic'}", "logger.wandb.mode=disabled"])
+    assert fit(again, tmp_path / "again")["status"] == "finished"
 
 
 def test_a_changed_tokenizer_of_the_same_data_is_refused(trained: Path, tmp_path: Path) -> None:

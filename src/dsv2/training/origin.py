@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -28,6 +28,9 @@ from dsv2.storage.rundir import (
 )
 from dsv2.storage.values import read_yaml
 from dsv2.storage.weights import hash_of, read_weights
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
 
 KEY = "init_from"
 # What a run takes from its origin unless it is overridden: all that affects the result, except for the seed.
@@ -111,6 +114,23 @@ def require_shapes(there: Mapping[str, tuple[int, ...]], here: Mapping[str, tupl
             raise ConfigError(KEY, run, valid)
 
 
+def reaching(words: Sequence[str]) -> list[str]:
+    """Return overrides by which Hydra sets the keys of the run that `init_from` names, also those it has not composed.
+
+    Raises ConfigError if there is no such run.
+    """
+    if (name := _named(words)) is None:
+        return list(words)
+    from hydra.core.override_parser.types import OverrideType
+
+    stored, parsed = _stored(_located(name)[0]), checked(words)
+    chosen = _chosen(parsed)
+    return [
+        f"++{word}" if override.type == OverrideType.CHANGE and _within(stored, override, chosen) else word
+        for word, override in zip(words, parsed, strict=True)
+    ]
+
+
 def adopt(
     values: Mapping[str, Any], words: Sequence[str], settings: Mapping[str, Collection[str]]
 ) -> tuple[dict[str, Any], Origin]:
@@ -120,22 +140,23 @@ def adopt(
     as is the model if they set a key of `model.shape`. Raises ConfigError if there is no such run, or for another
     vocabulary.
     """
-    name = [word.partition("=")[2] for word in words if word.lstrip("+").startswith(f"{KEY}=")][-1]
+    name, parsed = _named(words), checked(words)
+    assert name is not None
+    folder, step = _located(name)
     try:
-        origin = read_origin(*locate(as_text(name)))
+        origin = read_origin(folder, step)
     except (ValueError, OSError) as error:
-        raise ConfigError(KEY, as_text(name), f"RUN or RUN:STEP. {error}") from None
-    stored, adopted = _stored(origin.folder), dict(values) | {KEY: plain(origin.config)}
-    paths = [tuple(re.split(r"[./]", override.key_or_group)) for override in checked(words)]
-    if ("recipe",) in paths:
-        raise ConfigError("recipe", "given", f"not beside {KEY}: the recipe is that of {origin.folder}; set its keys")
-    chosen = {path[0] for path in paths if len(path) == 1 or path[:2] == ("model", "shape")}
+        raise ConfigError(KEY, name, f"RUN or RUN:STEP. {error}") from None
+    stored, adopted = _stored(folder), dict(values) | {KEY: plain(origin.config)}
+    paths, chosen = list(map(_path, parsed)), _chosen(parsed)
+    if "recipe" in chosen:
+        raise ConfigError("recipe", "given", f"not beside {KEY}: the recipe is that of {folder}; set its keys")
     for part in [part for part in ADOPTED if part in stored and part not in chosen]:
         below = [path[1:] for path in paths if path[0] == part] + [(key,) for key in settings.get(part, ())]
         adopted[part] = _overridden(stored[part], values[part], below)
     vocab_size = stored["data"]["vocab_size"] if "data" in stored else _vocab_size(origin)
     if ("data", "vocab_size") in paths and adopted["data"]["vocab_size"] != vocab_size:
-        valid = f"{vocab_size}, as in {origin.folder}, from whose weights the run starts"
+        valid = f"{vocab_size}, as in {folder}, from whose weights the run starts"
         raise ConfigError("data.vocab_size", adopted["data"]["vocab_size"], valid)
     adopted["data"] = adopted["data"] | {"vocab_size": vocab_size}
     return adopted, origin
@@ -147,6 +168,43 @@ def locate(text: str) -> tuple[Path, int | None]:
     if colon and step.isdecimal() and not Path(text).is_dir():
         return find_run(run), int(step)
     return find_run(text), None
+
+
+def _named(words: Sequence[str]) -> str | None:
+    """Return the run that `init_from` names, as text whatever else it could be read as; None without one."""
+    names = [word.partition("=")[2] for word in words if word.lstrip("+").startswith(f"{KEY}=")]
+    return None if not names or names[-1] == "null" or names[-1].startswith("{") else as_text(names[-1])
+
+
+def _located(name: str) -> tuple[Path, int | None]:
+    """Return the run directory and the step. Raises ConfigError unless there is a run with a config."""
+    try:
+        folder, step = locate(name)
+        _stored(folder)
+    except (ValueError, OSError) as error:
+        raise ConfigError(KEY, name, f"RUN or RUN:STEP. {error}") from None
+    return folder, step
+
+
+def _path(override: "Override") -> tuple[str, ...]:
+    return tuple(re.split(r"[./]", override.key_or_group))
+
+
+def _chosen(parsed: "Sequence[Override]") -> set[str]:
+    """Return the parts of the config of which the overrides choose the group, or sizes of the preset."""
+    return {path[0] for path in map(_path, parsed) if len(path) == 1 or path[:2] == ("model", "shape")}
+
+
+def _within(stored: Any, override: "Override", chosen: Collection[str]) -> bool:
+    """Whether an override sets a key of a part that is taken from stored values."""
+    first, *rest = _path(override)
+    if "/" in override.key_or_group or first not in ADOPTED or first in chosen:
+        return False
+    for key in (first, *rest):
+        if not isinstance(stored, dict) or key not in stored:
+            return False
+        stored = stored[key]
+    return True
 
 
 def _stored(folder: Path) -> dict[str, Any]:

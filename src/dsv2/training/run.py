@@ -28,7 +28,7 @@ from dsv2.inference.deployed import Deployed
 from dsv2.models.transformer import Transformer
 from dsv2.training.losses import BalanceLoss
 from dsv2.training.optim import AdamW
-from dsv2.training.origin import Origin, adopt
+from dsv2.training.origin import Origin, adopt, reaching
 from dsv2.training.schedule import BatchRamp
 
 FORMAT = 1  # increment when the same config comes to mean another computation, so that old results are not reused
@@ -161,7 +161,8 @@ def load(overrides: Sequence[str] = ()) -> Run.Config:
 
     Raises ConfigError (a ValueError) that names the full key, the value and what would be valid.
     """
-    return loaded(compose(overrides), overrides)
+    words = reaching(overrides)
+    return loaded(compose(words), words)
 
 
 def loaded(values: dict[str, Any], words: Sequence[str]) -> Run.Config:

@@ -64,14 +64,18 @@ def open_data(run: Run.Config, start: Start | None) -> Source:
     sizes: Any = {"sequence_length": trainer.sequence_length, "validation_tokens": trainer.validation_tokens}
     if start is None:
         return config.open(seed=run.seed, **sizes)
-    if (start.tokenizer is None) == isinstance(config, Text.Config):
-        kind = "text" if isinstance(config, Text.Config) else "no text"
-        raise ConfigError("data", config.label, f"data like those of {start.origin['run']}, since these are {kind}")
     then, now = start.origin["data"], config.identity()
-    if not isinstance(config, Text.Config) or all(then.get(key) == value for key, value in now.items()):
-        source = config.open(seed=run.seed, **sizes)
-    else:
-        source = config.open(seed=run.seed, tokenizer=start.tokenizer, **sizes)
+    same = all(then.get(key) == value for key, value in now.items())
+    if not isinstance(config, Text.Config):
+        if start.tokenizer is not None:
+            raise ConfigError("data", config.label, f"text, like the data of {start.origin['run']}")
+        return config.open(seed=run.seed, **sizes)
+    if start.tokenizer is None:
+        if then and not same:
+            valid = f"the data of {start.origin['run']}, which has no tokenizer for others"
+            raise ConfigError("data", config.label, valid)
+        return config.open(seed=run.seed, **sizes)  # the run predates stored tokenizers
+    source = config.open(seed=run.seed, tokenizer=None if same else start.tokenizer, **sizes)
     if source.tokenizer is not None and source.tokenizer.hash != start.origin["tokenizer"]:
         valid = f"a run with the tokenizer of these data, which has the SHA-256 {source.tokenizer.hash}"
         raise ConfigError(KEY, start.origin["run"], f"{valid}, not {start.origin['tokenizer']}")
