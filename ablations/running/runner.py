@@ -88,7 +88,8 @@ def with_space(action: Callable[[], T], console: Console) -> T:
 def _open_data(study: Study) -> list[str]:
     """Prepare every corpus once, before trials open it concurrently; return the warnings.
 
-    Other data than those of an arm's origin are left to its trials: they are read with a tokenizer that is not there yet.
+    Other data than those of an arm's origin are left to its trials, which read them with a tokenizer that is not there
+    yet.
     """
     warnings, runs = [], list[Run.Config]()
     for arm, spec in study.arms.items():
