@@ -228,7 +228,7 @@ class SavedRun:
         places = [*prepared, *self.folder.resolve().parents, runs_root()]
         store = find_store(identity, places, config.vocab_size, given)
         if store is not None:
-            return PackedText(store, seed=self.config.seed, identity=identity, **sizes)
+            return config.pack(store, seed=self.config.seed, identity=identity, **sizes)
         self._require(config.identity(), identity, ("corpus", "split", "format"))
         source = config.open(seed=self.config.seed, tokenizer=given, **sizes)
         self._require(source.identity, record["identity"], ("trained_tokenizer",))
