@@ -28,13 +28,13 @@ WORDINGS = (
     ("Remember that $subject is $answer.", "$Subject is"),
     ("I was told that $subject is $answer.", "Now tell me: $subject is"),
 )
-ANSWERS = tuple(
-    "amber anchor apple arrow basket beaver bottle bronze butter button camel candle carpet castle cherry circus "
-    "copper coral cotton crystal desert diamond dolphin dragon eagle emerald falcon feather flower garden ginger "
-    "guitar hammer honey island ivory jacket jungle kettle ladder lantern lemon magnet marble mirror needle olive "
-    "orange parrot pencil pepper piano pillow puzzle rabbit ribbon rocket saddle salmon silver spider ticket tiger "
-    "violet".split()
-)
+_WORDS = """
+amber anchor apple arrow basket beaver bottle bronze butter button camel candle carpet castle cherry circus copper
+coral cotton crystal desert diamond dolphin dragon eagle emerald falcon feather flower garden ginger guitar hammer
+honey island ivory jacket jungle kettle ladder lantern lemon magnet marble mirror needle olive orange parrot pencil
+pepper piano pillow puzzle rabbit ribbon rocket saddle salmon silver spider ticket tiger violet
+"""
+ANSWERS = tuple(_WORDS.split())
 TRIES = 1000  # haystacks drawn for one needle before giving up
 
 

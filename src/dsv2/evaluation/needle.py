@@ -71,12 +71,12 @@ class NeedleGrid:
                     self.hidden.append(Hidden(length, depth, number, needle, asked))
 
     def run(self, model: Transformer, *, batch_tokens: int) -> Measured:
-        """Ask all questions, at most `batch_tokens` tokens per pass, and return the scores of `scores`."""
+        """Ask all questions, at most `batch_tokens` tokens per pass, and return the means of `scores_of`."""
         try:
             table = self.measure(model, batch_tokens=batch_tokens)
         except Exception as error:  # the training does not depend on it
             return Measured({}, {"needle": described(error)})
-        return Measured(scores(table), {}, table)
+        return Measured({name: score.mean for name, score in scores_of(table).items()}, {}, table)
 
     def measure(self, model: Transformer, *, batch_tokens: int) -> pd.DataFrame:
         """Return one row per question and depth.
@@ -96,20 +96,20 @@ class NeedleGrid:
 COLUMNS = ["length", "depth", "question", "wording", "correct", "nats"]
 
 
-def scores(table: pd.DataFrame) -> dict[str, float]:
+class Estimate(NamedTuple):
+    mean: float
+    stderr: float | None  # over the questions, whose depths are averaged; None for a single question
+
+
+def scores_of(table: pd.DataFrame) -> dict[str, Estimate]:
     """Return `bench/needle`, the share of answers found, `bench/needle_nats` per answer, and the share by length."""
-    by_length = table.groupby("length")["correct"].mean()
+    of_questions = table.groupby(["length", "question"])[["correct", "nats"]].mean()
+    by_length = {f"bench/needle_{length}": part["correct"] for length, part in of_questions.groupby(level="length")}
+    columns = {"bench/needle": of_questions["correct"], "bench/needle_nats": of_questions["nats"]} | by_length
     return {
-        "bench/needle": float(table["correct"].mean()),
-        "bench/needle_nats": float(table["nats"].mean()),
-        **{f"bench/needle_{length}": float(share) for length, share in by_length.items()},
+        name: Estimate(float(values.mean()), float(values.std()) / len(values) ** 0.5 if len(values) > 1 else None)
+        for name, values in columns.items()
     }
-
-
-def standard_error(table: pd.DataFrame, column: str = "correct") -> float | None:
-    """Return the standard error of a column's mean over the questions, each averaged over its depths."""
-    of_questions = table.groupby(["length", "question"])[column].mean()
-    return float(of_questions.sem()) if len(of_questions) > 1 else None
 
 
 def usual_lengths(longest: int, *, imported: bool) -> tuple[int, ...]:

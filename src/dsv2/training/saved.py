@@ -11,7 +11,6 @@ import torch
 from dsv2.composition import compose
 from dsv2.config import ConfigError, structure
 from dsv2.data.corpora import GIVEN, Text
-from dsv2.data.packing import PackedText
 from dsv2.data.source import Batch, Source
 from dsv2.data.store import find_store
 from dsv2.data.tokenizer import Tokenizer, load_tokenizer
