@@ -40,7 +40,9 @@ def needles(findings: Findings) -> Section | None:
         [text],
         [
             Table(["arm", *(f"{length:,}" for length in lengths)], rows),
-            Table(["arm", *(f"wording {wording + 1}" for wording in by_wording.columns.tolist())], of_wordings, WORDED),
+            Table(
+                ["arm", *(f"wording {wording + 1}" for wording in sorted(set(table["wording"])))], of_wordings, WORDED
+            ),
         ],
     )
 

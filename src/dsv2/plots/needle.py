@@ -18,6 +18,7 @@ from dsv2.plots.style import (
     REFERENCE,
     arm_styles,
     arms_of,
+    draw_curves,
     legend_below,
     legend_columns,
     legend_height,
@@ -39,11 +40,11 @@ def needle_heatmap(table: pd.DataFrame, *, arms: Sequence[str] | None = None, ti
     width = COLUMN if len(shown) == 1 else PAGE
     figure, axes = panels(len(shown), columns=4, height=1.5, title=title, sharey=True, width=width, margin=0.55)
     for ax, arm in zip(axes, shown, strict=True):
-        cells = named[named["arm"] == arm].pivot_table(index="depth", columns="length", values="correct")
+        of_arm = named[named["arm"] == arm]
+        cells, lengths = of_arm.pivot_table("correct", "depth", "length"), sorted(set(of_arm["length"]))
         mesh = ax.pcolormesh(cells.to_numpy(dtype=float), vmin=0, vmax=1, cmap="viridis", rasterized=True)
         panel_title(ax, arm, width=26)
-        tick_names(ax.xaxis, np.arange(cells.shape[1]) + 0.5, [f"{length:,}" for length in cells.columns])
-        ax.tick_params(axis="x", labelrotation=45)
+        tick_names(ax.xaxis, np.arange(cells.shape[1]) + 0.5, list(map(_thousands, lengths)))
         rows = np.linspace(0, len(cells) - 1, min(len(cells), 5)).round().astype(int)
         tick_names(ax.yaxis, rows + 0.5, [f"{depth:.0%}" for depth in cells.index[rows]])
     axes[0].invert_yaxis()  # of all, which share it: the start of the text is on top
@@ -68,16 +69,14 @@ def found_over_length(
     styles = arm_styles(arms or arms_of(shares))
     columns = legend_columns(styles)
     own, ax = ax is None, single(2.2 + legend_height(len(styles), columns), title, ax)
-    for arm, style in styles.items():
-        line = shares[shares["arm"] == arm].sort_values("length")
-        ax.plot(line["length"], line["mean"], label=arm, **style)
-        ax.fill_between(line["length"], line["low"], line["high"], color=style["color"], alpha=0.12, linewidth=0)
+    lines = shares.rename(columns={"low": "min", "high": "max"}).set_index("length").sort_index()
+    draw_curves(ax, [(arm, lines[lines["arm"] == arm]) for arm in styles], styles)
     level = chance("bench/needle")
     assert level is not None
     ax.axhline(level, label="chance", **REFERENCE)
     ax.set_xscale("log", base=2)
     lengths = sorted(set(shares["length"]))
-    tick_names(ax.xaxis, lengths, [f"{length:,}" for length in lengths])
+    tick_names(ax.xaxis, lengths, list(map(_thousands, lengths)))
     ax.set_ylim(-0.03, 1.03)
     percent(ax.yaxis)
     ax.set_xlabel("tokens")
@@ -85,3 +84,8 @@ def found_over_length(
     if own and len(styles) > 1:
         legend_below([ax], columns)
     return ax
+
+
+def _thousands(tokens: int) -> str:
+    """Format a number of tokens, with K for 1,024."""
+    return str(tokens) if tokens < 1024 or tokens % 1024 else f"{tokens // 1024}K"
