@@ -70,11 +70,7 @@ METRICS = {
     "needle/steps_to_half": Quantity("needle task steps to 50% accuracy"),
     "perf/tokens_per_s": Quantity("tokens per second"),
 }
-PARTS = {  # metrics that are also logged for parts of the data, as in val/bpb_code -> what follows the name
-    "val/bpb": "{}",
-    "bench/cloze": "{}",
-    "bench/needle": "{} tokens",
-}
+PARTS = ("val/bpb", "bench/cloze", "bench/needle")  # also logged for parts of the data, as in val/bpb_code
 
 CHANCE = {
     "bench/cloze": 1 / 4,
@@ -107,7 +103,7 @@ def quantity(metric: str) -> Quantity:
     if (whole := whole_of(metric)) is None:
         return Quantity(metric)
     name, unit = METRICS[whole]
-    return Quantity(f"{name}, {PARTS[whole].format(metric.removeprefix(f'{whole}_'))}", unit)
+    return Quantity(f"{name}, {metric.removeprefix(f'{whole}_')}", unit)
 
 
 def whole_of(metric: str) -> str | None:

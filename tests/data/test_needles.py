@@ -133,9 +133,9 @@ def test_a_haystack_without_the_needle_is_found_or_said_to_be_missing() -> None:
     assert "AMBER" in tokenizer.decode(says)
     assert find_haystack(needle, split, 3, rng, tokenizer)
     assert find_haystack(needle, split, 0, rng, tokenizer) == []
-    with pytest.raises(ValueError, match=r"all of the text has 'amber' or 'the secret word'"):
+    with pytest.raises(ValueError, match=rf"'amber' or 'the secret word' is in every {len(says)} tokens"):
         find_haystack(needle, split, len(says), rng, tokenizer)
-    with pytest.raises(ValueError, match=rf"{len(says) + 1} tokens around a needle: the text has only {len(says)}"):
+    with pytest.raises(ValueError, match=rf"only {len(says)} tokens, and a needle needs {len(says) + 1} around it"):
         find_haystack(needle, split, len(says) + 1, rng, tokenizer)
 
 

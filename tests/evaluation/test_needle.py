@@ -9,13 +9,13 @@ import torch
 import dsv2
 from dsv2.config import ConfigError
 from dsv2.data.needles import ANSWERS
-from dsv2.evaluation.needle import COLUMNS, Hidden, NeedleGrid, scores_of, usual_lengths
+from dsv2.evaluation.needle import COLUMNS, Hidden, NeedleGrid
 from dsv2.metrics import METRICS, chance, quantity
 from tests.references.haystacks import packed, store
 from tests.references.stubs import Stub, knowing, uniform
 from tests.references.tolerances import FLOAT32
 
-SIZES = NeedleGrid.Config(lengths=(60, 80), depths=3, questions=4)
+SIZES = NeedleGrid.Config(trained_length=60, multiples=(1, 2), depths=3, questions=4)
 
 
 def prompt_of(hidden: Hidden) -> list[int]:
@@ -30,7 +30,7 @@ def test_lengths_are_exact_and_depth_is_from_the_first_place_to_the_last(
     monkeypatch.setattr(store().tokenizer, "prefix", prefix)
     hidden = SIZES.build(packed()).hidden
     assert [(each.length, each.question, each.depth) for each in hidden] == [
-        (length, question, depth) for length in (60, 80) for question in range(4) for depth in (0.0, 0.5, 1.0)
+        (length, question, depth) for length in (60, 120) for question in range(4) for depth in (0.0, 0.5, 1.0)
     ]
     for each in hidden:
         prompt, sentence = prompt_of(each), each.needle.sentence
@@ -93,7 +93,8 @@ def test_a_model_that_knows_finds_all_and_one_that_does_not_finds_none() -> None
 
 def test_an_answer_is_found_only_if_all_of_it_is() -> None:
     """A model that knows all but the last token of each answer, among those of at least two."""
-    grid = NeedleGrid.Config(lengths=(60,), depths=2, questions=12).build(packed())
+    grid = NeedleGrid(packed(), [60], depths=2, questions=12)
+    assert any(len(each.asked.continuation) > 1 for each in grid.hidden)
     texts = [[*each.asked.context, *each.asked.continuation[:-1]] for each in grid.hidden]
     table = grid.measure(knowing(texts, store().tokenizer.vocab_size), batch_tokens=1000)
     assert not table["correct"].any()
@@ -111,7 +112,7 @@ def test_guessing_an_answer_is_right_by_chance() -> None:
         logits[spelled[said % len(spelled)]] = 9.0
         return logits
 
-    grid = NeedleGrid.Config(lengths=(48,), depths=2, questions=150).build(packed())
+    grid = NeedleGrid(packed(), [48], depths=2, questions=150)
     share = grid.measure(Stub(guess), batch_tokens=10_000)["correct"].mean()
     assert abs(share - level) < 4 * (level * (1 - level) / 150) ** 0.5
 
@@ -120,14 +121,17 @@ def test_scores_are_means_and_errors_are_over_questions() -> None:
     """Two lengths of two questions at two depths; a question's depths are no repetition."""
     rows = [(100, 0.0, 0, 0, True, -1.0), (100, 1.0, 0, 0, True, -1.0), (100, 0.0, 1, 1, False, -3.0)]
     rows += [(100, 1.0, 1, 1, True, -1.0), *((200, depth, q, 0, False, -4.0) for q in (0, 1) for depth in (0.0, 1.0))]
-    scores = scores_of(pd.DataFrame(rows, columns=COLUMNS))
+    table, by_multiple = pd.DataFrame(rows, columns=COLUMNS), NeedleGrid.Config(trained_length=100, multiples=(1, 2))
+    scores = NeedleGrid(packed(), [100, 200], depths=2, questions=2).scores(table)
     assert scores["bench/needle"].mean == 3 / 8
     assert scores["bench/needle_nats"].mean == -22 / 8
     assert scores["bench/needle_100"] == pytest.approx((0.75, 0.25))  # of 1 and 1/2: sd 0.3536, over sqrt(2)
     assert scores["bench/needle_200"] == (0.0, 0.0)
     assert set(scores) == {"bench/needle", "bench/needle_nats", "bench/needle_100", "bench/needle_200"}
-    single = scores_of(pd.DataFrame(rows[:2], columns=COLUMNS))
-    assert single["bench/needle"] == (1.0, None)
+    named = by_multiple.build(packed()).scores(table)
+    assert list(named.values()) == list(scores.values())
+    assert set(named) == {"bench/needle", "bench/needle_nats", "bench/needle_1x", "bench/needle_2x"}
+    assert SIZES.build(packed()).scores(table.iloc[:2])["bench/needle"] == (1.0, None)
 
 
 def test_a_failure_does_not_end_the_training() -> None:
@@ -142,18 +146,19 @@ def test_a_failure_does_not_end_the_training() -> None:
 
 def test_metrics_have_names_and_a_chance() -> None:
     assert {"bench/needle", "bench/needle_nats"} <= METRICS.keys()
-    assert quantity("bench/needle_512").label == "needle, 512 tokens (share found)"
+    assert quantity("bench/needle_4x").label == "needle, 4x (share found)"
     assert quantity("bench/needle_nats").name == "needle log-probability"
-    assert chance("bench/needle_512") == 1 / 64
+    assert chance("bench/needle_4x") == 1 / 64
     assert chance("bench/needle_nats") == pytest.approx(-4.1589, abs=1e-4)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lengths": ()}, "lengths=() is not valid: at least one, all positive and different"),
-        ({"lengths": (64, 64)}, "lengths=(64, 64) is not valid"),
-        ({"lengths": (0, 64)}, "lengths=(0, 64) is not valid"),
+        ({"multiples": ()}, "multiples=() is not valid: at least one, all positive and different"),
+        ({"multiples": (2, 2)}, "multiples=(2, 2) is not valid"),
+        ({"multiples": (0, 1)}, "multiples=(0, 1) is not valid"),
+        ({"trained_length": 0}, "trained_length=0 is not valid: positive"),
         ({"depths": 1}, "depths=1 is not valid: at least 2"),
         ({"questions": 0}, "questions=0 is not valid: positive"),
     ],
@@ -165,15 +170,12 @@ def test_impossible_sizes_are_refused(settings: dict[str, tuple[int, ...]], mess
 
 
 def test_lengths_that_the_text_has_not_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"benchmarks\.lengths=8 is not valid: at least \d+, the tokens of a needle"):
-        NeedleGrid.Config(lengths=(80, 8)).build(packed())
-    with pytest.raises(ConfigError, match=r"benchmarks\.lengths=99999 is not valid: shorter; .* has only \d+"):
-        NeedleGrid.Config(lengths=(99_999,)).build(packed())
-
-
-def test_usual_lengths_go_beyond_training_or_up_to_an_imported_models_context() -> None:
-    assert usual_lengths(128, imported=False) == (128, 256, 512, 1024, 2048)
-    assert usual_lengths(4096, imported=True) == (256, 512, 1024, 2048, 4096)
+    with pytest.raises(ValueError, match=r"8 tokens: must be at least \d+, those of a needle and its question"):
+        NeedleGrid(packed(), [80, 8], depths=2, questions=1)
+    with pytest.raises(
+        ConfigError, match=r"benchmarks\.trained_length=99999 is not valid: 99999 tokens: the text has only"
+    ):
+        NeedleGrid.Config(trained_length=99_999).build(packed())
 
 
 def test_it_is_part_of_a_run() -> None:
@@ -182,3 +184,8 @@ def test_it_is_part_of_a_run() -> None:
     assert run.fingerprint() != dsv2.load(["benchmarks=text"]).fingerprint()
     with pytest.raises(ConfigError, match="benchmarks='needle' is not valid: none for data without text"):
         dsv2.load(["benchmarks=needle", "data=synthetic"])
+    limited = ["model/rope=yarn", "model.rope.yarn.original_length=128", "model.rope.yarn.factor=8"]
+    message = r"benchmarks\.multiples=.* is not valid: multiples of 128 up to 1024, the positions of model\.rope"
+    with pytest.raises(ConfigError, match=message):
+        dsv2.load(["benchmarks=needle", *limited])
+    assert dsv2.load(["benchmarks=needle", "benchmarks.multiples=[1,8]", *limited])

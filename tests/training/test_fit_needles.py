@@ -21,7 +21,8 @@ from tests.references.haystacks import documents
 from tests.references.tolerances import FLOAT32_MODULE
 
 SIZES = ["data=needles", "data.vocab_size=451", "data.shortest=100", "trainer.sequence_length=100"]
-GRID = ["benchmarks=needle", "benchmarks.lengths=[100,130]", "benchmarks.depths=2", "benchmarks.questions=3"]
+GRID = ["benchmarks=needle", "benchmarks.trained_length=100", "benchmarks.multiples=[1,2]", "benchmarks.depths=2"]
+GRID += ["benchmarks.questions=3"]
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_every_question_is_stored_and_protected(run: Run.Config, folder: Path) -
     assert table.groupby(["length", "depth"]).size().tolist() == [3] * 4
     assert metrics["bench/needle"] == pytest.approx(table["correct"].mean())
     assert metrics["bench/needle_nats"] == pytest.approx(table["nats"].mean())
-    assert {"bench/needle_100", "bench/needle_130"} <= metrics.keys()
+    assert {"bench/needle_1x", "bench/needle_2x"} <= metrics.keys()
     assert 0 <= metrics["val/accuracy"] <= 1
     assert "val/bpb" not in metrics
     table.iloc[1:].to_parquet(folder / NEEDLES)
@@ -76,22 +77,23 @@ def test_eval_scores_it_as_the_run_did_and_draws_the_grid(
         assert row["value"] == pytest.approx(metrics[name], rel=FLOAT32_MODULE, abs=1e-9)
         assert row["stderr"] is not None
         assert row["task"] == "needle"
-    assert scores["bench/needle_130"]["chance"] == 1 / 64
+    assert scores["bench/needle_2x"]["chance"] == 1 / 64
     assert figure.read_bytes().startswith(b"\x89PNG")
     capsys.readouterr()
     assert main(["eval", str(folder), "--tasks", "needle,cloze", "--lengths", "120"]) == 0
     shown = capsys.readouterr().out
     assert "bench/needle_120" in shown
-    assert "bench/needle_100" not in shown
+    assert "bench/needle_1x" not in shown
     assert "bench/cloze" in shown
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["needle", "--lengths", "8"], "benchmarks.lengths=8 is not valid: at least "),
-        (["needle", "--lengths", "99999"], "benchmarks.lengths=99999 is not valid: shorter; "),
-        (["needle", "--lengths", "0"], "lengths=(0,) is not valid: at least one, all positive and different"),
+        (["needle"], "benchmarks.trained_length=32 is not valid: 32 tokens: must be at least "),
+        (["needle", "--lengths", "8"], "8 tokens: must be at least "),
+        (["needle", "--lengths", "-8"], "-8 tokens: must be at least "),
+        (["needle", "--lengths", "99999"], "99999 tokens: the text has only "),
         (["needle", "--figure", "/nowhere/grid.png"], "--figure /nowhere/grid.png: no folder /nowhere"),
         (["cloze", "--lengths", "100"], "--lengths: only for --tasks needle"),
         (["copying", "--figure", "grid.png"], "--figure: only for --tasks needle"),

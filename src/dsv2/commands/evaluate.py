@@ -12,7 +12,7 @@ from dsv2.commands.deployment import tell_of_cache
 from dsv2.config import ConfigError
 from dsv2.data.packing import PackedText
 from dsv2.evaluation.benchmarks import TASKS, TextBenchmarks
-from dsv2.evaluation.needle import NeedleGrid, scores_of, usual_lengths
+from dsv2.evaluation.needle import MULTIPLES, NeedleGrid
 from dsv2.inference.deployed import Deployed
 from dsv2.metrics import chance
 from dsv2.printing import described, warn
@@ -48,8 +48,8 @@ def evaluate_run(
     """Return the scores of a run's model, and a sentence about each task that failed, which stderr has too.
 
     `text` selects other held-out text than the run's own for our benchmarks, and `deployment` says how the model is
-    deployed (see `open_run`). `lengths` are the tokens of the task `needle`, whose heat map is drawn to `figure`. Raises
-    ValueError, before anything is measured, for tasks that do not exist or do not fit, and if none has scores.
+    deployed (see `open_run`). `lengths` are the tokens of the task `needle`, whose heat map is drawn to `figure`.
+    Raises ValueError, before anything is measured, for tasks that do not exist or do not fit, and if none has scores.
     """
     for name, value in (("--limit", limit), ("--batch-size", batch_size)):
         if value is not None and not 1 <= value < 2**31:
@@ -121,12 +121,20 @@ def _text_of(run: SavedRun, tasks: Sequence[str]) -> PackedText:
 
 
 def _needle(run: SavedRun, lengths: Sequence[int], figure: Path | None, batch_size: int) -> Measure:
-    """Prepare needles in held-out text, at `lengths`, else at those of the run's benchmark, else at multiples of L."""
-    kept = None if run.imported else run.config.benchmarks
-    config = kept if isinstance(kept, NeedleGrid.Config) else NeedleGrid.Config()
-    if lengths or config is not kept:
-        config = replace(config, lengths=tuple(lengths) or usual_lengths(run.longest, imported=run.imported))
-    grid = config.build(_text_of(run, [NEEDLE]))
+    """Prepare needles in held-out text, of `lengths` or those of the run's benchmark.
+
+    Without either, texts are 1 to 16 times as long as in training, or 1/16 to all of an imported model's context.
+    """
+    source, own = _text_of(run, [NEEDLE]), None if run.imported else run.config.benchmarks
+    config = own if isinstance(own, NeedleGrid.Config) else NeedleGrid.Config(trained_length=run.longest)
+    if run.imported and not lengths:
+        lengths = [run.longest // multiple for multiple in reversed(MULTIPLES)]
+    if lengths:
+        grid = NeedleGrid(source, lengths, depths=config.depths, questions=config.questions)
+    else:
+        limit = run.model_config.rope.limit or config.longest
+        within = tuple(multiple for multiple in config.multiples if multiple * config.trained_length <= limit)
+        grid = replace(config, multiples=within or config.multiples).build(source)
 
     def measure() -> list[Score]:
         table = grid.measure(run.model, batch_tokens=batch_size * run.longest)
@@ -135,7 +143,7 @@ def _needle(run: SavedRun, lengths: Sequence[int], figure: Path | None, batch_si
 
             with replacing(figure) as scratch:
                 scratch.write_bytes(picture(NEEDLE, "", needle_heatmap(table)).png)
-        return [Score(NEEDLE, name, *score, chance(name)) for name, score in scores_of(table).items()]
+        return [Score(NEEDLE, name, *score, chance(name)) for name, score in grid.scores(table).items()]
 
     return measure
 

@@ -76,13 +76,13 @@ def find_haystack(needle: Needle, split: Split, length: int, rng: random.Random,
     Raises ValueError if the split is too short, or the needle occurs everywhere.
     """
     if length > len(split.tokens):
-        raise ValueError(f"{length} tokens around a needle: the text has only {len(split.tokens)}")
+        raise ValueError(f"the text has only {len(split.tokens)} tokens, and a needle needs {length} around it")
     for _ in range(TRIES):
         first = rng.randrange(len(split.tokens) - length + 1)
         haystack: list[int] = split.tokens[first : first + length].tolist()
         if not needle.occurs_in(tokenizer.decode(haystack)):
             return haystack
-    raise ValueError(f"{length} tokens around a needle: all of the text has {needle.answer!r} or {needle.subject!r}")
+    raise ValueError(f"{needle.answer!r} or {needle.subject!r} is in every {length} tokens of the text")
 
 
 def hide(needle: Needle, haystack: list[int], place: int) -> list[int]:

@@ -32,6 +32,7 @@ from dsv2.training.optim import AdamW
 from dsv2.training.origin import Origin, adopt
 from dsv2.training.schedule import BatchRamp
 
+BENCHMARKS = {TextBenchmarks.Config: "text", LossByPosition.Config: "positions", NeedleGrid.Config: "needle"}
 FORMAT = 1  # increment when the same config comes to mean another computation, so that old results are not reused
 
 
@@ -144,6 +145,9 @@ class Run:
                 valid = f"at most an eighth of {limit}, the positions of model.rope"
                 fits = limit is None or self.benchmarks.longest <= limit
                 self.require(fits, "benchmarks.trained_length", valid)
+            if isinstance(self.benchmarks, NeedleGrid.Config):
+                valid = f"multiples of {self.benchmarks.trained_length} up to {limit}, the positions of model.rope"
+                self.require(limit is None or self.benchmarks.longest <= limit, "benchmarks.multiples", valid)
             if isinstance(self.benchmarks, TextBenchmarks.Config):
                 for name, tokens in self.benchmarks.lengths().items():
                     fits = tokens <= length
