@@ -29,6 +29,7 @@ CALIBRATION = ROOT / "benchmarks" / "results" / "verdicts.json"
 LADDER = "python -m ablations.run sweep=balance_losses 'scale=[smoke,tiny]'"
 GRID = "python -m ablations.run sweep=balance_grid scale=smoke"
 BASELINES = "python -m ablations.run sweep=moe_baselines scale=tiny"
+NEEDLE = "python -m ablations.run sweep=needle scale=smoke"
 AA = "python -m ablations.run sweep=aa scale=tiny"
 SIMULATED = "python -m benchmarks.verdicts"
 
@@ -164,9 +165,9 @@ def false_positive_rates() -> Drawn:
 # ---- figures of reports ----------------------------------------------------------------------------------------------
 
 
-def copied(study: str, figure: str, say: Callable[[str, pd.DataFrame], str]) -> Drawn:
+def copied(study: str, figure: str, say: Callable[[str, pd.DataFrame], str], scale: str = "tiny") -> Drawn:
     """Copy a figure of the report in results/ with its caption; `say` finds what to say in report.md and table.csv."""
-    folder = RESULTS / study / "tiny"
+    folder = RESULTS / study / scale
     text, table = (folder / "report.md").read_text(), pd.read_csv(folder / "table.csv", index_col="arm")
     captions = {name: caption for caption, name in re.findall(r"!\[(.*?)\]\(figures/(.*?)\.png\)", text)}
     return Drawn(folder / "figures" / f"{figure}.png", captions[figure], say(text, table))

@@ -1,17 +1,33 @@
 """A small corpus in memory, whose tokenizer has tokens for what is hidden in it, but for every other answer."""
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from dsv2.data.needles import ANSWERS, SUBJECTS, WORDINGS
+from dsv2.data import corpora
+from dsv2.data.documents import Document
+from dsv2.data.needles import ANSWERS, SUBJECTS, WORDINGS, Needles
 from dsv2.data.packing import PackedText
 from dsv2.data.store import Split, Store
 from dsv2.data.tokenizer import Tokenizer
 
 WORDS = ("the", "people", "of", "these", "states", "have", "a", "duty", "to", "peace", "and", "commerce", "door", "is")
+
+
+@contextmanager
+def instead_of_speeches() -> Iterator[None]:
+    """Let `data=needles` read these documents in place of 12 MB, which take seconds to tokenize."""
+    texts = [Document(text, "english") for text in documents()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Needles.Config, "documents", lambda _: iter(texts))
+        corpora._survey.cache_clear()
+        yield
+    corpora._survey.cache_clear()
 
 
 def documents() -> list[str]:

@@ -1,6 +1,7 @@
 """A run that is trained on needles: what it stores, opens again and scores."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +10,6 @@ import torch
 
 import dsv2
 from dsv2.__main__ import main
-from dsv2.data.documents import Document
 from dsv2.data.needles import Needles
 from dsv2.evaluation.needle import COLUMNS
 from dsv2.storage.rundir import NEEDLES, finished
@@ -17,7 +17,7 @@ from dsv2.training import fit
 from dsv2.training.run import Run
 from dsv2.training.saved import open_run
 from tests.references.commands import refusal
-from tests.references.haystacks import documents
+from tests.references.haystacks import instead_of_speeches
 from tests.references.tolerances import FLOAT32_MODULE
 
 SIZES = ["data=needles", "data.vocab_size=451", "data.shortest=100", "trainer.sequence_length=100"]
@@ -26,13 +26,11 @@ GRID += ["benchmarks.questions=3"]
 
 
 @pytest.fixture
-def run(quick: list[str], monkeypatch: pytest.MonkeyPatch) -> Run.Config:
+def run(quick: list[str]) -> Iterator[Run.Config]:
     """A run of four steps on a small corpus in place of the English one."""
-    monkeypatch.setattr(
-        Needles.Config, "documents", lambda _: iter([Document(text, "english") for text in documents()])
-    )
     kept = [word for word in quick if not word.startswith(("data", "trainer.sequence_length"))]
-    return dsv2.load([*kept, *SIZES, *GRID, "trainer.tokens=1600", "trainer.validation_tokens=800"])
+    with instead_of_speeches():
+        yield dsv2.load([*kept, *SIZES, *GRID, "trainer.tokens=1600", "trainer.validation_tokens=800"])
 
 
 @pytest.fixture

@@ -153,7 +153,7 @@ def _harness(
 ) -> dict[str, Measure]:
     """Prepare tasks of lm-evaluation-harness. Raises ValueError for a task that does not exist."""
     if importlib.util.find_spec("lm_eval") is None:
-        without = f"available without it: {', '.join(TASKS)}"
+        without = f"available without it: {', '.join(OWN)}"
         raise ValueError(f"{tasks[0]}: needs lm-evaluation-harness: pip install 'dsv2[eval]'; {without}")
     from lm_eval.evaluator import evaluate
     from lm_eval.tasks import TaskManager
@@ -163,7 +163,7 @@ def _harness(
     manager = TaskManager(include_path=str(include_path) if include_path else None)
     for task in tasks:
         if task not in manager.all_tasks and not Path(task).is_file():
-            close = get_close_matches(task, [*TASKS, *manager.all_tasks], n=3)
+            close = get_close_matches(task, [*OWN, *manager.all_tasks], n=3)
             hint = f"did you mean {', '.join(close)}? " if close else ""
             raise ValueError(f"{task}: no such task; {hint}use --include-path FOLDER for your own tasks")
     harness = Harness(run.reader, batch_size=batch_size)
