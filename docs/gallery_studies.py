@@ -30,6 +30,7 @@ LADDER = "python -m ablations.run sweep=balance_losses 'scale=[smoke,tiny]'"
 GRID = "python -m ablations.run sweep=balance_grid scale=smoke"
 BASELINES = "python -m ablations.run sweep=moe_baselines scale=tiny"
 BITS = "python -m ablations.run sweep=kv_bits scale=tiny"
+NEEDLE = "python -m ablations.run sweep=needle scale=smoke"
 AA = "python -m ablations.run sweep=aa scale=tiny"
 SIMULATED = "python -m benchmarks.verdicts"
 
@@ -165,9 +166,9 @@ def false_positive_rates() -> Drawn:
 # ---- figures of reports ----------------------------------------------------------------------------------------------
 
 
-def copied(study: str, figure: str, say: Callable[[str, pd.DataFrame], str]) -> Drawn:
+def copied(study: str, figure: str, say: Callable[[str, pd.DataFrame], str], scale: str = "tiny") -> Drawn:
     """Copy a figure of the report in results/ with its caption; `say` finds what to say in report.md and table.csv."""
-    folder = RESULTS / study / "tiny"
+    folder = RESULTS / study / scale
     text, table = (folder / "report.md").read_text(), pd.read_csv(folder / "table.csv", index_col="arm")
     captions = {name: caption for caption, name in re.findall(r"!\[(.*?)\]\(figures/(.*?)\.png\)", text)}
     return Drawn(folder / "figures" / f"{figure}.png", captions[figure], say(text, table))

@@ -18,7 +18,7 @@ import gallery_studies as studies
 import matplotlib
 import matplotlib.pyplot as plt
 from gallery_runs import ATTENTION, BALANCE, DROPPING, Drawn, Missing
-from gallery_studies import AA, BASELINES, BITS, GRID, LADDER, LOSS, SIMULATED, copied, ends
+from gallery_studies import AA, BASELINES, BITS, GRID, LADDER, LOSS, NEEDLE, SIMULATED, copied, ends
 from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -50,9 +50,9 @@ def entry(function: Callable[..., Any], heading: str, command: str, draw: Callab
     return Entry(name or function.__name__, heading, function, command, draw)
 
 
-def of_report(study: str, figure: str, *finding: Any) -> Callable[[], Drawn]:
+def of_report(study: str, figure: str, *finding: Any, scale: str = "tiny") -> Callable[[], Drawn]:
     """Copy a figure of a report; `finding` is a function of its tables, or the arguments of `ends`."""
-    return partial(copied, study, figure, finding[0] if callable(finding[0]) else ends(*finding))
+    return partial(copied, study, figure, finding[0] if callable(finding[0]) else ends(*finding), scale)
 
 
 def expert(function: Callable[..., Any], heading: str, section: str, figure: str, caption: str) -> Entry:
@@ -61,6 +61,8 @@ def expert(function: Callable[..., Any], heading: str, section: str, figure: str
 
 SIZES = ["small_mha", "small_mla", "large_mha", "large_mla"]
 LOSSES = ["none", "expert", "device", "paper"]
+EXTENDED = ["none", "interpolation", "ntk", "yarn"]
+TUNED = [f"{arm}_tuned" for arm in EXTENDED]
 # fmt: off
 GALLERY: dict[str, list[Entry]] = {
     "Balance and collapse": [
@@ -92,6 +94,12 @@ GALLERY: dict[str, list[Entry]] = {
         entry(plots.cache_over_context, "The cache of the published models", "", runs.cache_over_context),
         entry(plots.metric_over_cache, "Loss over the bytes of the cache", BITS, of_report(
             "kv_bits", "cache", LOSS, ["bits16", "bits6", "bits4", "bits2", "mha16"])),
+    ],
+    "Long contexts": [
+        entry(plots.needle_heatmap, "Where a hidden sentence is found", NEEDLE, of_report(
+            "needle", "needle_heatmap", "bench/needle_8x", TUNED, ".0%", scale="smoke")),
+        entry(plots.found_over_length, "How far a hidden sentence is found", NEEDLE, of_report(
+            "needle", "needle_over_length", "bench/needle_4x", EXTENDED, ".0%", scale="smoke")),
     ],
     "Experts": [
         expert(plots.loss_changes, "How much the shared experts contribute", "shared", "shared",

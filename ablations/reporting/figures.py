@@ -12,6 +12,7 @@ from dsv2.plots.calibration import false_positive_rates
 from dsv2.plots.cost import cache_over_context, loss_over_budgets, metric_over_cache
 from dsv2.plots.factorial import factorial_forest
 from dsv2.plots.load import device_load, load_heatmap
+from dsv2.plots.needle import found_over_length, needle_heatmap
 from dsv2.plots.positions import loss_over_position
 from dsv2.plots.study import (
     IMBALANCE,
@@ -33,6 +34,7 @@ def draw(findings: Findings) -> tuple[list[Picture], list[str]]:
         [
             *_verdicts(findings),
             *_values(findings),
+            *_needles(findings),
             *_positions(findings),
             *_training(findings),
             *_routing(findings),
@@ -70,6 +72,18 @@ def _values(findings: Findings) -> Iterator[Drawing]:
             yield Drawing(f"{metric.replace('/', '_')}_by_arm", text, axes)
 
 
+def _needles(findings: Findings) -> Iterator[Drawing]:
+    table, arms = findings.shown(findings.needles), list(findings.study.arms)
+    if len(table):
+        text = (
+            "Share of hidden sentences found by length and depth, mean over seeds. Depth 0% is the start of the text, "
+            "100% right before the question."
+        )
+        yield Drawing("needle_heatmap", text, partial(needle_heatmap, table, arms=arms))
+        text = "Share of hidden sentences found over length, mean over depths, with 95% t intervals over seeds."
+        yield Drawing("needle_over_length", text, partial(found_over_length, table, arms=arms))
+
+
 def _positions(findings: Findings) -> Iterator[Drawing]:
     if length := trained_length(findings.finished):
         study = findings.study
@@ -85,8 +99,7 @@ def _positions(findings: Findings) -> Iterator[Drawing]:
 def _training(findings: Findings) -> Iterator[Drawing]:
     study, arms, seeds = findings.study, list(findings.study.arms), list(findings.study.seeds)
     over = f"mean and range over {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
-    metrics = findings.metrics
-    metrics = metrics[metrics["arm"].isin(arms) & metrics["seed"].isin(seeds)]
+    metrics = findings.shown(findings.metrics)
     logged = set(metrics["metric"])
     if "val/loss" in logged:
         yield Drawing("loss", f"Validation loss over training, {over}.", partial(loss_over_tokens, metrics, arms=arms))
@@ -106,11 +119,9 @@ def _training(findings: Findings) -> Iterator[Drawing]:
 
 
 def _routing(findings: Findings) -> Iterator[Drawing]:
-    arms, routing = list(findings.study.arms), findings.routing
-    if routing is not None and len(routing):
-        routing = routing[routing["arm"].isin(arms) & routing["seed"].isin(list(findings.study.seeds))]
-    if routing is None or not len(routing):
+    if findings.routing is None or (routing := findings.shown(findings.routing)).empty:
         return
+    arms = list(findings.study.arms)
     seed = int(routing["seed"].min())
     text = (
         f"Load of each expert over training, seed {seed} only: 1 (white) is the mean. In each panel, experts are "

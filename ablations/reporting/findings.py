@@ -37,6 +37,7 @@ class Findings:
     results: pd.DataFrame  # one row per arm and seed
     metrics: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=METRIC_COLUMNS))  # long
     routing: pd.DataFrame | None = None  # one row per arm, seed, step, layer and expert; None or empty for dense models
+    needles: pd.DataFrame = field(default_factory=pd.DataFrame)  # one row per arm, seed, question and depth, or empty
     accounting: pd.DataFrame = field(default_factory=pd.DataFrame)  # one row per arm
     provenance: Mapping[str, Any] = field(default_factory=dict)
     step_floor: Mapping[str, float] = field(default_factory=dict)
@@ -48,8 +49,13 @@ class Findings:
     @cached_property
     def chosen(self) -> pd.DataFrame:
         """The rows of the study's own arms and seeds."""
-        selected = self.results["arm"].isin(list(self.study.arms)) & self.results["seed"].isin(list(self.study.seeds))
-        return self.results[selected]
+        return self.shown(self.results)
+
+    def shown(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Return the rows of a table that are of the study's own arms and seeds; an empty table as it is."""
+        if table.empty:
+            return table
+        return table[table["arm"].isin(list(self.study.arms)) & table["seed"].isin(list(self.study.seeds))]
 
     @cached_property
     def finished(self) -> pd.DataFrame:
@@ -149,6 +155,7 @@ def collect(study: Study) -> Findings:
         results=results,
         metrics=_since_the_start(study, results.metrics()),
         routing=results.routing(),
+        needles=results.needles(),
         accounting=study.accounting(),
         provenance=_provenance(study, results),
         step_floor=_floor(study, per_step=True),

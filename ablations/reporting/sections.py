@@ -9,6 +9,7 @@ import pandas as pd
 from ablations.reporting.adjusted import adjusted
 from ablations.reporting.caches import cache_section
 from ablations.reporting.findings import Findings
+from ablations.reporting.needles import needles
 from ablations.reporting.positions import by_position
 from ablations.reporting.summary import level, look_text
 from ablations.reporting.words import number, spread
@@ -48,6 +49,7 @@ def sections_of(findings: Findings, pictures: Sequence[Picture]) -> list[Section
         if findings.effects
         else None,
         _factors(findings.terms) if findings.terms else None,
+        needles(findings),
         _probes(findings),
         _at_equal(findings),
         _planning(findings) if findings.verdicts else None,

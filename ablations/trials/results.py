@@ -11,9 +11,10 @@ import pandas as pd
 
 from ablations.trials.kernels import AND, kernels_of
 from ablations.trials.trials import Study, stored
+from dsv2.evaluation.needle import COLUMNS as NEEDLE_COLUMNS
 from dsv2.printing import complain, warn_once
 from dsv2.routing.measures import Measures
-from dsv2.storage.rundir import METRICS, ROUTING, read_result
+from dsv2.storage.rundir import METRICS, NEEDLES, ROUTING, read_result
 
 ROUTING_COLUMNS = ["arm", "seed", "step", "layer", "expert", "device", "load", "dropped", *Measures._fields]
 
@@ -53,14 +54,25 @@ class Results(pd.DataFrame):
         rows: max_violation, entropy, dead_experts, device_max_violation, received_max_violation, drop_rate, overflow,
         devices_per_token (`dsv2.routing.measures.Measures`).
         """
+        return self._stored(ROUTING, ROUTING_COLUMNS)
+
+    def needles(self) -> pd.DataFrame:
+        """Return a long table, one row per trial, question of the needle benchmark and depth; empty without that.
+
+        Columns: arm, seed, then those of `dsv2.evaluation.needle.NeedleGrid.measure`.
+        """
+        return self._stored(NEEDLES, ["arm", "seed", *NEEDLE_COLUMNS])
+
+    def _stored(self, name: str, columns: list[str]) -> pd.DataFrame:
+        """Concatenate the Parquet tables of this name in the trials' folders, after the columns arm and seed."""
         frames = []
         for arm, seed, folder in self._undamaged():
-            frame = _frame(Path(folder) / ROUTING)
+            frame = _frame(Path(folder) / name)
             if frame is not None:
                 frame.insert(0, "seed", seed)
                 frame.insert(0, "arm", arm)
                 frames.append(frame)
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=ROUTING_COLUMNS)
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

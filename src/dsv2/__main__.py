@@ -46,6 +46,13 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers, as in 512,1024") from None
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="dsv2", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -96,12 +103,15 @@ def _parser() -> argparse.ArgumentParser:
     parse = commands.add_parser("eval", help="evaluate a model on our benchmarks and those of lm-evaluation-harness")
     parse.add_argument("name", metavar="RUN")
     parse.add_argument(
-        "--tasks", required=True, metavar="A,B", help="cloze, copying, arithmetic or tasks of the harness"
+        "--tasks", required=True, metavar="A,B", help="cloze, copying, arithmetic, needle or tasks of the harness"
     )
     parse.add_argument("--include-path", type=_path, metavar="DIR", help="a folder with your own task files")
     parse.add_argument("--limit", type=int, help="questions per task of the harness (default: all)")
     parse.add_argument("--batch-size", type=int, default=8, help="sequences per pass (default 8)")
     parse.add_argument("--out", type=_path, metavar="FILE.json", help="also write the scores as JSON")
+    multiples = "1 to 16 times those of training, for an imported model up to its longest context"
+    parse.add_argument("--lengths", type=_numbers, default=[], metavar="N,N", help=f"tokens for needle ({multiples})")
+    parse.add_argument("--figure", type=_path, metavar="FILE.png", help="also draw the heat map of needle")
     add_deployment(parse)
     _add_text(parse)
     parse.set_defaults(run=_eval)
@@ -179,8 +189,9 @@ def _generate(arguments: argparse.Namespace) -> None:
 def _eval(arguments: argparse.Namespace) -> bool:
     from dsv2.commands.evaluate import evaluate_run, require_writable, show, write
 
-    if arguments.out is not None:
-        require_writable(arguments.out)  # before the evaluation, which may take hours
+    for option, path in (("--out", arguments.out), ("--figure", arguments.figure)):
+        if path is not None:
+            require_writable(path, option)  # before the evaluation, which may take hours
     deployment = deployment_of(arguments)
     scores, failed = evaluate_run(
         arguments.name,
@@ -190,6 +201,8 @@ def _eval(arguments: argparse.Namespace) -> bool:
         batch_size=arguments.batch_size,
         text=arguments.text,
         deployment=deployment,
+        lengths=arguments.lengths,
+        figure=arguments.figure,
     )
     show(scores)
     if arguments.out is not None:

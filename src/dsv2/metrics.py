@@ -1,5 +1,6 @@
 """Names and units of all metrics, for tables and figures."""
 
+import math
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -35,6 +36,8 @@ METRICS = {
     "bench/copying": Quantity("copying", "share of tokens"),
     "bench/copying_gain": Quantity("copying gain", "nats/token"),
     "bench/arithmetic": Quantity("arithmetic", "share correct"),
+    "bench/needle": Quantity("needle", "share found"),
+    "bench/needle_nats": Quantity("needle log-probability", "nats/answer"),
     "deployed/agreement": Quantity("sampled alike", "share of tokens"),
     "deployed/kv_bytes_per_token": Quantity("cache held", "bytes/token"),
     "deployed/kv_bits": Quantity("cache held per element", "bits"),
@@ -62,8 +65,12 @@ METRICS = {
     "arithmetic/accuracy": Quantity("arithmetic task", "share of digits correct"),
     "arithmetic/accuracy_in_training": Quantity("arithmetic over training", "share of digits correct"),
     "arithmetic/steps_to_half": Quantity("arithmetic steps to 50% accuracy"),
+    "needle/accuracy": Quantity("needle task", "share found"),
+    "needle/accuracy_in_training": Quantity("needle task over training", "share found"),
+    "needle/steps_to_half": Quantity("needle task steps to 50% accuracy"),
     "perf/tokens_per_s": Quantity("tokens per second"),
 }
+PARTS = ("val/bpb", "bench/cloze", "bench/needle")  # also logged for parts of the data, as in val/bpb_code
 
 CHANCE = {
     "bench/cloze": 1 / 4,
@@ -71,9 +78,12 @@ CHANCE = {
     "bench/arithmetic": 1 / 4,
     "bench/copying": 1 / 64,
     "bench/copying_gain": 0.0,
+    "bench/needle": 1 / 64,
+    "bench/needle_nats": -math.log(64),
     "recall/accuracy": 1 / 31,
     "copying/accuracy": 1 / 63,
     "arithmetic/accuracy": 1 / 10,
+    "needle/accuracy": 1 / 64,
 }
 
 
@@ -88,17 +98,20 @@ _LOSS_AT = re.compile(r"bench/loss_at_(\d+)")
 
 def quantity(metric: str) -> Quantity:
     """Return the name and unit of a logged metric or budget; its key as the name if it is not listed."""
-    known = METRICS | BUDGETS
-    if metric in known:
+    if metric in (known := METRICS | BUDGETS):
         return known[metric]
-    for whole in ("val/bpb", "bench/cloze"):
-        if metric.startswith(f"{whole}_"):
-            name, unit = METRICS[whole]
-            return Quantity(f"{name}, {metric.removeprefix(f'{whole}_')}", unit)
-    return Quantity(metric)
+    if (whole := whole_of(metric)) is None:
+        return Quantity(metric)
+    name, unit = METRICS[whole]
+    return Quantity(f"{name}, {metric.removeprefix(f'{whole}_')}", unit)
+
+
+def whole_of(metric: str) -> str | None:
+    """Return the metric of which this one is the value for a part of the data, such as a domain; None if for none."""
+    wholes = (whole for whole in PARTS if metric not in METRICS and metric.startswith(f"{whole}_"))
+    return next(wholes, None)
 
 
 def chance(metric: str) -> float | None:
     """Return the score of a model that has learnt only the form of the task; None if there is no such level."""
-    of_one_domain = metric.startswith("bench/cloze_") and metric not in METRICS
-    return CHANCE.get("bench/cloze" if of_one_domain else metric)
+    return CHANCE.get(whole_of(metric) or metric)

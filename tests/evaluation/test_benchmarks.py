@@ -24,7 +24,7 @@ SIZES = TextBenchmarks.Config(
 
 def run(source: Source, model: torch.nn.Module, batch_tokens: int) -> dict[str, float]:
     assert isinstance(source, PackedText)
-    scores, failed = SIZES.build(source).run(model, batch_tokens=batch_tokens)
+    scores, failed, _ = SIZES.build(source).run(model, batch_tokens=batch_tokens)
     assert not failed
     return scores
 

@@ -111,14 +111,14 @@ def test_it_is_the_loss_of_the_model(source: PackedText, quick: list[str]) -> No
 def test_scores_at_multiples_of_the_trained_length(source: PackedText, monkeypatch: pytest.MonkeyPatch) -> None:
     benchmark = SIZES.build(source)
     monkeypatch.setattr(benchmark, "losses", lambda *_, **__: np.arange(16.0))
-    scores, failed = benchmark.run(None, batch_tokens=1)
+    scores, failed, _ = benchmark.run(None, batch_tokens=1)
     assert not failed
     assert [scores[f"bench/loss_at_{end}"] for end in range(4, 65, 4)] == list(range(16))
     assert {k: scores[f"bench/loss_{k}x"] for k in (1, 2, 4, 8)} == {1: 1.0, 2: 2.5, 4: 5.5, 8: 11.5}
 
 
 def test_what_fails_is_named_and_the_run_goes_on(source: PackedText) -> None:
-    scores, failed = SIZES.build(source).run(None, batch_tokens=1)
+    scores, failed, _ = SIZES.build(source).run(None, batch_tokens=1)
     assert not scores
     assert failed.keys() == {"positions"}
 

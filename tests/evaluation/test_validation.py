@@ -179,3 +179,19 @@ def test_a_model_that_knows_no_dropping_is_given_capacity_1() -> None:
     with_it = MoE.Config(num_experts=6, top_k=2, expert_dim=4, num_devices=3, dropping=Dropping.Config())
     losses = [loss_at_capacity(model(ffn), sequences(), batch_size=3) for ffn in (without, with_it)]
     assert losses[0] == losses[1]
+
+
+def test_whole_answers_are_right_if_all_their_tokens_are() -> None:
+    """Of answers of one, two and three tokens, one token of the last is wrong."""
+    dense, inputs = model(SwiGLU.Config(width=8)), sequences().inputs[:3]
+    with torch.no_grad():
+        targets = dense(inputs).logits.argmax(-1)
+    targets[2, -2] = (targets[2, -2] + 1) % VOCAB
+    for row, scored in enumerate((1, 2, 3)):
+        targets[row, : LENGTH - scored] = NOT_SCORED
+    batch = Batch(inputs, targets, None)
+    shares = {
+        whole: evaluate(dense, batch, batch_size=2, token_bytes=None, whole_answers=whole)["val/accuracy"]
+        for whole in (False, True)
+    }
+    assert shares == {False: pytest.approx(5 / 6), True: pytest.approx(2 / 3)}

@@ -88,3 +88,24 @@ def fake(
     )
     columns = ["arm", "seed", "step", "tokens", "metric", "value"]
     return Tables(pd.DataFrame(results), pd.DataFrame(metrics, columns=columns), pd.DataFrame(routing), accounting)
+
+
+def fake_needles(
+    arms: tuple[str, ...] = ("none", "yarn"),
+    seeds: int = 3,
+    lengths: tuple[int, ...] = (128, 256, 512),
+    depths: int = 5,
+    questions: int = 6,
+) -> pd.DataFrame:
+    """Make a table of hidden sentences, of which fewer are found the longer the text is, and more the later the arm."""
+    rng = np.random.default_rng(1)
+    rows = []
+    for number, arm in enumerate(arms):
+        for seed in range(seeds):
+            for length in lengths:
+                share = 1 - np.log2(length / lengths[0]) / (number + len(lengths))
+                for question in range(questions):
+                    for depth in np.linspace(0, 1, depths):
+                        found = bool(rng.random() < share - 0.05 * seed)
+                        rows.append((arm, seed, length, depth, question, question % 3, found, -0.1 if found else -9.0))
+    return pd.DataFrame(rows, columns=["arm", "seed", "length", "depth", "question", "wording", "correct", "nats"])

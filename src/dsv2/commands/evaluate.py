@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -11,12 +12,17 @@ from dsv2.commands.deployment import tell_of_cache
 from dsv2.config import ConfigError
 from dsv2.data.packing import PackedText
 from dsv2.evaluation.benchmarks import TASKS, TextBenchmarks
+from dsv2.evaluation.needle import MULTIPLES, NeedleGrid
 from dsv2.inference.deployed import Deployed
 from dsv2.metrics import chance
 from dsv2.printing import described, warn
+from dsv2.report.page import picture
 from dsv2.report.terminal import add_row, open_console, open_table
-from dsv2.storage.files import write_json
+from dsv2.storage.files import replacing, write_json
 from dsv2.training.saved import SavedRun, open_run
+
+NEEDLE = "needle"
+OWN = (*TASKS, NEEDLE)
 
 
 class Score(NamedTuple):
@@ -36,12 +42,14 @@ def evaluate_run(
     batch_size: int = 8,
     text: Sequence[str] = (),
     deployment: Deployed.Config | None = None,
+    lengths: Sequence[int] = (),
+    figure: Path | None = None,
 ) -> tuple[list[Score], list[str]]:
     """Return the scores of a run's model, and a sentence about each task that failed, which stderr has too.
 
     `text` selects other held-out text than the run's own for our benchmarks, and `deployment` says how the model is
-    deployed (see `open_run`). Raises ValueError, before anything is measured, for tasks that do not exist or do not
-    fit, and if none has scores.
+    deployed (see `open_run`). `lengths` are the tokens of the task `needle`, whose heat map is drawn to `figure`.
+    Raises ValueError, before anything is measured, for tasks that do not exist or do not fit, and if none has scores.
     """
     for name, value in (("--limit", limit), ("--batch-size", batch_size)):
         if value is not None and not 1 <= value < 2**31:
@@ -51,9 +59,14 @@ def evaluate_run(
     requested = [task for task in dict.fromkeys(tasks) if task]
     if not requested:
         raise ValueError(f"--tasks: name at least one, as in --tasks {','.join(TASKS[:2])}")
+    for option, given in (("--lengths", lengths), ("--figure", figure)):
+        if given and NEEDLE not in requested:
+            raise ValueError(f"{option}: only for --tasks {NEEDLE}")
     opened = open_run(run, text=text, deployment=deployment)
     measures = _own(opened, [task for task in requested if task in TASKS], batch_size)
-    if foreign := [task for task in requested if task not in TASKS]:
+    if NEEDLE in requested:
+        measures[NEEDLE] = _needle(opened, lengths, figure, batch_size)
+    if foreign := [task for task in requested if task not in OWN]:
         measures |= _harness(opened, foreign, include_path, limit, batch_size)
     tell_of_cache(opened.model_config, opened.deployment)
     scores, failed = list[Score](), list[str]()
@@ -82,9 +95,7 @@ def _own(run: SavedRun, tasks: list[str], batch_size: int) -> dict[str, Measure]
         return {}
     own = None if run.imported else run.config.benchmarks
     config = own if isinstance(own, TextBenchmarks.Config) else TextBenchmarks.Config()
-    source = run.source
-    if not isinstance(source, PackedText):
-        raise ValueError(f"{', '.join(tasks)}: needs held-out text, but the data of {run.folder} are not text")
+    source = _text_of(run, tasks)
     length = source.sequence_length
     for field, tokens in config.lengths().items():
         if tokens > length and field.partition("_")[0] in tasks:
@@ -102,12 +113,47 @@ def _own(run: SavedRun, tasks: list[str], batch_size: int) -> dict[str, Measure]
     return {task: partial(measure, task) for task in tasks}
 
 
+def _text_of(run: SavedRun, tasks: Sequence[str]) -> PackedText:
+    """Return the text that questions are cut from. Raises ValueError if the run's data are not text."""
+    if not isinstance(run.source, PackedText):
+        raise ValueError(f"{', '.join(tasks)}: needs held-out text, but the data of {run.folder} are not text")
+    return run.source
+
+
+def _needle(run: SavedRun, lengths: Sequence[int], figure: Path | None, batch_size: int) -> Measure:
+    """Prepare needles in held-out text, of `lengths` or those of the run's benchmark.
+
+    Without either, texts are 1 to 16 times as long as in training, or 1/16 to all of an imported model's context.
+    """
+    source, own = _text_of(run, [NEEDLE]), None if run.imported else run.config.benchmarks
+    config = own if isinstance(own, NeedleGrid.Config) else NeedleGrid.Config(trained_length=run.longest)
+    if run.imported and not lengths:
+        lengths = [run.longest // multiple for multiple in reversed(MULTIPLES)]
+    if lengths:
+        grid = NeedleGrid(source, lengths, depths=config.depths, questions=config.questions)
+    else:
+        limit = run.model_config.rope.limit or config.longest
+        within = tuple(multiple for multiple in config.multiples if multiple * config.trained_length <= limit)
+        grid = replace(config, multiples=within or config.multiples).build(source)
+
+    def measure() -> list[Score]:
+        table = grid.measure(run.model, batch_tokens=batch_size * run.longest)
+        if figure is not None:
+            from dsv2.plots.needle import needle_heatmap  # imports matplotlib
+
+            with replacing(figure) as scratch:
+                scratch.write_bytes(picture(NEEDLE, "", needle_heatmap(table)).png)
+        return [Score(NEEDLE, name, *score, chance(name)) for name, score in grid.scores(table).items()]
+
+    return measure
+
+
 def _harness(
     run: SavedRun, tasks: list[str], include_path: Path | None, limit: int | None, batch_size: int
 ) -> dict[str, Measure]:
     """Prepare tasks of lm-evaluation-harness. Raises ValueError for a task that does not exist."""
     if importlib.util.find_spec("lm_eval") is None:
-        without = f"available without it: {', '.join(TASKS)}"
+        without = f"available without it: {', '.join(OWN)}"
         raise ValueError(f"{tasks[0]}: needs lm-evaluation-harness: pip install 'dsv2[eval]'; {without}")
     from lm_eval.evaluator import evaluate
     from lm_eval.tasks import TaskManager
@@ -117,7 +163,7 @@ def _harness(
     manager = TaskManager(include_path=str(include_path) if include_path else None)
     for task in tasks:
         if task not in manager.all_tasks and not Path(task).is_file():
-            close = get_close_matches(task, [*TASKS, *manager.all_tasks], n=3)
+            close = get_close_matches(task, [*OWN, *manager.all_tasks], n=3)
             hint = f"did you mean {', '.join(close)}? " if close else ""
             raise ValueError(f"{task}: no such task; {hint}use --include-path FOLDER for your own tasks")
     harness = Harness(run.reader, batch_size=batch_size)
@@ -154,12 +200,12 @@ def show(scores: list[Score]) -> None:
     open_console().print(table)
 
 
-def require_writable(path: Path) -> None:
-    """Raise ValueError unless a file can be written to `path`."""
+def require_writable(path: Path, option: str) -> None:
+    """Raise ValueError unless a file can be written to `path`, which was given by `option`."""
     if path.is_dir():
-        raise ValueError(f"--out {path}: a folder, not a file")
+        raise ValueError(f"{option} {path}: a folder, not a file")
     if not path.parent.is_dir():
-        raise ValueError(f"--out {path}: no folder {path.parent}")
+        raise ValueError(f"{option} {path}: no folder {path.parent}")
 
 
 def write(path: Path, run: str, scores: list[Score]) -> None:

@@ -18,7 +18,7 @@ from dsv2.data.maths import worksheets
 from dsv2.data.packing import PackedText
 from dsv2.data.reading import read, stamp, valid_text
 from dsv2.data.source import Source
-from dsv2.data.store import open_store
+from dsv2.data.store import Store, open_store
 from dsv2.data.tokenizer import SMALLEST_VOCAB, Tokenizer
 from dsv2.storage.paths import home_of, require_own_files, within
 
@@ -80,13 +80,17 @@ class Text:
                 identity=identity,
                 tokenizer=tokenizer,
             )
-            return PackedText(
+            return self.pack(
                 store,
                 sequence_length=sequence_length,
                 seed=seed,
                 validation_tokens=validation_tokens,
                 identity=identity,
             )
+
+        def pack(self, store: Store, **settings: Any) -> PackedText:
+            """Make sequences of a prepared corpus; `settings` are those of `PackedText`."""
+            return PackedText(store, **settings)
 
 
 class English(Text):

@@ -64,6 +64,7 @@ class Source(ABC):
     token_bytes: np.ndarray | None = None  # (V,) int32, bytes of text per token; None: the data are not text
     domains: tuple[str, ...] = ()
     tokenizer: "Tokenizer | None" = None
+    whole_answers: bool = False  # whether accuracy counts sequences, each with all of its scored tokens right
 
     def record(self) -> dict[str, Any]:
         """Return what a run stores to identify its data, JSON-ready."""

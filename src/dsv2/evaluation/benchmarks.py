@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from dsv2.config import ConfigBase
 from dsv2.data.packing import PackedText
@@ -13,6 +15,14 @@ from dsv2.models.transformer import Transformer
 from dsv2.printing import described
 
 TASKS = ("cloze", "copying", "arithmetic")
+
+
+class Measured(NamedTuple):
+    """What benchmarks measured of a model."""
+
+    scores: dict[str, float]
+    failed: dict[str, str]  # tasks that failed, whose scores are missing, and why
+    needles: pd.DataFrame | None = None  # see `needle.NeedleGrid.measure`
 
 
 class TextBenchmarks:
@@ -70,11 +80,8 @@ class TextBenchmarks:
                 longest=source.sequence_length,
             )
 
-    def run(self, model: Transformer, *, batch_tokens: int) -> tuple[dict[str, float], dict[str, str]]:
-        """Run all benchmarks, at most `batch_tokens` tokens per pass. Draws no random numbers.
-
-        Returns the scores, and for each task that failed why; its scores are missing.
-        """
+    def run(self, model: Transformer, *, batch_tokens: int) -> Measured:
+        """Run all benchmarks, at most `batch_tokens` tokens per pass. Draws no random numbers."""
         runs = dict(zip(TASKS, (self.run_cloze, self.run_copying, self.run_arithmetic), strict=True))
         scores, failed = dict[str, float](), dict[str, str]()
         for task, run in runs.items():
@@ -84,7 +91,7 @@ class TextBenchmarks:
                 scores |= run(model, batch_tokens=batch_tokens)
             except Exception as error:  # the training, and the other tasks, do not depend on it
                 failed[task] = described(error)
-        return scores, failed
+        return Measured(scores, failed)
 
     def run_cloze(self, model: Transformer, *, batch_tokens: int) -> dict[str, float]:
         """Return `bench/cloze`, the share of correct answers, and with several domains `bench/cloze_<domain>`.

@@ -14,6 +14,7 @@ import torch
 
 from dsv2.config import ConfigBase, ConfigError
 from dsv2.data.packing import PackedText
+from dsv2.evaluation.benchmarks import Measured
 from dsv2.kernels.cross_entropy import token_nats
 from dsv2.models.transformer import Transformer, evaluating
 from dsv2.printing import described
@@ -60,7 +61,7 @@ class LossByPosition:
         texts = held_out[starts[:, None] + np.arange(length)].astype(np.int64)
         self.texts = torch.from_numpy(texts)  # (B, length); the text that is scored follows that of `before` bins
 
-    def run(self, model: Transformer, *, batch_tokens: int) -> tuple[dict[str, float], dict[str, str]]:
+    def run(self, model: Transformer, *, batch_tokens: int) -> Measured:
         """Return `bench/loss_at_<n>`, of the bin that ends at position n, and `bench/loss_<k>x`.
 
         The latter is the mean from half of k times the trained length up to it. What failed is named with the reason.
@@ -68,14 +69,14 @@ class LossByPosition:
         try:
             losses = self.losses(model, batch_tokens=batch_tokens)
         except Exception as error:  # the training does not depend on it
-            return {}, {"positions": described(error)}
+            return Measured({}, {"positions": described(error)})
         ends = self.width * (np.arange(self.num_bins) + 1)
         scores = {f"bench/loss_at_{end}": loss for end, loss in zip(ends.tolist(), losses.tolist(), strict=True)}
         for multiple in MULTIPLES:
             upper = multiple * self.trained_length
             within = (ends > upper // 2) & (ends <= upper)
             scores[f"bench/loss_{multiple}x"] = float(losses[within].mean())
-        return scores, {}
+        return Measured(scores, {})
 
     @torch.no_grad()
     def losses(self, model: Transformer, *, batch_tokens: int) -> np.ndarray:

@@ -21,9 +21,11 @@ def evaluate(
     batch_size: int,
     token_bytes: np.ndarray | None,
     domains: tuple[str, ...] = (),
+    whole_answers: bool = False,
 ) -> dict[str, float]:
     """Return `val/loss` (nats per scored token), `val/accuracy` (of argmax) and `val/routing/*`.
 
+    Accuracy is the share of scored tokens or, with `whole_answers`, of sequences all of whose scored tokens are right.
     Also `val/bpb` if tokens stand for bytes, and with several domains `val/bpb_<domain>` for each that occurs.
 
     `batch` holds all validation sequences; they are processed `batch_size` at a time in evaluation mode, and the
@@ -31,7 +33,7 @@ def evaluate(
     """
     counts = list[Counts]()
     nats = torch.zeros(batch.targets.shape, dtype=torch.float64)  # (B, T), 0 for targets that are not scored
-    correct = 0
+    hits = torch.zeros(batch.targets.shape, dtype=torch.bool)  # (B, T)
     moe = model.config.moe
     with evaluating(model):
         for first in range(0, len(batch.inputs), batch_size):
@@ -40,12 +42,13 @@ def evaluate(
             output = model(batch.inputs[part].to(targets.device))
             logits = output.logits.float()
             nats[part] = token_nats(logits, targets).double().cpu()
-            correct += int((logits.argmax(-1) == targets).sum())  # NOT_SCORED is not a token id
+            hits[part] = (logits.argmax(-1) == targets).cpu()  # NOT_SCORED is not a token id
             if moe is not None:
                 new = [count(routing, num_devices=moe.num_devices) for routing in output.routings]
                 counts = [old + more for old, more in zip(counts, new, strict=True)] if counts else new
-    scored = int((batch.targets != NOT_SCORED).sum())
-    result = {"val/loss": nats.sum().item() / scored, "val/accuracy": correct / scored}
+    scored = batch.targets != NOT_SCORED
+    right = hits.sum(1) == scored.sum(1) if whole_answers else hits[scored]
+    result = {"val/loss": nats.sum().item() / int(scored.sum()), "val/accuracy": right.double().mean().item()}
     if token_bytes is not None:
         result["val/bpb"] = bits_per_byte(nats.sum().item(), count_bytes(batch.targets, token_bytes))
         if len(domains) > 1 and batch.domains is not None:

@@ -34,6 +34,7 @@ _WHERE = {
     "factorial": ["factorial_forest", "interaction"],
     "ladder": ["difference_over_compute", "loss_over_compute"],
     "calibration": ["false_positive_rates", "power_by_effect"],
+    "needle": ["found_over_length", "needle_heatmap"],
     "positions": ["loss_over_position"],
     "text": ["load_profiles", "text_load"],
     "tokens": ["paint_html", "paint_tokens"],

@@ -8,6 +8,7 @@ origin.json                 the run whose weights this one started from, if ther
 metrics.jsonl               one object per logged step
 routing.parquet             one row per logged step, MoE layer and expert
 routing_snapshots.parquet   the experts chosen for a fixed probe over training
+needles.parquet             one row per question of the needle benchmark and depth, if the run has that
 checkpoints/                the newest checkpoints and their manifest
 lock                        held while the run is trained; lock.json names the process that holds it
 result.json                 written last, by `training/fit.py`: status, metrics, seconds, data, provenance, and hashes
@@ -31,6 +32,7 @@ DATA = "data.json"
 METRICS = "metrics.jsonl"
 ROUTING = "routing.parquet"
 SNAPSHOTS = "routing_snapshots.parquet"
+NEEDLES = "needles.parquet"
 TOKENIZER = "tokenizer.json"
 TOKENIZER_SETTINGS = "tokenizer_config.json"  # as Hugging Face names it
 ORIGIN = "origin.json"
@@ -67,7 +69,7 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
 
     Checkpoints are covered through their manifest.
     """
-    names = (CONFIG, DATA, TOKENIZER, TOKENIZER_SETTINGS, ORIGIN, *LOGS, MANIFEST)
+    names = (CONFIG, DATA, TOKENIZER, TOKENIZER_SETTINGS, ORIGIN, *LOGS, NEEDLES, MANIFEST)
     covered = {"files": hashes(folder, names)} if result["status"] == "finished" else {}
     write_sealed(folder / RESULT, result | covered)
 

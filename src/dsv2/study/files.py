@@ -16,7 +16,7 @@ import yaml
 from dsv2.accounting.paper_tables import PAPER_TABLES
 from dsv2.composition import override
 from dsv2.config import CONFIG_DIR, NAME, ConfigBase, ConfigError, structure
-from dsv2.metrics import BUDGETS, METRICS
+from dsv2.metrics import BUDGETS, METRICS, whole_of
 from dsv2.storage.values import parse_yaml, read_yaml
 
 SUFFIXES = (".yaml", ".yml")
@@ -77,7 +77,7 @@ class StudyFile(ConfigBase):
             self.require(plain, "grid", "levels that are text, numbers or booleans; arms can set null and lists")
         self.require(len(self.arms or self.levels()) >= 2, "arms", "at least two")
         self.require(self.metric in self.judged, "metric", f"one of the judged metrics, {', '.join(self.judged)}")
-        unknown = [metric for metric in self.judged if metric not in METRICS and not metric.startswith("val/bpb_")]
+        unknown = [metric for metric in self.judged if metric not in METRICS and whole_of(metric) is None]
         self.require(not unknown, "judged", f"metrics that runs log; not {', '.join(unknown)}")
         self.require(set(self.equal) <= set(BUDGETS), "equal", f"some of {', '.join(BUDGETS)}")
         self.require(set(self.differs) <= set(BUDGETS), "differs", f"some of {', '.join(BUDGETS)}")

@@ -23,6 +23,7 @@ from dsv2.config import (
 from dsv2.data.corpora import Text
 from dsv2.data.source import Source
 from dsv2.evaluation.benchmarks import TextBenchmarks
+from dsv2.evaluation.needle import NeedleGrid
 from dsv2.evaluation.positions import LossByPosition
 from dsv2.inference.deployed import Deployed
 from dsv2.models.transformer import Transformer
@@ -31,6 +32,7 @@ from dsv2.training.optim import AdamW
 from dsv2.training.origin import Origin, adopt, reaching
 from dsv2.training.schedule import BatchRamp
 
+BENCHMARKS = {TextBenchmarks.Config: "text", LossByPosition.Config: "positions", NeedleGrid.Config: "needle"}
 FORMAT = 1  # increment when the same config comes to mean another computation, so that old results are not reused
 
 
@@ -101,7 +103,8 @@ class Run:
         loss: BalanceLoss.Config
         trainer: Training.Config
         logger: Logging.Config
-        benchmarks: TextBenchmarks.Config | LossByPosition.Config | None = None  # computed at the last step
+        # Computed at the last step.
+        benchmarks: TextBenchmarks.Config | LossByPosition.Config | NeedleGrid.Config | None = None
         deployment: Deployed.Config | None = added(None)  # how the model is evaluated; None: as it is trained
         init_from: Origin.Config | None = added(None)  # the run whose weights this one starts from; None: random ones
         study: str | None = setting(None)  # labels of a study's trial; they do not affect the computation
@@ -136,12 +139,15 @@ class Run:
             if self.deployment is not None:
                 self.deployment.require_fits(self.model.attention)
             if self.benchmarks is not None and not isinstance(self.data, Text.Config):
-                name = "text" if isinstance(self.benchmarks, TextBenchmarks.Config) else "positions"
+                name = BENCHMARKS[type(self.benchmarks)]
                 raise ConfigError("benchmarks", name, "none for data without text, such as synthetic sequences")
             if isinstance(self.benchmarks, LossByPosition.Config):
                 valid = f"at most an eighth of {limit}, the positions of model.rope"
                 fits = limit is None or self.benchmarks.longest <= limit
                 self.require(fits, "benchmarks.trained_length", valid)
+            if isinstance(self.benchmarks, NeedleGrid.Config):
+                valid = f"multiples of {self.benchmarks.trained_length} up to {limit}, the positions of model.rope"
+                self.require(limit is None or self.benchmarks.longest <= limit, "benchmarks.multiples", valid)
             if isinstance(self.benchmarks, TextBenchmarks.Config):
                 for name, tokens in self.benchmarks.lengths().items():
                     fits = tokens <= length

@@ -11,7 +11,6 @@ import torch
 from dsv2.composition import compose
 from dsv2.config import ConfigError, structure
 from dsv2.data.corpora import GIVEN, Text
-from dsv2.data.packing import PackedText
 from dsv2.data.source import Batch, Source
 from dsv2.data.store import find_store
 from dsv2.data.tokenizer import Tokenizer, load_tokenizer
@@ -228,7 +227,7 @@ class SavedRun:
         places = [*prepared, *self.folder.resolve().parents, runs_root()]
         store = find_store(identity, places, config.vocab_size, given)
         if store is not None:
-            return PackedText(store, seed=self.config.seed, identity=identity, **sizes)
+            return config.pack(store, seed=self.config.seed, identity=identity, **sizes)
         self._require(config.identity(), identity, ("corpus", "split", "format"))
         source = config.open(seed=self.config.seed, tokenizer=given, **sizes)
         self._require(source.identity, record["identity"], ("trained_tokenizer",))

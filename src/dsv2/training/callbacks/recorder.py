@@ -19,12 +19,13 @@ from dsv2.data.packing import PackedText
 from dsv2.data.source import Source
 from dsv2.evaluation.benchmarks import TextBenchmarks
 from dsv2.evaluation.deployment import measure_deployment
+from dsv2.evaluation.needle import NeedleGrid
 from dsv2.evaluation.positions import LossByPosition
 from dsv2.evaluation.validation import evaluate, loss_at_capacity
 from dsv2.models.moe.layer import MoE
 from dsv2.routing.measures import Counts, Measures, count, mean_measures, measure, overflow
 from dsv2.storage.files import replacing, sync, write_text
-from dsv2.storage.rundir import METRICS, ROUTING
+from dsv2.storage.rundir import METRICS, NEEDLES, ROUTING
 from dsv2.training.machine import peak_flops
 from dsv2.training.module import Module, Step
 from dsv2.training.processes import total
@@ -41,7 +42,7 @@ class Recorder(L.Callback):
         self.run, self.source, self.folder = run, source, folder
         self.validation = source.validation()
         # Built now, so that too small a corpus fails before training.
-        self.benchmarks: TextBenchmarks | LossByPosition | None = None
+        self.benchmarks: TextBenchmarks | LossByPosition | NeedleGrid | None = None
         if run.benchmarks is not None:
             assert isinstance(source, PackedText)  # the config refuses benchmarks for other data
             self.benchmarks = run.benchmarks.build(source)
@@ -130,11 +131,21 @@ class Recorder(L.Callback):
         """Measure on the validation set and, at the last step, on the benchmarks, with the model as it is deployed."""
         deployment, size = self.run.deployment, self.run.trainer.batch.size
         model = module.model if deployment is None else deployment.of(module.model)
-        token_bytes, domains = self.source.token_bytes, self.source.domains
-        row = evaluate(model, self.validation, batch_size=size, token_bytes=token_bytes, domains=domains)
+        row = evaluate(
+            model,
+            self.validation,
+            batch_size=size,
+            token_bytes=self.source.token_bytes,
+            domains=self.source.domains,
+            whole_answers=self.source.whole_answers,
+        )
         if final and self.benchmarks is not None:
-            scores, self.failed = self.benchmarks.run(model, batch_tokens=size * self.run.trainer.sequence_length)
-            row |= scores
+            measured = self.benchmarks.run(model, batch_tokens=size * self.run.trainer.sequence_length)
+            self.failed = measured.failed
+            row |= measured.scores
+            if measured.needles is not None:
+                with replacing(self.folder / NEEDLES) as scratch:
+                    measured.needles.to_parquet(scratch, index=False)
         if final and deployment is not None and isinstance(self.source, PackedText):
             row |= measure_deployment(module.model, deployment, self.validation.inputs.to(module.device))
         capacity = deployment is None and type(moe := self.run.model.moe) is MoE.Config and moe.num_devices > 1
