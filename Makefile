@@ -15,7 +15,7 @@ setup: $(ALL)
 
 $(CORE): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, this is {sys.version}"'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(INSTALL) torch
 	PYTHONPATH=src $(BIN)/python -c 'from dsv2.kernels.cpu.library import available; available()' & \
 	$(INSTALL) --editable . && wait
