@@ -92,3 +92,22 @@ def test_layers_that_are_computed_again_take_less_memory(capsys):
         assert main(["account", "model=v2", f"trainer.recompute_layers={layers}", "--json"]) == 0
         kept.append(json.loads(capsys.readouterr().out)["memory"]["activation_bytes"])
     assert kept[1] < 0.1 * kept[0]
+
+
+def test_a_stored_run_is_one_model_too(trained, capsys):
+    """With the precision and recomputation that it was trained with."""
+    config = dsv2.open_run(trained).config
+    for name in ("toy/smoke/moe/0", str(trained)):
+        assert main(["account", "--run", name, "--context", "32", "--json"]) == 0
+        printed = json.loads(capsys.readouterr().out)
+        assert printed["total_params"] == dsv2.account(config.model, context=32).total_params
+        assert printed["memory"]["precision"] == config.trainer.precision
+    for words, message in (
+        (["model=v2"], "overrides='model=v2' is not valid: none together with --run"),
+        (["--hf", "x"], "run='toy/smoke/moe/0' is not valid: not together with --hf"),
+        (["--published"], "published=True is not valid: without overrides, --hf and --run"),
+    ):
+        assert main(["account", "--run", "toy/smoke/moe/0", *words]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {message}")
+    assert main(["account", "--run", "toy/smoke/moe/1"]) == 2
+    assert capsys.readouterr().err.startswith("error: RUN='toy/smoke/moe/1': a run directory, sweep/scale/arm/seed")

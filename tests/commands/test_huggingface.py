@@ -1,10 +1,12 @@
 """`import-hf` and `export-hf`: models go in and out with their tokenizer, whole or not at all."""
 
+import glob
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -13,12 +15,14 @@ from safetensors.torch import load_file
 import dsv2
 from dsv2.__main__ import main
 from dsv2.commands.huggingface import export_hf, import_hf
+from dsv2.explore.page import build
+from dsv2.explore.subject import open_subject
 from dsv2.interop.huggingface import from_hf
 from dsv2.storage.space import DiskFull
 from dsv2.training import fit
 from dsv2.training.saved import open_run
 from tests.references.commands import refusal
-from tests.references.twins import tokens, twin
+from tests.references.twins import save_with_tokenizer, tokens, twin
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +169,44 @@ def test_an_optional_file_that_cannot_be_read_is_left_out(
     assert capsys.readouterr().err == f"warning: {source}/generation_config.json is left out. Permission denied\n"
     assert (tmp_path / "out" / "tokenizer.json").is_file()
     assert not (tmp_path / "out" / "generation_config.json").exists()
+
+
+# ---- what an imported model does -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "metaspace"])
+def test_every_command_takes_a_model_of_transformers_with_its_own_tokenizer(
+    kind: str, corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [Path(path).read_text() for path in sorted(glob.glob(corpus))]  # noqa: PTH207
+    limited = {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}
+    save_with_tokenizer(tmp_path / "hf", kind, texts, max_position_embeddings=64, num_hidden_layers=3, **limited)
+    run, text = str(tmp_path / "run"), ["--text", "data=files", f"data.path={corpus}"]
+    assert main(["import-hf", str(tmp_path / "hf"), run]) == 0
+    assert main(["analyse", run, "--only", "tokens,router", *text]) == 0
+    page = Path(capsys.readouterr().out.splitlines()[-1])
+    by_expert = pd.read_csv(page.with_name("expert_tokens.csv"))
+    assert by_expert["layer"].unique().tolist() == [1, 2]
+    shown = set(" ".join(by_expert["tokens_in_text"]).split("' '"))
+    assert {token for token in shown if token.startswith(" ")}  # words keep the space before them
+
+    accounts = []
+    for words in (["--run", run], ["--hf", str(tmp_path / "hf")]):
+        assert main(["account", *words, "--context", "64", "--json"]) == 0
+        accounts.append(json.loads(capsys.readouterr().out))
+    assert accounts[0] == accounts[1]
+    weights = load_file(Path(run) / "model.safetensors")
+    assert accounts[0]["total_params"] == sum(weight.numel() for weight in weights.values())
+
+    explored = build([open_subject(open_run(run, text=text[1:]))])
+    (painted,) = (pane.object for pane in explored.select() if 'class="text"' in str(getattr(pane, "object", "")))
+    assert painted.count('class="token"') > 5
+
+    assert main(["export-traces", run, str(tmp_path / "traces"), *text]) == 0
+    options = ["--devices", "4", "--max-devices", "2", "--dim", "32"]
+    assert main(["analyse", "--traces", str(tmp_path / "traces"), *options]) == 0
+    page = Path(capsys.readouterr().out.splitlines()[-1])
+    assert (pd.read_csv(page.with_name("devices.csv"))["displaced"] == 0).all()  # the model has this limit
 
 
 # ---- mistakes --------------------------------------------------------------------------------------------------------

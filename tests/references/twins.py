@@ -3,9 +3,14 @@
 H heads, E experts. float32, eager attention and experts: sums in one order, on one thread.
 """
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
+from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import DeepseekV2Config, DeepseekV2ForCausalLM
 
@@ -50,6 +55,36 @@ def twin(**overrides: Any) -> DeepseekV2ForCausalLM:
             mean = 1.0 if weight.dim() == 1 else 0.0
             weight.copy_(mean + STD * torch.randn(weight.shape, generator=generator))
     return model
+
+
+def save_with_tokenizer(folder: Path, kind: str, texts: Sequence[str], **overrides: Any) -> None:
+    """Save a model with a tokenizer of its own: "byte-level" with DeepSeek's settings, or "metaspace" as SentencePiece.
+
+    The special tokens are outside of the vocabulary that was trained, as DeepSeek's are.
+    """
+    backend = tokenizers.Tokenizer(models.BPE(byte_fallback=kind == "metaspace"))
+    if kind == "byte-level":
+        words = pre_tokenizers.Split(tokenizers.Regex(r"\s?\p{L}+"), "isolated")
+        level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.Digits(individual_digits=True), level])
+        backend.decoder = decoders.ByteLevel()
+        known: dict[str, Any] = {"initial_alphabet": sorted(pre_tokenizers.ByteLevel.alphabet())}
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace()
+        backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+        known = {"special_tokens": [f"<0x{byte:02X}>" for byte in range(256)]}
+    backend.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=320, show_progress=False, **known))
+    special = {
+        "bos_token": "<\uff5cbegin\u2581of\u2581sentence\uff5c>",
+        "eos_token": "<\uff5cend\u2581of\u2581sentence\uff5c>",
+    }
+    backend.add_special_tokens([*special.values()])
+    ids = {f"{name}_id": backend.token_to_id(content) for name, content in special.items()}
+    twin(vocab_size=384, **ids, **overrides).save_pretrained(folder)
+    backend.save(str(folder / "tokenizer.json"))
+    added = {name: {"__type": "AddedToken", "content": content} for name, content in special.items()}
+    settings = {"add_bos_token": True, "add_eos_token": False, "tokenizer_class": "LlamaTokenizerFast"} | added
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 def tokens(batch: int = 2, length: int = 24) -> Tensor:

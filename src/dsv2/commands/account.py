@@ -25,6 +25,7 @@ def add_arguments(parse: argparse.ArgumentParser, path: Callable[[str], Path] = 
     """Declare the arguments; `path` makes a path of a word, or refuses it."""
     parse.add_argument("overrides", nargs="*", help="as in model=v2 model/attention=mha")
     parse.add_argument("--hf", type=path, metavar="PATH", help="a Hugging Face config.json, or its folder")
+    parse.add_argument("--run", metavar="RUN", help="a trained run or an imported model", dest="stored")
     parse.add_argument("--context", type=int, default=4096, help="tokens per sequence (default 4096)")
     parse.add_argument("--kv-bits", type=float, default=16, help="bits per cached element (default 16)")
     parse.add_argument("--batch", type=int, default=1, help="sequences, for the activations (default 1)")
@@ -41,8 +42,9 @@ def add_arguments(parse: argparse.ArgumentParser, path: Callable[[str], Path] = 
 def account_command(arguments: argparse.Namespace) -> None:
     """Print one model's account, or the published figures. Imports late, to keep other commands fast."""
     if arguments.published:
-        if arguments.overrides or arguments.hf is not None:
-            raise ConfigError("published", True, "without overrides and --hf, since each figure has its own model")
+        if arguments.overrides or arguments.hf is not None or arguments.stored is not None:
+            valid = "without overrides, --hf and --run, since each figure has its own model"
+            raise ConfigError("published", True, valid)
         _published(arguments.json)
         return
     from dsv2.accounting.account import account
@@ -93,15 +95,26 @@ def _amount(parameters: int) -> str:
 
 def _model(arguments: argparse.Namespace) -> "tuple[Transformer.Config, str, int]":
     """Return the model, the precision that it is trained in, and how many of its layers are computed again."""
+    for name, given in (("hf", arguments.hf), ("run", arguments.stored)):
+        if given is not None and arguments.overrides:
+            raise ConfigError("overrides", " ".join(arguments.overrides), f"none together with --{name}")
     if arguments.hf is not None:
-        if arguments.overrides:
-            raise ConfigError("overrides", " ".join(arguments.overrides), "none together with --hf")
+        if arguments.stored is not None:
+            raise ConfigError("run", arguments.stored, "not together with --hf")
         from dsv2.interop.hf_config import read_config
 
         return read_config(arguments.hf), "fp32", 0
-    from dsv2.training.run import load
+    if arguments.stored is not None:
+        from dsv2.training.saved import open_run
 
-    run = load(arguments.overrides)
+        opened = open_run(arguments.stored)
+        if opened.imported:
+            return opened.model_config, "fp32", 0
+        run = opened.config
+    else:
+        from dsv2.training.run import load
+
+        run = load(arguments.overrides)
     return run.model, run.trainer.precision, run.trainer.recompute_layers
 
 

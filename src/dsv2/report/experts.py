@@ -174,7 +174,7 @@ def _domain_title(shares: pd.DataFrame) -> str:
 def _tokens(run: ModelOnText) -> Analysis:
     observed, tokenizer = _choosing(run), run.source.tokenizer
     table = specialisation.token_information(observed)
-    text_of = str if tokenizer is None else lambda kind: tokenizer.decode([kind])
+    text_of = str if tokenizer is None else lambda kind: "".join(tokenizer.pieces([kind]))  # with its leading space
     return by_token(table, specialisation.expert_tokens(observed, text_of))
 
 
