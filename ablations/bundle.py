@@ -116,11 +116,11 @@ def _files(folder: Path, trials: list[str], *, weights: bool) -> Iterator[str]:
     """Yield the paths, relative to the study's folder, of everything that is packed."""
     from ablations.trials.looks import LOOKS
     from ablations.trials.record import DEFINITION, RECORD
-    from dsv2.storage.rundir import CHECKPOINTS, CONFIG, DATA, LOGS, RESULT, TOKENIZER
+    from dsv2.storage.rundir import CHECKPOINTS, FILES, RESULT
 
     names = [DEFINITION, RECORD, LOOKS]
     for trial in trials:
-        names += [f"trials/{trial}/{name}" for name in (CONFIG, DATA, TOKENIZER, *LOGS, RESULT)]
+        names += [f"trials/{trial}/{name}" for name in (*FILES, RESULT)]
     yield from (name for name in names if (folder / name).is_file())
     roots = [folder / "report", *(folder / "trials" / trial / CHECKPOINTS for trial in trials if weights)]
     for path in (path for root in roots for path in root.rglob("*")):

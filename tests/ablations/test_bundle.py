@@ -12,6 +12,8 @@ import pytest
 from ablations import report, run
 from ablations.bundle import MANIFEST, main
 from ablations.studies import StudyHandle, study
+from dsv2.storage.rundir import FILES, write_result
+from dsv2.storage.sealed import read_sealed
 
 Fill = Callable[..., StudyHandle]
 
@@ -99,6 +101,18 @@ def test_the_same_study_gives_the_same_archive(fill: Fill, tmp_path: Path) -> No
     for name in ("a.zip", "b.zip"):
         assert main(["sweep=kv_rank", str(tmp_path / name)]) == 0
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+
+
+def test_every_file_that_a_result_covers_is_packed(fill: Fill, tmp_path: Path) -> None:
+    """Else an opened trial would count as damaged."""
+    trial = fill("kv_rank", seeds=(0, 1, 2)).trials[0].folder
+    for name in FILES:
+        (trial / name).write_text("{}")
+    write_result(trial, {"status": "finished", "metrics": {}})
+    assert main(["sweep=kv_rank", str(tmp_path / "kv.zip")]) == 0
+    with zipfile.ZipFile(tmp_path / "kv.zip") as archive:
+        packed = {Path(name).name for name in archive.namelist() if f"/{trial.name}/" in name}
+    assert packed == {*read_sealed(trial / "result.json")["files"], "result.json"} == {*FILES, "result.json"}
 
 
 def test_unfinished_trials_are_left_out_and_counted(

@@ -37,6 +37,7 @@ TOKENIZER = "tokenizer.json"
 TOKENIZER_SETTINGS = "tokenizer_config.json"  # as Hugging Face names it
 ORIGIN = "origin.json"
 LOGS = (METRICS, ROUTING, SNAPSHOTS)
+FILES = (CONFIG, DATA, TOKENIZER, TOKENIZER_SETTINGS, ORIGIN, *LOGS, NEEDLES)  # of a trained run, as far as it has them
 CHECKPOINTS = "checkpoints"
 RESULT = "result.json"
 LOCK = "lock"  # held by the process that trains here
@@ -69,8 +70,7 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
 
     Checkpoints are covered through their manifest.
     """
-    names = (CONFIG, DATA, TOKENIZER, TOKENIZER_SETTINGS, ORIGIN, *LOGS, NEEDLES, MANIFEST)
-    covered = {"files": hashes(folder, names)} if result["status"] == "finished" else {}
+    covered = {"files": hashes(folder, (*FILES, MANIFEST))} if result["status"] == "finished" else {}
     write_sealed(folder / RESULT, result | covered)
 
 
