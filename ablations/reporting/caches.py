@@ -56,4 +56,4 @@ def cache_section(caches: tuple[ArmCache, ...]) -> Section | None:
 
 def _row(name: str, held: Account, reference: float) -> list[str]:
     size = held.kv_bytes_per_token
-    return [name, f"{held.kv_elements_per_token:,}", f"{held.kv_bits:.2f}", f"{size:,.0f}", f"{reference / size:.1f}"]
+    return [name, f"{held.kv_elements_per_token:,}", f"{held.kv_bits:.2f}", f"{size:,.0f}", f"{reference / size:.3g}"]

@@ -212,6 +212,14 @@ def test_memory_is_not_decoded_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> No
     assert set(seen) == {3, 2}
 
 
+def test_a_gradient_that_would_be_missing_is_refused() -> None:
+    model = build()
+    cache = allocate_quantised_model(model, KVPrecision.Config(bits=6), batch_size=1, max_length=2)
+    with pytest.raises(ValueError, match="a quantised cache has no gradient"):
+        model(torch.zeros(1, 2, dtype=torch.int64), caches=cache)
+    assert cache.lengths.tolist() == [0]
+
+
 def test_a_rotation_without_a_latent_is_refused() -> None:
     with pytest.raises(ConfigError, match="hadamard=True is not valid: false for attention without a latent"):
         allocate_quantised_model(

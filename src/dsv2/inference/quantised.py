@@ -42,7 +42,12 @@ class QuantisedCache:
         return self.held.num_bytes
 
     def write(self, *new: Tensor, places: Places) -> None:
-        """Quantise and store tensors (B, T, ..., W) of the tokens in `places`, padding excepted."""
+        """Quantise and store tensors (B, T, ..., W) of the tokens in `places`, padding excepted.
+
+        Raises ValueError if a gradient is wanted, which codes lack.
+        """
+        if torch.is_grad_enabled() and any(x.requires_grad for x in new):
+            raise ValueError("a quantised cache has no gradient: it is for inference, under torch.no_grad()")
         if self.rotated:
             new = (hadamard(new[0].float()), *new[1:])
         encoded = [

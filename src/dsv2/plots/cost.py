@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from dsv2.accounting.account import Account
 from dsv2.metrics import quantity
@@ -144,8 +144,9 @@ def metric_over_cache(
         ax.plot(size, values.mean(), label=arm, **(styles[arm] | {"linestyle": "none", "markersize": 5.5}))
     ax.set_xscale("log")
     ax.margins(0.12)
+    ax.xaxis.set_major_locator(LogLocator(base=2, numticks=7))
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(EngFormatter(unit="B", sep=""))
-    ax.xaxis.set_minor_formatter(EngFormatter(unit="B", sep=""))
     ax.set_xlabel("cache per token")
     ax.set_ylabel(quantity(metric).label)
     legend_below([ax], 2)

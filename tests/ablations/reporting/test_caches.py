@@ -46,10 +46,10 @@ def test_arms_are_as_they_are_deployed_and_latents_at_six_bits_too() -> None:
     section = cache_section(caches)
     assert section is not None
     rows = {row[0]: row[1:] for table in section.tables for row in table.rows}
-    assert rows["mha"] == ["384", "16.00", "768", "1.0"]
-    assert rows["mla, 6 bits"] == ["96", "8.00", "96", "8.0"]
-    assert rows["V2-Lite: MHA"] == ["110,592", "16.00", "221,184", "1.0"]
-    assert rows["V2-Lite: GQA-8"][-1] == "2.0"
+    assert rows["mha"] == ["384", "16.00", "768", "1"]
+    assert rows["mla, 6 bits"] == ["96", "8.00", "96", "8"]
+    assert rows["V2-Lite: MHA"] == ["110,592", "16.00", "221,184", "1"]
+    assert rows["V2-Lite: GQA-8"][-1] == "2"
     assert rows["V2-Lite: MLA, 6 bits"] == ["15,552", "6.50", "12,636", "17.5"]
     assert [row[0] for row in section.tables[1].rows if row[0].startswith("V2: ")] == [
         f"V2: {kind}" for kind in ("MHA", "GQA-8", "MQA", "MLA", "MLA, 6 bits")
