@@ -30,6 +30,7 @@ LADDER = "python -m ablations.run sweep=balance_losses 'scale=[smoke,tiny]'"
 GRID = "python -m ablations.run sweep=balance_grid scale=smoke"
 BASELINES = "python -m ablations.run sweep=moe_baselines scale=tiny"
 BITS = "python -m ablations.run sweep=kv_bits scale=tiny"
+EXTENSION = "python -m ablations.run sweep=context_extension scale=tiny"
 AA = "python -m ablations.run sweep=aa scale=tiny"
 SIMULATED = "python -m benchmarks.verdicts"
 

@@ -18,7 +18,7 @@ import gallery_studies as studies
 import matplotlib
 import matplotlib.pyplot as plt
 from gallery_runs import ATTENTION, BALANCE, DROPPING, Drawn, Missing
-from gallery_studies import AA, BASELINES, BITS, GRID, LADDER, LOSS, SIMULATED, copied, ends
+from gallery_studies import AA, BASELINES, BITS, EXTENSION, GRID, LADDER, LOSS, SIMULATED, copied, ends
 from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -92,6 +92,8 @@ GALLERY: dict[str, list[Entry]] = {
         entry(plots.cache_over_context, "The cache of the published models", "", runs.cache_over_context),
         entry(plots.metric_over_cache, "Loss over the bytes of the cache", BITS, of_report(
             "kv_bits", "cache", LOSS, ["bits16", "bits6", "bits4", "bits2", "mha16"])),
+        entry(plots.loss_over_position, "Loss by position, beyond the trained length", EXTENSION, of_report(
+            "context_extension", "loss_by_position", "bench/loss_8x", ["none", "yarn", "none_tuned", "yarn_tuned"])),
     ],
     "Experts": [
         expert(plots.loss_changes, "How much the shared experts contribute", "shared", "shared",
