@@ -18,7 +18,7 @@ import gallery_studies as studies
 import matplotlib
 import matplotlib.pyplot as plt
 from gallery_runs import ATTENTION, BALANCE, DROPPING, Drawn, Missing
-from gallery_studies import AA, BASELINES, BITS, GRID, LADDER, LOSS, NEEDLE, SIMULATED, copied, ends
+from gallery_studies import AA, BASELINES, BITS, EXTENSION, GRID, LADDER, LOSS, NEEDLE, SIMULATED, copied, ends
 from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -96,6 +96,8 @@ GALLERY: dict[str, list[Entry]] = {
             "kv_bits", "cache", LOSS, ["bits16", "bits6", "bits4", "bits2", "mha16"])),
     ],
     "Long contexts": [
+        entry(plots.loss_over_position, "Loss by position, beyond the trained length", EXTENSION, of_report(
+            "context_extension", "loss_by_position", "bench/loss_8x", ["none", "yarn", "none_tuned", "yarn_tuned"])),
         entry(plots.needle_heatmap, "Where a hidden sentence is found", NEEDLE, of_report(
             "needle", "needle_heatmap", "bench/needle_8x", TUNED, ".0%", scale="smoke")),
         entry(plots.found_over_length, "How far a hidden sentence is found", NEEDLE, of_report(

@@ -153,3 +153,23 @@ def test_keys_that_only_the_origin_has_can_be_set(trained: Path, quick: list[str
     assert run.data.val_ratio == open_run(trained).config.data.val_ratio
     with pytest.raises(ConfigError, match=r"model.rope.yarn.factr=16 is not valid"):
         dsv2.load([f"init_from={tmp_path / 'yarn'}", "model.rope.yarn.factr=16"])
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("data", 5, "its data have no vocab_size"),
+        ("data", {"vocab_size": "many"}, "its data have no vocab_size"),
+        ("model", None, "has no model"),
+        ("model", {"_target_": "os.system"}, "model._target_='os.system' is not valid"),
+        ("trainer", [], "trainer"),
+        ("optim", "fast", "optim"),
+    ],
+)
+def test_a_config_that_was_tampered_with_is_one_line(trained: Path, part: str, value: object, message: str) -> None:
+    stored = yaml.safe_load((trained / "config.yaml").read_text())
+    (trained / "config.yaml").write_text(yaml.safe_dump(stored | {part: value}))
+    (trained / "result.json").unlink()
+    with pytest.raises(ConfigError, match=message) as refused:
+        dsv2.load([f"init_from={NAME}"])
+    assert "\n" not in str(refused.value)

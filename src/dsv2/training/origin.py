@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,15 +69,20 @@ class Origin:
                 origin = read_origin(folder, self.step)
             except (ValueError, OSError) as error:
                 raise ConfigError(KEY, self.run, f"a run whose weights can be read. {error}") from None
-            if self.weights not in (None, now := hash_of(origin.weights)):
-                valid = f"the run whose weights have the SHA-256 {self.weights}; those there now have {now}"
+            if self.weights not in (None, origin.hash):
+                valid = f"the run whose weights have the SHA-256 {self.weights}; those there now have {origin.hash}"
                 raise ConfigError(KEY, self.run, valid)
             return origin
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the weights."""
+        return hash_of(self.weights)
 
     @property
     def config(self) -> "Origin.Config":
         """What identifies the weights by their hash."""
-        return Origin.Config(run=str(self.folder.absolute()), step=self.step, weights=hash_of(self.weights))
+        return Origin.Config(run=str(self.folder.absolute()), step=self.step, weights=self.hash)
 
     def record(self) -> dict[str, Any]:
         """Return what the new run stores about its origin, JSON-ready."""
@@ -84,7 +90,7 @@ class Origin:
             "run": str(self.folder.absolute()),
             "fingerprint": _fingerprint(self.folder),
             "step": self.step,
-            "weights": hash_of(self.weights),
+            "weights": self.hash,
             "tokenizer": None if self.tokenizer is None else self.tokenizer.hash,
             "data": read_data(self.folder).get("identity", {}),
         }
@@ -153,7 +159,10 @@ def adopt(
         raise ConfigError("recipe", "given", f"not beside {KEY}: the recipe is that of {folder}; set its keys")
     for part in [part for part in ADOPTED if part in stored and part not in chosen]:
         below = [path[1:] for path in paths if path[0] == part] + [(key,) for key in settings.get(part, ())]
-        adopted[part] = _overridden(stored[part], values[part], below)
+        # What is no mapping was tampered with, and is refused by the config.
+        adopted[part] = (
+            _overridden(stored[part], values[part], below) if isinstance(stored[part], dict) else stored[part]
+        )
     vocab_size = stored["data"]["vocab_size"] if "data" in stored else _vocab_size(origin)
     if ("data", "vocab_size") in paths and adopted["data"]["vocab_size"] != vocab_size:
         valid = f"{vocab_size}, as in {folder}, from whose weights the run starts"
@@ -214,6 +223,9 @@ def _stored(folder: Path) -> dict[str, Any]:
     values = read_yaml(folder / CONFIG)
     if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
         raise ValueError(f"{folder / CONFIG}: has no model")
+    data = values.get("data", {"vocab_size": 1})  # an imported model has none
+    if not isinstance(data, dict) or type(data.get("vocab_size")) is not int:
+        raise ValueError(f"{folder / CONFIG}: its data have no vocab_size")
     return values
 
 
