@@ -18,17 +18,17 @@ def test_intervals_are_over_seeds_and_for_one_seed_over_questions() -> None:
     assert shares["mean"][256] == pytest.approx(of_seeds.mean())
     assert (shares["low"][256], shares["high"][256]) == pytest.approx(t_interval(of_seeds.to_numpy()))
     one = table[table["seed"] == 0]
-    of_questions = one[one["length"] == 256].groupby("question")["correct"].mean()
+    of_questions = one[one["length"] == 256]["correct"]
     for unnamed in (one, one.drop(columns=["arm", "seed"])):
         shares = found_by_length(unnamed).set_index("length")
-        assert shares["n"].tolist() == [6, 6]
+        assert shares["n"].tolist() == [30, 30]
         low, high = t_interval(of_questions.to_numpy(dtype=float))
         assert (shares["low"][256], shares["high"][256]) == pytest.approx((max(low, 0), min(high, 1)))
 
 
 def test_intervals_are_within_0_and_1_and_none_where_all_are_equal() -> None:
-    columns = ["seed", "length", "question", "correct"]
-    rows = [(0, 128, 0, True), (1, 128, 0, False), (0, 256, 0, True), (1, 256, 0, True)]
+    columns = ["seed", "length", "correct"]
+    rows = [(0, 128, True), (1, 128, False), (0, 256, True), (1, 256, True)]
     noisy, equal = found_by_length(pd.DataFrame(rows, columns=columns)).itertuples(index=False)
     assert (noisy.arm, noisy.mean, noisy.low, noisy.high) == ("", 0.5, 0.0, 1.0)
     assert equal.mean == 1

@@ -27,14 +27,14 @@ class Hidden(NamedTuple):
 
     length: int  # L
     depth: float  # 0: at the start of the text, 1: right before the question
-    question: int  # number of the question; its needle and its text are the same at every depth
+    question: int  # its number among those of this length and depth, each with a needle and a text of its own
     needle: Needle
     asked: Question
 
 
 class Estimate(NamedTuple):
     mean: float
-    stderr: float | None  # over the questions, whose depths are averaged; None for a single question
+    stderr: float  # over the questions
 
 
 class NeedleGrid:
@@ -85,8 +85,8 @@ class NeedleGrid:
         self.hidden = [
             hidden
             for length in dict.fromkeys(lengths)
-            for question in range(questions)
-            for hidden in _hidden(source, length, question, depths)
+            for step in range(depths)
+            for hidden in _hidden(source, length, step / (depths - 1), questions)
         ]
 
     def run(self, model: Transformer, *, batch_tokens: int) -> Measured:
@@ -113,30 +113,29 @@ class NeedleGrid:
 
     def scores(self, table: pd.DataFrame) -> dict[str, Estimate]:
         """Return `bench/needle`, the share of answers found, also by length, and `bench/needle_nats` per answer."""
-        of_questions = table.groupby(["length", "question"])[["correct", "nats"]].mean()
-        columns = {"bench/needle": of_questions["correct"], "bench/needle_nats": of_questions["nats"]}
+        columns = {"bench/needle": table["correct"], "bench/needle_nats": table["nats"]}
         for length in sorted(set(table["length"])):
             name = length if self.trained_length is None else f"{length // self.trained_length}x"
-            columns[f"bench/needle_{name}"] = of_questions["correct"][length]
+            columns[f"bench/needle_{name}"] = table["correct"][table["length"] == length]
+        values = {name: column.to_numpy(dtype=float) for name, column in columns.items()}
         return {
-            name: Estimate(float(values.mean()), float(values.std()) / len(values) ** 0.5 if len(values) > 1 else None)
-            for name, values in columns.items()
+            name: Estimate(float(each.mean()), float(each.std(ddof=1)) / len(each) ** 0.5)
+            for name, each in values.items()
         }
 
 
-def _hidden(source: PackedText, length: int, question: int, depths: int) -> Iterator[Hidden]:
-    """Yield one question at every depth. Raises ValueError."""
+def _hidden(source: PackedText, length: int, depth: float, questions: int) -> Iterator[Hidden]:
+    """Yield the questions of one length and depth, whose wordings take turns. Raises ValueError."""
     tokenizer = source.store.tokenizer
-    rng = random.Random(f"needle grid {length} {question}")
-    needle = rng.choice([needle for needle in needles(tokenizer) if needle.wording == question % len(WORDINGS)])
-    room = length - needle.length - len(tokenizer.prefix)
-    if room < 0:
-        raise ValueError(f"{length} tokens: must be at least {length - room}, those of a needle and its question")
-    try:
-        haystack = find_haystack(needle, source.store.val, room, rng, tokenizer)
-    except ValueError as error:
-        raise ValueError(f"{length} tokens: {error}") from None
-    for step in range(depths):
-        depth = step / (depths - 1)
+    for question in range(questions):
+        rng = random.Random(f"needle grid {length} {depth} {question}")
+        needle = rng.choice([needle for needle in needles(tokenizer) if needle.wording == question % len(WORDINGS)])
+        room = length - needle.length - len(tokenizer.prefix)
+        if room < 0:
+            raise ValueError(f"{length} tokens: must be at least {length - room}, those of a needle and its question")
+        try:
+            haystack = find_haystack(needle, source.store.val, room, rng, tokenizer)
+        except ValueError as error:
+            raise ValueError(f"{length} tokens: {error}") from None
         prompt = [*tokenizer.prefix, *hide(needle, haystack, round(depth * room))]
         yield Hidden(length, depth, question, needle, Question(prompt, needle.answer_ids))

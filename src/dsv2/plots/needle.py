@@ -1,7 +1,7 @@
 """Figures of needles in a haystack. See `plots` for style and shared arguments.
 
-Both read a table with one row per question and depth (`dsv2.evaluation.needle`), with columns length, depth, question,
-correct and, for several models, arm and seed.
+Both read a table with one row per question (`dsv2.evaluation.needle`), with columns length, depth, correct and, for
+several models, arm and seed.
 """
 
 from collections.abc import Sequence
