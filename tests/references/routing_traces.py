@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from dsv2.routing.traces import Choice
+from dsv2.routing.traces import Chosen
 
 STEPS, LAYERS = (4, 12, 100), (2, 10)
 N, E, K = 150, 12, 3
@@ -21,7 +21,7 @@ class Made(NamedTuple):
     folder: Path
     tokens: np.ndarray  # (N,)
     affinities: dict[tuple[int, int], torch.Tensor]  # (1, N, E) float32, by step and layer
-    choices: dict[tuple[int, int], Choice]
+    choices: dict[tuple[int, int], Chosen]
 
 
 def make(
@@ -45,7 +45,7 @@ def make(
             scores = logits.softmax(-1).half().float()  # as they will be stored
             best = scores.topk(top_k)
             affinities[step, layer] = scores[None]
-            choices[step, layer] = Choice(best.indices.numpy().astype(np.int16), best.values.half().numpy())
+            choices[step, layer] = Chosen(best.indices.numpy().astype(np.int16), best.values.half().numpy())
             write(folder / "actives" / f"iter_{step:04d}" / f"layer_{layer:02d}.parquet", choices[step, layer])
     write_tokens(folder, tokens.numpy(), files=3)
     return Made(folder, tokens.numpy(), affinities, choices)
@@ -61,7 +61,7 @@ def write_tokens(folder: Path, tokens: np.ndarray, files: int = 1) -> None:
         pq.write_table(table, folder / "samples" / f"{number}.parquet")
 
 
-def write(path: Path, choice: Choice, rows: int = 37, **options: Any) -> None:
+def write(path: Path, choice: Chosen, rows: int = 37, **options: Any) -> None:
     """Write a layer in row groups of `rows` rows."""
     columns = {"scores": list(choice.scores), "indices": list(choice.experts)}
     path.parent.mkdir(parents=True, exist_ok=True)

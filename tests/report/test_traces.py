@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from dsv2.report.traces import ANALYSES, TracedRun, needs
 from dsv2.routing.interventions import DoesNotApply
 from dsv2.routing.tallies import Placement, tally
-from dsv2.routing.traces import Choice, open_traces
+from dsv2.routing.traces import Chosen, open_traces
 from tests.references.figures import assert_readable
 from tests.references.routing_traces import make, write, write_tokens
 
@@ -89,7 +89,7 @@ def collapsed(folder: Path, scores: list[float], experts: list[int]) -> Path:
     """Write traces in which all tokens have the same choice."""
     count = 20
     write_tokens(folder, np.arange(count) % 3)
-    choice = Choice(np.int16([experts] * count), np.float32([scores] * count))
+    choice = Chosen(np.int16([experts] * count), np.float32([scores] * count))
     write(folder / "actives" / "iter_5" / "layer_1.parquet", choice)
     return folder
 

@@ -15,7 +15,7 @@ from dsv2.routing import coactivation, specialisation, tallies
 from dsv2.routing.measures import count, measure
 from dsv2.routing.observed import Observed, SequenceLosses
 from dsv2.routing.tallies import Placement, Tallies, tally, within_devices
-from dsv2.routing.traces import Choice, open_traces
+from dsv2.routing.traces import Chosen, open_traces
 from tests.references.routing_traces import LAYERS, STEPS, E, K, Made, N, make, write, write_tokens
 
 
@@ -150,7 +150,7 @@ def test_a_limit_of_devices_is_that_of_the_router(made: Made, num_devices: int, 
         affinities = made.affinities[step, layer]
         experts, gates = route(affinities, top_k=K, num_devices=num_devices, max_devices=max_devices)
         sent = token_devices(experts, E, num_devices)[0]
-        kept = within_devices(Choice(*(part.T for part in choice)), E, placement)[1].T
+        kept = within_devices(Chosen(*(part.T for part in choice)), E, placement)[1].T
         untied = (affinities.sort(-1, descending=True).values.diff() != 0).all(-1)[0].numpy()  # float16 has equal ones
         assert untied.mean() > 0.9
         for token in np.flatnonzero(untied):
@@ -177,7 +177,7 @@ def test_a_limit_of_devices_is_that_of_the_router(made: Made, num_devices: int, 
 
 def by_hand(folder: Path, experts: list[list[int]], scores: list[list[float]], tokens: list[int]) -> Made:
     write_tokens(folder, np.array(tokens))
-    write(folder / "actives" / "iter_3" / "layer_1.parquet", Choice(np.int16(experts), np.float32(scores)))
+    write(folder / "actives" / "iter_3" / "layer_1.parquet", Chosen(np.int16(experts), np.float32(scores)))
     return Made(folder, np.array(tokens), {}, {})
 
 
@@ -245,7 +245,7 @@ def test_memory_does_not_grow_with_the_number_of_rows(tmp_path: Path) -> None:
         num_tokens = 4096 * factor
         rng = np.random.default_rng(0)
         experts = rng.random((num_tokens, 8)).argsort(1)[:, :2].astype(np.int16)
-        choice = Choice(experts, rng.random((num_tokens, 2), dtype=np.float32))
+        choice = Chosen(experts, rng.random((num_tokens, 2), dtype=np.float32))
         folder = tmp_path / str(factor)
         write_tokens(folder, rng.integers(50, size=num_tokens))
         for step in (1, 2):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dsv2.routing.traces import MOST_IDS, Choice, open_traces
+from dsv2.routing.traces import MOST_IDS, Chosen, open_traces
 from tests.references.routing_traces import LAYERS, STEPS, E, K, Made, N, make, write, write_tokens
 
 LAST = "actives/iter_0100/layer_10.parquet"
@@ -115,7 +115,7 @@ def change(name: str, row: int, slot: int, value: float) -> Callable[[Made], Non
     def changed(made: Made) -> None:
         parts = {part: getattr(made.choices[100, 10], part).copy() for part in ("experts", "scores")}
         parts[name][row, slot] = value
-        write(made.folder / LAST, Choice(**parts))
+        write(made.folder / LAST, Chosen(**parts))
 
     return changed
 
@@ -137,7 +137,7 @@ def lists(scores: list | None = None, indices: list | None = None) -> Callable[[
 
 def unwritten(made: Made) -> None:
     """The buffer that was to hold the choices, as it was made: of the right shape, filled with -1."""
-    write(made.folder / LAST, Choice(np.full((N, K), -1, np.int16), np.zeros((N, K), np.float16)))
+    write(made.folder / LAST, Chosen(np.full((N, K), -1, np.int16), np.zeros((N, K), np.float16)))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_rows_that_are_no_choice_of_experts_are_named(
 
 def test_a_buffer_without_content_is_refused_whatever_the_number_of_experts(made: Made) -> None:
     for path in made.folder.glob("actives/*/*"):
-        write(path, Choice(np.full((N, K), -1, np.int16), np.zeros((N, K), np.float16)))
+        write(path, Chosen(np.full((N, K), -1, np.int16), np.zeros((N, K), np.float16)))
     with pytest.raises(ValueError, match=r"layer_02\.parquet: row 0: indices=\[-1, -1, -1\]"):
         read(made.folder)
 

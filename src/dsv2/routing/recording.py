@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dsv2.models.moe.router import Routing
-from dsv2.routing.traces import NUM_EXPERTS, ROWS, Choice, Ints, require_valid
+from dsv2.routing.traces import NUM_EXPERTS, ROWS, Chosen, Ints, require_valid
 
 
 def write_samples(folder: Path, tokens: Ints) -> None:
@@ -44,19 +44,19 @@ def write_step(
             row += len(choices[0].experts)
 
 
-def _choices(routings: Sequence[Routing]) -> list[Choice]:
+def _choices(routings: Sequence[Routing]) -> list[Chosen]:
     """Return what each layer chose for the tokens of one batch, highest score first."""
     choices = []
     for routing in routings:
         experts, scores = (part.detach().flatten(0, 1).cpu() for part in (routing.experts, routing.gates.float()))
         order = scores.argsort(dim=-1, descending=True, stable=True)
-        choices.append(Choice(experts.gather(-1, order).numpy(), scores.gather(-1, order).numpy()))
+        choices.append(Chosen(experts.gather(-1, order).numpy(), scores.gather(-1, order).numpy()))
     return choices
 
 
-def _joined(batches: Iterable[list[Choice]]) -> Iterator[list[Choice]]:
+def _joined(batches: Iterable[list[Chosen]]) -> Iterator[list[Chosen]]:
     """Join small batches, so that row groups have `ROWS` rows or more."""
-    held, count = list[list[Choice]](), 0
+    held, count = list[list[Chosen]](), 0
     for batch in batches:
         held.append(batch)
         count += len(batch[0].experts)
@@ -67,11 +67,11 @@ def _joined(batches: Iterable[list[Choice]]) -> Iterator[list[Choice]]:
         yield _concatenated(held)
 
 
-def _concatenated(batches: list[list[Choice]]) -> list[Choice]:
-    return [Choice(*map(np.concatenate, zip(*layer, strict=True))) for layer in zip(*batches, strict=True)]
+def _concatenated(batches: list[list[Chosen]]) -> list[Chosen]:
+    return [Chosen(*map(np.concatenate, zip(*layer, strict=True))) for layer in zip(*batches, strict=True)]
 
 
-def _table(choice: Choice, schema: pa.Schema) -> pa.Table:
+def _table(choice: Chosen, schema: pa.Schema) -> pa.Table:
     rows, top_k = choice.experts.shape
     offsets = pa.array(np.arange(0, rows * top_k + 1, top_k, dtype=np.int32))
     columns = [

@@ -20,7 +20,7 @@ from dsv2.models.moe.dropping import budget
 from dsv2.routing.coactivation import one_hot, overlap, pairs_of
 from dsv2.routing.measures import Counts, measure
 from dsv2.routing.specialisation import information_of, tokens_of, with_share
-from dsv2.routing.traces import MOST_IDS, ROWS, Choice, Ints, Scores, Traces
+from dsv2.routing.traces import MOST_IDS, ROWS, Chosen, Ints, Scores, Traces
 
 SHUFFLES = 20  # of the tokens of each block, for the values by chance
 CELLS = 1 << 24  # counts kept for these, 8 bytes each; a large vocabulary leaves fewer shuffles
@@ -72,7 +72,7 @@ def tally(
         chosen = np.zeros((traces.num_experts, traces.num_experts))
         joint = None if kinds is None else _Joint(kinds, traces.num_experts)
         for ids, choices in traces.blocks(layer, rows):
-            turned = [Choice(np.ascontiguousarray(e.T), np.ascontiguousarray(s.T)) for e, s in choices]
+            turned = [Chosen(np.ascontiguousarray(e.T), np.ascontiguousarray(s.T)) for e, s in choices]
             for of_step, choice in zip(sums, turned, strict=True):
                 of_step.add(choice, turned[-1])
             if pairs:
@@ -104,7 +104,7 @@ def _distinct(traces: Traces, rows: int) -> Ints:
     return np.flatnonzero(occurs)
 
 
-def within_devices(choice: Choice, num_experts: int, placement: Placement) -> tuple[Ints, NDArray[np.bool_]]:
+def within_devices(choice: Chosen, num_experts: int, placement: Placement) -> tuple[Ints, NDArray[np.bool_]]:
     """Return the device of each chosen expert, and whether it is among the token's M devices, (K, n) each.
 
     These are the devices whose best expert has the highest score (section 2.2.2), which are all among the chosen ones.
@@ -135,7 +135,7 @@ class _Sums:
         self.router = np.zeros(3)
         self.shared = 0  # choices that are also among those of the last step
 
-    def add(self, choice: Choice, last: Choice) -> None:
+    def add(self, choice: Chosen, last: Chosen) -> None:
         experts = choice.experts
         devices, kept = within_devices(choice, self.num_experts, self.placement)
         self.load += np.bincount(experts.ravel(), minlength=self.num_experts)

@@ -31,7 +31,7 @@ Ints = NDArray[np.integer[Any]]
 Scores = NDArray[np.floating[Any]]
 
 
-class Choice(NamedTuple):
+class Chosen(NamedTuple):
     """The experts that one layer chose for the tokens of a block, and their scores."""
 
     experts: Ints  # (n, K)
@@ -54,7 +54,7 @@ class Traces(NamedTuple):
         """Yield the ids of all tokens in blocks of `rows`; the last is shorter. Raises ValueError for what is no id."""
         return _regrouped(map(_token_ids, _batches(self.samples, ("token_id",), rows)), rows)
 
-    def blocks(self, layer: int, rows: int = ROWS) -> Iterator[tuple[Ints, list[Choice]]]:
+    def blocks(self, layer: int, rows: int = ROWS) -> Iterator[tuple[Ints, list[Chosen]]]:
         """Yield the token ids of each block, and what the layer chose for them after each step.
 
         Raises ValueError, naming file and row, for rows without K different experts below E and K finite scores.
@@ -64,9 +64,9 @@ class Traces(NamedTuple):
             assert all(len(choice.experts) == len(tokens) for choice in choices)
             yield tokens, choices
 
-    def _choices(self, path: Path, rows: int) -> Iterator[Choice]:
+    def _choices(self, path: Path, rows: int) -> Iterator[Chosen]:
         for part in _batches((path,), ("scores", "indices"), rows):
-            choice = Choice(_lists(part, "indices", self.top_k), _lists(part, "scores", self.top_k))
+            choice = Chosen(_lists(part, "indices", self.top_k), _lists(part, "scores", self.top_k))
             require_valid(choice, self.num_experts, path, part.row)
             yield choice
 
@@ -232,7 +232,7 @@ def _lists(part: _Part, name: str, top_k: int) -> Any:
     return values.to_numpy(zero_copy_only=False).reshape(-1, top_k)
 
 
-def require_valid(choice: Choice, num_experts: int, path: Path, row: int) -> None:
+def require_valid(choice: Chosen, num_experts: int, path: Path, row: int) -> None:
     """Raise ValueError, naming the row, unless the experts are different numbers below E and the scores finite."""
     experts, scores = choice
     outside = (experts < 0) | (experts >= num_experts)
