@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import results_context
 from results_stored import LOADS, LOSS, RESULTS, Stored, orders_kept
 
 from dsv2.metrics import quantity
@@ -18,7 +19,7 @@ from dsv2.statistics.verdicts import difference_text
 from dsv2.study.files import read
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/report.md", "docs/quantisation.md", "results/README.md")
+PAGES = ("README.md", "docs/context.md", "docs/report.md", "docs/quantisation.md", "results/README.md")
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -255,6 +256,14 @@ def _cost(stored: Stored, arm: str, baseline: str) -> str:
     return difference_text(float(each.mean()), *t_interval(each))
 
 
+# ---- longer contexts -------------------------------------------------------------------------------------------------
+
+
+def extension() -> str:
+    """Loss by position in the study of longer contexts."""
+    return results_context.extension(table)
+
+
 # ---- speed -----------------------------------------------------------------------------------------------------------
 
 MODELS = {
@@ -297,7 +306,7 @@ def speed() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    function.__name__: function for function in (demo, effects, pairing, order, studies, deployed, speed)
+    function.__name__: function for function in (demo, effects, pairing, order, studies, deployed, extension, speed)
 }
 
 
