@@ -17,7 +17,7 @@ def written(run: Path) -> str:
     """What the model writes after a prompt."""
     reader = open_run(run).reader
     (ids,) = dsv2.generate(reader.model, [torch.tensor(reader.prompt("Ban"))], max_new_tokens=8)
-    return reader.tokenizer.decode(ids.tolist())
+    return reader.tokenizer.decode(ids[len(reader.tokenizer.prefix) :].tolist())
 
 
 def answers(run: Path, out: Path) -> dict:

@@ -34,7 +34,7 @@ def written(tmp_path: Path, text: str) -> Path:
 def test_every_group_has_files():
     assert {"balance_losses", "attention_moe", "aa"} < set(names("sweep"))
     assert names("scale") == ["base", "paper", "small", "smoke", "tiny"]
-    assert names("probe") == ["arithmetic", "copying", "recall"]
+    assert names("probe") == ["arithmetic", "copying", "needle", "recall"]
 
 
 @pytest.mark.parametrize(("group", "name"), FILES)

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from dsv2.config import ConfigBase
 from dsv2.data.packing import PackedText
@@ -13,6 +12,9 @@ from dsv2.evaluation import cloze, copying, exercises
 from dsv2.evaluation.choice import Choice, answer, answer_both_ways
 from dsv2.models.transformer import Transformer
 from dsv2.printing import described
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TASKS = ("cloze", "copying", "arithmetic")
 
@@ -22,7 +24,7 @@ class Measured(NamedTuple):
 
     scores: dict[str, float]
     failed: dict[str, str]  # tasks that failed, whose scores are missing, and why
-    needles: pd.DataFrame | None = None  # see `needle.NeedleGrid.measure`
+    needles: "pd.DataFrame | None" = None  # see `needle.NeedleGrid.measure`
 
 
 class TextBenchmarks:

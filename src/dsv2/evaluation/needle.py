@@ -6,9 +6,7 @@ L tokens that the model reads, H tokens of text around the needle.
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
-
-import pandas as pd
+from typing import TYPE_CHECKING, NamedTuple
 
 from dsv2.config import ConfigBase, ConfigError
 from dsv2.data.needles import WORDINGS, Needle, find_haystack, hide, needles
@@ -17,6 +15,9 @@ from dsv2.evaluation.benchmarks import Measured
 from dsv2.evaluation.scoring import Question, likelihoods
 from dsv2.models.transformer import Transformer
 from dsv2.printing import described
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MULTIPLES = (1, 2, 4, 8, 16)  # of the trained length
 COLUMNS = ["length", "depth", "question", "wording", "correct", "nats"]
@@ -97,12 +98,14 @@ class NeedleGrid:
             return Measured({}, {"needle": described(error)})
         return Measured({name: score.mean for name, score in self.scores(table).items()}, {}, table)
 
-    def measure(self, model: Transformer, *, batch_tokens: int) -> pd.DataFrame:
+    def measure(self, model: Transformer, *, batch_tokens: int) -> "pd.DataFrame":
         """Return one row per question and depth.
 
         Columns: length (tokens), depth, question (its number), wording (index), correct (whether argmax predicts
         every token of the answer) and nats (log-probability of the answer, at most 0).
         """
+        import pandas as pd
+
         questions = [hidden.asked for hidden in self.hidden]
         answers = likelihoods(model, questions, batch_tokens=batch_tokens, ids=self.ids)
         rows = [
@@ -111,7 +114,7 @@ class NeedleGrid:
         ]
         return pd.DataFrame(rows, columns=COLUMNS)
 
-    def scores(self, table: pd.DataFrame) -> dict[str, Estimate]:
+    def scores(self, table: "pd.DataFrame") -> dict[str, Estimate]:
         """Return `bench/needle`, the share of answers found, also by length, and `bench/needle_nats` per answer."""
         columns = {"bench/needle": table["correct"], "bench/needle_nats": table["nats"]}
         for length in sorted(set(table["length"])):

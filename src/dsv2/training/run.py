@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from dsv2.composition import compose
+from dsv2.composition import compose, require_overrides
 from dsv2.config import (
     ConfigBase,
     ConfigError,
@@ -167,6 +167,7 @@ def load(overrides: Sequence[str] = ()) -> Run.Config:
 
     Raises ConfigError (a ValueError) that names the full key, the value and what would be valid.
     """
+    require_overrides(overrides)
     words = reaching(overrides)
     return loaded(compose(words), words)
 
