@@ -11,7 +11,7 @@ from dsv2.statistics.verdicts import difference_text
 Table = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
 
 
-def extension(table: Table, scale: str = "tiny") -> str:
+def extension(table: Table, scale: str = "smoke") -> str:
     """The loss of every arm at multiples of the trained length, and how it rises from that length to four times it."""
     stored = Stored("context_extension", scale)
     rows = []

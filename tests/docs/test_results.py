@@ -31,6 +31,7 @@ OTHERS = {
     "docs/equations.md": {"2405.04434", "43%"},  # arXiv; an assertion below the text
     "docs/tutorial.md": {"3.11"},  # Python
     "docs/extending.md": {"1%"},
+    "docs/traces.md": {"2505.20225"},  # arXiv
     "notebooks/01_latent_attention.ipynb": {"2.1", "93.3%"},  # a section and a figure of the DeepSeek-V2 report
     "notebooks/02_routing_collapse.ipynb": set(),
     "notebooks/04_device_load_and_drops.ipynb": {"1.0"},  # a capacity factor
