@@ -11,6 +11,7 @@ EXPERTS = torch.tensor([[[0, 3], [3, 4], [4, 0]]])
 GATES, UP, DOWN = normal(1, 3, 2), normal(5, 19, 14), normal(5, 7, 19)
 HEADS = [normal(2, 5, *shape) for shape in ((4, 3), (4, 6), (2, 3), (1, 6), (2, 5))]
 TURNS = normal(5, 3, 2)
+ROTATIONS, LENGTHS = torch.polar(torch.ones(3), normal(3)), torch.tensor([4, 1])
 CALLS = {
     "rms_norm": [normal(5, 19), normal(19), 1e-6],
     "add_rms_norm": [normal(5, 19), normal(5, 19), normal(19), 1e-6],
@@ -27,6 +28,15 @@ CALLS = {
     "route_logits": [normal(2, 3, 12), 2, 4, 2],
     "route_logits_backward": [normal(3, 12), None, normal(3, 12), torch.tensor([[0, 3], [3, 4], [4, 0]])],
     "dequantise": [torch.ones(3, 12, dtype=torch.uint8), normal(3, 2, 2), 6, 16, 8],
+    "mla_step": [
+        *(normal(2, 1, 19), ROTATIONS, None, None, normal(8, 19), normal(12, 19), normal(9, 19), normal(9)),
+        *(normal(6, 19), normal(8, 9), normal(10, 9), normal(19, 10), 2, 1e-6, 0.4),
+        *(normal(2, 5, 9), normal(2, 5, 6), LENGTHS),
+    ],
+    "gqa_step": [
+        *(normal(2, 1, 19), ROTATIONS, normal(28, 19), normal(14, 19), normal(14, 19), None, normal(19, 28)),
+        *(1e-6, 0.4, normal(2, 5, 2, 7), normal(2, 5, 2, 7), LENGTHS),
+    ],
     "head_loss": [normal(5, 19), normal(11, 19), torch.tensor([3, NOT_SCORED, 0, 10, 3]), NOT_SCORED, True],
 }
 

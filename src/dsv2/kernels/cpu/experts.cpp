@@ -3,6 +3,7 @@
 // N tokens, K experts per token, P = N K pairs, E experts, d model width, W expert width. Pairs are sorted by expert in a
 // stable way; rows are gathered expert by expert into small buffers, so that products run in the cache.
 
+#include "few.h"
 #include "swiglu.h"
 
 namespace dsv2 {
@@ -79,6 +80,15 @@ Matrix of_expert(const Tensor& w, int64_t e) {
   return {pointer(w) + e * w.size(1) * w.size(2), w.size(1), w.size(2), w.size(2)};
 }
 
+// c = a b, of any number of rows.
+void times_any(const Matrix& a, const Matrix& b, const Matrix& c) {
+  if (a.rows <= FEW) {
+    times(a, b, c);
+  } else {
+    multiply(a, false, b, false, c);
+  }
+}
+
 // x (..., d), experts and gates (..., K), w_gate_up (E, d, 2W), w_down (E, W, d): the output (..., d), and before the
 // activation (P, 2W) for the gradient.
 std::tuple<Tensor, Tensor> experts_forward(const Tensor& x_in, const Tensor& experts_in, const Tensor& gates_in,
@@ -96,9 +106,9 @@ std::tuple<Tensor, Tensor> experts_forward(const Tensor& x_in, const Tensor& exp
     const Matrix in = scratch(inputs, count, dim), mid = scratch(active, count, width);
     const Matrix h = before.part(first, count);
     gather(from, s, first, top_k, in);
-    multiply(in, false, of_expert(w_gate_up, e), false, h);
+    times_any(in, of_expert(w_gate_up, e), h);
     for (int64_t i = 0; i < count; ++i) swiglu_row(h.row(i), width, gate[s.order[first + i]], mid.row(i));
-    multiply(mid, false, of_expert(w_down, e), false, after.part(first, count));
+    times_any(mid, of_expert(w_down, e), after.part(first, count));
   });
   sum_per_token(after, s, top_k, matrix(out));
   return {out, hidden};

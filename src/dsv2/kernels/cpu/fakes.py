@@ -1,5 +1,7 @@
 """Shapes of the compiled ops' results, for tracing without data; the sources beside this file document them."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -81,6 +83,14 @@ def _dequantise(codes: Tensor, ranges: Tensor, bits: int, width: int, group: int
     return codes.new_empty((*codes.shape[:-1], width), dtype=torch.float32)
 
 
+def _mla_step(h: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(h)
+
+
+def _gqa_step(h: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(h)
+
+
 FAKES = (
     _rms_norm,
     _add_rms_norm,
@@ -95,6 +105,8 @@ FAKES = (
     _route_logits,
     _route_logits_backward,
     _dequantise,
+    _mla_step,
+    _gqa_step,
 )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dsv2.config import ConfigBase
 from dsv2.kernels.attention import attention, rotary_attention
+from dsv2.kernels.decode import gqa_step, has_step
 from dsv2.kernels.packed import Packed
 from dsv2.models.attention.cache import Cache, Places
 from dsv2.models.norm import RMSNorm
@@ -83,6 +84,10 @@ class GQA(nn.Module):
 
         With a cache, `places` say where the tokens are. Unless these are even, rotations are (B, T, R / 2).
         """
+        if cache is not None and places is not None and self.ops == PLAIN and not places.padded:
+            held = cache.read(places.end)
+            if has_step(h, *held):
+                return self._step(h, rotations, *held, places.lengths)
         return self.ops.linear(self.attend(h, rotations, cache, places).flatten(-2), self.w_o)
 
     def attend(self, h: Tensor, rotations: Tensor, cache: Cache | None = None, places: Places | None = None) -> Tensor:
@@ -102,6 +107,11 @@ class GQA(nn.Module):
             cache.write(k, v, places=places)
             keys, values = cache.read(places.end)  # (B, S, G, D)
         return attention(q, keys, values, scale=self.scale, start=places.start or 0, visible=places.visible)
+
+    def _step(self, h: Tensor, rotations: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> Tensor:
+        """Add a token per row to the cached tensors and attend from it, in one op: (B, 1, d)."""
+        weights = (self.w_q, self.w_k, self.w_v, None if self.k_norm is None else self.k_norm.w, self.w_o)
+        return gqa_step(h, rotations, weights, keys, values, lengths, eps=KEY_NORM_EPS, scale=self.scale)
 
     def _rotate(self, x: Tensor, rotations: Tensor) -> Tensor:
         nope, rope = self._parts(x)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dsv2.config import ConfigBase
 from dsv2.kernels.attention import attention, rotary_attention
+from dsv2.kernels.decode import has_step, mla_step
 from dsv2.kernels.mla_decode import latent_attention
 from dsv2.kernels.packed import Packed
 from dsv2.models.attention.cache import Cache, Places
@@ -109,6 +110,10 @@ class MLA(nn.Module):
 
         With a cache, `places` say where the tokens are. Unless these are even, rotations are (B, T, R / 2).
         """
+        if cache is not None and places is not None and self.ops == PLAIN and not places.padded:
+            held = cache.read(places.end)
+            if has_step(h, *held):
+                return self._step(h, rotations, *held, places.lengths)
         linear, heads = self.ops.linear, self.config.num_heads
         c_q = h if self.config.q_latent_dim is None else self.q_norm(linear(h, self.w_dq))  # (37)
         q_nope = linear(c_q, self.w_uq).unflatten(-1, (heads, -1))  # (38), (B, T, H, D)
@@ -131,6 +136,13 @@ class MLA(nn.Module):
             else:
                 out = self._absorbed(q_nope, q_rope, latents, keys, places.visible)
         return linear(out.flatten(-2), self.w_o)  # (47)
+
+    def _step(self, h: Tensor, rotations: Tensor, latents: Tensor, keys: Tensor, lengths: Tensor) -> Tensor:
+        """Add a token per row to the cached tensors and attend from it, in one op: (B, 1, d)."""
+        query = (None, None) if self.config.q_latent_dim is None else (self.w_dq, self.q_norm.w)
+        rest = (self.w_uq, self.w_qr, self.w_dkv, self.kv_norm.w, self.w_kr, self.w_uk, self.w_uv, self.w_o)
+        heads, eps = self.config.num_heads, LATENT_NORM_EPS
+        return mla_step(h, rotations, (*query, *rest), latents, keys, lengths, num_heads=heads, eps=eps, scale=self.scale)
 
     def _keys_and_values(self, c_kv: Tensor) -> tuple[Tensor, Tensor]:
         """Expand latents (B, S, C) to the keys without RoPE (B, S, H, D) and values (B, S, H, V) of every head."""
