@@ -22,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import product
@@ -270,12 +270,16 @@ def cells(
 
 def print_tables(measured: list[Cell]) -> None:
     console = Console(width=150)
-    table = Table(title="Milliseconds per step, float32, 2 threads; limit: the bytes of MLA's step at the rate of a copy")
+    table = Table(
+        title="Milliseconds per step, float32, 2 threads; limit: the bytes of MLA's step at the rate of a copy"
+    )
     for column in ("batch", "context", "transformers", *SIDES, "MLA, ratio", "middle half", "target", "limit", "of it"):
         table.add_column(column, justify="right", no_wrap=True)
     for cell in measured:
         target = TARGETS.get((cell.batch, cell.context))
-        ratio = (f"{cell.ratio:.1f}x", f"{cell.middle_half[0]:.1f}-{cell.middle_half[1]:.1f}") if cell.peer else ("", "")
+        ratio = (
+            (f"{cell.ratio:.1f}x", f"{cell.middle_half[0]:.1f}-{cell.middle_half[1]:.1f}") if cell.peer else ("", "")
+        )
         table.add_row(
             *(str(cell.batch), f"{cell.context:,}", f"{cell.peer_ms:,.1f}" if cell.peer else ""),
             *(f"{cell.ms[side]:.2f}" for side in SIDES),
@@ -310,7 +314,12 @@ def main() -> None:
     print_tables(measured)
     machine = {"processor": platform.processor() or platform.machine(), "cpu": torch.backends.cpu.get_cpu_capability()}
     versions = {"torch": torch.__version__, "transformers": version("transformers")}
-    kept = {"machine": machine, "versions": versions, "rounds": arguments.rounds, "cells": [c._asdict() for c in measured]}
+    kept = {
+        "machine": machine,
+        "versions": versions,
+        "rounds": arguments.rounds,
+        "cells": [c._asdict() for c in measured],
+    }
     path = Path(__file__).parent / "results" / "decode.json"
     path.write_text(json.dumps(kept, indent=1) + "\n")
 

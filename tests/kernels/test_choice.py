@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dsv2.kernels.choice import form, in_use, using
+from dsv2.kernels.choice import form, in_use, preferring, using
 from dsv2.kernels.cpu import library
 from dsv2.kernels.triton import device as triton
 from dsv2.kernels.unavailable import Unavailable
@@ -25,6 +25,13 @@ def test_the_choice_ends_with_its_context() -> None:
             assert in_use(torch.device("cpu")) == "cpu"
         assert form("norm", torch.ones(2)) == "torch"
     assert in_use(torch.device("cpu")) == "torch"
+
+
+def test_a_preference_gives_way_to_a_choice() -> None:
+    with preferring("cpu"):
+        assert in_use(torch.device("cpu")) == "cpu"
+    with using("torch"), preferring("cpu"):
+        assert in_use(torch.device("cpu")) == "torch"
 
 
 def test_single_ops_can_be_chosen() -> None:

@@ -118,15 +118,15 @@ def test_the_number_of_threads_changes_no_bit(kind: str) -> None:
 def test_what_the_ops_do_not_take_goes_the_plain_way() -> None:
     one, two, cache = torch.ones(2, 1, 3), torch.ones(2, 2, 3), (torch.ones(2, 5, 3), torch.ones(2, 5, 3))
     with torch.no_grad():
-        assert has_step(one, *cache)
-        assert not has_step(two, *cache)
-        assert not has_step(one.double(), *cache)
-        assert not has_step(one, cache[0], cache[1].bfloat16())
+        assert has_step(cache, one)
+        assert not has_step(cache, two)
+        assert not has_step(cache, one.double())
+        assert not has_step((cache[0], cache[1].bfloat16()), one)
         packed = allocate_quantised(MLAS["wide"], KVPrecision.Config(bits=8), batch_size=2, max_length=5).read(5)
-        assert not has_step(one, *packed)
+        assert not has_step(packed, one)
         with using("torch"):
-            assert not has_step(one, *cache)
-    assert not has_step(one, *cache)  # a gradient may be wanted
+            assert not has_step(cache, one)
+    assert not has_step(cache, one)  # a gradient may be wanted
 
 
 @pytest.mark.usefixtures("compiled_ops")
@@ -135,10 +135,9 @@ def test_a_length_without_a_place_is_refused_and_nothing_is_written() -> None:
     module, cache = layer(config), filled(config, [5, 5], 0.0)
     before = [tensor.clone() for tensor in cache.tensors]
     weights = (None, None, *(w for _, w in module.named_parameters()))
+    rotations, h = Rope.Config().build().rotations(torch.tensor([4]), 16), normal(2, 1, DIM)
     for lengths in ([0, 5], [5, ROOM + 1]):
+        rest = (9, 1e-6, 0.3, *cache.tensors, torch.tensor(lengths))
         with torch.no_grad(), pytest.raises(RuntimeError, match="is not between 1 and 600"):
-            rotations = Rope.Config().build().rotations(torch.tensor([4]), 16)
-            torch.ops.dsv2.mla_step(
-                normal(2, 1, DIM), rotations, *weights, 9, 1e-6, 0.3, *cache.tensors, torch.tensor(lengths)
-            )
+            torch.ops.dsv2.mla_step(h, rotations, *weights, *rest)
     assert all(torch.equal(*pair) for pair in zip(before, cache.tensors, strict=True))

@@ -14,6 +14,7 @@ from dsv2.inference.deployed import with_cache_of
 from dsv2.inference.engine.engine import Engine
 from dsv2.inference.engine.request import Request
 from dsv2.inference.sampling import Ids, Sampling
+from dsv2.kernels.choice import preferring
 from dsv2.models.transformer import Transformer, require_ids, require_model, require_tokens
 
 MOST_NEW = 1_000_000  # tokens, for which memory is allocated in advance
@@ -41,6 +42,8 @@ def generate(
     A list of prompts (T_i,) of different lengths returns a list of (T_i + max_new_tokens,), each the same as alone.
     Temperature 0 is greedy; otherwise row i is drawn as sample i of `seed`, whatever the other rows are. What remains
     to be drawn from is limited by the other settings of `Sampling`.
+
+    Compiled kernels are used where they can be had, unless others are chosen with `dsv2.kernels.choice.using`.
 
     Args:
         ids: The only ids that are generated, such as those that have a token (default: all).
@@ -97,8 +100,9 @@ def generate(
         )
         for row, prompt in enumerate(prompts)
     ]
-    for _ in engine.run():
-        pass
+    with preferring("auto"):
+        for _ in engine.run():
+            pass
     rows = [
         torch.cat((prompt, prompt.new_tensor(generation.tokens)))
         for prompt, generation in zip(prompts, generations, strict=True)

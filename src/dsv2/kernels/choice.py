@@ -16,7 +16,7 @@ OPS = {  # the ops that have another form than plain torch
     "triton": ("attention", "experts", "head", "mla_decode", "norm", "permute", "rope", "router", "swiglu"),
 }
 HALF_OR_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
-_chosen: ContextVar[str] = ContextVar("kernels", default="torch")
+_chosen: ContextVar[str | None] = ContextVar("kernels", default=None)  # None: plain torch
 _ops: ContextVar[Collection[str] | None] = ContextVar("ops", default=None)
 
 
@@ -38,19 +38,28 @@ def using(kernels: str, ops: Collection[str] | None = None) -> Iterator[None]:
         _ops.reset(tokens[1])
 
 
+@contextmanager
+def preferring(kernels: str) -> Iterator[None]:
+    """Use these kernels within the context unless others are chosen around it."""
+    with using(_chosen.get() or kernels):
+        yield
+
+
 def form(op: str, *inputs: Tensor) -> str:
     """Return the form of an op that is chosen and takes these inputs: "torch", "cpu" or "triton".
 
     The ops for the CPU take float32 there, those in Triton float32, bfloat16 and float16 on one device.
     """
     kernels, ops = _chosen.get(), _ops.get()
-    if kernels == "torch" or (ops is not None and op not in ops):
+    if kernels in (None, "torch") or (ops is not None and op not in ops):
         return "torch"
     if kernels == "triton":
         takes = all(triton.runs_on(x.device) and x.dtype in HALF_OR_SINGLE for x in inputs)
         return "triton" if takes and op in OPS["triton"] else "torch"
-    takes = all(x.device.type == "cpu" and x.dtype == torch.float32 for x in inputs)
-    return "cpu" if takes and op in OPS["cpu"] and library.available() else "torch"
+    for x in inputs:  # a loop, since this is asked for every op of a step that may take a millisecond
+        if not x.is_cpu or x.dtype is not torch.float32:
+            return "torch"
+    return "cpu" if op in OPS["cpu"] and library.available() else "torch"
 
 
 def in_use(device: torch.device) -> str:

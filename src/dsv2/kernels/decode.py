@@ -6,14 +6,16 @@ devices, in other types, with quantised caches, and where a gradient is wanted.
 B rows, S cached tokens, d model width.
 """
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor
 
 from dsv2.kernels.choice import form
 
 
-def has_step(h: Tensor, *held: object) -> bool:
-    """Return whether there is an op for h (B, T, d) and the cached tensors (B, S, ...) of its layer."""
+def has_step(held: tuple[object, ...], h: Tensor) -> TypeGuard[tuple[Tensor, Tensor]]:
+    """Return whether there is an op for the cached tensors (B, S, ...) of a layer and new tokens h (B, T, d)."""
     if h.shape[1] != 1 or torch.is_grad_enabled():
         return False
     tensors = [x for x in held if isinstance(x, Tensor)]
@@ -36,7 +38,8 @@ def mla_step(
 
     Args:
         rotations: (R / 2) complex for all rows, or (B, 1, R / 2).
-        weights: w_dq and q_norm, both None without query compression, w_uq, w_qr, w_dkv, kv_norm, w_kr, w_uk, w_uv, w_o.
+        weights: w_dq and q_norm, both None without query compression; w_uq, w_qr, w_dkv, kv_norm, w_kr, w_uk, w_uv,
+            w_o.
         latents: (B, S, C), and keys (B, S, R); of each row, the token before the last of `lengths` (B,) is written.
     """
     return torch.ops.dsv2.mla_step(h, rotations, *weights, num_heads, eps, scale, latents, keys, lengths)

@@ -95,6 +95,19 @@ def test_chunks_of_any_size_are_the_whole_sequence(name: str, chunks: list[int])
     checks.decodes_in_chunks(CASES[name], chunks)
 
 
+@pytest.mark.parametrize("yarn", [False, True])
+@pytest.mark.parametrize(("chunks", "expanded"), [([3, 3, 1], 1), ([3, 4], 2), ([1, 5, 1], 2), ([1, 1, 5], 2)])
+def test_later_chunks_expand_the_latents_where_that_is_less_work(
+    chunks: list[int], expanded: int, yarn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than 3 queries: with 6 latents for 2 + 2 channels, a query saves 2 x 6 - 4 and expanding costs 6 x 4."""
+    sizes = {"num_heads": 2, "head_dim": 2, "rope_dim": 2, "v_dim": 2, "kv_latent_dim": 6}
+    calls, plain = [], MLA._expanded
+    monkeypatch.setattr(MLA, "_expanded", lambda self, *args, **kw: calls.append(1) or plain(self, *args, **kw))
+    checks.decodes_in_chunks(Case(MLA, (2, 7, 6), sizes, yarn=yarn), chunks)
+    assert len(calls) == expanded
+
+
 @pytest.mark.parametrize("chunks", [[1] * 7, [7], [4, 1, 2]])
 @pytest.mark.parametrize("name", ["Lite", "V2"])
 def test_the_cache_holds_the_normed_latent_and_the_turned_key(name: str, chunks: list[int]) -> None:

@@ -86,7 +86,7 @@ class GQA(nn.Module):
         """
         if cache is not None and places is not None and self.ops == PLAIN and not places.padded:
             held = cache.read(places.end)
-            if has_step(h, *held):
+            if has_step(held, h):
                 return self._step(h, rotations, *held, places.lengths)
         return self.ops.linear(self.attend(h, rotations, cache, places).flatten(-2), self.w_o)
 

@@ -26,7 +26,7 @@ LATENT_NORM_EPS = 1e-6  # independent of the model's norm_eps, as in the release
 class MLA(nn.Module):
     """Attention with keys and values expanded from one latent per token; only it and one RoPE key are cached.
 
-    There are two computations of the same function: `_expanded` expands the latents (training, prefill), `_absorbed`
+    There are two computations of the same function: `_expanded` expands the latents (training, prompts), `_absorbed`
     attends to the cached latents, with w_uk absorbed into the query and w_uv into the output (decoding).
     """
 
@@ -112,7 +112,7 @@ class MLA(nn.Module):
         """
         if cache is not None and places is not None and self.ops == PLAIN and not places.padded:
             held = cache.read(places.end)
-            if has_step(h, *held):
+            if has_step(held, h):
                 return self._step(h, rotations, *held, places.lengths)
         linear, heads = self.ops.linear, self.config.num_heads
         c_q = h if self.config.q_latent_dim is None else self.q_norm(linear(h, self.w_dq))  # (37)
@@ -131,8 +131,10 @@ class MLA(nn.Module):
             if cache is not None:
                 cache.write(c_kv, k_rope, places=places)
                 latents, keys = cache.read(places.end)  # (B, S, C), (B, S, R)
-            if places.first and isinstance(latents, Tensor) and isinstance(keys, Tensor):
-                out = self._expanded(q_nope, q_rope, latents, keys, places.visible)
+            expands = places.first or self._expanding_pays(h.shape[1])
+            if expands and isinstance(latents, Tensor) and isinstance(keys, Tensor):
+                start = places.start or 0
+                out = self._expanded(q_nope, q_rope, latents, keys, start=start, visible=places.visible)
             else:
                 out = self._absorbed(q_nope, q_rope, latents, keys, places.visible)
         return linear(out.flatten(-2), self.w_o)  # (47)
@@ -142,7 +144,9 @@ class MLA(nn.Module):
         query = (None, None) if self.config.q_latent_dim is None else (self.w_dq, self.q_norm.w)
         rest = (self.w_uq, self.w_qr, self.w_dkv, self.kv_norm.w, self.w_kr, self.w_uk, self.w_uv, self.w_o)
         heads, eps = self.config.num_heads, LATENT_NORM_EPS
-        return mla_step(h, rotations, (*query, *rest), latents, keys, lengths, num_heads=heads, eps=eps, scale=self.scale)
+        return mla_step(
+            h, rotations, (*query, *rest), latents, keys, lengths, num_heads=heads, eps=eps, scale=self.scale
+        )
 
     def _keys_and_values(self, c_kv: Tensor) -> tuple[Tensor, Tensor]:
         """Expand latents (B, S, C) to the keys without RoPE (B, S, H, D) and values (B, S, H, V) of every head."""
@@ -150,14 +154,27 @@ class MLA(nn.Module):
         k_nope = linear(c_kv, self.w_uk).unflatten(-1, (heads, -1))  # (42)
         return k_nope, linear(c_kv, self.w_uv).unflatten(-1, (heads, -1))  # (45)
 
+    def _expanding_pays(self, length: int) -> bool:
+        """Return whether scores and values of T queries take more FLOPs with latents than expanding these does."""
+        config = self.config
+        latent, expanded = config.kv_latent_dim, config.head_dim + config.v_dim
+        return length * (2 * latent - expanded) > latent * expanded
+
     def _expanded(
-        self, q_nope: Tensor, q_rope: Tensor, c_kv: Tensor, k_rope: Tensor, visible: Tensor | None = None
+        self,
+        q_nope: Tensor,
+        q_rope: Tensor,
+        c_kv: Tensor,
+        k_rope: Tensor,
+        *,
+        start: int = 0,
+        visible: Tensor | None = None,
     ) -> Tensor:
         """Attend with the latents expanded to keys and values of every head: (B, T, H, V)."""
         k_nope, v = self._keys_and_values(c_kv)
         q = torch.cat((q_nope, q_rope), dim=-1)  # (40)
         k = torch.cat((k_nope, k_rope.unsqueeze(2).expand(-1, -1, self.config.num_heads, -1)), dim=-1)  # (44)
-        return attention(q, k, v, scale=self.scale, visible=visible)  # (46)
+        return attention(q, k, v, scale=self.scale, start=start, visible=visible)  # (46)
 
     def _absorbed(
         self,
