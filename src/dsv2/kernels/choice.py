@@ -12,7 +12,7 @@ from dsv2.kernels.triton import device as triton
 
 KERNELS = ("auto", "torch", "cpu", "triton")  # auto: the ops compiled for the CPU where they can be had
 OPS = {  # the ops that have another form than plain torch
-    "cpu": ("attention", "decode", "dequantise", "experts", "head", "norm", "router", "swiglu"),
+    "cpu": ("attention", "decode", "dequantise", "experts", "head", "linear", "norm", "router", "swiglu"),
     "triton": ("attention", "experts", "head", "mla_decode", "norm", "permute", "rope", "router", "swiglu"),
 }
 HALF_OR_SINGLE = (torch.float32, torch.bfloat16, torch.float16)

@@ -6,20 +6,20 @@ N rows, I input width, O output width, E experts.
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from dsv2.kernels.cross_entropy import head_nats
 from dsv2.kernels.dispatch import LOCAL
 from dsv2.kernels.experts import routed_experts
 from dsv2.kernels.grouped import grouped
+from dsv2.kernels.linear import linear
 
 if TYPE_CHECKING:
     from dsv2.models.moe.dispatch import Dispatcher
 
 
 class Ops(NamedTuple):
-    linear: Callable[[Tensor, Tensor], Tensor] = F.linear  # x (..., I), w (O, I) -> (..., O)
+    linear: Callable[[Tensor, Tensor], Tensor] = linear  # x (..., I), w (O, I) -> (..., O)
     grouped: Callable[[Tensor, Tensor, Tensor], Tensor] = grouped  # rows (N, I), counts (E,), w (E, I, O) -> (N, O)
     dispatcher: "Dispatcher" = LOCAL  # sends tokens to the routed experts and back
     # Each may be None: then the dispatcher and `grouped`, or the loss of `linear`'s logits.

@@ -37,6 +37,7 @@ CALLS = {
         *(normal(2, 1, 19), ROTATIONS, normal(28, 19), normal(14, 19), normal(14, 19), None, normal(19, 28)),
         *(1e-6, 0.4, normal(2, 5, 2, 7), normal(2, 5, 2, 7), LENGTHS),
     ],
+    "linear": [normal(2, 3, 19), normal(5, 19)],
     "head_loss": [normal(5, 19), normal(11, 19), torch.tensor([3, NOT_SCORED, 0, 10, 3]), NOT_SCORED, True],
 }
 

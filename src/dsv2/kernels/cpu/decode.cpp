@@ -11,28 +11,6 @@ namespace {
 
 constexpr int64_t PIECE = 256;  // keys; two passes over them stay in the L2 cache
 
-struct Product {
-  Matrix a, w, out;  // out (B, O) = a (B, I) w (O, I)^T
-};
-
-// Compute several products; their outputs are shared out to the threads.
-void project(std::initializer_list<Product> products) {
-  int64_t outputs = 0, work = 0;
-  for (const Product& p : products) {
-    outputs += p.w.rows;
-    work += p.w.rows * p.w.columns * p.a.rows;
-  }
-  if (work == 0) return;
-  at::parallel_for(0, outputs, std::max<int64_t>(1, outputs * 65536 / work), [&](int64_t first, int64_t last) {
-    int64_t begin = 0;
-    for (const Product& p : products) {
-      const int64_t from = std::max(first - begin, int64_t{0}), to = std::min(last - begin, p.w.rows);
-      if (from < to) times_transposed(p.a, p.w.part(from, to - from), {p.out.data + from, p.out.rows, to - from, p.out.stride});
-      begin += p.w.rows;
-    }
-  });
-}
-
 void normalise(const Matrix& x, const float* w, double eps) {
   for (int64_t n = 0; n < x.rows; ++n) {
     float* row = x.row(n);
@@ -133,11 +111,6 @@ Matrix cached(const Tensor& cache, int64_t b, int64_t count, int64_t head = 0) {
 
 // One row's heads (heads, width) of a matrix (B, heads x width).
 Matrix heads_of(const Matrix& x, int64_t b, int64_t width) { return {x.row(b), x.columns / width, width, width}; }
-
-Matrix weight(const Tensor& w) {
-  TORCH_CHECK(w.stride(-1) == 1, "weights: must have rows that are contiguous");
-  return {pointer(w), w.size(0), w.size(1), w.stride(0)};
-}
 
 void check(const Tensor& cache, const Tensor& lengths, int64_t batch) {
   TORCH_CHECK(cache.size(0) == batch && cache.stride(-1) == 1, "cache: must have a row per token, channels last");

@@ -91,6 +91,10 @@ def _gqa_step(h: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(h)
 
 
+def _linear(x: Tensor, w: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:-1], len(w)))
+
+
 FAKES = (
     _rms_norm,
     _add_rms_norm,
@@ -107,6 +111,7 @@ FAKES = (
     _dequantise,
     _mla_step,
     _gqa_step,
+    _linear,
 )
 
 

@@ -8,7 +8,12 @@ namespace dsv2 {
 
 constexpr int64_t FEW = 16;     // rows up to which these products are the faster ones
 constexpr int64_t DEPTH = 128;  // columns that are transposed at a time, so that they stay in the L1 cache
+constexpr int64_t AHEAD = 8;    // rows
 constexpr int TALL = Vec::size() == 16 ? 8 : 4;  // rows whose sums fit in the registers, two of each
+
+// Ask for the cache lines of the rows after these, since processors foresee few of so many streams: weights that are not
+// in a cache are read four times as fast.
+inline void prefetch(const float* address) { __builtin_prefetch(address, 0, 2); }
 
 // Write columns first .. first + count - 1 of up to a vector of rows as rows, padded with zeros.
 inline void transpose(const Matrix& from, int64_t first, int64_t count, float* to) {
@@ -16,6 +21,7 @@ inline void transpose(const Matrix& from, int64_t first, int64_t count, float* t
   int64_t i = 0;
   if (from.rows == size) {
     for (; i + size <= count; i += size) {
+      for (int64_t n = 0; n < size; ++n) prefetch(from.row(n + size) + first + i);
       at::vec::transpose_mxn<float, size, size>(from.data + first + i, from.stride, to + i * size, size);
     }
   }
@@ -65,8 +71,8 @@ inline void times_transposed(const Matrix& a, const Matrix& b, const Matrix& c, 
 
 // c = a b: a (n, I), b (I, O), c (n, O).
 inline void times(const Matrix& a, const Matrix& b, const Matrix& c) {
-  constexpr int wide = 4;  // vectors of columns
   in_tiles<4>(a.rows, [&](auto tall, int64_t i) {
+    constexpr int wide = 16 / std::max(tall.value, 2);  // vectors of columns
     int64_t j = 0;
     for (; j + wide * Vec::size() <= b.columns; j += wide * Vec::size()) {
       Vec sums[tall.value][wide];
@@ -74,6 +80,7 @@ inline void times(const Matrix& a, const Matrix& b, const Matrix& c) {
       for (int64_t k = 0; k < b.rows; ++k) {
         const float* row = b.row(k) + j;
         for (int q = 0; q < wide; ++q) {
+          prefetch(row + q * Vec::size() + AHEAD * b.stride);
           const Vec of_b = Vec::loadu(row + q * Vec::size());
           for (int r = 0; r < tall; ++r) sums[r][q] = at::vec::fmadd(Vec(a.row(i + r)[k]), of_b, sums[r][q]);
         }
@@ -91,6 +98,34 @@ inline void times(const Matrix& a, const Matrix& b, const Matrix& c) {
       }
       for (int r = 0; r < tall; ++r) store(c.row(i + r), j + from, count, sums[r]);
     });
+  });
+}
+
+// A matrix whose rows may be apart.
+inline Matrix weight(const Tensor& w) {
+  TORCH_CHECK(w.stride(-1) == 1, "weights: must have rows that are contiguous");
+  return {pointer(w), w.size(0), w.size(1), w.stride(0)};
+}
+
+struct Product {
+  Matrix a, w, out;  // out (B, O) = a (B, I) w (O, I)^T
+};
+
+// Compute several products; their outputs are shared out to the threads.
+inline void project(std::initializer_list<Product> products) {
+  int64_t outputs = 0, work = 0;
+  for (const Product& p : products) {
+    outputs += p.w.rows;
+    work += p.w.rows * p.w.columns * p.a.rows;
+  }
+  if (work == 0) return;
+  at::parallel_for(0, outputs, std::max<int64_t>(1, outputs * 65536 / work), [&](int64_t first, int64_t last) {
+    int64_t begin = 0;
+    for (const Product& p : products) {
+      const int64_t from = std::max(first - begin, int64_t{0}), to = std::min(last - begin, p.w.rows);
+      if (from < to) times_transposed(p.a, p.w.part(from, to - from), {p.out.data + from, p.out.rows, to - from, p.out.stride});
+      begin += p.w.rows;
+    }
   });
 }
 
