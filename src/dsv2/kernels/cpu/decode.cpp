@@ -159,7 +159,7 @@ Tensor mla_step(const Tensor& h_in, const Tensor& rotations, const std::optional
     std::copy_n(matrix(k_rope).row(b), rope, cached(keys, b, length[b]).row(length[b] - 1));
   }
   const Tensor q_latent = rows(num_heads * latent), seen = rows(num_heads * latent), values = rows(num_heads * width);
-  const int64_t grain = std::max<int64_t>(1, 65536 / std::max<int64_t>(1, batch * latent * std::max(nope, width)));
+  const int64_t grain = std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, batch * latent * std::max(nope, width)));
   // One head of all rows at a time: (B, width) within (B, H width).
   auto head = [](const Tensor& x, int64_t h, int64_t width) {
     return Matrix{pointer(x) + h * width, x.size(0), width, x.size(1)};

@@ -6,6 +6,7 @@
 
 namespace dsv2 {
 
+constexpr int64_t GRAIN = 1 << 18;  // multiplications below which a second thread costs more than it saves
 constexpr int64_t FEW = 16;     // rows up to which these products are the faster ones
 constexpr int64_t DEPTH = 128;  // columns that are transposed at a time, so that they stay in the L1 cache
 constexpr int64_t AHEAD = 8;    // rows
@@ -119,7 +120,7 @@ inline void project(std::initializer_list<Product> products) {
     work += p.w.rows * p.w.columns * p.a.rows;
   }
   if (work == 0) return;
-  at::parallel_for(0, outputs, std::max<int64_t>(1, outputs * 65536 / work), [&](int64_t first, int64_t last) {
+  at::parallel_for(0, outputs, std::max<int64_t>(1, outputs * GRAIN / work), [&](int64_t first, int64_t last) {
     int64_t begin = 0;
     for (const Product& p : products) {
       const int64_t from = std::max(first - begin, int64_t{0}), to = std::min(last - begin, p.w.rows);
