@@ -180,7 +180,7 @@ Tensor mla_step(const Tensor& h_in, const Tensor& rotations, const std::optional
   attend(groups, scale);
   at::parallel_for(0, num_heads, grain, [&](int64_t first, int64_t last) {
     for (int64_t n = first; n < last; ++n) {
-      times_transposed(head(seen, n, latent), weight(w_uv).part(n * width, width), head(values, n, width));
+      dots(head(seen, n, latent), weight(w_uv).part(n * width, width), head(values, n, width));
     }
   });
   Tensor out = at::empty_like(h);

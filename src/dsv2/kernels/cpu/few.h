@@ -6,23 +6,25 @@
 
 namespace dsv2 {
 
-constexpr int64_t GRAIN = 1 << 18;  // multiplications below which a second thread costs more than it saves
-constexpr int64_t FEW = 16;     // rows up to which these products are the faster ones
-constexpr int64_t DEPTH = 128;  // columns that are transposed at a time, so that they stay in the L1 cache
-constexpr int64_t AHEAD = 8;    // rows
+constexpr int64_t GRAIN = 1 << 18;               // multiplications below which another thread costs more than it saves
+constexpr int64_t FEW = 16;                      // rows of an expert up to which `times` is faster than torch's product
+constexpr int64_t DEPTH = 128;                   // columns transposed at a time, so that they stay in the L1 cache
 constexpr int TALL = Vec::size() == 16 ? 8 : 4;  // rows whose sums fit in the registers, two of each
 
-// Ask for the cache lines of the rows after these, since processors foresee few of so many streams: weights that are not
-// in a cache are read four times as fast.
+// How far ahead of a row to ask for memory, in floats: processors foresee few of so many streams, and weights that are not
+// in a cache are read several times as fast so.
+inline int64_t ahead(const Matrix& m) { return std::max<int64_t>(Vec::size(), 4096 / m.stride) * m.stride; }
+
 inline void prefetch(const float* address) { __builtin_prefetch(address, 0, 2); }
 
 // Write columns first .. first + count - 1 of up to a vector of rows as rows, padded with zeros.
 inline void transpose(const Matrix& from, int64_t first, int64_t count, float* to) {
   constexpr int64_t size = Vec::size();
+  const int64_t distance = ahead(from);
   int64_t i = 0;
   if (from.rows == size) {
     for (; i + size <= count; i += size) {
-      for (int64_t n = 0; n < size; ++n) prefetch(from.row(n + size) + first + i);
+      for (int64_t n = 0; n < size; ++n) prefetch(from.row(n) + first + i + distance);
       at::vec::transpose_mxn<float, size, size>(from.data + first + i, from.stride, to + i * size, size);
     }
   }
@@ -72,6 +74,7 @@ inline void times_transposed(const Matrix& a, const Matrix& b, const Matrix& c, 
 
 // c = a b: a (n, I), b (I, O), c (n, O).
 inline void times(const Matrix& a, const Matrix& b, const Matrix& c) {
+  const int64_t distance = ahead(b);
   in_tiles<4>(a.rows, [&](auto tall, int64_t i) {
     constexpr int wide = 16 / std::max(tall.value, 2);  // vectors of columns
     int64_t j = 0;
@@ -81,7 +84,7 @@ inline void times(const Matrix& a, const Matrix& b, const Matrix& c) {
       for (int64_t k = 0; k < b.rows; ++k) {
         const float* row = b.row(k) + j;
         for (int q = 0; q < wide; ++q) {
-          prefetch(row + q * Vec::size() + AHEAD * b.stride);
+          prefetch(row + q * Vec::size() + distance);
           const Vec of_b = Vec::loadu(row + q * Vec::size());
           for (int r = 0; r < tall; ++r) sums[r][q] = at::vec::fmadd(Vec(a.row(i + r)[k]), of_b, sums[r][q]);
         }
@@ -108,8 +111,42 @@ inline Matrix weight(const Tensor& w) {
   return {pointer(w), w.size(0), w.size(1), w.stride(0)};
 }
 
+// out = a w^T like `times_transposed`, which is the faster one for many rows a of few columns.
+inline void dots(const Matrix& a, const Matrix& w, const Matrix& out) {
+  constexpr int side = Vec::size() == 16 ? 4 : 2;  // rows of a whose sums fit in the registers
+  const int64_t distance = ahead(w);
+  in_tiles<4>(w.rows, [&](auto wide, int64_t j) {
+    in_tiles<side>(a.rows, [&](auto tall, int64_t i) {
+      Vec sums[tall.value][wide.value];
+      for (int r = 0; r < tall; ++r) {
+        for (int q = 0; q < wide; ++q) sums[r][q] = Vec(0);
+      }
+      int64_t k = 0;
+      for (; k + Vec::size() <= a.columns; k += Vec::size()) {
+        Vec rows[tall.value];
+        for (int r = 0; r < tall; ++r) rows[r] = Vec::loadu(a.row(i + r) + k);
+        for (int q = 0; q < wide; ++q) {
+          prefetch(w.row(j + q) + k + distance);
+          const Vec of_w = Vec::loadu(w.row(j + q) + k);
+          for (int r = 0; r < tall; ++r) sums[r][q] = at::vec::fmadd(rows[r], of_w, sums[r][q]);
+        }
+      }
+      for (; k < a.columns; k += Vec::size()) {
+        for (int q = 0; q < wide; ++q) {
+          const Vec of_w = load(w.row(j + q), k, a.columns - k);
+          for (int r = 0; r < tall; ++r) sums[r][q] = at::vec::fmadd(load(a.row(i + r), k, a.columns - k), of_w, sums[r][q]);
+        }
+      }
+      for (int r = 0; r < tall; ++r) {
+        for (int q = 0; q < wide; ++q) out.row(i + r)[j + q] = sum(sums[r][q]);
+      }
+    });
+  });
+}
+
+// out (n, O) = a (n, I) w (O, I)^T.
 struct Product {
-  Matrix a, w, out;  // out (B, O) = a (B, I) w (O, I)^T
+  Matrix a, w, out;
 };
 
 // Compute several products; their outputs are shared out to the threads.
@@ -124,7 +161,7 @@ inline void project(std::initializer_list<Product> products) {
     int64_t begin = 0;
     for (const Product& p : products) {
       const int64_t from = std::max(first - begin, int64_t{0}), to = std::min(last - begin, p.w.rows);
-      if (from < to) times_transposed(p.a, p.w.part(from, to - from), {p.out.data + from, p.out.rows, to - from, p.out.stride});
+      if (from < to) dots(p.a, p.w.part(from, to - from), {p.out.data + from, p.out.rows, to - from, p.out.stride});
       begin += p.w.rows;
     }
   });
