@@ -1,9 +1,10 @@
-"""All benchmarks of training on a CPU in one table, in under 10 minutes, beside targets and the last stored ratios.
+"""Training and decoding on a CPU in one table, in under 10 minutes, beside targets and the last stored ratios.
 
     python -m benchmarks.bench [--rounds 7] [--check]
 
 Takes the training step of four models against the best of Hugging Face's four settings, its memory, the MoE layer
-against a dense FFN of equal FLOPs, and the share of a step that telemetry and loop take. Writes
+against a dense FFN of equal FLOPs, the share of a step that telemetry and loop take, and decoding against Hugging Face.
+Writes
 `benchmarks/results/bench/<date>.json`. With `--check`, the exit status is 1 if a ratio is worse by more than 15% than
 in the latest file of another date; times are not compared, since they are the machine's.
 """
@@ -22,11 +23,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import loop, moe_layer, training_step
+from benchmarks import decode, loop, moe_layer, training_step
 from dsv2.training.machine import prepare
 
 RESULTS = Path(__file__).parent / "results" / "bench"
-THREADS, STEPS = 2, 150
+THREADS, STEPS, DECODE_ROUNDS = 2, 150, 5
 WORSE = 1.15  # factor by which a ratio may be worse than the stored one
 STEP_TARGETS = {"A": 1.45, "C": 1.5, "D": 1.2, "E": 1.4}  # times the best peer's tokens per second
 MEMORY_TARGET, LAYER_TARGET, LOOP_TARGET = 0.75, 1.25, 0.03
@@ -87,6 +88,14 @@ def overhead() -> Iterator[Row]:
             yield Row(f"share of a step, {part}", share, LOOP_TARGET, False)
 
 
+def decoding(rounds: int) -> Iterator[Row]:
+    batches, contexts = (sorted(set(sizes)) for sizes in zip(*decode.TARGETS, strict=True))
+    for cell in decode.cells(batches, contexts, rounds, (decode.MLA,)):
+        ours, peer = f"{cell.ms[decode.MLA]:.2f} ms", f"{cell.peer_ms:,.1f} ms"
+        what, target = f"decoding, {cell.batch} x {cell.context:,}", decode.TARGETS[cell.batch, cell.context]
+        yield Row(what, cell.ratio, target, True, cell.middle_half, ours, peer)
+
+
 def latest(date: str) -> dict[str, float]:
     """Return the ratios of the latest stored file of another date; empty if there is none."""
     files = sorted(path for path in RESULTS.glob("*.json") if path.stem != date)
@@ -112,7 +121,7 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
     prepare()
-    rows = [*training_steps(arguments.rounds), *moe_layers(3 * arguments.rounds), *overhead()]
+    rows = [*training_steps(arguments.rounds), *moe_layers(3 * arguments.rounds), *overhead(), *decoding(DECODE_ROUNDS)]
     date = datetime.now(UTC).date().isoformat()
     stored = latest(date)
     print_table(rows, stored)

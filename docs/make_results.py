@@ -305,8 +305,33 @@ def speed() -> str:
     return f"{table(header, rows)}\n\n{text}"
 
 
+def decoding() -> str:
+    """The steps of `benchmarks.decode`, and the caches that they read."""
+    kept = json.loads((RESULTS.parent / "benchmarks" / "results" / "decode.json").read_text())
+    sides = list(kept["cells"][0]["ms"])
+    rows = []
+    for cell in kept["cells"]:
+        low, high = cell["middle_half"]
+        compared = (
+            [f"{cell['peer_ms']:,.1f}", f"{cell['ratio']:.1f} ({low:.1f} to {high:.1f})"] if cell["peer"] else ["", ""]
+        )
+        limits = f"{cell['limit_ms']:.2f}", f"{cell['arithmetic_ms']:.2f}"
+        times = (f"{cell['ms'][side]:.2f}" for side in sides)
+        rows.append([f"{cell['batch']} x {cell['context']:,}", compared[0], *times, compared[1], *limits])
+    header = ["rows x context", "transformers", *sides, "MLA, times as fast (middle half)", "MLA's bytes", "its FLOPs"]
+    last = kept["cells"][-1]
+    sizes = ", ".join(f"{side} {size:,}" for side, size in last["cache_bytes"].items())
+    mha, packed = (last["cache_bytes"][side] for side in ("MHA", "MLA, 6 bits"))
+    text = (
+        f"Bytes of the cache per token, as allocated: {sizes}. In the memory of one row of MHA fit "
+        f"{mha / packed:.0f} of MLA at 6 bits. Measured with {kept['machine']['cpu']}."
+    )
+    return f"{table(header, rows)}\n\n{text}"
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
-    function.__name__: function for function in (demo, effects, pairing, order, studies, deployed, extension, speed)
+    function.__name__: function
+    for function in (demo, effects, pairing, order, studies, deployed, extension, speed, decoding)
 }
 
 
