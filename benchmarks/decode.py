@@ -8,10 +8,11 @@ attention. Ours are steps of the engine behind `dsv2.generate`, sampling include
 cache and an argmax, without what their `generate` adds. All rows continue the same prompt; reading it is not part of a
 step, but is the time to the first token. The sides take turns, and ratios are medians of those of single rounds.
 
-Beforehand, the logits of ours and theirs must agree over several steps at every size, and those of the other kinds with
-those of plain torch. There are two limits: what a copy takes to move as many bytes as a step must read (weights, those of
-each expert that a row chose once, and the cache), and what a square matmul takes for its FLOPs, which is longer where
-many heads share few latents. A table says how many rows of the longest context fit in a GiB. Writes `benchmarks/results/decode.json`; exits 2 if anything disagrees.
+Beforehand, the logits of ours and theirs must agree over several steps at every size, and those of the other kinds
+with those of plain torch. There are two limits: what a copy takes to move as many bytes as a step must read (weights,
+those of each expert that a row chose once, and the cache), and what a square matmul takes for its FLOPs, which is
+longer where many heads share few latents. A table says how many rows of the longest context fit in a GiB. Writes
+`benchmarks/results/decode.json`; exits 2 if anything disagrees.
 """
 
 import argparse

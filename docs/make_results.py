@@ -19,7 +19,14 @@ from dsv2.statistics.verdicts import difference_text
 from dsv2.study.files import read
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/context.md", "docs/report.md", "docs/quantisation.md", "results/README.md")
+PAGES = (
+    "README.md",
+    "docs/context.md",
+    "docs/generation.md",
+    "docs/report.md",
+    "docs/quantisation.md",
+    "results/README.md",
+)
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
