@@ -5,6 +5,7 @@ T tokens of a conversation.
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jinja2
@@ -78,6 +79,18 @@ class ChatTemplate:
                     )
                 mask[len(start) : len(end)] = [True] * (len(end) - len(start))
         return Conversation(ids, mask)
+
+    @cached_property
+    def opening(self) -> str:
+        """What the template writes between a prompt and the content of a reply, as a space; the model writes it too."""
+        asked, mark = [{"role": "user", "content": "?"}], "\ue000"
+        try:
+            prompt = self._text(asked, add_generation_prompt=True)
+            whole = self._text([*asked, {"role": "assistant", "content": mark}], add_generation_prompt=False)
+        except ValueError:  # a template with conditions, which this conversation does not meet
+            return ""
+        before, found, _ = whole.partition(mark)
+        return before.removeprefix(prompt) if found and before.startswith(prompt) else ""
 
     def _ids(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[int]:
         return self.tokenizer.encode_marked(self._text(messages, add_generation_prompt=add_generation_prompt))
