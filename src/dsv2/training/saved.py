@@ -250,10 +250,13 @@ class SavedRun:
 
 
 def _device(name: str | torch.device | None) -> torch.device:
+    """Return a device that this machine has. Raises ValueError."""
     try:
-        return torch.device(name or "cpu")
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device={name!r}: must be a device of torch, as cpu or cuda; {described(error)}") from None
+        device = torch.device(name or "cpu")
+        torch.empty(0, device=device)
+    except (RuntimeError, TypeError, AssertionError) as error:  # what torch raises depends on how it was built
+        raise ValueError(f"device={name!r}: must be one that is here, as cpu or cuda; {described(error)}") from None
+    return device
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
