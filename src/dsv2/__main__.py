@@ -201,6 +201,7 @@ def _eval(arguments: argparse.Namespace) -> bool:
         batch_size=arguments.batch_size,
         text=arguments.text,
         deployment=deployment,
+        device=arguments.device,
         lengths=arguments.lengths,
         figure=arguments.figure,
     )
@@ -251,6 +252,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         max_waiting=arguments.waiting,
         context=arguments.context,
         deployment=deployment_of(arguments),
+        device=arguments.device,
     )
 
 

@@ -1,7 +1,8 @@
-"""`--kv-bits` of generate and eval: the same as in Python, and bits that are not offered end in one line."""
+"""`--kv-bits` and `--device`: the same as in Python, and what is not offered ends in one line."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import dsv2
 from dsv2.__main__ import main
 from dsv2.commands.evaluate import evaluate_run
 from dsv2.inference.deployed import with_cache_of
+from dsv2.models.transformer import Transformer
 from dsv2.training.saved import open_run
 from tests.references.commands import refusal
 
@@ -61,3 +63,36 @@ def test_bits_that_are_not_offered_end_in_one_line(
 ) -> None:
     name, *rest = command
     assert refusal(capsys, name, trained, *rest, *options).startswith(message)
+
+
+@pytest.mark.parametrize("command", [["generate", "--prompt", "Ban"], ["eval", "--tasks", "copying"], ["serve"]])
+def test_a_device_that_is_not_there_ends_in_one_line(
+    trained: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    name, *rest = command
+    for device in ("gpu", "cuda:-1", "meta", ""):
+        with pytest.raises(SystemExit, match=r"^2$"):
+            main([name, str(trained), *rest, "--device", device])
+        message = f"error: argument --device: {device!r} is not a device, as cpu, cuda or cuda:1; "
+        assert capsys.readouterr().err.startswith(message)
+    message = "device='cuda:99': must be one that is here, as cpu or cuda; "
+    assert refusal(capsys, name, trained, *rest, "--device", "cuda:99").startswith(message)
+
+
+@pytest.mark.parametrize("device", ["cpu", *["cuda"] * torch.cuda.is_available()])
+def test_a_device_is_where_the_model_answers(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    seen, hidden = set[str](), Transformer.hidden
+
+    def noting(model: Transformer, *arguments: Any, **settings: Any) -> Any:
+        seen.add(model.embedding.device.type)
+        return hidden(model, *arguments, **settings)
+
+    monkeypatch.setattr(Transformer, "hidden", noting)
+    asked = ["generate", str(trained), "--prompt", "Ban ben", "--max-new-tokens", "9"]
+    assert main([*asked, "--device", device]) == 0
+    assert seen == {device}
+    text = capsys.readouterr().out
+    assert main(asked) == 0
+    assert capsys.readouterr().out == text

@@ -1,6 +1,7 @@
-"""The options `--kv-bits` and `--rope-bits`, by which a command quantises the cache of its model."""
+"""The options that say how a command's model is deployed: `--kv-bits`, `--rope-bits` and `--device`."""
 
 import argparse
+import re
 from typing import TYPE_CHECKING
 
 from dsv2.printing import complain
@@ -21,10 +22,17 @@ def add_deployment(parse: argparse.ArgumentParser) -> None:
     parse.add_argument(
         "--rope-bits", type=int, metavar="N", help="... of the part of keys that RoPE rotates (default: the same)"
     )
+    parse.add_argument("--device", type=_device, default="cpu", metavar="NAME", help="cpu (default), cuda, cuda:1, ...")
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a device, as cpu, cuda or cuda:1")
+    return text
 
 
 def deployment_of(arguments: argparse.Namespace) -> "Deployed.Config":
-    """Return what the options ask for. Raises ConfigError for bits that are not offered."""
+    """Return what the options ask for, the device aside. Raises ConfigError for bits that are not offered."""
     from dsv2.inference.deployed import with_cache_of
 
     return with_cache_of(arguments.kv_bits, arguments.rope_bits)

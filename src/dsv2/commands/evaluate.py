@@ -42,13 +42,15 @@ def evaluate_run(
     batch_size: int = 8,
     text: Sequence[str] = (),
     deployment: Deployed.Config | None = None,
+    device: str = "cpu",
     lengths: Sequence[int] = (),
     figure: Path | None = None,
 ) -> tuple[list[Score], list[str]]:
     """Return the scores of a run's model, and a sentence about each task that failed, which stderr has too.
 
-    `text` selects other held-out text than the run's own for our benchmarks, and `deployment` says how the model is
-    deployed (see `open_run`). `lengths` are the tokens of the task `needle`, whose heat map is drawn to `figure`.
+    `text` selects other held-out text than the run's own for our benchmarks; `deployment` and `device` say how and
+    where the model is deployed (see `open_run`). `lengths` are the tokens of the task `needle`, whose heat map is drawn
+    to `figure`.
     Raises ValueError, before anything is measured, for tasks that do not exist or do not fit, and if none has scores.
     """
     for name, value in (("--limit", limit), ("--batch-size", batch_size)):
@@ -62,7 +64,7 @@ def evaluate_run(
     for option, given in (("--lengths", lengths), ("--figure", figure)):
         if given and NEEDLE not in requested:
             raise ValueError(f"{option}: only for --tasks {NEEDLE}")
-    opened = open_run(run, text=text, deployment=deployment)
+    opened = open_run(run, device=device, text=text, deployment=deployment)
     measures = _own(opened, [task for task in requested if task in TASKS], batch_size)
     if NEEDLE in requested:
         measures[NEEDLE] = _needle(opened, lengths, figure, batch_size)

@@ -30,7 +30,7 @@ def generate_command(arguments: argparse.Namespace) -> None:
             raise ConfigError(name, getattr(arguments, name), "1 or more")
     prompts = [arguments.prompt] if arguments.prompts is None else read_prompts(arguments.prompts)
     deployment = deployment_of(arguments)
-    reader = open_run(arguments.name, deployment=deployment).reader
+    reader = open_run(arguments.name, device=arguments.device, deployment=deployment).reader
     context = reader.longest if arguments.context is None else arguments.context
     read = [reader.prompt(prompt) for prompt in prompts]
     for prompt, ids in zip(prompts, read, strict=True):

@@ -26,17 +26,19 @@ def serve(
     max_waiting: int,
     context: int | None,
     deployment: Deployed.Config,
+    device: str,
 ) -> None:
     """Serve until Ctrl-C, which raises KeyboardInterrupt; the base URL is the last line on stdout.
 
-    Raises ValueError for a run without weights or tokenizer, and for a `port` in use; 0 takes any that is free.
+    Raises ValueError for a run without weights or tokenizer, a `device` that is not there, and a `port` in use; 0 takes
+    any that is free.
     """
     for name, value, least in (("rows", num_rows, 1), ("waiting", max_waiting, 0), ("context", context, 2)):
         if value is not None and value < least:
             raise ConfigError(name, value, f"{least} or more")
     if not 0 <= port < 1 << 16:
         raise ValueError(f"port={port}: must be between 0 and 65535")
-    opened = open_run(run, deployment=deployment)
+    opened = open_run(run, device=device, deployment=deployment)
     tell_of_cache(opened.model_config, deployment)
     with _listen(port) as listening, using("auto"):
         app = build(opened.reader, opened.name, num_rows=num_rows, max_waiting=max_waiting, context=context)

@@ -10,6 +10,7 @@ import torch
 
 from dsv2.composition import compose
 from dsv2.config import ConfigError, structure
+from dsv2.data.chat import ChatTemplate
 from dsv2.data.corpora import GIVEN, Text
 from dsv2.data.source import Batch, Source
 from dsv2.data.store import find_store
@@ -186,6 +187,11 @@ class SavedRun:
         return Reader(self.model, self.tokenizer, self.longest)
 
     @cached_property
+    def chat(self) -> ChatTemplate:
+        """How the run's tokenizer writes conversations. Raises ValueError if it has no chat template."""
+        return ChatTemplate(self.tokenizer)
+
+    @cached_property
     def source(self) -> Source:
         """The evaluation data: the run's own held-out documents unless `text` selects other data."""
         if not self.imported and not self.text:
@@ -244,10 +250,13 @@ class SavedRun:
 
 
 def _device(name: str | torch.device | None) -> torch.device:
+    """Return a device that this machine has. Raises ValueError."""
     try:
-        return torch.device(name or "cpu")
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device={name!r}: must be a device of torch, as cpu or cuda; {described(error)}") from None
+        device = torch.device(name or "cpu")
+        torch.empty(0, device=device)
+    except (RuntimeError, TypeError, AssertionError) as error:  # what torch raises depends on how it was built
+        raise ValueError(f"device={name!r}: must be one that is here, as cpu or cuda; {described(error)}") from None
+    return device
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 import dsv2
+from dsv2.data.chat import ChatTemplate
+from dsv2.data.tokenizer import Tokenizer
 from dsv2.inference.engine.request import Request
 from dsv2.inference.reader import Reader
 from dsv2.inference.sampling import Sampling
@@ -21,6 +23,7 @@ from tests.references.generation import alone, small_model
 from tests.references.tolerances import FLOAT32
 
 Start = Callable[..., str]
+USER: Any = [{"role": "user", "content": "ban ben"}]
 
 
 def client_of(url: str) -> openai.OpenAI:
@@ -191,6 +194,60 @@ def test_without_a_seed_answers_differ(client: openai.OpenAI) -> None:
     assert len(texts) == 4
 
 
+# ---- conversations ---------------------------------------------------------------------------------------------------
+
+
+def test_a_reply_is_what_generate_gives_after_the_prompt_of_the_template(client: openai.OpenAI, reader: Reader) -> None:
+    """Turn by turn, with the client's own message sent back; the prompt is that of the whole conversation so far."""
+    chat, messages = ChatTemplate(reader.tokenizer), list[Any]([{"role": "system", "content": "b"}, *USER])
+    for turn in range(2):
+        made = client.chat.completions.create(model="small", messages=messages, max_tokens=6, temperature=0)
+        plain = [{"role": "system", "content": "b"}, *USER]
+        if turn:
+            plain += [{"role": "assistant", "content": messages[2].content}, {"role": "user", "content": "lor"}]
+        ids = torch.tensor([chat.prompt(plain)])
+        tokens = dsv2.generate(reader.model, ids, max_new_tokens=6, ids=reader.tokenizer.ids)[0, ids.shape[1] :]
+        assert reader.tokenizer.end_id not in tokens
+        (choice,) = made.choices
+        assert choice.message.content == reader.tokenizer.decode(tokens.tolist()).removeprefix(" ")
+        assert (choice.finish_reason, choice.message.role) == ("length", "assistant")
+        assert made.usage is not None
+        assert (made.usage.prompt_tokens, made.usage.completion_tokens) == (ids.shape[1], 6)
+        messages += [choice.message, {"role": "user", "content": "lor"}]
+
+
+def test_a_streamed_reply_is_the_same(client: openai.OpenAI) -> None:
+    settings: dict[str, Any] = {"model": "small", "messages": USER, "n": 2, "max_completion_tokens": 9, "seed": 3}
+    settings |= {"logprobs": True, "top_logprobs": 2}
+    whole = client.chat.completions.create(**settings)
+    texts, logs, ends, roles = ["", ""], [[], []], [None, None], [None, None]
+    for chunk in client.chat.completions.create(**settings, stream=True, stream_options={"include_usage": True}):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+            ends[choice.index] = choice.finish_reason
+            roles[choice.index] = choice.delta.role or roles[choice.index]
+            logs[choice.index] += [] if choice.logprobs is None else choice.logprobs.content
+        last = chunk
+    assert texts == [choice.message.content for choice in whole.choices]
+    assert texts[0] != texts[1]
+    assert ends == [choice.finish_reason for choice in whole.choices]
+    assert roles == ["assistant", "assistant"]
+    for streamed, choice in zip(logs, whole.choices, strict=True):
+        assert [each.token for each in streamed] == [each.token for each in choice.logprobs.content]
+        wanted = [each.logprob for each in choice.logprobs.content]
+        assert [each.logprob for each in streamed] == pytest.approx(wanted, abs=1e-6)
+        assert all(len(each.top_logprobs) == 2 for each in streamed)
+    assert last.usage == whole.usage
+
+
+def test_without_a_limit_a_reply_fills_the_context(client: openai.OpenAI, reader: Reader) -> None:
+    made = client.chat.completions.create(model="small", messages=USER, temperature=0)
+    size = len(ChatTemplate(reader.tokenizer).prompt(USER))
+    assert made.usage is not None
+    assert (made.usage.total_tokens, made.usage.prompt_tokens) == (64, size)
+    assert made.choices[0].finish_reason == "length"
+
+
 def test_models_are_listed(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["small"]
     assert client.models.retrieve("small").owned_by == "dsv2"
@@ -232,11 +289,11 @@ def test_what_cannot_be_done_is_named(client: openai.OpenAI, settings: dict[str,
     assert refused.value.type == "invalid_request_error"
 
 
-def test_another_model_a_chat_and_an_unknown_path_are_refused(client: openai.OpenAI) -> None:
+def test_another_model_and_an_unknown_path_are_refused(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="model='gpt': not served here"):
         client.completions.create(model="gpt", prompt="ban")
-    with pytest.raises(openai.BadRequestError, match="this model has no chat template"):
-        client.chat.completions.create(model="small", messages=[{"role": "user", "content": "ban"}])
+    with pytest.raises(openai.NotFoundError, match="model='gpt': not served here"):
+        client.chat.completions.create(model="gpt", messages=USER)
     with pytest.raises(openai.NotFoundError):
         client.embeddings.create(model="small", input="ban")
 
@@ -275,6 +332,38 @@ def test_beyond_the_queue_there_is_no_place(served: Start, slow: Slow, reader: R
         assert health(url) == (1, 1)
         text = expected(reader, "ban", 30)
         assert first.result() == second.result() == [text]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"messages": []}, "messages=\\[\\]: must be a list of at least one message"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "messages\\[0\\].role='tool': must be one of system, user"),
+        ({"messages": [{"role": "user", "content": "a<|endoftext|>"}]}, "must be free of <.endoftext.>"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": "ban " * 80}]}, "prompt='[0-9]+ tokens' is not valid: at most 63"),
+        ({"max_tokens": 0}, "max_tokens: "),
+        ({"top_logprobs": 2}, "top_logprobs=2: must go with logprobs=true"),
+        ({"tools": [{"type": "function"}]}, "tools: "),
+        ({"response_format": {"type": "json_object"}}, "response_format: "),
+    ],
+)
+def test_a_chat_that_cannot_be_done_is_named(client: openai.OpenAI, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=message):
+        client.chat.completions.create(**{"model": "small", "messages": USER} | settings)
+
+
+def test_without_a_chat_template_there_is_no_chat(served: Start, reader: Reader) -> None:
+    tokenizer = Tokenizer.train(["ban ben lor dist"] * 9, vocab_size=270)
+    tokenizer.chat_template = None
+    client = client_of(served(reader._replace(tokenizer=tokenizer)))
+    with pytest.raises(openai.BadRequestError, match="this model has no chat template"):
+        client.chat.completions.create(model="small", messages=USER)
+    assert client.completions.create(model="small", prompt="ban", max_tokens=2).choices[0].text
+    tokenizer.chat_template = "{% for %}"
+    with pytest.raises(ValueError, match=r"^chat_template: not a Jinja template"):
+        server.build(reader._replace(tokenizer=tokenizer), "small", num_rows=1, max_waiting=1)
 
 
 # ---- those who leave, and ends ---------------------------------------------------------------------------------------

@@ -1,15 +1,13 @@
-"""What clients send, as requests; what they get, in OpenAI's form."""
+"""What clients send, as requests."""
 
-import math
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from dsv2.inference.engine.request import Generation, Scored
-from dsv2.inference.engine.text import TextStream
+from dsv2.data.chat import ChatTemplate
 from dsv2.inference.reader import Reader
-from dsv2.inference.server.schema import LEAST, Completion, logprobs, usage, whole
+from dsv2.inference.server.schema import Chat, Completion
 
 
 def body(**fields: Any) -> Completion:
@@ -54,45 +52,23 @@ def test_every_field_reaches_the_request(reader: Reader) -> None:
     assert (sampling.min_p, sampling.repetition_penalty) == (0.1, 1.2)
 
 
+def test_a_conversation_reaches_the_request(reader: Reader) -> None:
+    """As text in parts too, and with an earlier answer as it was sent; without a limit, it may fill the context."""
+    chat = ChatTemplate(reader.tokenizer)
+    asked = {"role": "user", "content": [{"type": "text", "text": "ban "}, {"type": "text", "text": "ben"}]}
+    answered = {"role": "assistant", "content": "lor", "refusal": None, "tool_calls": None}
+    made = Chat(model="small", messages=[asked, answered, asked], seed=5, n=2, logprobs=True, top_logprobs=3)
+    first, second = made.requests(reader, chat, 64)
+    plain = [{"role": "user", "content": "ban ben"}, {"role": "assistant", "content": "lor"}]
+    assert first.prompt == second.prompt == chat.prompt([*plain, plain[0]])
+    assert (first.sample, second.sample, first.max_new_tokens, first.sampling.seed) == (0, 1, 64, 5)
+    assert (first.log_probabilities, first.alternatives, first.score_prompt) == (True, 3, False)
+    for limits in ({"max_tokens": 7}, {"max_completion_tokens": 7}, {"max_tokens": 9, "max_completion_tokens": 7}):
+        (request,) = Chat(model="small", messages=[asked], **limits).requests(reader, chat, 64)
+        assert (request.max_new_tokens, request.scored) == (7, False)
+
+
 @pytest.mark.parametrize("prompt", [5, None, [], [[]], [1.5], ["a", 1], [[1], "a"], {"text": "a"}, True])
 def test_what_is_no_prompt_is_refused(prompt: Any) -> None:
     with pytest.raises(ValidationError):
         body(prompt=prompt)
-
-
-def test_log_probabilities_have_texts_and_places(reader: Reader) -> None:
-    """Minus infinity has a number; of tokens with the same text, such as halves of characters, the likeliest counts."""
-    a, b = reader.tokenizer.encode("b"), reader.tokenizer.encode("n")
-    halves = [token for token in reader.tokenizer.ids if reader.tokenizer.bytes_of(token) in (b"\xff", b"\xfe")]
-    scored = Scored(-math.inf, ((halves[0], -0.1), (a[0], -0.5), (halves[1], -3.0), (b[0], -math.inf)))
-    made = logprobs(reader.tokenizer, [*a, *b], [None, scored], 10)
-    assert made == {
-        "tokens": ["b", "n"],
-        "token_logprobs": [None, LEAST],
-        "top_logprobs": [None, {"\ufffd": -0.1, "b": -0.5, "n": LEAST}],
-        "text_offset": [10, 11],
-    }
-
-
-def test_an_answer_that_ended_by_a_stop_id_does_not_show_it(reader: Reader) -> None:
-    """A prompt counts once in the usage, whatever the number of its answers."""
-    end = reader.tokenizer.end_id
-    asked = body(n=2, echo=True)
-    generations = []
-    for request in asked.requests(reader):
-        generation = Generation(request, TextStream(reader.tokenizer), None)
-        for token in [*reader.tokenizer.encode("lor"), end]:
-            generation.take(token, 64)
-        generations.append(generation)
-    assert whole(reader.tokenizer, 1, generations[1], asked) == {
-        "index": 1,
-        "text": "banlor",
-        "logprobs": None,
-        "finish_reason": "stop",
-    }
-    read, made = len(reader.prompt("ban")), 2 * len(generations[0].tokens)
-    assert usage(generations, 2) == {
-        "prompt_tokens": read,
-        "completion_tokens": made,
-        "total_tokens": read + made,
-    }

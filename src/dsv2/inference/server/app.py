@@ -1,13 +1,11 @@
-"""OpenAI's completions endpoint over one model: `python -m dsv2 serve RUN`.
+"""OpenAI's endpoints over one model: `python -m dsv2 serve RUN`.
 
 One engine continues the requests of all clients together. Nothing is read from or sent to any other machine.
 """
 
 import asyncio
-import json
 import time
-import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -18,9 +16,12 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dsv2.inference.engine.request import QueueFull, Scored
+from dsv2.data.chat import ChatTemplate
+from dsv2.inference.engine.request import QueueFull
+from dsv2.inference.engine.request import Request as Asked
 from dsv2.inference.reader import Reader
-from dsv2.inference.server.schema import Completion, choice, logprobs, usage, whole
+from dsv2.inference.server.answers import Answer, Continuation, Reply, failure
+from dsv2.inference.server.schema import Body, Chat, Completion
 from dsv2.inference.server.worker import Stopped, Ticket, Worker
 
 MOST_BYTES = 4 << 20  # of a request's body
@@ -32,8 +33,10 @@ def build(reader: Reader, name: str, *, num_rows: int, max_waiting: int, context
     """Return the application that serves a model under a name.
 
     At most `num_rows` answers are written at a time and `max_waiting` wait; what is beyond gets the status 429. A
-    prompt and its answer have at most `context` tokens together (default: `reader.longest`).
+    prompt and its answer have at most `context` tokens together (default: `reader.longest`). Raises ValueError for a
+    chat template that is none.
     """
+    chat = None if reader.tokenizer.chat_template is None else ChatTemplate(reader.tokenizer)
     worker = Worker(reader.engine(num_rows=num_rows, max_length=context, max_waiting=max_waiting, prompts_first=False))
 
     @asynccontextmanager
@@ -64,82 +67,40 @@ def build(reader: Reader, name: str, *, num_rows: int, max_waiting: int, context
         engine = worker.engine
         return {"status": "ok", "running": len(engine.rows.holders), "waiting": len(engine.waiting)}
 
-    @app.post("/v1/chat/completions")
-    async def chat() -> Response:
-        return _refusal(400, NO_CHAT)
-
     @app.post("/v1/completions")
     async def completions(body: Completion, request: Request) -> Response:
+        ticket = await submit(body, lambda: body.requests(reader))
+        return await _respond(Continuation(reader.tokenizer, body, ticket), body, request, worker)
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(body: Chat, request: Request) -> Response:
+        if chat is None:
+            raise HTTPException(400, NO_CHAT)
+        ticket = await submit(body, lambda: body.requests(reader, chat, worker.engine.max_length))
+        return await _respond(Reply(reader.tokenizer, body, ticket, chat.opening), body, request, worker)
+
+    async def submit(body: Body, requests_of: Callable[[], list[Asked]]) -> Ticket:
+        """Put what a body asks for in the queue. Raises HTTPException if that cannot be done."""
         _require_model(body.model, name)
         try:
-            requests = body.requests(reader)
+            requests = requests_of()
             if len(requests) > num_rows + max_waiting:
                 raise ValueError(f"n={body.n}: {len(requests)} answers, but at most {num_rows + max_waiting} can wait")
-            ticket = await worker.submit(requests)
+            return await worker.submit(requests)
         except QueueFull as error:
-            return _refusal(429, str(error))
+            raise HTTPException(429, str(error)) from None
         except Stopped as error:
-            return _refusal(503, str(error))
+            raise HTTPException(503, str(error)) from None
         except ValueError as error:
-            return _refusal(400, str(error))
-        answer = _Answer(reader, name, body, ticket)
-        if body.stream:
-            return StreamingResponse(_until_end(answer.stream(), worker, ticket), media_type="text/event-stream")
-        return await _unless_gone(answer, worker, request)
+            raise HTTPException(400, str(error)) from None
 
     return app
 
 
-class _Answer:
-    """The answer to one HTTP request, whole or as events."""
-
-    def __init__(self, reader: Reader, name: str, body: Completion, ticket: Ticket) -> None:
-        self.tokenizer, self.body, self.ticket = reader.tokenizer, body, ticket
-        self.common = {
-            "id": f"cmpl-{uuid.uuid4().hex}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": name,
-        }
-
-    async def whole(self) -> dict[str, Any]:
-        """Wait for the end of all choices."""
-        async for _ in self.ticket:
-            pass
-        made = self.ticket.generations
-        choices = [whole(self.tokenizer, index, each, self.body) for index, each in enumerate(made)]
-        return self.common | {"choices": choices, "usage": usage(made, self.body.n or 1)}
-
-    async def stream(self) -> AsyncIterator[str]:
-        """Yield server-sent events: pieces of text, the usage if wanted, and `[DONE]`."""
-        made, shown = self.ticket.generations, [0] * len(self.ticket.generations)
-        tokens = [0] * len(made)
-        index_of = {generation: index for index, generation in enumerate(made)}
-        if self.body.echo:
-            for index, generation in enumerate(made):
-                text = self.tokenizer.decode(generation.request.prompt)
-                shown[index] = len(text)
-                yield self._event([choice(index, text, None, None)])
-        try:
-            async for update in self.ticket:
-                index, logs = index_of[update.generation], None
-                if self.body.logprobs is not None and update.score is not None:
-                    scores: list[Scored | None] = [update.score]
-                    token = update.generation.tokens[tokens[index]]
-                    logs = logprobs(self.tokenizer, [token], scores, shown[index])
-                tokens[index] += 1
-                shown[index] += len(update.text)
-                if update.text or logs or update.finish:
-                    yield self._event([choice(index, update.text, update.finish, logs)])
-        except Stopped as error:
-            yield _data(_error(503, str(error)))
-            return
-        if self.body.stream_options is not None and self.body.stream_options.include_usage:
-            yield self._event([], usage=usage(made, self.body.n or 1))
-        yield "data: [DONE]\n\n"
-
-    def _event(self, choices: list[dict[str, Any]], **more: Any) -> str:
-        return _data(self.common | {"choices": choices} | more)
+async def _respond(answer: Answer, body: Body, request: Request, worker: Worker) -> Response:
+    if body.stream:
+        return StreamingResponse(_until_end(answer.stream(), worker, answer.ticket), media_type="text/event-stream")
+    return await _unless_gone(answer, worker, request)
 
 
 async def _until_end(events: AsyncIterator[str], worker: Worker, ticket: Ticket) -> AsyncIterator[str]:
@@ -151,7 +112,7 @@ async def _until_end(events: AsyncIterator[str], worker: Worker, ticket: Ticket)
         worker.cancel(ticket)
 
 
-async def _unless_gone(answer: _Answer, worker: Worker, request: Request) -> Response:
+async def _unless_gone(answer: Answer, worker: Worker, request: Request) -> Response:
     """Wait for a whole answer, or until the client has left."""
     made, gone = asyncio.ensure_future(answer.whole()), asyncio.ensure_future(_left(request))
     try:
@@ -209,13 +170,4 @@ async def _on_status(_: Request, error: Exception) -> Response:
 
 
 def _refusal(status: int, message: str, param: str | None = None) -> Response:
-    return JSONResponse(_error(status, message, param), status_code=status)
-
-
-def _error(status: int, message: str, param: str | None = None) -> dict[str, Any]:
-    kind = "invalid_request_error" if status < 500 and status != 429 else "server_error"
-    return {"error": {"message": message, "type": kind, "param": param, "code": status}}
-
-
-def _data(content: dict[str, Any]) -> str:
-    return f"data: {json.dumps(content)}\n\n"
+    return JSONResponse(failure(status, message, param), status_code=status)

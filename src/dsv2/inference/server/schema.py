@@ -1,4 +1,4 @@
-"""What clients of OpenAI's completions may send, as requests of the engine, and the parts of what they get."""
+"""What clients of OpenAI's endpoints may send, as requests of the engine."""
 
 import secrets
 from collections.abc import Sequence
@@ -6,15 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dsv2.data.tokenizer import Tokenizer
-from dsv2.inference.engine.request import Finish, Generation, Request, Scored
+from dsv2.data.chat import ChatTemplate
+from dsv2.inference.engine.request import Request
 from dsv2.inference.reader import Reader
 from dsv2.inference.sampling import Sampling
 
 MOST_CHOICES = 128  # answers to one HTTP request
 MOST_ALTERNATIVES = 20
-LEAST = -9999.0  # stands for minus infinity, which JSON lacks, as with OpenAI
-NAMES: dict[Finish, str] = {"stop": "stop", "length": "length", "capacity": "length", "cancelled": "length"}
 
 Ids = Annotated[list[int], Field(min_length=1)]
 Zero = Literal[0] | None
@@ -25,18 +23,16 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class Completion(BaseModel):
-    """The body of `POST /v1/completions`.
+class Body(BaseModel):
+    """What the bodies of both endpoints have in common.
 
-    A field that is not here, or has another value than what is done, is refused rather than ignored. `top_k`, `min_p`
+    A field that is not there, or has another value than what is done, is refused rather than ignored. `top_k`, `min_p`
     and `repetition_penalty` are not OpenAI's; its client sends them as `extra_body`.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     model: str
-    prompt: str | Annotated[list[str], Field(min_length=1)] | Ids | Annotated[list[Ids], Field(min_length=1)]
-    max_tokens: int | None = Field(16, ge=0)
     n: int | None = Field(1, ge=1, le=MOST_CHOICES)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
@@ -47,23 +43,19 @@ class Completion(BaseModel):
     top_k: int | None = None
     min_p: float = 0.0
     repetition_penalty: float = 1.0
-    logprobs: int | None = Field(None, ge=0, le=MOST_ALTERNATIVES)
-    echo: bool | None = False
     user: str | None = None
-    best_of: int | None = None
     frequency_penalty: Zero = 0
     presence_penalty: Zero = 0
-    suffix: Literal[""] | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
 
-    def requests(self, reader: Reader) -> list[Request]:
+    @property
+    def samples(self) -> int:
+        """Answers to each prompt."""
+        return self.n or 1
+
+    def _requests(self, reader: Reader, prompts: Sequence[Sequence[int]], **more: Any) -> list[Request]:
         """Return a request per choice: those of the first prompt, then those of the second. Raises ValueError."""
-        samples = self.n or 1
-        if self.best_of not in (None, samples):
-            raise ValueError(f"best_of={self.best_of}: must be n={samples}; choosing among more is not offered")
-        prompts = (
-            self.prompt if isinstance(self.prompt, list) and not isinstance(self.prompt[0], int) else [self.prompt]
-        )
+        samples = self.samples
         if len(prompts) * samples > MOST_CHOICES:
             raise ValueError(
                 f"n={samples}: {len(prompts)} prompts with as many answers each are more than {MOST_CHOICES}"
@@ -79,69 +71,89 @@ class Completion(BaseModel):
         )
         return [
             Request(
-                prompt=reader.prompt(prompt) if isinstance(prompt, str) else prompt,
-                max_new_tokens=16 if self.max_tokens is None else self.max_tokens,
+                prompt=prompt,
                 sampling=sampling,
                 sample=sample,
                 stops=tuple(stops),
                 stop_ids=frozenset([reader.tokenizer.end_id]),
-                log_probabilities=self.logprobs is not None,
-                alternatives=self.logprobs or 0,
-                score_prompt=bool(self.echo) and self.logprobs is not None,
+                **more,
             )
             for prompt in prompts
             for sample in range(samples)
         ]
 
 
-def choice(index: int, text: str, finish: Finish | None, logprobs: dict[str, Any] | None) -> dict[str, Any]:
-    """Return one entry of `choices`."""
-    return {
-        "index": index,
-        "text": text,
-        "logprobs": logprobs,
-        "finish_reason": None if finish is None else NAMES[finish],
-    }
+class Completion(Body):
+    """The body of `POST /v1/completions`."""
+
+    prompt: str | Annotated[list[str], Field(min_length=1)] | Ids | Annotated[list[Ids], Field(min_length=1)]
+    max_tokens: int | None = Field(16, ge=0)
+    logprobs: int | None = Field(None, ge=0, le=MOST_ALTERNATIVES)
+    echo: bool | None = False
+    best_of: int | None = None
+    suffix: Literal[""] | None = None
+
+    def requests(self, reader: Reader) -> list[Request]:
+        """Return a request per choice. Raises ValueError."""
+        if self.best_of not in (None, self.samples):
+            raise ValueError(f"best_of={self.best_of}: must be n={self.samples}; choosing among more is not offered")
+        prompts = (
+            self.prompt if isinstance(self.prompt, list) and not isinstance(self.prompt[0], int) else [self.prompt]
+        )
+        return self._requests(
+            reader,
+            [reader.prompt(prompt) if isinstance(prompt, str) else prompt for prompt in prompts],
+            max_new_tokens=16 if self.max_tokens is None else self.max_tokens,
+            log_probabilities=self.logprobs is not None,
+            alternatives=self.logprobs or 0,
+            score_prompt=bool(self.echo) and self.logprobs is not None,
+        )
 
 
-def logprobs(
-    tokenizer: Tokenizer, tokens: Sequence[int], scores: Sequence[Scored | None], start: int
-) -> dict[str, Any]:
-    """Return the log-probabilities of tokens, whose text begins at character `start`; None for a token without."""
-    texts = [_text(tokenizer, token) for token in tokens]
-    return {
-        "tokens": texts,
-        "token_logprobs": [None if score is None else max(score.log_probability, LEAST) for score in scores],
-        "top_logprobs": [None if score is None else _top(tokenizer, score) for score in scores],
-        "text_offset": [start + sum(map(len, texts[:place])) for place in range(len(texts))],
-    }
+class Part(BaseModel):
+    """Text, as clients send it that could also send images."""
+
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["text"]
+    text: str
 
 
-def _top(tokenizer: Tokenizer, score: Scored) -> dict[str, float]:
-    """Return the texts of the most likely tokens, of equal ones the likeliest, with their log-probabilities."""
-    top = dict[str, float]()
-    for token, log in score.alternatives:
-        top.setdefault(_text(tokenizer, token), max(log, LEAST))
-    return top
+class ChatMessage(BaseModel):
+    """One message; an answer that is sent back has more fields, which are empty."""
+
+    model_config = ConfigDict(extra="forbid")
+    role: str
+    content: str | list[Part]
+    refusal: None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: None = None
+
+    def plain(self) -> dict[str, str]:
+        """Return what a chat template reads."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": self.role, "content": text}
 
 
-def whole(tokenizer: Tokenizer, index: int, generation: Generation, body: Completion) -> dict[str, Any]:
-    """Return the entry of `choices` of an answer that has ended."""
-    request = generation.request
-    before = tokenizer.decode(request.prompt) if body.echo else ""
-    tokens, scores = list(generation.tokens), list[Scored | None](generation.scores)
-    if body.echo:
-        tokens, scores = [*request.prompt, *tokens], [None, *generation.prompt_scores, *scores]
-    logs = None if body.logprobs is None else logprobs(tokenizer, tokens, scores, 0)
-    return choice(index, before + generation.text, generation.finish, logs)
+class Chat(Body):
+    """The body of `POST /v1/chat/completions`."""
 
+    messages: list[ChatMessage]
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = False
+    top_logprobs: int | None = Field(None, ge=0, le=MOST_ALTERNATIVES)
 
-def usage(generations: Sequence[Generation], samples: int) -> dict[str, int]:
-    """Return how many tokens were read and made; a prompt counts once however many answers it has."""
-    read = sum(len(generation.request.prompt) for generation in generations[::samples])
-    made = sum(len(generation.tokens) for generation in generations)
-    return {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
-
-
-def _text(tokenizer: Tokenizer, token: int) -> str:
-    return tokenizer.bytes_of(token).decode(errors="replace")
+    def requests(self, reader: Reader, chat: ChatTemplate, context: int) -> list[Request]:
+        """Return a request per choice, which may by default fill the context. Raises ValueError."""
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError(f"top_logprobs={self.top_logprobs}: must go with logprobs=true")
+        most = [given for given in (self.max_completion_tokens, self.max_tokens) if given is not None]
+        return self._requests(
+            reader,
+            [chat.prompt([message.plain() for message in self.messages])],
+            max_new_tokens=min(most, default=context),
+            log_probabilities=bool(self.logprobs),
+            alternatives=self.top_logprobs or 0,
+        )
