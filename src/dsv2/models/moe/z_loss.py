@@ -1,4 +1,4 @@
-"""The z-loss of ST-MoE (arXiv 2202.08906, section 3.2), which keeps the logits of routers small.
+"""The z-loss of ST-MoE (arXiv 2202.08906), which keeps the logits of routers small.
 
 B batch, T tokens, E routed experts.
 """
