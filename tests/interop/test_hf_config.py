@@ -13,7 +13,7 @@ from dsv2.interop.hf_config import config_from_hf, config_to_hf, read_config, re
 from dsv2.interop.huggingface import from_hf
 from dsv2.models.attention import GQA, MLA
 from dsv2.models.ffn import SwiGLU
-from dsv2.models.moe import GShard, Hash, MoE, Switch
+from dsv2.models.moe import V3, GShard, Hash, LossFree, MoE, Sigmoid, Switch
 from dsv2.models.moe.dropping import Dropping
 from dsv2.models.rope import Rope, Yarn
 from dsv2.models.transformer import Transformer
@@ -273,6 +273,10 @@ def test_what_deepseek_v2_cannot_hold_is_refused() -> None:
         baseline = Transformer.Config(**vars(mla()) | {"ffn": kind.Config(num_experts=4, expert_dim=8)})
         with pytest.raises(ValueError, match=rf"^ffn={kind.__name__}\.Config.*DeepSeekMoE or a dense SwiGLU"):
             config_to_hf(baseline)
+    for kind in (LossFree, Sigmoid, V3):
+        variant = Transformer.Config(**vars(mla()) | {"ffn": kind.Config(num_experts=4, top_k=2, expert_dim=8)})
+        with pytest.raises(ValueError, match=rf"^ffn={kind.__name__}\.Config.*, which has no other gates and no bias$"):
+            config_to_hf(variant)
     with pytest.raises(ValueError, match=r"^dense.width=40 is not valid: 48"):
         config_to_hf(Transformer.Config(**vars(mla()) | {"ffn": SwiGLU.Config(width=48)}))
     with pytest.raises(ValueError, match=r"^dim=30 is not valid: a multiple of num_heads=4"):

@@ -13,7 +13,7 @@ from dsv2.inference.cache import allocate_model
 from dsv2.kernels.choice import using
 from dsv2.models.attention import GQA, MLA
 from dsv2.models.ffn import SwiGLU
-from dsv2.models.moe import GShard, Hash, MoE, Switch
+from dsv2.models.moe import V3, GShard, Hash, LossFree, MoE, Sigmoid, Switch
 from dsv2.models.moe.dropping import Dropping
 from dsv2.models.transformer import Transformer
 from tests import references
@@ -216,9 +216,10 @@ def test_tied_embeddings_are_one_tensor() -> None:
     assert model.embedding.grad is not None
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), {"dense": SwiGLU, "moe": MoE, "gshard": GShard, "switch": Switch, "hash": Hash}.items()
-)
+FFNS = {"dense": SwiGLU, "moe": MoE, "loss_free": LossFree, "sigmoid": Sigmoid, "v3": V3, **BASELINES}
+
+
+@pytest.mark.parametrize(("name", "kind"), FFNS.items())
 def test_every_ffn_comes_from_its_yaml(name: str, kind: Any) -> None:
     config = dsv2.load([f"model/ffn={name}"]).model
     assert type(config.ffn) is kind.Config
@@ -306,3 +307,28 @@ def test_nothing_is_recomputed_without_gradients(monkeypatch):
     monkeypatch.setattr("dsv2.models.transformer.checkpoint", lambda *_, **__: pytest.fail("computed again"))
     with torch.no_grad():
         model(tokens())
+
+
+# ---- logits of the routers -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ffn", ["moe", "loss_free", "gshard", "switch"])
+@pytest.mark.parametrize("layers", [0, 3])
+def test_logits_of_routers_are_added_once(ffn: str, layers: int) -> None:
+    """One per MoE layer, also of layers that are computed again; their softmax is what the router gave."""
+    model = build(f"model/ffn={ffn}", "model.num_layers=3").train()
+    model.recompute_layers = layers
+    logits: list[torch.Tensor] = []
+    _, routings = model.hidden(tokens(), seed=5, router_logits=logits)
+    if ffn != "switch":  # whose router sees noise
+        for own, routing in zip(logits, routings, strict=True):
+            close(own.softmax(-1), routing.affinities, FLOAT32)
+    sum(own.square().sum() for own in logits).backward()
+    assert len(logits) == len(routings) == len(model.config.moe_layers)
+
+
+@pytest.mark.parametrize("ffn", ["dense", "hash", "sigmoid", "v3"])
+def test_routers_without_softmax_have_none(ffn: str) -> None:
+    logits: list[torch.Tensor] = []
+    build(f"model/ffn={ffn}").hidden(tokens(), router_logits=logits)
+    assert not logits

@@ -3,7 +3,7 @@
 import torch
 
 from dsv2.kernels.choice import using
-from dsv2.models.moe import GShard, Hash, MoE, Switch
+from dsv2.models.moe import V3, GShard, Hash, LossFree, MoE, Sigmoid, Switch
 from dsv2.models.moe.dropping import Dropping
 from dsv2.models.moe.hints import Hints
 from tests.references.kernels import normal
@@ -14,6 +14,9 @@ LAYERS = {
     "DeepSeekMoE": MoE.Config(**SIZES, top_k=3, num_shared=2, num_devices=3, max_devices=2),
     "dropping": MoE.Config(**SIZES, top_k=3, num_devices=3, dropping=Dropping.Config()),
     "scaled": MoE.Config(**SIZES, top_k=2, routed_scaling_factor=2.5),
+    "LossFree": LossFree.Config(**SIZES, top_k=3, num_devices=3, max_devices=2),
+    "Sigmoid": Sigmoid.Config(**SIZES, top_k=3, num_devices=3, dropping=Dropping.Config()),
+    "V3": V3.Config(**SIZES, top_k=3, routed_scaling_factor=2.5),
     "GShard": GShard.Config(**SIZES),
     "Switch": Switch.Config(**SIZES),
     "Hash": Hash.Config(**SIZES),

@@ -88,7 +88,7 @@ def test_a_run_leaves_what_it_promises(quick, tmp_path):
     assert {name: result["metrics"][name] for name in benchmarks} == {name: logged[-1][name] for name in benchmarks}
     assert [row["train/lr"] for row in logged[:3]] == pytest.approx([3e-3 * s / 20 for s in (2, 4, 6)])  # warming up
     last = logged[-1]
-    parts = last["train/balance_expert"] + last["train/balance_device"] + last["train/balance_comm"]
+    parts = sum(last[f"train/{name}"] for name in ("balance_expert", "balance_device", "balance_comm", "z_loss"))
     assert last["train/loss"] == pytest.approx(last["train/ce"] + parts, rel=1e-6)
     assert parts > 0
 
@@ -324,3 +324,31 @@ def test_a_module_of_ones_own_trains_another_objective(quick, tmp_path):
     assert twice["train/ce"] == plain["train/ce"]
     assert twice["train/loss"] == pytest.approx(2 * plain["train/loss"])
     assert twice["train/grad_norm"] == pytest.approx(2 * plain["train/grad_norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize("ffn", ["loss_free", "v3"])
+def test_a_bias_of_experts_is_saved_and_resumed_exactly(quick, tmp_path, crashing, ffn):
+    """The checkpoint of a step has the bias after it: every expert moved by at most one step of 0.001 per step."""
+    run = dsv2.load([*quick, f"model/ffn={ffn}", "loss=z"])
+    fit.fit(run, tmp_path / "whole")
+    with crashing(10):
+        fit.fit(run, tmp_path / "killed")
+    fit.fit(run, tmp_path / "killed")
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    bias = weights(tmp_path / "whole")["layers.1.ffn.bias"]
+    moved = (bias / 0.001).round()
+    assert torch.allclose(bias, moved * 0.001, atol=1e-7)
+    assert moved.abs().max() <= 12
+    assert bias.any()
+    fit.fit(dsv2.load([*quick, f"model/ffn={ffn}", "loss=z", "trainer.recompute_layers=2"]), tmp_path / "recomputed")
+    assert_same_run(tmp_path / "whole", tmp_path / "recomputed")
+
+
+def test_the_bias_is_moved_before_the_checkpoint(quick, tmp_path):
+    """After one step it is there, one step of 0.001 for experts that are not at the mean load."""
+    run = dsv2.load([*quick, "model/ffn=loss_free", "trainer.tokens=128", "trainer.log_every=1"])
+    fit.fit(run, tmp_path / "run")
+    routing = pd.read_parquet(tmp_path / "run" / "routing.parquet")
+    load = torch.tensor(routing["load"].to_numpy())
+    expected = 0.001 * (load.double().mean() - load).sign()
+    torch.testing.assert_close(weights(tmp_path / "run")["layers.1.ffn.bias"], expected.float())

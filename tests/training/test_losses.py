@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from dsv2 import Routing
+from dsv2.config import ConfigError
 from dsv2.data.source import NOT_SCORED
 from dsv2.kernels.cross_entropy import mean_nats
 from dsv2.models.moe import GShard, Hash, MoE, Switch
 from dsv2.training.losses import BalanceLoss, training_loss
 from tests import references
+from tests.references import balancing
 from tests.references.tolerances import FLOAT32, close, same_values_and_gradients
 
 # 3 devices of 2 experts, M = 2 where min(D, K) is 3: each of D, M and K matters.
@@ -115,4 +117,23 @@ def test_without_balance_the_total_is_the_cross_entropy(moe: MoE.Config | None) 
     alphas = BalanceLoss.Config(expert=0.3) if moe is None else BalanceLoss.Config()
     losses = training_loss(mean_nats(logits, targets), [] if moe is None else [layer(20)], moe, alphas)
     assert losses.total == losses.ce
-    assert not any((losses.expert, losses.device, losses.communication))
+    assert not any((losses.expert, losses.device, losses.communication, losses.z))
+
+
+def test_the_z_loss_is_summed_over_layers() -> None:
+    logits, targets = predictions(5)
+    routers = [references.random(2, 5, 6, seed=40 + i) for i in range(LAYERS)]
+    leaves = {"logits": logits} | {f"x{i}": x for i, x in enumerate(routers)}
+    own = references.twin(leaves)
+    routings = [layer(50 + i) for i in range(LAYERS)]
+    alphas = BalanceLoss.Config(expert=0.3, z=0.01)
+    losses = training_loss(mean_nats(logits, targets), routings, MOE, alphas, routers)
+    z = 0.01 * sum(balancing.z_loss(own[f"x{i}"]) for i in range(LAYERS))
+    close(losses.z, z, FLOAT32, "z")
+    expected = scored_only(own["logits"], targets) + losses.expert.detach() + z
+    same_values_and_gradients(losses.total, expected, leaves, own, FLOAT32)
+
+
+def test_a_coefficient_is_not_negative() -> None:
+    with pytest.raises(ConfigError, match=r"^z=-0\.1 is not valid: 0 or more, and finite"):
+        BalanceLoss.Config(z=-0.1)

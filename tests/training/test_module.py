@@ -1,13 +1,18 @@
-"""The training step: who is exempt from dropping, and what it hands to the callbacks."""
+"""The training step: who is exempt from dropping, what it hands to the callbacks, when the bias of experts moves."""
 
+from typing import Any
+
+import lightning as L
 import pytest
 import torch
 
 import dsv2
+from dsv2 import Routing
 from dsv2.data.source import Batch
 from dsv2.study.plan import Plan
 from dsv2.training.module import Module
 from tests import references
+from tests.references import balancing
 
 
 class At(Module):
@@ -82,3 +87,155 @@ def test_the_weights_come_from_the_runs_seed(quick: list[str]) -> None:
     first, again, other = (Module(dsv2.load([*quick, f"seed={seed}"])).model.embedding for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+# ---- the bias of loss-free layers ------------------------------------------------------------------------------------
+
+LOSS_FREE = ["model/ffn=loss_free", "model.num_layers=3"]  # of which the first is dense
+
+
+def chosen(*loads: int) -> Routing:
+    """A routing of one sequence in which so many tokens chose each expert."""
+    experts = torch.arange(len(loads)).repeat_interleave(torch.tensor(loads))[None, :, None]
+    return Routing(torch.full((1, experts.shape[1], len(loads)), 0.5), experts, torch.full(experts.shape, 0.5))
+
+
+class Calling:
+    """An optimiser that only calls its closure."""
+
+    def step(self, closure: Any) -> None:
+        closure()
+
+
+def test_the_bias_follows_the_load_of_a_whole_step(quick: list[str]) -> None:
+    """Loads [4, 0] and [1, 3] of two micro-batches: one update, of the layer that they belong to."""
+    sizes = ["model.shape.num_experts=2", "model.shape.top_k=1", "model.shape.num_devices=1"]
+    found = Module(dsv2.load([*quick, *LOSS_FREE, *sizes]))
+    biases = [layer.ffn.bias for layer in found.model.layers[1:]]
+
+    def micro_batch(*routings: Routing) -> None:
+        found.routed = routings
+        found.on_after_backward()
+
+    micro_batch(chosen(4, 0), chosen(0, 4))
+    assert not any(bias.any() for bias in biases), "before the step"
+    found.optimizer_step(0, 1, Calling(), lambda: micro_batch(chosen(1, 3), chosen(2, 2)))  # type: ignore[arg-type]
+    torch.testing.assert_close(biases[0], torch.tensor([-0.001, 0.001]))
+    torch.testing.assert_close(biases[1], torch.tensor([0.001, -0.001]))
+    found.optimizer_step(0, 2, Calling(), lambda: None)  # type: ignore[arg-type]
+    torch.testing.assert_close(biases[0], torch.tensor([-0.001, 0.001]), msg="a skipped step moved it")
+    found.optimizer_step(0, 3, Calling(), lambda: micro_batch(chosen(0, 4), chosen(0, 4)))  # type: ignore[arg-type]
+    torch.testing.assert_close(biases[0], torch.zeros(2), msg="the load of an earlier step is still counted")
+
+
+class Noting(Module):
+    """Notes what every micro-batch chose, skips some, evaluates in between, and knows the bias after every step."""
+
+    skipped = (2, 6, 7)
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.experts: list[list[torch.Tensor]] = []
+        self.biases: list[list[torch.Tensor]] = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Any:
+        self.model.eval()(batch.inputs)
+        self.model.train()
+        outputs = super().training_step(batch, batch_idx)
+        if batch_idx in self.skipped:
+            return None
+        self.experts.append([routing.experts for routing in outputs["step"].routings])
+        return outputs
+
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        super().optimizer_step(*arguments, **named)
+        self.biases.append([layer.ffn.bias.clone() for layer in self.model.layers[1:]])
+        self.experts.append([])  # the end of the step
+
+
+@pytest.mark.parametrize("recomputed", [0, 3])
+@pytest.mark.parametrize("accumulated", [1, 2, 4])
+def test_biases_are_those_of_a_loop(quick: list[str], accumulated: int, recomputed: int) -> None:
+    """Eight micro-batches in steps of one, two and four, of which some are skipped."""
+    words = [*quick, *LOSS_FREE, f"trainer.recompute_layers={recomputed}"]
+    found = Noting(dsv2.load(words))
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 300, (8, 2, 9), generator=generator)
+    batches = [Batch(part[:, :-1], part[:, 1:], None) for part in tokens]
+    settings: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        accumulate_grad_batches=accumulated,
+        enable_model_summary=False,
+        **settings,
+    )
+    trainer.fit(found, torch.utils.data.DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+    assert len(found.biases) == 8 // accumulated
+    expected = [[0.0] * 8, [0.0] * 8]
+    step: list[list[torch.Tensor]] = []
+    ended = iter(found.biases)
+    for experts in found.experts:
+        if experts:
+            step.append(experts)
+            continue
+        if step:
+            expected = [
+                balancing.moved(bias, torch.cat([micro[layer].flatten() for micro in step]), 0.001)
+                for layer, bias in enumerate(expected)
+            ]
+        for bias, mine in zip(next(ended), expected, strict=True):
+            assert bias.tolist() == pytest.approx(mine, abs=1e-9)
+        step = []
+    assert any(found.biases[-1][0])
+    assert any(found.biases[-1][1])
+
+
+def test_only_loss_free_layers_are_counted(quick: list[str]) -> None:
+    found = Module(dsv2.load(quick))
+    found.routed = (chosen(4, 0),)
+    found.on_after_backward()
+    assert not found.loads
+
+
+# ---- the z-loss ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recomputed", [0, 2])
+def test_the_z_loss_is_of_the_routers_logits(quick: list[str], recomputed: int) -> None:
+    """Value and gradient of the router, by the loop, with its inputs taken from where they pass."""
+    words = [*quick, "loss.expert=0", "loss.device=0", "loss.communication=0", f"trainer.recompute_layers={recomputed}"]
+    plain, with_z = (Module(dsv2.load([*words, f"loss.z={z}"])) for z in (0.0, 0.1))
+    batch = Batch(torch.arange(64).view(2, 32), torch.arange(64).view(2, 32), None)
+    seen: list[torch.Tensor] = []
+    router = with_z.model.layers[1].ffn.router
+    with_z.model.layers[1].ffn.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    for found in (plain, with_z):
+        references.randomise(found.model, seed=0)
+    (before, _), (after, _) = plain.objective(batch), with_z.objective(batch)
+    u = seen[0].detach().double()
+    weight = router.w.detach().double().requires_grad_()
+    expected = 0.1 * balancing.z_loss(u @ weight.T)
+    assert after.z.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert before.z.item() == 0
+    assert after.total.item() == pytest.approx((before.total + expected).item(), rel=1e-5)
+    before.total.backward()
+    after.total.backward()
+    (gradient,) = torch.autograd.grad(expected, weight)
+    torch.testing.assert_close(
+        router.w.grad - plain.model.layers[1].ffn.router.w.grad, gradient.float(), rtol=1e-3, atol=1e-6
+    )
+
+
+def test_the_z_loss_is_linear_in_its_coefficient(quick: list[str]) -> None:
+    batch = Batch(torch.arange(64).view(2, 32), torch.arange(64).view(2, 32), None)
+    once, twice = (Module(dsv2.load([*quick, f"loss.z={z}"])).objective(batch)[0].z.item() for z in (0.01, 0.02))
+    assert twice == pytest.approx(2 * once, rel=1e-6)
+    assert once > 0
+
+
+@pytest.mark.parametrize("ffn", ["dense", "hash", "sigmoid", "v3"])
+def test_without_a_softmax_router_there_is_no_z_loss(quick: list[str], ffn: str) -> None:
+    batch = Batch(torch.arange(64).view(2, 32), torch.arange(64).view(2, 32), None)
+    losses, _ = Module(dsv2.load([*quick, f"model/ffn={ffn}", "loss=z"])).objective(batch)
+    assert losses.z.item() == 0

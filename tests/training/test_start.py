@@ -194,3 +194,13 @@ def test_a_derived_run_is_an_origin_itself(trained: Path, tmp_path: Path) -> Non
     assert again.init_from.weights == dsv2.load([f"init_from={NAME}"]).init_from.weights
     result = fit(dataclasses.replace(again, logger=derived().logger), tmp_path / "two")
     assert result["provenance"]["origin"]["run"] == str(tmp_path / "one")
+
+
+def test_the_bias_of_experts_goes_along(quick: list[str], runs: Path) -> None:
+    run = dsv2.load([*quick, "model/ffn=loss_free"])
+    fit(run, runs / "train" / run.fingerprint())
+    bias = open_run(runs / "train" / run.fingerprint()).model.layers[1].ffn.bias
+    assert bias.any()
+    start = dsv2.load([f"init_from={runs / 'train' / run.fingerprint()}", "trainer.tokens=0"])
+    fit(start, runs / "train" / start.fingerprint())
+    assert torch.equal(open_run(runs / "train" / start.fingerprint()).model.layers[1].ffn.bias, bias)

@@ -71,12 +71,21 @@ class Deployed(Transformer):
         exempt: Tensor | None = None,
         routings: Sequence[Routing] | None = None,
         seed: int | None = None,
+        router_logits: list[Tensor] | None = None,
     ) -> tuple[Tensor, tuple[Routing, ...]]:
         """See `Transformer.hidden`; given caches are used as they are."""
         if caches is None and self.kv is not None:
             batch_size, length = tokens.shape
             caches = allocate_quantised_model(self, self.kv, batch_size=batch_size, max_length=length)
-        return super().hidden(tokens, positions=positions, caches=caches, exempt=exempt, routings=routings, seed=seed)
+        return super().hidden(
+            tokens,
+            positions=positions,
+            caches=caches,
+            exempt=exempt,
+            routings=routings,
+            seed=seed,
+            router_logits=router_logits,
+        )
 
 
 def allocate_caches(model: Transformer, *, batch_size: int, max_length: int) -> ModelCache:

@@ -159,7 +159,8 @@ def config_to_hf(config: Transformer.Config) -> dict[str, Any]:
     if config.dim % attention.num_heads:
         raise ConfigError("dim", config.dim, f"a multiple of num_heads={attention.num_heads}, as transformers requires")
     if type(ffn) not in (MoE.Config, SwiGLU.Config):
-        raise ConfigError("ffn", ffn, "DeepSeekMoE or a dense SwiGLU, the FFNs of deepseek_v2")
+        valid = "DeepSeekMoE or a dense SwiGLU, the FFNs of deepseek_v2, which has no other gates and no bias"
+        raise ConfigError("ffn", ffn, valid)
     num_dense = config.num_dense_layers
     if isinstance(ffn, SwiGLU.Config):
         if num_dense and dense is not None and dense.width != ffn.width:

@@ -97,15 +97,20 @@ class Transformer(nn.Module):
             return [Weight("attention_norm.w", (self.dim,)), Weight("ffn_norm.w", (self.dim,)), *inner]
 
         def shapes(self) -> dict[str, tuple[int, ...]]:
-            """Return the shape of every weight by its name in the module, without building that."""
+            """Return the shape of every weight and buffer by its name in the module, without building that."""
             embedding, blocks = (self.vocab_size, self.dim), range(self.num_layers)
             of_layers = {
                 f"layers.{layer}.{weight.name}": weight.shape
                 for layer in blocks
                 for weight in self.layer_weights(layer)
             }
+            buffers = {
+                f"layers.{layer}.ffn.{name}": shape
+                for layer in self.moe_layers
+                for name, shape in (self.moe.buffers() if self.moe is not None else {}).items()
+            }
             head = {} if self.tie_embeddings else {"head": embedding}
-            return {"embedding": embedding, **of_layers, "norm.w": (self.dim,), **head}
+            return {"embedding": embedding, **of_layers, **buffers, "norm.w": (self.dim,), **head}
 
         def build(self, *, seed: int = 0, ops: Ops = PLAIN) -> "Transformer":
             """Build the model on the default device, with weights initialised from `seed` (except on meta)."""
@@ -161,6 +166,7 @@ class Transformer(nn.Module):
         exempt: Tensor | None = None,
         routings: Sequence[Routing] | None = None,
         seed: int | None = None,
+        router_logits: list[Tensor] | None = None,
     ) -> tuple[Tensor, tuple[Routing, ...]]:
         """Return the states before the output head, (B, T, d), and the routings of the MoE layers.
 
@@ -176,6 +182,8 @@ class Transformer(nn.Module):
             routings: One per MoE layer; their experts are replayed, with gates from the live affinities.
             seed: Determines the random draws of routers in training and should differ in every step. By default, they
                 use torch's generator.
+            router_logits: A list to which the logits (B, T, E) of every MoE layer with a softmax router are added, for
+                the z-loss; they are computed for it alone, with 6 d E FLOPs per token and layer.
 
         Raises ValueError for positions beyond the limit of an extended RoPE.
         """
@@ -194,13 +202,17 @@ class Transformer(nn.Module):
         x, delta, chosen = F.embedding(tokens, self.embedding), None, []
         for index, layer in enumerate(self.layers):
             replay = next(recorded) if routings and isinstance(layer.ffn, MoE) else None
-            hints = Hints(tokens, exempt, replay, None if seed is None else (seed * len(self.layers) + index) % 2**63)
+            own_seed = None if seed is None else (seed * len(self.layers) + index) % 2**63
+            hints = Hints(tokens, exempt, replay, own_seed, logits=router_logits is not None)
             run: Callable[..., Any] = layer
             if index < self.recompute_layers and torch.is_grad_enabled():
                 run = partial(_recomputed, layer)
-            x, delta, routing = run(x, delta, rotations, None if caches is None else caches[index], hints, places)
+            cache = None if caches is None else caches[index]
+            x, delta, routing, logits = run(x, delta, rotations, cache, hints, places)
             if routing is not None:
                 chosen.append(routing)
+            if router_logits is not None and logits is not None:
+                router_logits.append(logits)
         if caches is not None and places is not None:
             caches.advance(places)
         return self.norm.after(x, delta)[1], tuple(chosen)
@@ -290,10 +302,13 @@ class Block(nn.Module):
         cache: Cache | None,
         hints: Hints,
         places: Places | None = None,
-    ) -> tuple[Tensor, Tensor, Routing | None]:
-        """Return the residual stream (B, T, d), what is still to be added to it, and the routing of an MoE layer."""
+    ) -> tuple[Tensor, Tensor, Routing | None, Tensor | None]:
+        """Return the residual stream (B, T, d), what is still to be added to it, and the routing of an MoE layer.
+
+        The fourth are the logits of its router, if the hints ask for them and it has any.
+        """
         x, normed = self.attention_norm.after(x, delta)
         x, normed = self.ffn_norm.after(x, self.attention(normed, rotations, cache, places))
-        if isinstance(self.ffn, MoE):
-            return x, *self.ffn(normed, hints)
-        return x, self.ffn(normed), None
+        if not isinstance(self.ffn, MoE):
+            return x, self.ffn(normed), None, None
+        return x, *self.ffn(normed, hints), self.ffn.router_logits(normed) if hints.logits else None

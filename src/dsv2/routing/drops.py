@@ -21,7 +21,7 @@ def drops_by_affinity(routing: Routing, *, bins: int = 10) -> pd.DataFrame:
         raise ValueError(f"bins={bins}: must be between 1 and the number of pairs, {pairs}")
     table = pd.DataFrame(
         {
-            "affinity": routing.gates.detach().flatten().float().cpu().numpy(),
+            "affinity": routing.affinities.detach().gather(-1, routing.experts).flatten().float().cpu().numpy(),
             "dropped": routing.dropped.flatten().cpu().numpy(),
         }
     )

@@ -49,8 +49,8 @@ class Observed(NamedTuple):
     layers: tuple[int, ...]  # L, indices of the MoE layers within the model
     experts: NDArray[np.int16]  # (L, S, T, K)
     gates: NDArray[np.float32]  # (L, S, T, K)
-    entropy: NDArray[np.float32]  # (L, S, T) of the affinities of a token, over log E
-    mean_affinity: Floats  # (L, E)
+    entropy: NDArray[np.float32]  # (L, S, T) of a token's affinities as shares of their sum, over log E
+    mean_affinity: Floats  # (L, E), of the same shares
 
 
 def losses_of(
@@ -73,6 +73,7 @@ def observe(
         experts.append(torch.stack([r.experts for r in output.routings]).to(torch.int16).cpu())
         gates.append(torch.stack([r.gates for r in output.routings]).float().cpu())
         affinities = torch.stack([r.affinities for r in output.routings]).double()
+        affinities = affinities / affinities.sum(-1, keepdim=True)  # sigmoid ones do not add up to 1
         entropy.append((torch.special.entr(affinities).sum(-1) / np.log(max(num_experts, 2))).float().cpu())
         affinity.append(affinities.sum((1, 2)).cpu())
     config = model.config

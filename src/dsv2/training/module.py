@@ -11,9 +11,10 @@ from torch import Tensor
 
 from dsv2.data.source import Batch
 from dsv2.inference.precision import OPS
+from dsv2.models.moe.loss_free import LossFree
 from dsv2.models.moe.router import Routing
 from dsv2.training.losses import Losses, training_loss
-from dsv2.training.processes import mean
+from dsv2.training.processes import mean, total
 from dsv2.training.run import Run
 
 
@@ -29,7 +30,7 @@ class Step(NamedTuple):
 
 
 class Module(L.LightningModule):
-    """Trains `run.model`; holds no state beyond the model's and the optimiser's."""
+    """Trains `run.model`; between steps it holds no state beyond the model's and the optimiser's."""
 
     def __init__(self, run: Run.Config) -> None:
         super().__init__()
@@ -39,22 +40,28 @@ class Module(L.LightningModule):
         self.model.recompute_layers = run.trainer.recompute_layers
         self.moe = run.model.moe
         self.grad_norm = torch.zeros(())  # of the last step, before clipping
+        self.routed: tuple[Routing, ...] = ()  # of the last batch
+        self.loads: list[Tensor] = []  # of the loss-free layers, over the batches of this step; (E,) int64 each
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         losses, routings = self.objective(batch)
         averaged = Losses(*mean(torch.stack(losses).detach()).unbind())
         if not torch.isfinite(averaged.total):  # the same in all processes, so that none waits for one that stopped
             raise Diverged(f"the loss became {averaged.total.item()} in step {self.global_step + 1}")
-        return {"loss": losses.total, "step": Step(averaged, detached(routings))}
+        self.routed = detached(routings)
+        return {"loss": losses.total, "step": Step(averaged, self.routed)}
 
     def objective(self, batch: Batch) -> tuple[Losses, tuple[Routing, ...]]:
         """Return the losses of a step and the routing of its tokens: the method to override for another objective.
 
         In data-parallel training `batch` is this process's share of the step, and losses are means over it.
         """
-        x, routings = self.model.hidden(batch.inputs, exempt=self._exempt(len(batch.inputs)), seed=self._step_seed)
+        logits: list[Tensor] | None = [] if self.config.loss.z else None
+        x, routings = self.model.hidden(
+            batch.inputs, exempt=self._exempt(len(batch.inputs)), seed=self._step_seed, router_logits=logits
+        )
         ce = self.model.mean_nats(x, batch.targets)
-        return training_loss(ce, routings, self.moe, self.config.loss), routings
+        return training_loss(ce, routings, self.moe, self.config.loss, logits or ()), routings
 
     @property
     def _step_seed(self) -> int:
@@ -67,6 +74,26 @@ class Module(L.LightningModule):
             return None
         generator = torch.Generator().manual_seed(self._step_seed)
         return (torch.rand(batch_size, generator=generator) < self.moe.dropping.exempt_ratio).to(self.device)
+
+    def on_after_backward(self) -> None:
+        """Add up the load of the loss-free layers; a batch without a gradient, as one that is skipped, has no part."""
+        if self._loss_free():
+            loads = [torch.bincount(r.experts.flatten(), minlength=r.affinities.shape[-1]) for r in self.routed]
+            self.loads = [old + new for old, new in zip(self.loads, loads, strict=True)] if self.loads else loads
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, and then once move the biases of the loss-free layers by the load of all batches of the step.
+
+        This is before the callbacks, one of which saves the checkpoint.
+        """
+        super().optimizer_step(*args, **kwargs)
+        if self.loads:
+            for layer, load in zip(self._loss_free(), self.loads, strict=True):
+                layer.update_bias(total(load))
+        self.loads = []
+
+    def _loss_free(self) -> list[LossFree]:
+        return [layer.ffn for layer in self.model.layers if isinstance(layer.ffn, LossFree)]
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm)

@@ -36,4 +36,4 @@ def test_numbers_are_uniform_from_zero_to_below_one() -> None:
 
 def test_nothing_is_hinted_unless_said() -> None:
     assert Hints() == NONE
-    assert all(hint is None for hint in NONE)
+    assert not any(NONE)

@@ -54,7 +54,7 @@ def drop(routing: Routing, *, num_devices: int, capacity_factor: float, exempt: 
     pairs = experts.numel()
     room = budget(pairs, num_devices=num_devices, capacity_factor=capacity_factor)
     devices = (experts // (num_experts // num_devices)).flatten()  # (B T K,)
-    rank_by = routing.gates.detach().flatten().float()
+    rank_by = routing.affinities.detach().gather(-1, experts).flatten().float()
     if exempt is not None:
         if not isinstance(exempt, Tensor):
             raise TypeError(f"exempt has type {type(exempt).__name__}: must be a tensor (B,) bool")

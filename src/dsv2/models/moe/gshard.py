@@ -27,6 +27,8 @@ class GShard(MoE):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MoE.Config):
+        drops_by_device = False
+
         top_k: int = 2
         capacity_factor: float = 1.0
 

@@ -25,6 +25,8 @@ class Hash(MoE):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MoE.Config):
+        drops_by_device = False
+
         top_k: int = 1
         hash_seed: int = 0  # selects the hash, independently of the run's seed
 

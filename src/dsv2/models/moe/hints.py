@@ -18,6 +18,7 @@ class Hints(NamedTuple):
     exempt: Tensor | None = None  # (B,) bool, sequences exempt from device-level dropping
     replay: Routing | None = None  # its experts are used, with gates from the live affinities
     seed: int | None = None  # of this step and layer, for random draws in training; None: torch's global generator
+    logits: bool = False  # whether the block of the layer also returns the router's logits
 
     def uniform(self, *shape: int, device: torch.device) -> Tensor:
         """Draw float32 numbers from [0, 1); with a seed, the same on every device and in every call."""

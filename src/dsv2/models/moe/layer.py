@@ -5,19 +5,19 @@ B batch, T tokens, d model width, E routed experts, K of them per token, D devic
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from dsv2.config import ConfigBase
 from dsv2.kernels.choice import form
-from dsv2.kernels.router import route_logits
+from dsv2.kernels.router import choose, route_logits
 from dsv2.models.ffn import SwiGLU
 from dsv2.models.moe.balance import BalanceLosses, balance_losses_per_sequence
 from dsv2.models.moe.dropping import Dropping, drop
 from dsv2.models.moe.experts import Experts
 from dsv2.models.moe.hints import NONE, Hints
-from dsv2.models.moe.router import Router, Routing, route, routing_rules
+from dsv2.models.moe.router import Router, Routing, routing_rules
 from dsv2.models.ops import PLAIN, Ops
 from dsv2.models.weights import Weight
 
@@ -27,6 +27,8 @@ class MoE(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ConfigBase):
+        drops_by_device: ClassVar[bool] = True  # whether this type of layer has the device-level dropping of 2.2.4
+
         num_experts: int  # E, routed
         top_k: int  # K
         expert_dim: int  # hidden width of one expert
@@ -54,6 +56,10 @@ class MoE(nn.Module):
                 Weight("experts.w_down", (self.num_experts, self.expert_dim, dim), active),
                 *(Weight(f"shared.{weight.name}", weight.shape) for weight in shared),
             ]
+
+        def buffers(self) -> dict[str, tuple[int, ...]]:
+            """Return the shape of each tensor that the layer stores beside its weights, by its name in the module."""
+            return {}
 
         def balance_losses(self, routing: Routing) -> BalanceLosses:
             """Return the balance losses of this type of layer per sequence, (B,) each, before the alphas.
@@ -110,20 +116,36 @@ class MoE(nn.Module):
     def route(self, u: Tensor, hints: Hints = NONE) -> Routing:
         """Choose experts for u (B, T, d); in training mode, also drop pairs above the devices' budgets."""
         config = self.config
-        limits: dict[str, Any] = {name: getattr(config, name) for name in ("top_k", "num_devices", "max_devices")}
-        router = self.router
-        hooked = router._forward_hooks or router._forward_pre_hooks  # by interventions, which replace its affinities
-        if hints.replay is None and isinstance(router, Router) and not hooked and form("router", u) != "torch":
-            routing = Routing(*route_logits(router.logits(u), **limits))
+        fused = hints.replay is None and self._routes_plainly() and form("router", u) != "torch"
+        if fused and (logits := self.router_logits(u)) is not None:
+            limits: dict[str, Any] = {name: getattr(config, name) for name in ("top_k", "num_devices", "max_devices")}
+            routing = Routing(*route_logits(logits, **limits))
         else:
-            affinities = router(u)
-            if hints.replay is None:
-                experts, gates = route(affinities, **limits)
-            else:
-                experts, gates = hints.replay.experts, affinities.gather(-1, hints.replay.experts)
-            routing = Routing(affinities, experts, gates)
+            affinities = self.router(u)
+            experts = self.choose(affinities) if hints.replay is None else hints.replay.experts
+            routing = Routing(affinities, experts, self.gate(affinities, experts))
         if config.dropping is None or not self.training:
             return routing
         capacity = config.dropping.capacity_factor
         over = drop(routing, num_devices=config.num_devices, capacity_factor=capacity, exempt=hints.exempt)
         return routing._replace(dropped=over)
+
+    def choose(self, affinities: Tensor) -> Tensor:
+        """Return the experts (B, T, K) int64 of each token, from its affinities (B, T, E)."""
+        config = self.config
+        most = config.num_devices if config.max_devices is None else config.max_devices
+        return choose(affinities, config.top_k, config.num_devices, most)
+
+    def gate(self, affinities: Tensor, experts: Tensor) -> Tensor:
+        """Return the gates (B, T, K) of the chosen experts (21)."""
+        return affinities.gather(-1, experts)
+
+    def router_logits(self, u: Tensor) -> Tensor | None:
+        """Return the logits (B, T, E) of the router's softmax for u (B, T, d); None for a router without one."""
+        return self.router.logits(u) if type(self.router) is Router else None
+
+    def _routes_plainly(self) -> bool:
+        """Whether experts and gates are those that the compiled ops compute from logits."""
+        own, router = type(self), self.router
+        hooked = router._forward_hooks or router._forward_pre_hooks  # by interventions, which replace its affinities
+        return own.choose is MoE.choose and own.gate is MoE.gate and not hooked

@@ -15,9 +15,9 @@ from dsv2.kernels.router import choose
 class Routing(NamedTuple):
     """The routing of every token by one MoE layer."""
 
-    affinities: Tensor  # (B, T, E) float32, softmax over the experts
+    affinities: Tensor  # (B, T, E) float32, softmax over the experts (Sigmoid, V3: sigmoid)
     experts: Tensor  # (B, T, K) int64, chosen experts, highest affinity first
-    gates: Tensor  # (B, T, K) float32, their affinities, not renormalised (GShard: renormalised over the two)
+    gates: Tensor  # (B, T, K) float32, their affinities, not renormalised (GShard, Sigmoid, V3: over the chosen)
     dropped: Tensor | None = None  # (B, T, K) bool, pairs dropped in training; None without dropping
 
     @property

@@ -27,6 +27,8 @@ class Switch(MoE):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MoE.Config):
+        drops_by_device = False
+
         top_k: int = 1
         capacity_factor: float = 1.25
         jitter: float = 1e-2  # 0: none

@@ -22,7 +22,6 @@ from dsv2.evaluation.deployment import measure_deployment
 from dsv2.evaluation.needle import NeedleGrid
 from dsv2.evaluation.positions import LossByPosition
 from dsv2.evaluation.validation import evaluate, loss_at_capacity
-from dsv2.models.moe.layer import MoE
 from dsv2.routing.measures import Counts, Measures, count, mean_measures, measure, overflow
 from dsv2.storage.files import replacing, sync, write_text
 from dsv2.storage.rundir import METRICS, NEEDLES, ROUTING
@@ -31,7 +30,14 @@ from dsv2.training.module import Module, Step
 from dsv2.training.processes import total
 from dsv2.training.sinks import WandbSink
 
-LOSSES = ("train/loss", "train/ce", "train/balance_expert", "train/balance_device", "train/balance_comm")
+LOSSES = (
+    "train/loss",
+    "train/ce",
+    "train/balance_expert",
+    "train/balance_device",
+    "train/balance_comm",
+    "train/z_loss",
+)
 
 
 class Recorder(L.Callback):
@@ -148,8 +154,8 @@ class Recorder(L.Callback):
                     measured.needles.to_parquet(scratch, index=False)
         if final and deployment is not None and isinstance(self.source, PackedText):
             row |= measure_deployment(module.model, deployment, self.validation.inputs.to(module.device))
-        capacity = deployment is None and type(moe := self.run.model.moe) is MoE.Config and moe.num_devices > 1
-        if final and capacity:
+        moe = self.run.model.moe
+        if final and deployment is None and moe is not None and moe.drops_by_device and moe.num_devices > 1:
             row["val/loss_at_capacity"] = loss_at_capacity(model, self.validation, batch_size=size)
         return row
 
