@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import results_context
 from results_stored import LOADS, LOSS, RESULTS, Stored, orders_kept
@@ -281,6 +282,9 @@ MODELS = {
 }
 
 
+SIZES = ("batch", "context")  # of the benchmark of decoding
+
+
 def speed() -> str:
     """The ratios of the last `make bench`."""
     path = max((RESULTS.parent / "benchmarks" / "results" / "bench").glob("*.json"))
@@ -307,14 +311,37 @@ def speed() -> str:
     ]
     text = (
         f"Measured on {path.stem}, {kept['threads']} threads, {kept['machine']['cpu']}. Forward and backward of a "
-        f"MoE layer, relative to a dense FFN of equal FLOPs: {', '.join(layers)}."
+        f"MoE layer, relative to a dense FFN of equal FLOPs: {', '.join(layers)}. A step of decoding with MLA on model C, "
+        f"through `dsv2.generate`'s engine: {_decoding_ratios()} times as fast as transformers "
+        "([all sizes](docs/generation.md#speed))."
     )
     return f"{table(header, rows)}\n\n{text}"
 
 
+def _decoding_ratios() -> str:
+    """MLA against the peer at the corners of the grid where it ran."""
+    compared = [cell for cell in _decode()["cells"] if cell["peer"]]
+    corners = [
+        cell
+        for cell in compared
+        if all(cell[size] in (min(c[size] for c in compared), max(c[size] for c in compared)) for size in SIZES)
+    ]
+    words = [f"{c['ratio']:.1f} ({_rows(c['batch'])}, {c['context']:,} tokens of context)" for c in corners]
+    return f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _rows(count: int) -> str:
+    return f"{count} row{'s' if count > 1 else ''}"
+
+
+def _decode() -> dict[str, Any]:
+    kept: dict[str, Any] = json.loads((RESULTS.parent / "benchmarks" / "results" / "decode.json").read_text())
+    return kept
+
+
 def decoding() -> str:
     """The steps of `benchmarks.decode`, and the caches that they read."""
-    kept = json.loads((RESULTS.parent / "benchmarks" / "results" / "decode.json").read_text())
+    kept = _decode()
     sides = list(kept["cells"][0]["ms"])
     rows = []
     for cell in kept["cells"]:
