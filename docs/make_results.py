@@ -264,6 +264,11 @@ def extension() -> str:
     return results_context.extension(table)
 
 
+def needles() -> str:
+    """What is found of sentences hidden in long texts."""
+    return results_context.needles(table)
+
+
 # ---- speed -----------------------------------------------------------------------------------------------------------
 
 MODELS = {
@@ -306,7 +311,8 @@ def speed() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    function.__name__: function for function in (demo, effects, pairing, order, studies, deployed, extension, speed)
+    function.__name__: function
+    for function in (demo, effects, pairing, order, studies, deployed, extension, needles, speed)
 }
 
 
