@@ -9,10 +9,10 @@ cache and an argmax, without what their `generate` adds. All rows continue the s
 step, but is the time to the first token. The sides take turns, and ratios are medians of those of single rounds.
 
 Beforehand, the logits of ours and theirs must agree over several steps at every size, and those of the other kinds
-with those of plain torch at few rows. There are two limits: what a copy takes to move as many bytes as a step must read (weights,
-those of each expert that a row chose once, and the cache), and what a square matmul takes for its FLOPs, which is
-longer where many heads share few latents. A table says how many rows of the longest context fit in a GiB. Writes
-`benchmarks/results/decode.json`; exits 2 if anything disagrees.
+with those of plain torch at few rows. There are two limits: what a copy takes to move as many bytes as a step must
+read (weights, those of each expert that a row chose once, and the cache), and what a square matmul takes for its
+FLOPs, which is longer where many heads share few latents. A table says how many rows of the longest context fit in a
+GiB. Writes `benchmarks/results/decode.json`; exits 2 if anything disagrees.
 """
 
 import argparse

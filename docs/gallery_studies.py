@@ -31,6 +31,7 @@ GRID = "python -m ablations.run sweep=balance_grid scale=smoke"
 BASELINES = "python -m ablations.run sweep=moe_baselines scale=tiny"
 BITS = "python -m ablations.run sweep=kv_bits scale=smoke"
 EXTENSION = "python -m ablations.run sweep=context_extension scale=smoke"
+NEEDLE = "python -m ablations.run sweep=needle scale=smoke"
 AA = "python -m ablations.run sweep=aa scale=tiny"
 SIMULATED = "python -m benchmarks.verdicts"
 

@@ -18,7 +18,7 @@ import gallery_studies as studies
 import matplotlib
 import matplotlib.pyplot as plt
 from gallery_runs import ATTENTION, BALANCE, DROPPING, Drawn, Missing
-from gallery_studies import AA, BASELINES, BITS, EXTENSION, GRID, LADDER, LOSS, SIMULATED, copied, ends
+from gallery_studies import AA, BASELINES, BITS, EXTENSION, GRID, LADDER, LOSS, NEEDLE, SIMULATED, copied, ends
 from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -61,6 +61,8 @@ def expert(function: Callable[..., Any], heading: str, section: str, figure: str
 
 SIZES = ["small_mha", "small_mla", "large_mha", "large_mla"]
 LOSSES = ["none", "expert", "device", "paper"]
+EXTENDED = ["none", "interpolation", "ntk", "yarn"]
+TUNED = [f"{arm}_tuned" for arm in EXTENDED]
 # fmt: off
 GALLERY: dict[str, list[Entry]] = {
     "Balance and collapse": [
@@ -97,6 +99,10 @@ GALLERY: dict[str, list[Entry]] = {
         entry(plots.loss_over_position, "Loss by position, beyond the trained length", EXTENSION, of_report(
             "context_extension", "loss_by_position", "bench/loss_8x", ["none", "yarn", "none_tuned", "yarn_tuned"],
             scale="smoke")),
+        entry(plots.needle_heatmap, "Where a hidden sentence is found", NEEDLE, of_report(
+            "needle", "needle_heatmap", "bench/needle_8x", TUNED, ".0%", scale="smoke")),
+        entry(plots.found_over_length, "How far a hidden sentence is found", NEEDLE, of_report(
+            "needle", "needle_over_length", "bench/needle_4x", EXTENDED, ".0%", scale="smoke")),
     ],
     "Experts": [
         expert(plots.loss_changes, "How much the shared experts contribute", "shared", "shared",

@@ -272,6 +272,11 @@ def extension() -> str:
     return results_context.extension(table)
 
 
+def needles() -> str:
+    """What is found of sentences hidden in long texts."""
+    return results_context.needles(table)
+
+
 # ---- speed -----------------------------------------------------------------------------------------------------------
 
 MODELS = {
@@ -311,8 +316,8 @@ def speed() -> str:
     ]
     text = (
         f"Measured on {path.stem}, {kept['threads']} threads, {kept['machine']['cpu']}. Forward and backward of a "
-        f"MoE layer, relative to a dense FFN of equal FLOPs: {', '.join(layers)}. A step of decoding with MLA on model C, "
-        f"through `dsv2.generate`'s engine: {_decoding_ratios()} times as fast as transformers "
+        f"MoE layer, relative to a dense FFN of equal FLOPs: {', '.join(layers)}. A step of decoding with MLA on model "
+        f"C, through `dsv2.generate`'s engine: {_decoding_ratios()} times as fast as transformers "
         "([all sizes](docs/generation.md#speed))."
     )
     return f"{table(header, rows)}\n\n{text}"
@@ -354,7 +359,7 @@ def decoding() -> str:
         rows.append([f"{cell['batch']} x {cell['context']:,}", compared[0], *times, compared[1], *limits])
     header = ["rows x context", "transformers", *sides, "MLA, times as fast (middle half)", "MLA's bytes", "its FLOPs"]
     last = kept["cells"][-1]
-    sizes = ", ".join(f"{side} {size:,}" for side, size in last["cache_bytes"].items())
+    sizes = "; ".join(f"{side}: {size:,}" for side, size in last["cache_bytes"].items())
     mha, packed = (last["cache_bytes"][side] for side in ("MHA", "MLA, 6 bits"))
     text = (
         f"Bytes of the cache per token, as allocated: {sizes}. In the memory of one row of MHA fit "
@@ -365,7 +370,7 @@ def decoding() -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     function.__name__: function
-    for function in (demo, effects, pairing, order, studies, deployed, extension, speed, decoding)
+    for function in (demo, effects, pairing, order, studies, deployed, extension, needles, speed, decoding)
 }
 
 

@@ -1,10 +1,12 @@
-"""What the study of longer contexts shows, as text, from the committed results."""
+"""What the studies of longer contexts show, as text, from the committed results."""
 
 from collections.abc import Callable, Sequence
 
 from results_stored import Stored
 
+from dsv2.evaluation import needle
 from dsv2.evaluation.positions import MULTIPLES
+from dsv2.metrics import quantity
 from dsv2.statistics.paired import t_interval
 from dsv2.statistics.verdicts import difference_text
 
@@ -23,6 +25,23 @@ def extension(table: Table, scale: str = "smoke") -> str:
         f"Loss (nats/token) up to 1, 2, 4 and 8 times the trained length at {scale}, mean ± standard deviation over "
         f"{stored.seeds} seeds, and what is added from one to four times, with its 95% interval. Verdicts, minus "
         f"`none` or `none_tuned`, with intervals that hold together: {stored.verdicts()}."
+    )
+    return f"{table(header, rows)}\n\n{text}"
+
+
+def needles(table: Table, scale: str = "smoke") -> str:
+    """The share of hidden sentences that every arm finds, by length, and the mean log-probability of the answers."""
+    stored = Stored("needle", scale)
+    shares, nats = [f"bench/needle_{multiple}x" for multiple in needle.MULTIPLES], "bench/needle_nats"
+    rows = [
+        [f"`{arm}`", *(stored.spread(arm, metric, ".2f") for metric in shares), stored.spread(arm, nats, ".1f")]
+        for arm in stored.table.index
+    ]
+    header = ["arm", *(f"{multiple}x" for multiple in needle.MULTIPLES), quantity(nats).label]
+    text = (
+        f"Share of hidden sentences found at 1 to 16 times the trained length at {scale}, mean ± standard deviation "
+        f"over {stored.seeds} seeds, and the log-probability of the answers over all lengths. Verdicts, minus `none` "
+        f"or `none_tuned`, with intervals that hold together: {stored.verdicts()}."
     )
     return f"{table(header, rows)}\n\n{text}"
 

@@ -81,7 +81,8 @@ def _needles(findings: Findings) -> Iterator[Drawing]:
         )
         yield Drawing("needle_heatmap", text, partial(needle_heatmap, table, arms=arms))
         text = "Share of hidden sentences found over length, mean over depths, with 95% t intervals over seeds."
-        yield Drawing("needle_over_length", text, partial(found_over_length, table, arms=arms))
+        families = findings.study.families()
+        yield Drawing("needle_over_length", text, partial(found_over_length, table, families=families, arms=arms))
 
 
 def _positions(findings: Findings) -> Iterator[Drawing]:
@@ -103,8 +104,10 @@ def _training(findings: Findings) -> Iterator[Drawing]:
     logged = set(metrics["metric"])
     if "val/loss" in logged:
         yield Drawing("loss", f"Validation loss over training, {over}.", partial(loss_over_tokens, metrics, arms=arms))
+        steps = metrics[metrics["metric"] == "val/loss"].groupby("arm")["step"].nunique()
+        trained = set(steps.index[steps > 1])  # others have no curve
         for baseline, family in study.families().items():
-            if {baseline} < (set(metrics["arm"]) & set(family)):
+            if {baseline} < trained & set(family):
                 of_family = metrics[metrics["arm"].isin(family)]
                 name = "loss_difference" if baseline == study.baseline else f"loss_difference_{baseline}"
                 text = f"Validation loss minus that of {baseline} at the same seed, {over}."

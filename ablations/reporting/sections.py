@@ -191,8 +191,10 @@ def _at_equal(findings: Findings) -> Section | None:
     rows = [
         [arm, *(spread(float(means[column][arm]), float(sds[column][arm])) for column in columns)]
         for arm in findings.study.arms
-        if arm in means.index
+        if arm in means.index and means.loc[arm, list(columns)].notna().any()  # others begin beyond these budgets
     ]
+    if len(rows) < 2:
+        return None
     text = (
         f"Validation loss (mean ± standard deviation) at the largest budget that every trial reached: "
         f"{table.attrs['tokens']:,.0f} tokens, {table.attrs['flops']:.3g} training FLOPs, "

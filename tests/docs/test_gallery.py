@@ -69,7 +69,6 @@ def test_every_figure_function_has_an_entry() -> None:
             if inspect.isfunction(value) and value.__module__.startswith("dsv2.plots.") and not name.startswith("_"):
                 found |= {value} if inspect.signature(value).return_annotation in (Axes, Figure) else set()
     found -= {single, figure_of}  # neither draws anything
-    found -= {dsv2.plots.needle_heatmap, dsv2.plots.found_over_length}  # the study needle has no stored results yet
     assert len(found) > 25
     assert {entry.function for entry in GALLERY.ENTRIES.values()} == found
     assert {function.__name__ for function in found} <= set(dsv2.plots.__all__)

@@ -1,6 +1,5 @@
 """Figures of needles in a haystack draw what their tables say, for one model and for many arms."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.collections import QuadMesh
@@ -20,9 +19,7 @@ ARMS = ("trained", "interpolated", "ntk_aware", "yarn", "none_tuned", "interpola
 )
 def test_every_figure_is_whole_and_readable(arms: tuple[str, ...], lengths: tuple[int, ...]) -> None:
     table = fake_needles(arms, seeds=2, lengths=lengths, depths=9, questions=3)
-    over_length = plots.found_over_length(table, title=TITLE).figure
-    for figure in (plots.needle_heatmap(table, title=TITLE), over_length):
-        assert isinstance(figure, Figure)
+    for figure in (plots.needle_heatmap(table, title=TITLE), plots.found_over_length(table, title=TITLE)):
         assert_readable(figure)
         assert not overlapping_ticks(figure)
 
@@ -51,14 +48,14 @@ def test_a_cell_is_the_mean_over_seeds_and_questions_with_the_start_of_the_text_
 def test_one_model_has_one_panel() -> None:
     table = fake_needles(("none",), seeds=1).drop(columns=["arm", "seed"])
     assert len(meshes(plots.needle_heatmap(table))) == 1
-    ax = plots.found_over_length(table)
-    assert len(ax.lines) == 2  # the model, and chance
-    assert_readable(ax.figure)  # type: ignore[arg-type]
+    figure = plots.found_over_length(table)
+    assert len(figure.axes[0].lines) == 2  # the model, and chance
+    assert_readable(figure)
 
 
 def test_lines_are_means_with_bands_of_their_intervals() -> None:
     table = fake_needles()
-    ax = plots.found_over_length(table, arms=["none", "yarn"])
+    (ax,) = plots.found_over_length(table, arms=["none", "yarn"]).axes
     shares = found_by_length(table)
     line = next(line for line in ax.lines if line.get_label() == "yarn")
     of_yarn = shares[shares["arm"] == "yarn"]
@@ -68,5 +65,16 @@ def test_lines_are_means_with_bands_of_their_intervals() -> None:
     assert ends[:, 1].max() == pytest.approx(of_yarn["high"].max())  # type: ignore[index]
     level = next(line for line in ax.lines if line.get_label() == "chance")
     assert list(np.asarray(level.get_ydata(), dtype=float)) == [1 / 64, 1 / 64]
-    _, own = plt.subplots()
-    assert plots.found_over_length(table, ax=own) is own
+
+
+def test_each_family_has_a_panel() -> None:
+    families = {"trained": ARMS[:4], "none_tuned": ARMS[4:]}
+    table = fake_needles(ARMS, seeds=2, lengths=(128, 256, 512))
+    figure = plots.found_over_length(table, families=families, arms=ARMS, title=TITLE)
+    assert_readable(figure)
+    assert not overlapping_ticks(figure)
+    for ax, (baseline, arms) in zip(figure.axes, families.items(), strict=True):
+        assert ax.get_title(loc="left") == f"{baseline} and compared with it"
+        assert [line.get_label() for line in ax.lines] == [*arms, "chance"]
+    (legend,) = figure.legends
+    assert {text.get_text() for text in legend.get_texts()} == {*ARMS, "chance"}

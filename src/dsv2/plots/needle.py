@@ -4,11 +4,10 @@ Both read a table with one row per question (`dsv2.evaluation.needle`), with col
 several models, arm and seed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dsv2.metrics import chance
@@ -25,7 +24,6 @@ from dsv2.plots.style import (
     panel_title,
     panels,
     percent,
-    single,
     styled,
     tick_names,
 )
@@ -60,30 +58,39 @@ def needle_heatmap(table: pd.DataFrame, *, arms: Sequence[str] | None = None, ti
 def found_over_length(
     table: pd.DataFrame,
     *,
+    families: Mapping[str, Sequence[str]] | None = None,
     arms: Sequence[str] | None = None,
     title: str | None = None,
-    ax: Axes | None = None,
-) -> Axes:
-    """Draw the share of answers found over length: mean and 95% t interval over seeds or, for one, over questions."""
+) -> Figure:
+    """Draw the share of answers found over length: mean and 95% t interval over seeds or, for one, over questions.
+
+    Each of `families`, a baseline and the arms compared with it, has a panel.
+    """
     shares = found_by_length(table)
-    styles = arm_styles(arms or arms_of(shares))
-    columns = legend_columns(styles)
-    own, ax = ax is None, single(2.2 + legend_height(len(styles), columns), title, ax)
-    lines = shares.rename(columns={"low": "min", "high": "max"}).set_index("length").sort_index()
-    draw_curves(ax, [(arm, lines[lines["arm"] == arm]) for arm in styles], styles)
-    level = chance("bench/needle")
+    order = [arm for arm in arms or arms_of(shares) if arm in set(shares["arm"])]
+    styles, groups = arm_styles(order), dict(families or {"": order})
+    columns = legend_columns(order)
+    width = COLUMN if len(groups) == 1 else PAGE
+    margin = 0.25 + legend_height(len(order) + 1, columns)
+    figure, axes = panels(len(groups), columns=2, height=1.9, margin=margin, title=title, sharey=True, width=width)
+    lengths, level = sorted(set(shares["length"])), chance("bench/needle")
     assert level is not None
-    ax.axhline(level, label="chance", **REFERENCE)
-    ax.set_xscale("log", base=2)
-    lengths = sorted(set(shares["length"]))
-    tick_names(ax.xaxis, lengths, list(map(_thousands, lengths)))
-    ax.set_ylim(-0.03, 1.03)
-    percent(ax.yaxis)
-    ax.set_xlabel("tokens")
-    ax.set_ylabel("answers found")
-    if own and len(styles) > 1:
-        legend_below([ax], columns)
-    return ax
+    lines = shares.rename(columns={"low": "min", "high": "max"}).set_index("length").sort_index()
+    for ax, (baseline, members) in zip(axes, groups.items(), strict=True):
+        drawn = [(arm, lines[lines["arm"] == arm]) for arm in order if arm in members]
+        draw_curves(ax, drawn, styles)
+        ax.axhline(level, label="chance", **REFERENCE)
+        if baseline:
+            panel_title(ax, f"{baseline} and compared with it")
+        ax.set_xscale("log", base=2)
+        tick_names(ax.xaxis, lengths, list(map(_thousands, lengths)))
+        ax.set_ylim(-0.03, 1.03)
+        percent(ax.yaxis)
+        ax.set_xlabel("tokens")
+    axes[0].set_ylabel("answers found")
+    if len(order) > 1:
+        legend_below(axes, columns)
+    return figure
 
 
 def _thousands(tokens: int) -> str:

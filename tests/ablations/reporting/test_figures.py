@@ -82,6 +82,9 @@ def test_each_baseline_has_a_curve_of_differences(six_arms, study_text, findings
     assert differences(two) == {"loss_difference", "loss_difference_device"}
     alone = study_text(six_arms, {"val/loss": "lower"}, baselines=dict(zip(SIX, SIX, strict=True)))
     assert differences(alone) == set()
+    last = losses["step"].max()
+    losses = losses[losses["arm"].isin(["none", "device", "paper"]) | (losses["step"] == last)]
+    assert differences(two) == {"loss_difference_device"}  # against none there is nothing but points
 
 
 @pytest.mark.parametrize(("identical", "name"), [(True, "false_verdicts"), (False, "factors")])

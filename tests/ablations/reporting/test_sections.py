@@ -73,6 +73,20 @@ def test_budgets_are_compared_among_the_arms_that_hold_them(study_text, findings
     assert "| FLOPs per token |  | 2,654,208 | 2,654,208 | equal |" in held
 
 
+def test_arms_that_begin_beyond_the_budgets_of_others_are_not_compared_at_equal_ones(study_text, findings_of) -> None:
+    """As those do that are tuned from another arm's weights; where none but one is left, there is no comparison."""
+    title = "Per token, per FLOP and per second"
+    for arms, rows in ((("none", "paper", "tuned"), ["none", "paper"]), (("none", "tuned"), None)):
+        tables = fake(arms, seeds=3, steps=4, dense=True)
+        later = tables.metrics["tokens"] + 10**6 * (tables.metrics["arm"] == "tuned")
+        tables = tables._replace(metrics=tables.metrics.assign(tokens=later))
+        findings = findings_of(tables, study_text(tables, {"val/loss": "lower"}), routing=False)
+        if rows is None:
+            assert title not in [section.title for section in sections_of(findings, [])]
+        else:
+            assert [row[0] for row in section(findings, title).tables[0].rows] == rows
+
+
 def test_results_stand_beside_chance(six_arms, study_text, findings_of) -> None:
     text = table(findings_of(six_arms), "Results by arm")
     assert "| random router |  |  | 0.050 |  |" in text
