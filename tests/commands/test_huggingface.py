@@ -17,6 +17,7 @@ from dsv2.__main__ import main
 from dsv2.commands.huggingface import export_hf, import_hf
 from dsv2.explore.page import build
 from dsv2.explore.subject import open_subject
+from dsv2.inference.engine.request import Request
 from dsv2.interop.huggingface import from_hf
 from dsv2.storage.space import DiskFull
 from dsv2.training import fit
@@ -88,6 +89,7 @@ def test_a_trained_run_goes_out_with_its_tokenizer(trained: Path, tmp_path: Path
     export_hf(trained, tmp_path / "out")
     assert tree(tmp_path / "out").keys() == {
         "config.json",
+        "generation_config.json",
         "model.safetensors",
         "tokenizer.json",
         "tokenizer_config.json",
@@ -98,6 +100,13 @@ def test_a_trained_run_goes_out_with_its_tokenizer(trained: Path, tmp_path: Path
     assert settings["model_max_length"] == config["max_position_embeddings"] == 32  # tokens, as it was trained
     assert config["eos_token_id"] == 0
     assert config["vocab_size"] == 320
+    assert values(tmp_path / "out" / "generation_config.json") == {
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+        "do_sample": False,
+        "suppress_tokens": list(range(300, 320)),
+    }
     weights = from_hf(tmp_path / "out").state_dict()
     assert all(torch.equal(weights[name], weight) for name, weight in open_run(trained).model.state_dict().items())
 
@@ -136,8 +145,31 @@ def test_transformers_reads_what_is_exported(trained: Path, tmp_path: Path) -> N
     reader = open_run(trained).reader
     assert tokenizer("Ban gand.")["input_ids"] == reader.prompt("Ban gand.")
     ids = torch.tensor([reader.prompt("Ban")])
-    theirs = model.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0)
-    assert torch.equal(theirs, dsv2.generate(reader.model, ids, max_new_tokens=6))
+    theirs = model.generate(ids, max_new_tokens=20)
+    assert torch.equal(theirs, dsv2.generate(reader.model, ids, max_new_tokens=20, ids=reader.tokenizer.ids))
+
+
+@pytest.mark.slow
+def test_transformers_chats_with_what_is_exported(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A batch that transformers pads on the left, by the template and the generation config that were written."""
+    transformers = pytest.importorskip("transformers", reason="the extra hf is not installed")
+    export_hf(trained, tmp_path / "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", padding_side="left")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokenizer.pad_token = tokenizer.eos_token
+    chats = [[{"role": "user", "content": text}] for text in ("Ban", "Gand ben dist.")]
+    asked = tokenizer.apply_chat_template(chats, add_generation_prompt=True, padding=True, return_tensors="pt")
+    made = model.generate(**asked, max_new_tokens=9)[:, asked["input_ids"].shape[1] :]
+    run = open_run(trained)
+    engine = run.reader.engine(num_rows=2, max_length=99)
+    stop = frozenset([run.tokenizer.end_id])
+    ours = [engine.submit(Request(prompt=run.chat.prompt(chat), max_new_tokens=9, stop_ids=stop)) for chat in chats]
+    list(engine.run())
+    assert [row[: len(each.tokens)].tolist() for row, each in zip(made, ours, strict=True)] == [
+        each.tokens for each in ours
+    ]
 
 
 def test_a_flag_that_is_text_is_read(saved: Path, tmp_path: Path) -> None:

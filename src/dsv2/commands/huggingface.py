@@ -23,12 +23,13 @@ from dsv2.storage.files import new_directory, require_free
 from dsv2.storage.rundir import CHAT_TEMPLATE_FILE, CONFIG, TOKENIZER, TOKENIZER_SETTINGS, WEIGHTS
 from dsv2.training.saved import SavedRun, open_run
 
+GENERATION = "generation_config.json"
 TOKENIZER_FILES = (
     TOKENIZER,
     TOKENIZER_SETTINGS,
     CHAT_TEMPLATE_FILE,
     "special_tokens_map.json",
-    "generation_config.json",
+    GENERATION,
 )  # copied if present
 KEPT = ("max_position_embeddings", *TOKEN_IDS)  # config.json keys under checkpoint
 
@@ -76,13 +77,22 @@ def _readable(file: Path) -> bool:
 
 
 def _tokenizer(run: SavedRun) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Return config.json keys and files with which transformers loads the run's tokenizer; empty without text."""
+    """Return config.json keys and files with which transformers reads and writes the run's text; empty without text."""
     try:
         tokenizer = run.tokenizer
     except ValueError as error:
         warn(f"exported without a tokenizer. {error}")
         return {}, {}
-    settings = {**tokenizer.settings, "model_max_length": run.longest}
-    files = {TOKENIZER: tokenizer.to_json(), TOKENIZER_SETTINGS: json.dumps(settings, indent=2) + "\n"}
     ids = {"bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.end_id}
+    settings = {**tokenizer.settings, "model_max_length": run.longest}
+    generation: dict[str, Any] = {
+        **ids,
+        "pad_token_id": tokenizer.end_id,
+        "do_sample": False,
+    }  # padding is told by attention masks
+    if unused := sorted(set(range(run.model_config.vocab_size)) - set(tokenizer.ids.tolist())):
+        generation["suppress_tokens"] = unused  # as here, where ids without a token are never generated
+    files = {TOKENIZER: tokenizer.to_json()}
+    for name, content in ((TOKENIZER_SETTINGS, settings), (GENERATION, generation)):
+        files[name] = json.dumps(content, indent=2) + "\n"
     return ids, {name: text.encode() for name, text in files.items()}
