@@ -51,6 +51,11 @@ def show(study: "Study", console: "Console") -> None:
     for name, arm in study.arms.items():
         solved = ", ".join(map(change_text, study.adjusted[name].items()))
         console.print(f"{name}: {about(arm)}" + (f"; adjusted to equal budgets: {solved}" if solved else ""))
+    if study.untuned is not None:
+        console.print(f"The learning rates are those of the scale until they are known: {study.untuned.valid}")
+    elif study.curves:
+        rates = ", ".join(f"{name} {curve.best:g}" for name, curve in study.curves.items())
+        console.print(f"Learning rates, the best in {study.file.lr_from}: {rates}")
     for name, probe in study.probes.items():
         console.print(f"Every arm is also trained on {name}: {probe.about}")
 

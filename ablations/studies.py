@@ -104,6 +104,7 @@ def study(
 def require_runnable(study: Study, workers: int | None, launcher: str) -> None:
     """Raise ConfigError unless the study can be run as asked."""
     structure({"sweep": study.name, "workers": workers, "launcher": launcher}, Request)
+    study.require_rates()
     if launcher == "local":
         for accelerator in {run.trainer.accelerator for run in study.configs.values()}:
             require_accelerator(accelerator)

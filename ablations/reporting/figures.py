@@ -5,6 +5,7 @@ from functools import partial
 
 from ablations.reporting.findings import Findings
 from ablations.reporting.positions import trained_length
+from ablations.reporting.rates import curves, curves_table
 from ablations.reporting.summary import level
 from dsv2.accounting.deployed import published_caches
 from dsv2.metrics import quantity
@@ -14,6 +15,7 @@ from dsv2.plots.factorial import factorial_forest
 from dsv2.plots.load import device_load, load_heatmap
 from dsv2.plots.needle import found_over_length, needle_heatmap
 from dsv2.plots.positions import loss_over_position
+from dsv2.plots.rates import metric_over_lr
 from dsv2.plots.study import (
     IMBALANCE,
     difference_over_tokens,
@@ -36,6 +38,7 @@ def draw(findings: Findings) -> tuple[list[Picture], list[str]]:
             *_values(findings),
             *_needles(findings),
             *_positions(findings),
+            *_rates(findings),
             *_training(findings),
             *_routing(findings),
             *_caches(findings),
@@ -95,6 +98,18 @@ def _positions(findings: Findings) -> Iterator[Drawing]:
         )
         figure = partial(loss_over_position, findings.finished, length, families=families, arms=list(study.arms))
         yield Drawing("loss_by_position", text, figure)
+
+
+def _rates(findings: Findings) -> Iterator[Drawing]:
+    if shown := curves(findings):
+        metric, seeds = next(iter(shown.values())).metric, len(next(iter(shown.values())).values[0])
+        of = f"of {findings.study.lr_from}, " if findings.study.curves else ""
+        text = (
+            f"Final {quantity(metric).name} over the learning rate, {of}mean and range over {seeds} seeds. Rings: the "
+            "best rate of each."
+        )
+        best = {name: curve.best for name, curve in shown.items()}
+        yield Drawing("learning_rates", text, partial(metric_over_lr, curves_table(shown), metric, chosen=best))
 
 
 def _training(findings: Findings) -> Iterator[Drawing]:

@@ -11,6 +11,7 @@ from ablations.reporting.caches import cache_section
 from ablations.reporting.findings import Findings
 from ablations.reporting.needles import needles
 from ablations.reporting.positions import by_position
+from ablations.reporting.rates import learning_rates
 from ablations.reporting.summary import level, look_text
 from ablations.reporting.words import number, spread
 from dsv2.metrics import BUDGETS, chance, quantity
@@ -53,6 +54,7 @@ def sections_of(findings: Findings, pictures: Sequence[Picture]) -> list[Section
         _probes(findings),
         _at_equal(findings),
         _planning(findings) if findings.verdicts else None,
+        learning_rates(findings),
         Section("Held equal", [], [_equality(findings)]),
         adjusted(study),
         Section("Published", [study.published]) if study.published else None,

@@ -10,6 +10,7 @@ from dsv2.statistics.contrast import Contrast
 if TYPE_CHECKING:
     from ablations.trials.trials import Study
     from dsv2.study.files import Arm
+    from dsv2.study.rates import Curve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,12 @@ class StudyText:
     identical: Sequence[str] = ()  # in an A/A study, the arms that differ only in their seeds
     levels: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # for a grid: arm -> level of each factor
     adjusted: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)  # arm -> key -> from and to
+    rates: Mapping[str, float] = field(default_factory=dict)  # arm -> its highest learning rate
+    lr_from: str | None = None  # the study in which the rates of arms were the best of their own
+    curves: Mapping[str, "Curve"] = field(default_factory=dict)  # arm -> what that study measured
+    families_of_rates: Mapping[str, Mapping[float, str]] = field(
+        default_factory=dict
+    )  # of arms that differ in the rate
 
     def families(self) -> dict[str, list[str]]:
         """Map each baseline to the arms compared with it, itself included."""
@@ -73,6 +80,10 @@ def text_of(study: "Study") -> StudyText:
         identical=_identical(study),
         levels=study.file.levels(),
         adjusted={name: study.adjusted[name] for name in study.arms},
+        rates={name: run.optim.highest_lr for name, run in study.configs.items() if run.trainer.tokens},
+        lr_from=study.file.lr_from,
+        curves=study.curves,
+        families_of_rates=study.families(),
     )
 
 

@@ -123,6 +123,7 @@ def expanded(words: list[str]) -> list[str]:
 
     arm, seed = names["arm"], given.get("seed", "0")
     plan = Plan(names["study"], names.get("scale", "smoke"))
+    plan.require_rates()
     own = [*plan.words(arm, names.get("probe")), override("study", plan.name), override("scale", plan.scale)]
     if not re.fullmatch("[0-9]+", seed):
         raise ConfigError("seed", seed, "one seed, 0 or more; use ablations.run for several")

@@ -45,7 +45,9 @@ def account_command(arguments: argparse.Namespace) -> None:
         if arguments.overrides or arguments.hf is not None or arguments.stored is not None:
             valid = "without overrides, --hf and --run, since each figure has its own model"
             raise ConfigError("published", True, valid)
-        _published(arguments.json)
+        from dsv2.commands.published import print_published
+
+        print_published(as_json=arguments.json)
         return
     from dsv2.accounting.account import account
     from dsv2.accounting.deployed import cache_bytes, weight_bytes
@@ -193,26 +195,3 @@ def _print_cost(console: "Console", cost: "Cost | None", arguments: argparse.Nam
         f"Training on {arguments.tokens:g} tokens: {cost.flops:.3g} FLOPs, {cost.gpu_hours:,.0f} GPU hours "
         f"at {arguments.mfu:.1%} of the peak{price}",
     )
-
-
-def _published(as_json: bool) -> None:
-    from dsv2.accounting.published import PUBLISHED, WHAT, compare
-
-    rows = [compare(figure) for figure in PUBLISHED]
-    if as_json:
-        plain = [row.published._asdict() | row._asdict() | {"agrees": row.agrees} for row in rows]
-        print(json.dumps([{key: value for key, value in row.items() if key != "published"} for row in plain], indent=2))
-        return
-    columns = ["model", "published", "ours", "difference", "agrees", "why"]
-    table = open_table(columns, text=["agrees", "why"], title="Published figures and ours")
-    words = {True: "yes", False: "no", None: "not claimed"}
-    group = ""
-    for row in sorted(rows, key=lambda row: list(WHAT).index(row.published.what)):
-        figure = row.published
-        if WHAT[figure.what][0] != group:
-            group = WHAT[figure.what][0]
-            table.add_section()
-            add_row(table, [group], style="bold")
-        numbers = (f"{figure.value:g}{figure.unit}", f"{row.ours:.4g}{figure.unit}", f"{row.difference:+.1%}")
-        add_row(table, [figure.name, *numbers, words[row.agrees], row.why])
-    open_console().print(table)

@@ -36,6 +36,7 @@ _WHERE = {
     "calibration": ["false_positive_rates", "power_by_effect"],
     "needle": ["found_over_length", "needle_heatmap"],
     "positions": ["loss_over_position"],
+    "rates": ["metric_over_lr"],
     "text": ["load_profiles", "text_load"],
     "tokens": ["paint_html", "paint_tokens"],
 }

@@ -37,6 +37,9 @@ class Arm(ConfigBase):
     # The arm from whose trial of the same seed this one starts, with its overrides before those above; None: no arm.
     init_from: str | None = None
     seed_offset: int = 0  # added to every seed: arms that differ in nothing else form an A/A test
+    # The arm of `lr_from` at whose learning rate this one is trained, or at the best of those that differ from it in
+    # nothing but the rate; None: the rate of the scale, or of the overrides.
+    lr_of: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,8 @@ class StudyFile(ConfigBase):
     contrasts: tuple[Any, ...] | None = None  # what gets a verdict, `contrasts.Declared`; None: every arm in `metric`
     looks: tuple[int, ...] | None = None  # planned numbers of seeds at each look; None: one look, at the scale's seeds
     margin: dict[str, float] | None = None  # without contrasts: metric -> largest difference that does not matter
+    lr_from: str | None = None  # the study, run at the same scale, that says which learning rate suits each arm
+    lr_curves: dict[str, Any] | None = None  # what it said, arm -> `rates.Curve`; part of stored definitions alone
 
     def __post_init__(self) -> None:
         self.require(self.seeds >= 2, "seeds", "at least 2: one seed gives no interval and supports no claim")
@@ -91,6 +96,9 @@ class StudyFile(ConfigBase):
         grows = all(low < high for low, high in itertools.pairwise((1, *looks, 1001))) and self.looks != ()
         self.require(grows, "looks", "numbers of seeds from 2 to 1000, each more than the one before")
         _require_scales("scales", self.scales)
+        self.require(
+            self.lr_from is None or self.arms is not None, "lr_from", "null for a grid, whose arms have no lr_of"
+        )
         known = self.paper_table is None or self.paper_table in PAPER_TABLES
         self.require(known, "paper_table", f"one of {', '.join(PAPER_TABLES)}")
         self.require(self.paper_table is None or self.published is None, "published", "null if paper_table is given")
@@ -126,6 +134,8 @@ class StudyFile(ConfigBase):
             if name == "null":
                 raise ConfigError("arms", name, "another name; on a command line, arm=null means none")
             _require_scales(f"arms.{name}.scales", arm.scales)
+            if (arm.lr_of is not None) > (self.lr_from is not None):
+                raise ConfigError(f"arms.{name}.lr_of", arm.lr_of, "null without lr_from, a study with such an arm")
             at, other = f"arms.{name}.baseline", arm.baseline
             if other is not None and (other not in arms or arms[other].baseline not in (None, other)):
                 raise ConfigError(at, other, f"an arm that has no other baseline itself, one of {', '.join(arms)}")
@@ -138,6 +148,8 @@ class StudyFile(ConfigBase):
                 chain.append(first)
             if not set(arm.differs) <= set(BUDGETS):
                 raise ConfigError(f"arms.{name}.differs", list(arm.differs), f"some of {', '.join(BUDGETS)}")
+        if self.lr_from is not None and all(arm.lr_of is None for arm in arms.values()):
+            raise ConfigError("lr_from", self.lr_from, "null unless an arm names one of its arms with lr_of")
         return arms
 
 

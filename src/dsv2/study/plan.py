@@ -15,8 +15,10 @@ from dsv2.accounting.matching import match
 from dsv2.composition import checked, override
 from dsv2.config import ConfigError, digest, plain, structure
 from dsv2.metrics import BUDGETS, MODEL_BUDGETS
+from dsv2.storage.rundir import runs_root
 from dsv2.study.contrasts import declared
 from dsv2.study.files import Probe, ScaleFile, StudyFile, definition, read
+from dsv2.study.rates import Curve, curves_of, families, node_of, read_curve
 from dsv2.study.words import LABELS, require_allowed
 from dsv2.training.origin import KEY, Origin, require_shapes
 from dsv2.training.run import Run, folder_of, load
@@ -48,6 +50,8 @@ class Plan:
             metric=self.file.metric,
             margins=self.file.margin or {},
         )
+        self.untuned: ConfigError | None = None  # why `lr_from` does not say yet which learning rates are the best
+        self._take_rates()
         self.configs: dict[str, Run.Config] = {}
         self.adjusted: dict[str, dict[str, tuple[int, int]]] = {}  # arm -> keys under `model.` -> old and new values
         for name in self.arms:
@@ -107,6 +111,56 @@ class Plan:
             *self.overrides,
         ]
 
+    # ---- learning rates ----------------------------------------------------------------------------------------------
+
+    def _take_rates(self) -> None:
+        """Look up the learning rates that `lr_from` found, unless the stored definition has them already.
+
+        If that study has not finished at this scale, its arms have the rates of the scale, and `require_rates` raises.
+        """
+        if self.file.lr_from is not None and self.file.lr_curves is None:
+            source = Plan(self.file.lr_from, self.scale)
+            if source.file.lr_from is not None:
+                raise ConfigError("lr_from", self.file.lr_from, "a study that has no lr_from itself")
+            named = {arm: spec.lr_of for arm, spec in self.arms.items() if spec.lr_of is not None}
+            found = {arm: source.curve(of, f"arms.{arm}.lr_of") for arm, of in named.items()}
+            curves = {arm: curve for arm, curve in found.items() if curve is not None}
+            if len(curves) == len(found):
+                self.node = {**self.node, "lr_curves": {arm: node_of(curve) for arm, curve in curves.items()}}
+                self.file = structure(self.node, StudyFile)
+            else:
+                command = f"python -m ablations.run sweep={self.file.lr_from} scale={self.scale}"
+                valid = f"a study that has finished at scale {self.scale}; run {command} first"
+                self.untuned = ConfigError("lr_from", self.file.lr_from, valid)
+        self.curves: dict[str, Curve] = curves_of(self.file.lr_curves or {})  # of arms with `lr_of`
+
+    def require_rates(self) -> None:
+        """Raise ConfigError unless the learning rate of every arm is known."""
+        if self.untuned is not None:
+            raise self.untuned
+
+    def families(self) -> dict[str, dict[float, str]]:
+        """Return the arms that differ in their learning rate alone; see `rates.families`."""
+        return families(self.configs, {name: arm.seed_offset for name, arm in self.arms.items()})
+
+    def curve(self, arm: str, at: str) -> Curve | None:
+        """Return the metric of this study over the learning rate, of `arm` and those that differ from it in that alone.
+
+        It is of the stored trials of the planned seeds; None if one has not finished. Raises ConfigError at the key
+        `at` if there is no such arm, or none that differs from it only so.
+        """
+        family = next((item for item in self.families().items() if arm in item[1].values()), None)
+        if family is None:
+            valid = f"an arm of {self.name} beside others that differ from it in nothing but the learning rate"
+            raise ConfigError(at, arm, valid)
+        name, arms = family
+        root = runs_root() / self.name / self.scale / "trials"
+        folders = {
+            rate: [folder_of(self.trial(one, seed, None, root), root) for seed in self.planned_seeds]
+            for rate, one in arms.items()
+        }
+        return read_curve(name, folders, self.file.metric, self.file.judged[self.file.metric])
+
     def _size(self, arm: str) -> str | None:
         """Return the size of an arm: its own, else that of the arm it starts from."""
         spec = self.arms[arm]
@@ -116,7 +170,8 @@ class Plan:
         """Return what is special to an arm: that of the arm it starts from, then its own."""
         spec = self.arms[arm]
         inherited = [] if spec.init_from is None else self._own_overrides(spec.init_from)
-        return [*inherited, *spec.overrides, *spec.scales.get(self.scale, ())]
+        tuned = [override("optim.lr", self.curves[arm].best), "optim.lr_factor=1.0"] if arm in self.curves else []
+        return [*inherited, *spec.overrides, *spec.scales.get(self.scale, ()), *tuned]
 
     def run_of(self, arm: str, probe: str | None = None) -> Run.Config:
         """Return the typed run of an arm, or of its training on a probe with the same solver changes."""
