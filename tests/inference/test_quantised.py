@@ -194,6 +194,17 @@ def test_a_full_cache_refuses_and_stays_as_it_was() -> None:
     assert cache.lengths.tolist() == [0, 0]
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["mla", "mha"])
+def test_a_row_of_padding_alone_is_finite(attention: str) -> None:
+    """It sees a place in which nothing was stored."""
+    model = build(f"model/attention={attention}")
+    cache = allocate_quantised_model(model, KVPrecision.Config(bits=4), batch_size=2, max_length=4)
+    tokens, positions = torch.zeros(2, 3, dtype=torch.int64), torch.tensor([[0, 1, 2], [-1, -1, -1]])
+    assert model(tokens, positions=positions, caches=cache).logits.isfinite().all()
+    assert cache.lengths.tolist() == [3, 0]
+
+
 def test_memory_is_not_decoded_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """At no time are more than CHUNK keys decoded."""
     monkeypatch.setattr(packed, "CHUNK", 3)

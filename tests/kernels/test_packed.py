@@ -85,6 +85,36 @@ def test_the_largest_score_may_be_in_any_chunk(offset: float) -> None:
         close(packed_attention([(q, held[0])], held[1], scale=1.0), torch.full((1, 1, 1, 1), 4.0), 1e-4)
 
 
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+@pytest.mark.parametrize("empty_first", [False, True])
+def test_an_empty_piece_adds_nothing(offset: float, empty_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pitfall 25: two keys of scores 0 and ln 3 with values 1 and 5, and a chunk that is not seen and holds 999."""
+    monkeypatch.setattr(packed, "CHUNK", 2)
+    seen = torch.tensor([not empty_first] * 2 + [empty_first] * 2)
+    k, v = torch.full((4,), 999.0), torch.full((4,), 999.0)
+    k[seen], v[seen] = torch.tensor([1.0, 3.0]).log() + offset, torch.tensor([1.0, 5.0])
+    held = [pack(x.view(1, 4, 1, 1), Grouped(1, 8, range_bits=32)) for x in (k, v)]
+    got = packed_attention([(torch.ones(1, 1, 1, 1), held[0])], held[1], scale=1.0, visible=seen.view(1, 1, 4))
+    close(got, torch.full((1, 1, 1, 1), 4.0), 1e-4)
+
+
+@pytest.mark.parametrize("start", [0, 8])
+def test_pieces_of_wider_buffers_are_those_of_narrow_ones(start: int) -> None:
+    """Pitfall 26: rows, keys, heads and channels lie in larger tensors, with NaN beside them."""
+    k, v, q = normal(2, 11, 3, 10), normal(2, 11, 3, 7, seed=1), normal(2, 11 - start, 6, 10, seed=2)
+    narrow = pack(k, Grouped(10, 5, 4)), pack(v, Bfloat16(7))
+
+    def widened(x: Tensor) -> Tensor:
+        wide = torch.full([size + 2 for size in x.shape], 255 if x.dtype == torch.uint8 else torch.nan, dtype=x.dtype)
+        inner = wide[tuple(slice(1, 1 + size) for size in x.shape)]
+        return inner.copy_(x)
+
+    wide = [Packed(tuple(part._replace(held=tuple(map(widened, part.held))) for part in x.parts)) for x in narrow]
+    assert not any(x.is_contiguous() for held in wide for part in held.parts for x in part.held)
+    got, expected = (attention(q, *held, scale=0.4, start=start) for held in (wide, narrow))
+    assert torch.equal(got, expected)
+
+
 def test_a_wider_query_stays_so() -> None:
     """Float64 queries of bfloat16 keys; and bfloat16 ones, whose scores are summed in float32."""
     k, v = pack(normal(1, 11, 1, 8), Bfloat16(8)), pack(normal(1, 11, 1, 8, seed=1), Bfloat16(8))

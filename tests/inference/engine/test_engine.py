@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dsv2.config import ConfigError
 from dsv2.data.tokenizer import END_ID, Tokenizer
+from dsv2.inference.deployed import with_cache_of
 from dsv2.inference.engine.engine import Engine
 from dsv2.inference.engine.request import Generation, QueueFull, Request
 from dsv2.inference.sampling import Sampling
@@ -262,6 +263,25 @@ def test_other_weights_share_nothing(counted: list[int]) -> None:
         answers.append(generations[0].tokens)
     assert answers[0] != answers[1]
     assert answers[3] == answers[0]
+
+
+def test_other_bits_and_another_rope_share_nothing(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same weights and prompt, in models that are deployed or extended in another way: each reads all of it."""
+    read, hidden, (prompt,) = list[int](), Transformer.hidden, prompts_of(30)
+
+    def counting(each: Transformer, tokens: Tensor, **arguments: Any) -> Any:
+        read.append(tokens.numel())
+        return hidden(each, tokens, **arguments)
+
+    monkeypatch.setattr(Transformer, "hidden", counting)
+    yarn = ["model/rope=yarn", "model.rope.yarn.original_length=16", "trainer.sequence_length=64"]
+    stretched = [small_model(*yarn, f"model.rope.yarn.factor={factor}") for factor in (4, 8)]
+    for each in (model, *stretched, *(with_cache_of(bits).of(model) for bits in (4, 2))):
+        each.load_state_dict(model.state_dict())
+        read.clear()
+        (generation,) = served(Engine(each, num_rows=1, max_length=64), asked(prompt, 6))
+        assert read == [30, 1, 1, 1, 1, 1]
+        as_alone(each, [generation])
 
 
 def test_a_common_beginning_is_read_once(model: Transformer, counted: list[int]) -> None:

@@ -369,10 +369,13 @@ def test_without_a_chat_template_there_is_no_chat(served: Start, reader: Reader)
 # ---- those who leave, and ends ---------------------------------------------------------------------------------------
 
 
-def leave(url: str, slow: Slow, *, streamed: bool, after: int, samples: int) -> None:
+ASKED = {"completions": {"prompt": "ban"}, "chat/completions": {"messages": USER}}
+
+
+def leave(url: str, slow: Slow, path: str, *, streamed: bool, after: int, samples: int) -> None:
     """Ask for answers, and break off the connection after some of their tokens."""
-    body = json.dumps({"model": "small", "prompt": "ban", "max_tokens": 60, "n": samples, "stream": streamed})
-    head = "POST /v1/completions HTTP/1.1", "Host: localhost", "Content-Type: application/json"
+    body = json.dumps({"model": "small", "max_tokens": 60, "n": samples, "stream": streamed, **ASKED[path]})
+    head = f"POST /v1/{path} HTTP/1.1", "Host: localhost", "Content-Type: application/json"
     before = slow.passes
     with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as connection:
         connection.sendall("\r\n".join((*head, f"Content-Length: {len(body)}", "", body)).encode())
@@ -387,11 +390,14 @@ def leave(url: str, slow: Slow, *, streamed: bool, after: int, samples: int) -> 
 
 @pytest.mark.parametrize("streamed", [True, False])
 @pytest.mark.parametrize("samples", [1, 2])
-def test_who_leaves_frees_the_rows(served: Start, slow: Slow, reader: Reader, streamed: bool, samples: int) -> None:
+@pytest.mark.parametrize("path", ASKED)
+def test_who_leaves_frees_the_rows(
+    served: Start, slow: Slow, reader: Reader, path: str, streamed: bool, samples: int
+) -> None:
     """Before the first token and after the third, of a stream and of a whole answer: soon nothing runs any more."""
     url = served(reader._replace(model=slow.model))
     for after in (0, 3):
-        leave(url, slow, streamed=streamed, after=after, samples=samples)
+        leave(url, slow, path, streamed=streamed, after=after, samples=samples)
         until(lambda: health(url) == (0, 0))
         passes = slow.passes
         assert passes < 40  # of 60 that each would have taken
