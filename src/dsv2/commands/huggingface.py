@@ -14,18 +14,19 @@ import yaml
 from safetensors.torch import save_file
 
 from dsv2.config import plain
-from dsv2.data.tokenizer import END_OF_TEXT, load_tokenizer
+from dsv2.data.tokenizer import load_tokenizer
 from dsv2.interop.hf_config import read_json
 from dsv2.interop.hf_keys import TOKEN_IDS
 from dsv2.interop.huggingface import from_hf, to_hf
 from dsv2.printing import warn
 from dsv2.storage.files import new_directory, require_free
-from dsv2.storage.rundir import CONFIG, TOKENIZER, TOKENIZER_SETTINGS, WEIGHTS
+from dsv2.storage.rundir import CHAT_TEMPLATE_FILE, CONFIG, TOKENIZER, TOKENIZER_SETTINGS, WEIGHTS
 from dsv2.training.saved import SavedRun, open_run
 
 TOKENIZER_FILES = (
     TOKENIZER,
     TOKENIZER_SETTINGS,
+    CHAT_TEMPLATE_FILE,
     "special_tokens_map.json",
     "generation_config.json",
 )  # copied if present
@@ -81,12 +82,7 @@ def _tokenizer(run: SavedRun) -> tuple[dict[str, Any], dict[str, bytes]]:
     except ValueError as error:
         warn(f"exported without a tokenizer. {error}")
         return {}, {}
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": END_OF_TEXT,
-        "add_bos_token": False,
-        "model_max_length": run.longest,
-        "clean_up_tokenization_spaces": False,
-    }
+    settings = {**tokenizer.settings, "model_max_length": run.longest}
     files = {TOKENIZER: tokenizer.to_json(), TOKENIZER_SETTINGS: json.dumps(settings, indent=2) + "\n"}
-    return {"eos_token_id": tokenizer.end_id}, {name: text.encode() for name, text in files.items()}
+    ids = {"bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.end_id}
+    return ids, {name: text.encode() for name, text in files.items()}

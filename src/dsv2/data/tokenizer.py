@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,22 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from dsv2.config import ConfigError
 from dsv2.storage.files import replacing, write_json
-from dsv2.storage.rundir import TOKENIZER, TOKENIZER_SETTINGS
+from dsv2.storage.rundir import CHAT_TEMPLATE_FILE, TOKENIZER, TOKENIZER_SETTINGS
 from dsv2.storage.values import parse_object
 
 END_OF_TEXT = "<|endoftext|>"
 END_ID = 0
 SMALLEST_VOCAB = 257  # 256 bytes and <|endoftext|>
+# DeepSeek-V2's, with transformers' marks around what an assistant writes. Runs that were tuned on conversations read
+# them in this form, so that it has to stay.
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ 'User: ' + message['content'] + '\n\n' }}"
+    "{% elif message['role'] == 'assistant' %}"
+    "{{ 'Assistant:' }}{% generation %}{{ ' ' + message['content'] + eos_token }}{% endgeneration %}"
+    "{% elif message['role'] == 'system' %}{{ message['content'] + '\n\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
 _SINGLE_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 # GPT-2's pattern always starts a new word at a space after a visible character, so texts are cut there and each
 # distinct piece is encoded once: the English corpus takes 3 s instead of 8 s, with the same tokens.
@@ -38,6 +49,8 @@ class Tokenizer:
     end_id = END_ID  # ends a text
     start_id = END_ID  # precedes a text that has no context
     prefix: tuple[int, ...] = ()  # ids at the start of every prompt
+    chat_template: str | None = CHAT_TEMPLATE  # in Jinja; `data.chat` renders it
+    special_tokens: Mapping[str, str] = MappingProxyType({"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT})
 
     def __init__(self, backend: tokenizers.Tokenizer, vocab_size: int | None = None) -> None:
         """Wrap a backend; `vocab_size` is the model's V, of which a small corpus may leave the last ids unused."""
@@ -84,6 +97,17 @@ class Tokenizer:
         return self._backend.to_str()
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """The content of `tokenizer_config.json`, with which transformers reads `tokenizer.json` as it is read here."""
+        return {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **self.special_tokens,
+            "add_bos_token": bool(self.prefix),
+            "chat_template": self.chat_template,
+            "clean_up_tokenization_spaces": False,
+        }
+
+    @property
     def hash(self) -> str:
         """SHA-256 of `tokenizer.json`."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
@@ -103,6 +127,16 @@ class Tokenizer:
             (piece, encoding.ids) for piece, encoding in zip(new, self._backend.encode_batch_fast(new), strict=True)
         )
         return [list(chain.from_iterable(map(known.__getitem__, pieces))) for pieces in cut]
+
+    def encode_marked(self, text: str) -> list[int]:
+        """Return the token ids of a text in which special tokens, written out, are these tokens."""
+        first, *others = map(self.encode, text.split(END_OF_TEXT))
+        return [*first, *chain.from_iterable((END_ID, *ids) for ids in others)]
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What `encode_marked` takes for a special token wherever it stands."""
+        return (END_OF_TEXT,)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of token ids; invalid UTF-8 becomes U+FFFD, ids without a token are empty."""
@@ -146,8 +180,14 @@ class ImportedTokenizer(Tokenizer):
         """Wrap a backend. Raises ValueError unless `settings` has a bos_token or eos_token in the vocabulary."""
         super().__init__(backend, vocab_size)
         self._settings = dict(settings)
+        self.chat_template = _chat_template(settings)
+        self.special_tokens = {
+            name: content
+            for name, token in settings.items()
+            if name.endswith("_token") and (content := _content(token)) is not None
+        }
         backend.encode_special_tokens = False  # as in transformers: the text of a special token becomes that token
-        bos, eos = (_special(backend, settings.get(name)) for name in ("bos_token", "eos_token"))
+        bos, eos = (backend.token_to_id(self.special_tokens.get(name, "")) for name in ("bos_token", "eos_token"))
         ids = [token for token in (bos, eos) if token is not None]
         if not ids:
             raise ValueError(f"{TOKENIZER_SETTINGS} names no bos_token or eos_token in the vocabulary of {TOKENIZER}")
@@ -156,14 +196,28 @@ class ImportedTokenizer(Tokenizer):
         added = backend.encode("", add_special_tokens=True).ids[:1] if adds is None else [bos] * bool(adds)
         self.prefix = tuple(token for token in added if token is not None and token == bos)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The content of `tokenizer_config.json`."""
+        return self._settings
+
     def write_to(self, folder: Path) -> None:
         """Write what `load_tokenizer` reads, each file atomically."""
-        write_json(folder / TOKENIZER_SETTINGS, self._settings)
+        write_json(folder / TOKENIZER_SETTINGS, self.settings)
         super().write_to(folder)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text, without adding special tokens."""
         return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_marked(self, text: str) -> list[int]:
+        """Return the token ids of a text in which special tokens, written out, are these tokens."""
+        return self.encode(text)
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What `encode_marked` takes for a special token wherever it stands."""
+        return tuple(token.content for token in self._backend.get_added_tokens_decoder().values() if token.special)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of token ids, including special tokens."""
@@ -203,9 +257,12 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> Tokenizer | N
         return None
     if not settings.is_file():
         return Tokenizer.load(path, vocab_size)
-    backend = _read_backend(path)
+    backend, template = _read_backend(path), folder / CHAT_TEMPLATE_FILE
     try:
-        return ImportedTokenizer(backend, parse_object(settings.read_bytes()), vocab_size)
+        values = parse_object(settings.read_bytes())
+        if template.is_file():
+            values |= {"chat_template": template.read_text(encoding="utf-8")}
+        return ImportedTokenizer(backend, values, vocab_size)
     except ValueError as error:
         raise ValueError(f"{settings}: {error}") from None
 
@@ -220,10 +277,21 @@ def _read_backend(path: Path) -> tokenizers.Tokenizer:
     return backend
 
 
-def _special(backend: tokenizers.Tokenizer, token: Any) -> int | None:
-    """Return the id of a special token, which tokenizer_config.json gives as a string or as an object."""
+def _content(token: Any) -> str | None:
+    """Return the text of a special token, which tokenizer_config.json gives as a string or as an object."""
     content = token.get("content") if isinstance(token, dict) else token
-    return backend.token_to_id(content) if isinstance(content, str) else None
+    return content if isinstance(content, str) else None
+
+
+def _chat_template(settings: Mapping[str, Any]) -> str | None:
+    """Return the chat template of tokenizer_config.json, the default one of several, or None."""
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        named = {each.get("name"): each.get("template") for each in template if isinstance(each, dict)}
+        template = named.get("default")
+    if not isinstance(template, str | None):
+        raise ConfigError("chat_template", template, "a Jinja template, or a list of them with their names")
+    return template
 
 
 def _byte_of_letter() -> dict[str, int]:

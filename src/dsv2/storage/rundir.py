@@ -35,6 +35,7 @@ SNAPSHOTS = "routing_snapshots.parquet"
 NEEDLES = "needles.parquet"
 TOKENIZER = "tokenizer.json"
 TOKENIZER_SETTINGS = "tokenizer_config.json"  # as Hugging Face names it
+CHAT_TEMPLATE_FILE = "chat_template.jinja"  # of an imported model; takes precedence over that in its settings
 ORIGIN = "origin.json"
 LOGS = (METRICS, ROUTING, SNAPSHOTS)
 FILES = (CONFIG, DATA, TOKENIZER, TOKENIZER_SETTINGS, ORIGIN, *LOGS, NEEDLES)  # of a trained run, as far as it has them

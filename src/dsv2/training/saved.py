@@ -10,6 +10,7 @@ import torch
 
 from dsv2.composition import compose
 from dsv2.config import ConfigError, structure
+from dsv2.data.chat import ChatTemplate
 from dsv2.data.corpora import GIVEN, Text
 from dsv2.data.source import Batch, Source
 from dsv2.data.store import find_store
@@ -184,6 +185,11 @@ class SavedRun:
     def reader(self) -> Reader:
         """Model and tokenizer together, to score and generate text."""
         return Reader(self.model, self.tokenizer, self.longest)
+
+    @cached_property
+    def chat(self) -> ChatTemplate:
+        """How the run's tokenizer writes conversations. Raises ValueError if it has no chat template."""
+        return ChatTemplate(self.tokenizer)
 
     @cached_property
     def source(self) -> Source:
