@@ -60,9 +60,10 @@ class Program(NamedTuple):
     """A program and what is asked of it once it has run, in its own namespace.
 
     What `expressions` should give never enters the sandbox, so that nothing in there can pretend to have computed it.
-    `checks` are code that fails by raising; they have passed if the process reports a secret that it was given, which
-    a program that ends early, and one whose objects are equal to everything in its own eyes, does not bring about. A
-    program that searches the memory of its process may find the secret: prefer expressions where there is a choice.
+    `checks` are code that fails by raising; they have passed if the process reports a secret that it was given, which a
+    program that ends early does not bring about. What they compare has to be of Python's own types, so that no object
+    is equal to everything. A program that searches the memory of its process may find the secret: prefer expressions
+    where there is a choice.
     """
 
     source: str

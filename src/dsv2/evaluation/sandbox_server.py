@@ -4,6 +4,7 @@ It imports the standard library alone. For each job on stdin it forks a process 
 with whatever it has started, and answers on stdout. Messages are JSON, preceded by their length.
 """
 
+import ast
 import builtins
 import contextlib
 import importlib
@@ -18,7 +19,10 @@ import struct
 import sys
 import time
 import types
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
+from decimal import Decimal
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -62,6 +66,23 @@ def literal(value: object) -> str:
     if isinstance(value, dict) and kind is dict:
         return f"dict[{', '.join(sorted(f'{literal(key)}: {literal(item)}' for key, item in value.items()))}]"
     raise TypeError(f"{kind.__name__} is no plain type")
+
+
+SINGLE = frozenset((*map(type, (None, True, 1, 1.0, 1j, "", b"", range(1))), type, Decimal, Fraction))
+SEVERAL = frozenset((list, tuple, set, frozenset, dict, deque, Counter, OrderedDict, defaultdict))
+
+
+def plain(value: Any) -> Any:
+    """Return a value that is compared as Python's own types compare.
+
+    Raises TypeError for any other type, such as one whose objects are equal to everything.
+    """
+    if type(value) in SEVERAL:
+        for item in value.items() if isinstance(value, dict) else value:
+            plain(item)
+    elif type(value) not in SINGLE:
+        raise TypeError(f"{type(value).__name__} is no plain type, so that checks cannot compare it")
+    return value
 
 
 def main() -> None:
@@ -208,9 +229,30 @@ def _outcome(job: dict[str, Any], namespace: dict[str, Any]) -> dict[str, Any]:
         for expression in job["expressions"]:
             values.append(_attempt(partial(_evaluated, expression, namespace)))
         if job["checks"] is not None:
-            error = _attempt(lambda: exec(compile(job["checks"], "<checks>", "exec"), namespace))[1]
+            error = _attempt(lambda: _check(job["checks"], namespace))[1]
             secret = job["secret"] if error is None else None
     return {"values": values, "error": error, "secret": secret}
+
+
+def _check(checks: str, namespace: dict[str, Any]) -> None:
+    """Run checks beside what the program has defined, in which whatever is compared has to be plain."""
+    tree = ast.fix_missing_locations(_Comparisons().visit(ast.parse(checks, "<checks>")))
+    exec(compile(tree, "<checks>", "exec"), namespace | {_Comparisons.NAME: plain})
+
+
+class _Comparisons(ast.NodeTransformer):
+    """Puts a call of `plain` around the operands of comparisons, but for those of identity."""
+
+    NAME = "_plain_"
+
+    def visit_Compare(self, node: ast.Compare) -> ast.Compare:
+        self.generic_visit(node)
+        if not all(isinstance(operator, ast.Is | ast.IsNot) for operator in node.ops):
+            node.left, node.comparators = self._guarded(node.left), list(map(self._guarded, node.comparators))
+        return node
+
+    def _guarded(self, operand: ast.expr) -> ast.expr:
+        return ast.Call(ast.Name(self.NAME, ast.Load()), [operand], [])
 
 
 def _evaluated(expression: str, namespace: dict[str, Any]) -> str:
