@@ -18,7 +18,7 @@ ORDER = (  # a module imports from earlier rows or from its own package only; im
     ("dsv2.accounting", "dsv2.routing", "dsv2.inference", "dsv2.interop"),
     ("dsv2.evaluation", "dsv2.plots"),
     ("dsv2.training", "dsv2.report"),
-    ("dsv2.study", "dsv2.explore"),
+    ("dsv2.study", "dsv2.alignment", "dsv2.explore"),
     ("dsv2.commands", "dsv2.train", "ablations.trials"),
     ("ablations.running", "ablations.reporting"),
     ("dsv2", "ablations"),  # what people call: the public names, `python -m dsv2`, `python -m ablations.run` and others

@@ -1,5 +1,5 @@
 """`python -m dsv2 COMMAND`, or `dsv2 COMMAND`: account, import-hf, export-hf, generate, eval, analyse, export-traces,
-explore, serve.
+explore, serve, tasks.
 
 RUN is a run directory, the name of a trial as in `balance_losses/tiny/paper/0` (sweep, scale, arm, seed), or the first
 digits of a fingerprint.
@@ -103,7 +103,10 @@ def _parser() -> argparse.ArgumentParser:
     parse = commands.add_parser("eval", help="evaluate a model on our benchmarks and those of lm-evaluation-harness")
     parse.add_argument("name", metavar="RUN")
     parse.add_argument(
-        "--tasks", required=True, metavar="A,B", help="cloze, copying, arithmetic, needle or tasks of the harness"
+        "--tasks",
+        required=True,
+        metavar="A,B",
+        help="cloze, copying, arithmetic, needle, following or tasks of the harness",
     )
     parse.add_argument("--include-path", type=_path, metavar="DIR", help="a folder with your own task files")
     parse.add_argument("--limit", type=int, help="questions per task of the harness (default: all)")
@@ -156,7 +159,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_deployment(parse)
     parse.set_defaults(run=_serve)
+
+    parse = commands.add_parser("tasks", help="how hard the instructions of a run's data are for its model")
+    _add_tasks(parse)
+    parse.set_defaults(run=_tasks)
     return parser
+
+
+def _add_tasks(parse: argparse.ArgumentParser) -> None:
+    parse.add_argument("name", metavar="RUN")
+    parse.add_argument("--prompts", type=int, default=200, metavar="N", help="of the training data (default 200)")
+    parse.add_argument("--samples", type=int, default=8, metavar="G", help="replies per prompt (default 8)")
+    parse.add_argument("--temperature", type=float, default=1.0, metavar="T", help="default 1")
+    parse.add_argument("--max-new-tokens", type=int, default=32, metavar="N", help="per reply (default 32)")
+    parse.add_argument("--seed", type=int, default=0, metavar="S")
+    parse.add_argument("--json", action="store_true", help="print an object per task and line")
+    default = "default: the run's own"
+    parse.add_argument(
+        "--text", nargs="+", default=[], metavar="data=...", help=f"overrides that select data ({default})"
+    )
 
 
 def _add_text(parse: argparse.ArgumentParser) -> None:
@@ -254,6 +275,12 @@ def _serve(arguments: argparse.Namespace) -> None:
         deployment=deployment_of(arguments),
         device=arguments.device,
     )
+
+
+def _tasks(arguments: argparse.Namespace) -> None:
+    from dsv2.commands.tasks import tasks_command
+
+    tasks_command(arguments)
 
 
 if __name__ == "__main__":

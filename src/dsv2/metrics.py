@@ -38,6 +38,24 @@ METRICS = {
     "bench/arithmetic": Quantity("arithmetic", "share correct"),
     "bench/needle": Quantity("needle", "share found"),
     "bench/needle_nats": Quantity("needle log-probability", "nats/answer"),
+    "bench/following": Quantity("instructions followed", "share right, greedy"),
+    "bench/pass_at_1": Quantity("pass@1", "share right, drawn"),
+    "bench/pass_at_8": Quantity("pass@8", "share of prompts"),
+    "bench/stopped": Quantity("replies that end themselves", "share"),
+    "bench/unjudged": Quantity("replies without a verdict", "share"),
+    "grpo/reward": Quantity("reward"),
+    "grpo/reward_correct": Quantity("answers right in training", "share"),
+    "grpo/reward_stopped": Quantity("answers that end themselves in training", "share"),
+    "grpo/pass_at_8": Quantity("pass@8 in training", "share of prompts"),
+    "grpo/zero_variance": Quantity("groups without variance", "share"),
+    "grpo/length": Quantity("length of answers", "tokens"),
+    "grpo/capped": Quantity("answers cut off", "share"),
+    "grpo/unjudged": Quantity("answers without a verdict", "share"),
+    "grpo/loss": Quantity("loss of GRPO"),
+    "grpo/kl": Quantity("divergence from the reference", "nats/token"),
+    "grpo/clipped": Quantity("clipped tokens", "share"),
+    "grpo/shift": Quantity("log-ratio to the policy that drew", "nats/token"),
+    "grpo/staleness": Quantity("staleness of answers", "steps"),
     "deployed/agreement": Quantity("sampled alike", "share of tokens"),
     "deployed/kv_bytes_per_token": Quantity("cache held", "bytes/token"),
     "deployed/kv_bits": Quantity("cache held per element", "bits"),
@@ -70,7 +88,12 @@ METRICS = {
     "needle/steps_to_half": Quantity("needle task steps to 50% accuracy"),
     "perf/tokens_per_s": Quantity("tokens per second"),
 }
-PARTS = ("val/bpb", "bench/cloze", "bench/needle")  # also logged for parts of the data, as in val/bpb_code
+PARTS = (
+    "val/bpb",
+    "bench/cloze",
+    "bench/needle",
+    "bench/following",
+)  # also logged for parts of the data, as in val/bpb_code
 
 CHANCE = {
     "bench/cloze": 1 / 4,

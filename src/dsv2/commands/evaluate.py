@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 
 from dsv2.commands.deployment import tell_of_cache
 from dsv2.config import ConfigError
+from dsv2.data.chats import Chats
 from dsv2.data.packing import PackedText
 from dsv2.evaluation.benchmarks import TASKS, TextBenchmarks
+from dsv2.evaluation.following import Following
 from dsv2.evaluation.needle import MULTIPLES, NeedleGrid
+from dsv2.evaluation.verifiers import Judge
 from dsv2.inference.deployed import Deployed
 from dsv2.metrics import chance
 from dsv2.printing import described, warn
@@ -21,8 +24,8 @@ from dsv2.report.terminal import add_row, open_console, open_table
 from dsv2.storage.files import replacing, write_json
 from dsv2.training.saved import SavedRun, open_run
 
-NEEDLE = "needle"
-OWN = (*TASKS, NEEDLE)
+NEEDLE, FOLLOWING = "needle", "following"
+OWN = (*TASKS, NEEDLE, FOLLOWING)
 
 
 class Score(NamedTuple):
@@ -68,6 +71,8 @@ def evaluate_run(
     measures = _own(opened, [task for task in requested if task in TASKS], batch_size)
     if NEEDLE in requested:
         measures[NEEDLE] = _needle(opened, lengths, figure, batch_size)
+    if FOLLOWING in requested:
+        measures[FOLLOWING] = _following(opened)
     if foreign := [task for task in requested if task not in OWN]:
         measures |= _harness(opened, foreign, include_path, limit, batch_size)
     tell_of_cache(opened.model_config, opened.deployment)
@@ -146,6 +151,22 @@ def _needle(run: SavedRun, lengths: Sequence[int], figure: Path | None, batch_si
             with replacing(figure) as scratch:
                 scratch.write_bytes(picture(NEEDLE, "", needle_heatmap(table)).png)
         return [Score(NEEDLE, name, *score, chance(name)) for name, score in grid.scores(table).items()]
+
+    return measure
+
+
+def _following(run: SavedRun) -> Measure:
+    """Prepare the held-out instructions of a run's data, with the run's sizes or, if it has none, the defaults."""
+    if not isinstance(run.source, Chats):
+        valid = "needs conversations, such as --text data=instructions"
+        raise ValueError(f"{FOLLOWING}: {valid}; the data of {run.folder} are none")
+    own = None if run.imported else run.config.benchmarks
+    benchmark = (own if isinstance(own, Following.Config) else Following.Config()).build(run.source)
+
+    def measure() -> list[Score]:
+        with Judge() as judge:
+            scores = benchmark.measure(run.model, judge)
+        return [Score(FOLLOWING, name, value, None, chance(name)) for name, value in scores.items()]
 
     return measure
 

@@ -53,7 +53,7 @@ class ChatTemplate:
         A message has a role, one of `ROLES`, and a content without special tokens; in which order roles may follow one
         another is the template's affair.
         """
-        self._require(messages)
+        require_messages(messages, self.tokenizer.marks)
         return self._text(messages, add_generation_prompt=add_generation_prompt)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
@@ -66,7 +66,7 @@ class ChatTemplate:
         What precedes a reply is the `prompt` of the messages before it, token by token. Raises ValueError as `text`
         does, and for a template with which that is not so, as one that drops thoughts from earlier replies.
         """
-        self._require(messages)
+        require_messages(messages, self.tokenizer.marks)
         ids = self._ids(messages)
         mask = [False] * len(ids)
         for place, message in enumerate(messages):
@@ -104,27 +104,28 @@ class ChatTemplate:
         except Exception as error:  # whatever the program of somebody else does
             raise ValueError(f"messages: the chat template does not take them; {described(error)}") from None
 
-    def _require(self, messages: Sequence[Message]) -> None:
-        """Raise ValueError for the first message that is none."""
-        if isinstance(messages, str | Mapping) or not messages:
-            raise ValueError(f"messages={shortened(repr(messages))}: must be a list of at least one message")
-        for place, message in enumerate(messages):
-            where = f"messages[{place}]"
-            if not isinstance(message, Mapping) or set(message) != KEYS:
-                raise ValueError(f"{where}={shortened(repr(message))}: must have a role, a content and nothing else")
-            role, content = message["role"], message["content"]
-            if role not in ROLES:
-                raise ValueError(f"{where}.role={shortened(repr(role))}: must be one of {', '.join(ROLES)}")
-            shown = f"{where}.content={shortened(repr(content))}"
-            if not isinstance(content, str):
-                raise ValueError(f"{shown}: must be a string")
-            for mark in self.tokenizer.marks:
-                if mark in content:
-                    raise ValueError(f"{shown}: must be free of {mark}, which is the template's to write")
-            try:
-                content.encode()
-            except UnicodeEncodeError:
-                raise ValueError(f"{shown}: must be text in UTF-8") from None
+
+def require_messages(messages: Sequence[Message], marks: Sequence[str] = ()) -> None:
+    """Raise ValueError for the first message that is none, or whose content has one of `marks`."""
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise ValueError(f"messages={shortened(repr(messages))}: must be a list of at least one message")
+    for place, message in enumerate(messages):
+        where = f"messages[{place}]"
+        if not isinstance(message, Mapping) or set(message) != KEYS:
+            raise ValueError(f"{where}={shortened(repr(message))}: must have a role, a content and nothing else")
+        role, content = message["role"], message["content"]
+        if role not in ROLES:
+            raise ValueError(f"{where}.role={shortened(repr(role))}: must be one of {', '.join(ROLES)}")
+        shown = f"{where}.content={shortened(repr(content))}"
+        if not isinstance(content, str):
+            raise ValueError(f"{shown}: must be a string")
+        for mark in marks:
+            if mark in content:
+                raise ValueError(f"{shown}: must be free of {mark}, which is the template's to write")
+        try:
+            content.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{shown}: must be text in UTF-8") from None
 
 
 class _Generation(Extension):

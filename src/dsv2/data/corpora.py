@@ -15,10 +15,10 @@ import tokenizers
 from dsv2.config import ConfigError, Naming, class_name, setting
 from dsv2.data.documents import MOST_DOMAINS, Document, Survey, one_sided, split, take_survey
 from dsv2.data.maths import worksheets
-from dsv2.data.packing import PackedText
+from dsv2.data.packing import PackedText, StoredText
 from dsv2.data.reading import read, stamp, valid_text
 from dsv2.data.source import Source
-from dsv2.data.store import Store, open_store
+from dsv2.data.store import Form, PlainText, Store, open_store
 from dsv2.data.tokenizer import SMALLEST_VOCAB, Tokenizer
 from dsv2.storage.paths import home_of, require_own_files, within
 
@@ -61,11 +61,11 @@ class Text:
 
         def open(
             self, *, sequence_length: int, seed: int, validation_tokens: int, tokenizer: Tokenizer | None = None
-        ) -> PackedText:
+        ) -> StoredText:
             """Open the corpus as `Source.Config.open` does; `tokenizer` replaces the one trained on the corpus."""
             survey, identity = _survey(self, self.stamp()), self.identity()
             if tokenizer is not None:
-                identity["tokenizer"] = f"{GIVEN}, {tokenizer.hash}"
+                identity |= self.given(tokenizer)
             chosen = split(survey, self.val_ratio)
             if one_sided(survey, chosen):
                 valid = "a corpus of at least two different documents, one of them for validation"
@@ -79,6 +79,7 @@ class Text:
                 vocab_size=tokenizer.vocab_size if tokenizer else self.vocab_size,
                 identity=identity,
                 tokenizer=tokenizer,
+                form=self.form,
             )
             return self.pack(
                 store,
@@ -88,7 +89,16 @@ class Text:
                 identity=identity,
             )
 
-        def pack(self, store: Store, **settings: Any) -> PackedText:
+        def given(self, tokenizer: Tokenizer) -> dict[str, str]:
+            """Identify a tokenizer that was not trained on the corpus."""
+            return {"tokenizer": f"{GIVEN}, {tokenizer.hash}"}
+
+        @property
+        def form(self) -> Form:
+            """How documents are tokenized."""
+            return PlainText()
+
+        def pack(self, store: Store, **settings: Any) -> StoredText:
             """Make sequences of a prepared corpus; `settings` are those of `PackedText`."""
             return PackedText(store, **settings)
 
@@ -135,7 +145,7 @@ class Mixture(Text):
             return stamp("data.chinese_path", self.chinese_path) if self.chinese_path is not None else ()
 
         def anchored(self) -> Self:
-            return self if self.chinese_path is None else replace(self, chinese_path=_absolute(self.chinese_path))
+            return self if self.chinese_path is None else replace(self, chinese_path=absolute(self.chinese_path))
 
 
 class Files(Text):
@@ -160,7 +170,7 @@ class Files(Text):
 
         def anchored(self) -> Self:
             assert self.path is not None
-            return replace(self, path=_absolute(self.path))
+            return replace(self, path=absolute(self.path))
 
 
 class HuggingFace(Text):
@@ -183,7 +193,7 @@ class HuggingFace(Text):
 
         def anchored(self) -> Self:
             assert self.path is not None
-            return replace(self, path=_absolute(self.path)) if Path(self.path).exists() else self
+            return replace(self, path=absolute(self.path)) if Path(self.path).exists() else self
 
         def documents(self) -> Iterator[Document]:
             for number, row in enumerate(self._rows()):
@@ -238,7 +248,8 @@ def _survey(config: Text.Config, stamp: tuple[Any, ...]) -> Survey:
     return take_survey(config.documents())
 
 
-def _absolute(path: str) -> str:
+def absolute(path: str) -> str:
+    """Return a path or glob that holds in any working directory."""
     return str(Path(path).expanduser().absolute())
 
 

@@ -13,6 +13,7 @@ class Document(NamedTuple):
     text: str
     domain: str
     held_out: bool | None = None  # the side it must be on; None: its text decides
+    place: str | None = None  # where it was read, for messages
 
 
 class Survey(NamedTuple):
@@ -28,7 +29,7 @@ class Survey(NamedTuple):
 def take_survey(documents: Iterable[Document]) -> Survey:
     """Hash and count every document."""
     total, digests, domains, num_bytes, sides = hashlib.sha256(), [], [], 0, {}
-    for text, domain, held_out in documents:
+    for text, domain, held_out, _ in documents:
         digests.append(text_digest(text))
         domains.append(domain)
         num_bytes += len(text.encode())

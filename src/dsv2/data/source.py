@@ -5,6 +5,7 @@ B sequences, T tokens per sequence, V vocabulary.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -27,6 +28,18 @@ class Batch(NamedTuple):
     inputs: Tensor  # (B, T) int64
     targets: Tensor  # (B, T) int64, the next tokens; NOT_SCORED where there is no loss
     domains: Tensor | None  # (B, T) int8, index into `Source.domains` of each input's document; None: no domains
+    # (B, T) int64, place of each input in its document, -1 for padding; documents see nothing of one another. None: a
+    # sequence is one document, whatever it holds.
+    positions: Tensor | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """Return the batch with every tensor changed alike, as to some of the sequences."""
+        domains, positions = (None if field is None else change(field) for field in self[2:])
+        return Batch(change(self.inputs), change(self.targets), domains, positions)
+
+    def rows(self, first: int, count: int) -> "Batch":
+        """Return sequences `first` to `first + count - 1`, as far as there are so many."""
+        return self.map(lambda field: field[first : first + count])
 
 
 class Source(ABC):
@@ -69,6 +82,10 @@ class Source(ABC):
     def record(self) -> dict[str, Any]:
         """Return what a run stores to identify its data, JSON-ready."""
         return {"identity": self.identity}
+
+    def overview(self, total_tokens: int) -> str | None:
+        """Return what is worth saying before `total_tokens` of training, in a line; None for nothing."""
+        return None
 
     @abstractmethod
     def train(self, first: int, count: int) -> Batch:

@@ -3,7 +3,10 @@
     tokenizer.json  trained on the training split
     train.bin       token ids, uint16 (uint32 above 65,536 ids); each document is followed by <|endoftext|>
     val.bin
-    documents.npz   per split, `<split>_starts` int64 (first token of each document) and `<split>_domains` int8
+    documents.npz   per split, `<split>_starts` int64 (first token of each document) and `<split>_domains` int8; with
+                    documents that are more than their text, also `<split>_scored` uint8 (a bit per token: whether it
+                    is to be learned) and `<split>_notes` uint8 (JSON lines, one per document) and
+                    `<split>_numbers` int64 (place of each document in the corpus)
     manifest.json   written last: identity, counts, SHA-256 of itself and of the other files
 
 A folder is written under another name and renamed when complete, under a lock, so a folder named by its key is always
@@ -18,8 +21,9 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -47,6 +51,37 @@ class Split(NamedTuple):
     tokens: np.ndarray  # (N,) uint16 or uint32, memory-mapped
     starts: np.ndarray  # (n,) int64, first token of each document
     domains: np.ndarray  # (n,) int8, index into `Store.domains`
+    scored: np.ndarray | None = None  # (N,) bool, whether a token is to be learned; None: all are
+    notes: tuple[str, ...] = ()  # n, what else the `Form` keeps of each document, in JSON; empty if it keeps nothing
+    numbers: np.ndarray | None = None  # (n,) int64, place of each document in the corpus, where there are notes
+
+
+class Encoded(NamedTuple):
+    """A document in tokens."""
+
+    ids: list[int]
+    scored: list[bool] | None = None  # of each token, whether it is to be learned; None: all are
+    note: str = "null"  # what else is kept, one line of JSON
+
+
+class Form(Protocol):
+    """How a document is tokenized."""
+
+    def shown(self, text: str) -> str:
+        """Return of a document's text what a tokenizer is trained on. Raises ValueError."""
+
+    def encode(self, tokenizer: Tokenizer, texts: list[str]) -> Iterator[Encoded]:
+        """Yield the tokens of each document's text. Raises ValueError for one that cannot be used."""
+
+
+class PlainText:
+    """The text, followed by <|endoftext|>."""
+
+    def shown(self, text: str) -> str:
+        return text
+
+    def encode(self, tokenizer: Tokenizer, texts: list[str]) -> Iterator[Encoded]:
+        return (Encoded([*ids, tokenizer.end_id]) for ids in tokenizer.encode_batch(texts))
 
 
 class Store(NamedTuple):
@@ -68,12 +103,14 @@ def open_store(
     vocab_size: int,
     identity: dict[str, str],
     tokenizer: Tokenizer | None = None,
+    form: Form | None = None,
 ) -> Store:
     """Open the prepared corpus with this `identity`; prepare it first if it is missing or damaged.
 
     `documents` is iterated twice and must match `survey`; `chosen` holds the digests of the validation documents.
-    Without a `tokenizer`, one is trained. Raises RuntimeError if the documents change in between, DiskFull, and Busy
-    if another process has stopped while preparing it.
+    Without a `tokenizer`, one is trained; without a `form`, documents are `PlainText`. Raises RuntimeError if the
+    documents change in between, ConfigError for one that the form cannot use, DiskFull, and Busy if another process has
+    stopped while preparing it.
     """
     folder = runs_root() / ".data" / digest(identity)
     if not _complete(folder):
@@ -83,7 +120,9 @@ def open_store(
                 with new_directory(folder, replace=True) as scratch:
                     copied = _copied(scratch, identity)
                     if not copied:
-                        _prepare(scratch, documents, survey, chosen, vocab_size, identity, tokenizer)
+                        _prepare(
+                            scratch, documents, survey, chosen, vocab_size, identity, tokenizer, form or PlainText()
+                        )
                 if not copied:
                     _keep_copy(folder, identity)
     return _open(folder, vocab_size, tokenizer)
@@ -107,7 +146,12 @@ def _open(folder: Path, vocab_size: int, tokenizer: Tokenizer | None = None) -> 
 
     def side(name: str) -> Split:
         tokens = np.memmap(folder / f"{name}.bin", dtype=manifest["dtype"], mode="r")
-        return Split(tokens, tables[f"{name}_starts"], tables[f"{name}_domains"])
+        split = Split(tokens, tables[f"{name}_starts"], tables[f"{name}_domains"])
+        if f"{name}_scored" not in tables:
+            return split
+        scored = np.unpackbits(tables[f"{name}_scored"], count=len(tokens)).astype(bool)
+        notes = tuple(tables[f"{name}_notes"].tobytes().decode().split("\n")[:-1])
+        return split._replace(scored=scored, notes=notes, numbers=tables[f"{name}_numbers"])
 
     tokenizer = tokenizer or Tokenizer.load(folder / TOKENIZER, vocab_size)
     return Store(side("train"), side("val"), tuple(manifest["domains"]), tokenizer, manifest, folder)
@@ -185,6 +229,7 @@ def _prepare(
     vocab_size: int,
     identity: dict[str, str],
     tokenizer: Tokenizer | None,
+    form: Form,
 ) -> None:
     progress = _Progress(survey)
     in_val = [text in chosen for text in survey.digests]
@@ -193,27 +238,37 @@ def _prepare(
         for document, held_out in zip(documents, in_val, strict=False):
             progress.step("training the tokenizer", document)
             if not held_out:
-                yield document.text
+                with _naming(document):
+                    text = form.shown(document.text)
+                yield text
 
     tokenizer = tokenizer or Tokenizer.train(training_texts(), vocab_size)
     tokenizer.save(folder / TOKENIZER)
     names = sorted(set(survey.domains))
     dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
-    writers = {name: _Writer(folder / f"{name}.bin", tokenizer, dtype) for name in SPLITS}
+    writers = {name: _Writer(folder / f"{name}.bin", tokenizer, dtype, form) for name in SPLITS}
     progress.restart()
 
     def written() -> Iterator[Document]:
-        for document, held_out in zip(documents, in_val, strict=False):
+        for number, (document, held_out) in enumerate(zip(documents, in_val, strict=False)):
             progress.step("tokenizing", document)
-            writers["val" if held_out else "train"].add(document.text, names.index(document.domain))
+            writers["val" if held_out else "train"].add(document, names.index(document.domain), number)
             yield document
 
     # A change since the survey would put documents in the wrong split and give the folder a wrong name.
     if take_survey(written()).content_hash != survey.content_hash:
         raise RuntimeError("the corpus changed while it was being prepared; start again")
     splits = {name: writer.close() for name, writer in writers.items()}
-    tables = {f"{name}_starts": np.array(writer.starts, dtype=np.int64) for name, writer in writers.items()}
+    tables: dict[str, np.ndarray] = {
+        f"{name}_starts": np.array(writer.starts, dtype=np.int64) for name, writer in writers.items()
+    }
     tables |= {f"{name}_domains": np.array(writer.domains, dtype=np.int8) for name, writer in writers.items()}
+    if any(writer.scored for writer in writers.values()):
+        for name, writer in writers.items():
+            tables[f"{name}_scored"] = np.packbits(np.frombuffer(writer.scored, dtype=bool))
+            notes = "".join(f"{note}\n" for note in writer.notes)
+            tables[f"{name}_notes"] = np.frombuffer(notes.encode(), dtype=np.uint8)
+            tables[f"{name}_numbers"] = np.array(writer.numbers, dtype=np.int64)
     np.savez(folder / "documents.npz", **tables)  # type: ignore[arg-type]
     manifest = {
         "identity": identity,
@@ -230,25 +285,32 @@ def _prepare(
 class _Writer:
     """Tokenizes documents in chunks and appends them to one split's file."""
 
-    def __init__(self, path: Path, tokenizer: Tokenizer, dtype: np.dtype) -> None:
-        self.file, self.tokenizer, self.dtype = path.open("wb"), tokenizer, dtype
-        self.starts, self.domains = list[int](), list[int]()
-        self.tokens, self.bytes = 0, 0
-        self._buffer, self._size = list[str](), 0
+    def __init__(self, path: Path, tokenizer: Tokenizer, dtype: np.dtype, form: Form) -> None:
+        self.file, self.tokenizer, self.dtype, self.form = path.open("wb"), tokenizer, dtype, form
+        self.starts, self.domains, self.numbers, self.notes = list[int](), list[int](), list[int](), list[str]()
+        self.tokens, self.bytes, self.scored = 0, 0, bytearray()  # one byte per token
+        self._buffer, self._size = list[Document](), 0
 
-    def add(self, text: str, domain: int) -> None:
-        self._buffer.append(text)
-        self._size += len(text)
+    def add(self, document: Document, domain: int, number: int) -> None:
+        self._buffer.append(document)
+        self.numbers.append(number)
+        self._size += len(document.text)
         self.domains.append(domain)
         if self._size >= _CHUNK:
             self._flush()
 
     def _flush(self) -> None:
-        for text, ids in zip(self._buffer, self.tokenizer.encode_batch(self._buffer), strict=True):
+        encoded = self.form.encode(self.tokenizer, [document.text for document in self._buffer])
+        for document in self._buffer:
+            with _naming(document):
+                ids, scored, note = next(encoded)
             self.starts.append(self.tokens)
-            self.file.write(np.array([*ids, self.tokenizer.end_id], dtype=self.dtype).data)
-            self.tokens += len(ids) + 1
-            self.bytes += len(text.encode())
+            self.file.write(np.array(ids, dtype=self.dtype).data)
+            self.tokens += len(ids)
+            self.bytes += len(document.text.encode())
+            if scored is not None:
+                self.scored += bytes(scored)
+                self.notes.append(note)
         self._buffer, self._size = [], 0
 
     def close(self) -> dict[str, int]:
@@ -256,6 +318,15 @@ class _Writer:
         self._flush()
         self.file.close()
         return {"tokens": self.tokens, "documents": len(self.starts), "bytes": self.bytes}
+
+
+@contextmanager
+def _naming(document: Document) -> Iterator[None]:
+    """Turn the ValueError of a document that cannot be used into a ConfigError that says where it is."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError("data", document.place or document.domain, str(error)) from None
 
 
 class _Progress:

@@ -10,7 +10,7 @@ from dsv2.data.source import NOT_SCORED, Batch, bits_per_byte, count_bytes
 from dsv2.kernels.cross_entropy import token_nats
 from dsv2.models.moe.dropping import Dropping
 from dsv2.models.transformer import Transformer, evaluating
-from dsv2.routing.measures import Counts, count, mean_measures, measure
+from dsv2.routing.measures import Counts, count, mean_measures, measure, without_padding
 
 
 @torch.no_grad()
@@ -38,13 +38,15 @@ def evaluate(
     with evaluating(model):
         for first in range(0, len(batch.inputs), batch_size):
             part = slice(first, first + batch_size)
-            targets = batch.targets[part].to(model.embedding.device)
-            output = model(batch.inputs[part].to(targets.device))
+            inputs, targets, _, positions = batch.rows(first, batch_size)
+            targets = targets.to(model.embedding.device)
+            output = model(inputs.to(targets.device), positions=positions)
             logits = output.logits.float()
             nats[part] = token_nats(logits, targets).double().cpu()
             hits[part] = (logits.argmax(-1) == targets).cpu()  # NOT_SCORED is not a token id
             if moe is not None:
-                new = [count(routing, num_devices=moe.num_devices) for routing in output.routings]
+                routings = without_padding(output.routings, positions)
+                new = [count(routing, num_devices=moe.num_devices) for routing in routings]
                 counts = [old + more for old, more in zip(counts, new, strict=True)] if counts else new
     scored = batch.targets != NOT_SCORED
     right = hits.sum(1) == scored.sum(1) if whole_answers else hits[scored]
@@ -76,8 +78,9 @@ def loss_at_capacity(model: Transformer, batch: Batch, *, batch_size: int) -> fl
     dropper.train()
     nats, device = 0.0, model.embedding.device
     for first in range(0, len(batch.inputs), batch_size):
-        targets = batch.targets[first : first + batch_size].to(device)
-        logits = dropper(batch.inputs[first : first + batch_size].to(device)).logits.float()
+        inputs, targets, _, positions = batch.rows(first, batch_size)
+        targets = targets.to(device)
+        logits = dropper(inputs.to(device), positions=positions).logits.float()
         nats += F.cross_entropy(
             logits.flatten(0, 1), targets.flatten(), ignore_index=NOT_SCORED, reduction="sum"
         ).item()

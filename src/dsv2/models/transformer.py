@@ -174,8 +174,9 @@ class Transformer(nn.Module):
             tokens: (B, T) int64, B and T at least 1. Raises ValueError for other shapes and types and, except on a GPU,
                 which would have to be waited for, for ids out of the vocabulary.
             positions: (B, T) int64, for rows of different lengths. They are consecutive within a row; -1 marks padding
-                on either side, which is masked. By default, tokens follow those in the caches. With the model on a
-                GPU, positions on the CPU save waiting for it.
+                on either side, which is masked. Without caches, 0 begins another document, which sees nothing of those
+                before it in its row. By default, tokens follow those in the caches. With the model on a GPU, positions
+                on the CPU save waiting for it.
             caches: One per layer, as of `dsv2.inference.cache.allocate_model`, with the earlier tokens; they are
                 extended. If anything fails, they have the length they had.
             exempt: (B,) bool, sequences exempt from token dropping.

@@ -4,6 +4,7 @@ B sequences, T tokens, E experts, K experts per token, D devices.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,6 +38,14 @@ class Measures(NamedTuple):
     drop_rate: float  # share of pairs that were dropped
     overflow: float  # share of pairs that a capacity factor of 1.0 would drop
     devices_per_token: float
+
+
+def without_padding(routings: Sequence[Routing], positions: Tensor | None) -> tuple[Routing, ...]:
+    """Return the routings of the tokens at `positions` (B, T) other than -1, as one sequence; all if they are None."""
+    if positions is None or not routings:
+        return tuple(routings)
+    given = positions.to(routings[0].experts.device) >= 0
+    return tuple(routing.map(lambda tensor: tensor[given].unsqueeze(0)) for routing in routings)
 
 
 def count(routing: Routing, *, num_devices: int) -> Counts:

@@ -115,9 +115,10 @@ def passes(
     assert not model.training, "training mode may drop tokens"
     device = model.embedding.device
     for first in range(0, len(batch.inputs), batch_size):
-        inputs, targets = (part[first : first + batch_size].to(device) for part in batch[:2])
+        inputs, targets, _, positions = batch.rows(first, batch_size)
+        targets = targets.to(device)
         with torch.no_grad():
-            output = model(inputs)
+            output = model(inputs.to(device), positions=positions)
             nats = token_nats(output.logits, targets)
         scored = (targets != NOT_SCORED).sum(1)
         yield output, SequenceLosses(nats.double().sum(1).cpu().numpy(), scored.double().cpu().numpy())

@@ -10,7 +10,7 @@ import signal
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,10 +22,9 @@ import yaml
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dsv2.config import ConfigError, plain
-from dsv2.data.module import Stream
 from dsv2.data.source import Source, repetition_warning
 from dsv2.kernels.choice import KERNELS, using
-from dsv2.printing import warn
+from dsv2.printing import complain, warn
 from dsv2.storage import checkpoints
 from dsv2.storage.files import sweep, write_json, write_text
 from dsv2.storage.locks import Busy, hold
@@ -62,12 +61,12 @@ class Interrupted(RuntimeError):
     """Training was stopped by SIGTERM before its last step; it resumes from the last checkpoint."""
 
 
-def fit(run: Run.Config, folder: Path, *, module: type[Module] = Module) -> dict[str, Any]:
+def fit(run: Run.Config, folder: Path, *, module: Callable[[Run.Config], Module] | None = None) -> dict[str, Any]:
     """Train to the end and return the contents of `result.json`; a finished run is not trained again.
 
-    `module` replaces `Module` to train with another objective. It is not part of the fingerprint, so such runs need
-    folders of their own. With `trainer.devices` above 1, every process started by torchrun calls this and the first
-    one writes. Raises ConfigError for missing devices, Busy if another process trains the run, Diverged for a
+    `module`, a subclass of `Module`, replaces that of the run's objective. It is not part of the fingerprint, so such
+    runs need folders of their own. With `trainer.devices` above 1, every process started by torchrun calls this and the
+    first one writes. Raises ConfigError for missing devices, Busy if another process trains the run, Diverged for a
     non-finite loss, Interrupted or KeyboardInterrupt when asked to stop, DiskFull, and passes on any other error. Only
     Diverged and other errors are failures, recorded in `result.json`; the last good checkpoint is always kept.
     """
@@ -80,6 +79,7 @@ def fit(run: Run.Config, folder: Path, *, module: type[Module] = Module) -> dict
             return before
         require_accelerator(run.trainer.accelerator)
         require_kernels(run.trainer.kernels)
+        module = module or (Module if run.objective is None else run.objective.module)
         with _held(folder, group):
             if (meanwhile := done()) is not None:  # another process trained it and has just let go
                 return meanwhile
@@ -139,7 +139,7 @@ def _silent(run: Run.Config) -> Run.Config:
     return replace(run, trainer=replace(run.trainer, progress=False), logger=replace(run.logger, wandb=wandb))
 
 
-def _fit(run: Run.Config, folder: Path, module: type[Module], group: Group, shared: Path) -> None:
+def _fit(run: Run.Config, folder: Path, module: Callable[[Run.Config], Module], group: Group, shared: Path) -> None:
     """Train in `folder`, starting from the newest checkpoint in `shared`."""
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     for directory in (folder, folder / CHECKPOINTS):
@@ -189,10 +189,13 @@ def _train(run: Run.Config, folder: Path, module: Module, group: Group, shared: 
     start = begin(run, module.model, folder, resumed=None if checkpoint is None else shared)
     source = open_data(run, start)
     _keep_data(source, folder)
+    module.begin(source, resumed=checkpoint is not None)
     batches = module.batches
-    warning = repetition_warning(source, batches.total_tokens)
-    if warning is not None and group.first:
-        warn(warning)
+    if group.first and run.objective is None:
+        if (overview := source.overview(batches.total_tokens)) is not None:
+            complain(overview)
+        if (warning := repetition_warning(source, batches.total_tokens)) is not None:
+            warn(warning)
     recorder = Recorder(module, source, folder)
     (folder / RESULT).unlink(missing_ok=True)  # of an earlier attempt
     trainer = L.Trainer(
@@ -217,7 +220,7 @@ def _train(run: Run.Config, folder: Path, module: Module, group: Group, shared: 
         limit_val_batches=0,
     )
     if run.trainer.tokens:
-        trainer.fit(module, datamodule=Stream(source, batches), ckpt_path=checkpoint)
+        trainer.fit(module, datamodule=module.stream(source), ckpt_path=checkpoint)
     else:
         _evaluate(trainer, module, recorder, folder)
     if trainer.global_step < batches.num_steps:

@@ -1,7 +1,7 @@
 """The training objective: cross-entropy plus the weighted balance losses and z-loss of the MoE layers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -50,18 +50,32 @@ def training_loss(
     moe: MoE.Config | None,
     alphas: BalanceLoss.Config,
     router_logits: Sequence[Tensor] = (),
+    positions: Tensor | None = None,
 ) -> Losses:
     """Add the weighted losses of the routers to the cross-entropy `ce`: means over sequences, summed over layers.
 
-    `router_logits` are those of `Transformer.hidden`, for the z-loss.
+    `router_logits` are those of `Transformer.hidden`, for the z-loss. With `positions` (B, T), a sequence is what its
+    row holds besides the padding (-1) at its end.
     """
     balance = torch.zeros(3, device=ce.device)
     if moe is not None and any((alphas.expert, alphas.device, alphas.communication)):
         weights = torch.tensor((alphas.expert, alphas.device, alphas.communication), device=ce.device)
+        lengths = None if positions is None else (positions >= 0).sum(1).tolist()
         for routing in routings:
-            balance = balance + weights * torch.stack(moe.balance_losses(routing)).mean(-1)
+            if lengths is None:
+                losses = torch.stack(moe.balance_losses(routing))
+            else:
+                losses = torch.cat([torch.stack(moe.balance_losses(row)) for row in _rows(routing, lengths)], dim=-1)
+            balance = balance + weights * losses.mean(-1)
     z = torch.zeros((), device=ce.device)
     for logits in router_logits:
-        z = z + alphas.z * z_loss(logits)
+        z = z + alphas.z * z_loss(logits, None if positions is None else positions >= 0)
     expert, device, communication = balance.unbind()
     return Losses(ce + balance.sum() + z, ce, expert, device, communication, z)
+
+
+def _rows(routing: Routing, lengths: Sequence[int]) -> Iterator[Routing]:
+    """Yield the routing of the first tokens of each row."""
+    for row, length in enumerate(lengths):
+        place = slice(row, row + 1), slice(length)
+        yield routing.map(lambda tensor, place=place: tensor[place])  # type: ignore[misc]

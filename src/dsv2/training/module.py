@@ -3,18 +3,21 @@
 B batch, T tokens.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import lightning as L
 import torch
 from torch import Tensor
 
-from dsv2.data.source import Batch
+from dsv2.data.module import Stream
+from dsv2.data.source import NOT_SCORED, Batch, Source
 from dsv2.inference.precision import OPS
 from dsv2.models.moe.loss_free import LossFree
 from dsv2.models.moe.router import Routing
+from dsv2.routing.measures import without_padding
 from dsv2.training.losses import Losses, training_loss
-from dsv2.training.processes import mean, total
+from dsv2.training.processes import mean, num_processes, total
 from dsv2.training.run import Run
 
 
@@ -26,7 +29,9 @@ class Step(NamedTuple):
     """What a training step passes to the callbacks, detached."""
 
     losses: Losses
-    routings: tuple[Routing, ...]
+    routings: tuple[Routing, ...]  # without padding
+    tokens: int  # that the model read, of this process
+    measures: Mapping[str, Tensor]  # what else is logged, scalars by their names; averaged over the steps that have it
 
 
 class Module(L.LightningModule):
@@ -43,13 +48,26 @@ class Module(L.LightningModule):
         self.routed: tuple[Routing, ...] = ()  # of the last batch
         self.loads: list[Tensor] = []  # of the loss-free layers, over the batches of this step; (E,) int64 each
 
+    def begin(self, source: Source, *, resumed: bool) -> None:
+        """Take the opened data, once the model has the weights that it starts with, or will be given a checkpoint's."""
+
+    def stream(self, source: Source) -> L.LightningDataModule:
+        """Return what yields the batch of every remaining step."""
+        return Stream(source, self.batches)
+
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         losses, routings = self.objective(batch)
+        return self.stepped(losses, without_padding(detached(routings), batch.positions), batch.inputs.numel())
+
+    def stepped(
+        self, losses: Losses, routings: tuple[Routing, ...], tokens: int, measures: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Any]:
+        """Return the result of a training step. Raises Diverged for a loss that is not finite."""
         averaged = Losses(*mean(torch.stack(losses).detach()).unbind())
         if not torch.isfinite(averaged.total):  # the same in all processes, so that none waits for one that stopped
             raise Diverged(f"the loss became {averaged.total.item()} in step {self.global_step + 1}")
-        self.routed = detached(routings)
-        return {"loss": losses.total, "step": Step(averaged, self.routed)}
+        self.routed = routings
+        return {"loss": losses.total, "step": Step(averaged, routings, tokens, measures or {})}
 
     def objective(self, batch: Batch) -> tuple[Losses, tuple[Routing, ...]]:
         """Return the losses of a step and the routing of its tokens: the method to override for another objective.
@@ -58,10 +76,17 @@ class Module(L.LightningModule):
         """
         logits: list[Tensor] | None = [] if self.config.loss.z else None
         x, routings = self.model.hidden(
-            batch.inputs, exempt=self._exempt(len(batch.inputs)), seed=self._step_seed, router_logits=logits
+            batch.inputs,
+            positions=batch.positions,
+            exempt=self._exempt(len(batch.inputs)),
+            seed=self._step_seed,
+            router_logits=logits,
         )
         ce = self.model.mean_nats(x, batch.targets)
-        return training_loss(ce, routings, self.moe, self.config.loss, logits or ()), routings
+        if batch.positions is not None and num_processes() > 1:  # shares have different numbers of scored tokens
+            scored = (batch.targets != NOT_SCORED).sum()
+            ce = ce * (scored / mean(scored))
+        return training_loss(ce, routings, self.moe, self.config.loss, logits or (), batch.positions), routings
 
     @property
     def _step_seed(self) -> int:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 KEY = "init_from"
 # What a run takes from its origin unless it is overridden: all that affects the result, except for the seed.
-ADOPTED = ("model", "data", "optim", "loss", "trainer", "benchmarks")
+ADOPTED = ("model", "data", "optim", "loss", "trainer", "benchmarks", "objective")
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,11 @@ def joined(settings: Training.Config) -> Iterator[Group]:
         dist.destroy_process_group()
 
 
+def num_processes() -> int:
+    """Return the number of processes of the run."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def total(share: Tensor) -> Tensor:
     """Sum a tensor over the processes of the run."""
     if not dist.is_initialized():
@@ -74,4 +79,4 @@ def total(share: Tensor) -> Tensor:
 
 def mean(share: Tensor) -> Tensor:
     """Average a tensor over the processes of the run."""
-    return total(share) / dist.get_world_size() if dist.is_initialized() else share
+    return total(share) / num_processes() if dist.is_initialized() else share

@@ -20,19 +20,27 @@ from dsv2.config import (
     settings_of,
     structure,
 )
+from dsv2.data.chats import Chats
 from dsv2.data.corpora import Text
 from dsv2.data.source import Source
 from dsv2.evaluation.benchmarks import TextBenchmarks
+from dsv2.evaluation.following import Following
 from dsv2.evaluation.needle import NeedleGrid
 from dsv2.evaluation.positions import LossByPosition
 from dsv2.inference.deployed import Deployed
 from dsv2.models.transformer import Transformer
 from dsv2.training.losses import BalanceLoss
+from dsv2.training.objective import Objective
 from dsv2.training.optim import AdamW
 from dsv2.training.origin import Origin, adopt, reaching
 from dsv2.training.schedule import BatchRamp
 
-BENCHMARKS = {TextBenchmarks.Config: "text", LossByPosition.Config: "positions", NeedleGrid.Config: "needle"}
+BENCHMARKS = {
+    TextBenchmarks.Config: "text",
+    LossByPosition.Config: "positions",
+    NeedleGrid.Config: "needle",
+    Following.Config: "following",
+}
 FORMAT = 1  # increment when the same config comes to mean another computation, so that old results are not reused
 
 
@@ -104,9 +112,10 @@ class Run:
         trainer: Training.Config
         logger: Logging.Config
         # Computed at the last step.
-        benchmarks: TextBenchmarks.Config | LossByPosition.Config | NeedleGrid.Config | None = None
+        benchmarks: TextBenchmarks.Config | LossByPosition.Config | NeedleGrid.Config | Following.Config | None = None
         deployment: Deployed.Config | None = added(None)  # how the model is evaluated; None: as it is trained
         init_from: Origin.Config | None = added(None)  # the run whose weights this one starts from; None: random ones
+        objective: Objective.Config | None = added(None)  # None: the cross-entropy of the data
         study: str | None = setting(None)  # labels of a study's trial; they do not affect the computation
         scale: str | None = setting(None)
         arm: str | None = setting(None)
@@ -138,9 +147,8 @@ class Run:
             self.require(self.trainer.devices == 1 or not coupled, "trainer.devices", valid)
             if self.deployment is not None:
                 self.deployment.require_fits(self.model.attention)
-            if self.benchmarks is not None and not isinstance(self.data, Text.Config):
-                name = BENCHMARKS[type(self.benchmarks)]
-                raise ConfigError("benchmarks", name, "none for data without text, such as synthetic sequences")
+            if self.benchmarks is not None:
+                self._require_benchmarks_fit(BENCHMARKS[type(self.benchmarks)])
             if isinstance(self.benchmarks, LossByPosition.Config):
                 valid = f"at most an eighth of {limit}, the positions of model.rope"
                 fits = limit is None or self.benchmarks.longest <= limit
@@ -153,6 +161,20 @@ class Run:
                     fits = tokens <= length
                     valid = f"{tokens} tokens per question, at most trainer.sequence_length={length}"
                     self.require(fits, f"benchmarks.{name}", valid)
+
+            if isinstance(self.data, Chats.Config) and self.deployment is not None:
+                whole = "null, since several conversations in a sequence cannot share a cache"
+                self.require(self.deployment.kv is None, "deployment.kv", whole)
+            if self.objective is not None:
+                self.objective.require_fits(self)
+
+        def _require_benchmarks_fit(self, name: str) -> None:
+            chats = isinstance(self.data, Chats.Config)
+            if not isinstance(self.data, Text.Config):
+                raise ConfigError("benchmarks", name, "none for data without text, such as synthetic sequences")
+            if chats != isinstance(self.benchmarks, Following.Config):
+                valid = "following or none for conversations" if chats else "one of text, following is of conversations"
+                raise ConfigError("benchmarks", name, valid)
 
         def fingerprint(self, naming: Naming = class_name) -> str:
             """Return 16 hex digits that identify the computation: a hash of typed config, corpus and tokenizer.

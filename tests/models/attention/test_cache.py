@@ -189,7 +189,7 @@ def test_a_row_of_padding_alone_is_finite(model):
     ("positions", "message"),
     [
         ([[0, 1, 2], [0, 2, 3]], r"positions\[1\]=\[0, 2, 3\]: must count up by one, -1 for padding"),
-        ([[0, 1, 2], [1, 0, -1]], r"positions\[1\]"),
+        ([[0, 1, 2], [1, 3, -1]], r"positions\[1\]"),
         ([[0, 1, 2], [-2, -1, 0]], None),
         ([[0, 1], [0, 1]], r"positions has shape \(2, 2\)"),
         ([[0.0, 1.0, 2.0]] * 2, r"positions has shape \(2, 3\) torch.float32"),
@@ -217,3 +217,61 @@ def test_a_row_goes_on_from_its_cache():
         model(tokens, positions=torch.tensor([[2, 3], [2, 3]]), caches=caches)
     with pytest.raises(ValueError, match="5 tokens do not fit in a cache of 4"):
         model(torch.zeros(2, 3, dtype=torch.int64), positions=torch.tensor([[2, 3, 4], [1, 2, 3]]), caches=caches)
+
+
+# ---- several documents in a row --------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_documents_of_a_row_see_nothing_of_one_another(model, rows):
+    """Every order of documents, with padding at the end, whatever the other documents' ids are."""
+    alone = [model(ids[None]).logits[0] for ids in rows]
+    order = [2, 0, 3, 1]
+    length = sum(LENGTHS) + 3
+    tokens = torch.full((2, length), 7)
+    positions = torch.full((2, length), -1)
+    for row, numbers in enumerate((order, order[::-1])):
+        joined = torch.cat([rows[number] for number in numbers])
+        tokens[row, : len(joined)] = joined
+        positions[row, : len(joined)] = torch.cat([torch.arange(LENGTHS[number]) for number in numbers])
+    assert positions[0, :9].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 0]
+    logits = model(tokens, positions=positions).logits
+    assert logits.isfinite().all()
+    for row, numbers in enumerate((order, order[::-1])):
+        parts = logits[row, : sum(LENGTHS)].split([LENGTHS[number] for number in numbers])
+        for number, part in zip(numbers, parts, strict=True):
+            assert (part - alone[number]).abs().max() <= ROW * alone[number].abs().max(), number
+    last = slice(sum(LENGTHS) - LENGTHS[order[-1]], sum(LENGTHS))
+    others = tokens.clone()
+    others[0, : last.start] = (others[0, : last.start] + 5) % 2048
+    again = model(others, positions=positions).logits[0, last]
+    assert (again - logits[0, last]).abs().max() <= ROW * logits[0, last].abs().max()
+
+
+def test_gradients_stay_within_their_document(model, rows):
+    joined, lengths = torch.cat(rows)[None], LENGTHS
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    states, _ = model.hidden(joined, positions=positions)
+    model.zero_grad()
+    states[0, sum(lengths[:2]) : sum(lengths[:3])].sum().backward()
+    touched = set(model.embedding.grad.abs().sum(1).nonzero()[:, 0].tolist())
+    model.zero_grad(set_to_none=True)
+    own = set(rows[2].tolist())
+    if model.head is None or model.config.tie_embeddings:
+        pytest.skip("the head's gradient is in the embedding")
+    assert touched <= own | {0}
+    assert touched & own
+
+
+@pytest.mark.parametrize("positions", [[0, 1, 0, 2], [0, 0, 2, 3], [3, 4, 0, 2], [0, -1, 2, 3]])
+def test_documents_that_skip_a_place_are_refused(positions):
+    model = dsv2.load(["model.num_layers=1"]).model.build()
+    with pytest.raises(ValueError, match=r"positions\[0\]=.*: must count up by one, .*; 0 begins another document"):
+        model(torch.zeros(1, 4, dtype=torch.int64), positions=torch.tensor([positions]))
+
+
+def test_documents_and_caches_exclude_one_another():
+    model = dsv2.load(["model.num_layers=1"]).model.build()
+    caches = allocate_model(model, batch_size=1, max_length=4)
+    with pytest.raises(ValueError, match="must count up from 0, the length of its cache, by one"):
+        model(torch.zeros(1, 4, dtype=torch.int64), positions=torch.tensor([[0, 1, 0, 1]]), caches=caches)

@@ -40,7 +40,7 @@ def test_snapshots_are_the_routing_of_the_probe(quick: list[str], tmp_path: Path
     assert set(rows["layer"]) == {1, 2}
     assert [dtype.itemsize for dtype in rows.dtypes] == [4, 2, 2, 2, 2]
     source = run.data.open(sequence_length=32, seed=0, validation_tokens=1024)
-    tokens = probe(source.validation())
+    tokens = probe(source.validation()).inputs
     assert tokens.shape == (16, 32)
     for step, model in ((0, run.model.build(seed=run.seed)), (12, open_run(tmp_path).model)):
         with torch.no_grad():
@@ -100,8 +100,11 @@ def test_a_hole_in_the_snapshots_is_seen(quick: list[str], tmp_path: Path) -> No
 
 def test_the_probe_is_short_and_spread_over_the_validation_text() -> None:
     many = torch.arange(100)[:, None].expand(100, 128)
-    assert probe(Batch(many, many, None))[:, 0].tolist() == [0, 25, 50, 75]
+    assert probe(Batch(many, many, None)).inputs[:, 0].tolist() == [0, 25, 50, 75]
     few = torch.arange(2)[:, None].expand(2, 128)
-    assert probe(Batch(few, few, None)).shape == (2, 128)
+    assert probe(Batch(few, few, None)).inputs.shape == (2, 128)
     long = torch.arange(4096).expand(3, 4096)
-    assert probe(Batch(long, long, None)).shape == (1, 512)
+    cut = probe(Batch(long, long, None, long))
+    assert cut.inputs.shape == (1, 512)
+    assert cut.positions is not None
+    assert cut.positions.shape == (1, 512)

@@ -52,7 +52,8 @@ class Places:
     """Places of a batch's tokens (B, T) and the keys that they see; made once per forward pass, for all layers.
 
     A batch is even if no row is padded and all start at the same position: then attention is causal without a mask.
-    Otherwise `visible` is the mask, and the outputs of padding are without meaning.
+    Otherwise `visible` is the mask, and the outputs of padding are without meaning. Without caches, a row may hold
+    several documents, which see nothing of one another.
     """
 
     positions: Tensor  # (T,) int64 if the batch is even, else (B, T) with -1 for padding
@@ -63,6 +64,7 @@ class Places:
     after: np.ndarray | None = None  # (B,) int64, tokens of each row once the batch is stored; None without caches
     on_host: np.ndarray | None = None  # the positions (B, T) unless the batch is even; None without caches
     padded: bool = False  # whether some positions are -1
+    documents: Tensor | None = None  # (B, T) int64, number of each token's document in its row; None: all are of one
 
     @property
     def last(self) -> int:
@@ -85,7 +87,10 @@ class Places:
             return torch.arange(self.end, device=queries.device) <= queries
         keys = self.positions.unsqueeze(1)
         own = torch.eye(self.end, dtype=torch.bool, device=keys.device)
-        return ((keys >= 0) & (keys <= queries)) | own
+        seen = (keys >= 0) & (keys <= queries)
+        if self.documents is not None:
+            seen &= self.documents.unsqueeze(1) == self.documents.unsqueeze(-1)
+        return seen | own
 
     @cached_property
     def slots(self) -> tuple[Tensor | None, Tensor]:
@@ -101,12 +106,21 @@ class Places:
 
 
 def own_places(positions: Tensor) -> Places:
-    """Return the places of tokens at positions (B, T), -1 for padding, that see only their own row of the batch.
+    """Return the places of tokens at positions (B, T), -1 for padding, that see only their own document in their row.
 
-    Raises ValueError unless positions count up by one.
+    Position 0 begins a document. Raises ValueError unless positions count up by one within each.
     """
-    _last(positions.numpy(force=True))
-    return Places(positions=positions, start=None, end=positions.shape[1], padded=True)
+    on_host = positions.numpy(force=True)
+    rows, columns = np.nonzero(on_host >= 0)
+    given = on_host[rows, columns]
+    same_row, first = rows[1:] == rows[:-1], given[1:] == 0
+    wrong = same_row & ~first & (given[1:] != given[:-1] + 1)
+    if wrong.any():
+        row = int(rows[1:][wrong.argmax()])
+        valid = "must count up by one, -1 for padding; 0 begins another document"
+        raise ValueError(f"positions[{row}]={on_host[row].tolist()}: {valid}")
+    documents = (positions == 0).cumsum(1) if (same_row & first).any() else None
+    return Places(positions=positions, start=None, end=positions.shape[1], padded=True, documents=documents)
 
 
 def cached_places(
@@ -140,20 +154,18 @@ def cached_places(
     return Places(positions=where, start=None, on_host=on_host, padded=padded, **common)
 
 
-def _last(positions: np.ndarray, lengths: np.ndarray | None = None) -> np.ndarray:
+def _last(positions: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Return the last position of each row of (B, T), (B,), which is -1 if it is nothing but padding.
 
-    Raises ValueError unless the positions of each row count up by one, and from its length where lengths are given.
+    Raises ValueError unless the positions of each row count up by one from its length.
     """
     valid = positions >= 0
     starts = positions - valid.cumsum(1) + 1  # the row's first position, as implied by each token
     given = valid.any(1)
     first = np.where(given, starts[np.arange(len(valid)), valid.argmax(1)], -1)
-    wrong = (valid & (starts != first[:, None])).any(1) | (given & (first < 0))
-    if lengths is not None:
-        wrong |= given & (first != lengths)
+    wrong = (valid & (starts != first[:, None])).any(1) | (given & (first != lengths))
     if wrong.any():
         row = int(wrong.argmax())
-        begin = "" if lengths is None else f" from {lengths[row]}, the length of its cache,"
-        raise ValueError(f"positions[{row}]={positions[row].tolist()}: must count up{begin} by one, -1 for padding")
+        begin = f"from {lengths[row]}, the length of its cache,"
+        raise ValueError(f"positions[{row}]={positions[row].tolist()}: must count up {begin} by one, -1 for padding")
     return positions.max(1)

@@ -3,6 +3,7 @@
 B batch, T tokens, E routed experts, K experts per token, D devices (equal groups of experts), M most devices per token.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,11 @@ class Routing(NamedTuple):
     experts: Tensor  # (B, T, K) int64, chosen experts, highest affinity first
     gates: Tensor  # (B, T, K) float32, their affinities, not renormalised (GShard, Sigmoid, V3: over the chosen)
     dropped: Tensor | None = None  # (B, T, K) bool, pairs dropped in training; None without dropping
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Routing":
+        """Return the routing with every tensor changed alike, as to those of some of the tokens."""
+        dropped = None if self.dropped is None else change(self.dropped)
+        return Routing(change(self.affinities), change(self.experts), change(self.gates), dropped)
 
     @property
     def live_gates(self) -> Tensor:

@@ -7,7 +7,7 @@ truncated to the checkpoint's step when a run resumes, so that a killed run ends
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import pandas as pd
@@ -19,6 +19,7 @@ from dsv2.data.packing import PackedText
 from dsv2.data.source import Source
 from dsv2.evaluation.benchmarks import TextBenchmarks
 from dsv2.evaluation.deployment import measure_deployment
+from dsv2.evaluation.following import Following
 from dsv2.evaluation.needle import NeedleGrid
 from dsv2.evaluation.positions import LossByPosition
 from dsv2.evaluation.validation import evaluate, loss_at_capacity
@@ -48,10 +49,10 @@ class Recorder(L.Callback):
         self.run, self.source, self.folder = run, source, folder
         self.validation = source.validation()
         # Built now, so that too small a corpus fails before training.
-        self.benchmarks: TextBenchmarks | LossByPosition | NeedleGrid | None = None
+        self.benchmarks: TextBenchmarks | LossByPosition | NeedleGrid | Following | None = None
         if run.benchmarks is not None:
-            assert isinstance(source, PackedText)  # the config refuses benchmarks for other data
-            self.benchmarks = run.benchmarks.build(source)
+            # The config refuses benchmarks of other data.
+            self.benchmarks = run.benchmarks.build(cast(Any, source))
         self.num_steps = module.batches.num_steps
         self.flops_per_token = account(run.model, context=run.trainer.sequence_length).flops_per_token
         self.seconds = 0.0  # of training so far, over all attempts, without validation
@@ -63,6 +64,7 @@ class Recorder(L.Callback):
     def _reset(self) -> None:
         self.losses: Tensor | None = None
         self.counts: list[Counts] = []
+        self.measures: dict[str, list[Tensor]] = {}
         self.steps, self.tokens, self.since = 0, 0, time.perf_counter()
 
     # ---- state of a resumed run ----
@@ -110,7 +112,7 @@ class Recorder(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, Module)
-        self._add(outputs["step"], batch.inputs.numel() * trainer.world_size, pl_module)
+        self._add(outputs["step"], pl_module, trainer.world_size)
         step, settings = trainer.global_step, self.run.trainer
         final = step == self.num_steps
         if not final and step % settings.log_every:
@@ -159,10 +161,12 @@ class Recorder(L.Callback):
             row["val/loss_at_capacity"] = loss_at_capacity(model, self.validation, batch_size=size)
         return row
 
-    def _add(self, step: Step, tokens: int, module: Module) -> None:
+    def _add(self, step: Step, module: Module, num_processes: int) -> None:
         losses = torch.stack(step.losses)
         self.losses = losses if self.losses is None else self.losses + losses
-        self.steps, self.tokens = self.steps + 1, self.tokens + tokens
+        self.steps, self.tokens = self.steps + 1, self.tokens + step.tokens * num_processes
+        for name, value in step.measures.items():
+            self.measures.setdefault(name, []).append(value)
         if module.moe is not None:
             num_devices = module.moe.num_devices
             new = [_of_all(count(routing, num_devices=num_devices), num_devices) for routing in step.routings]
@@ -176,6 +180,7 @@ class Recorder(L.Callback):
         last = trainer.global_step - 1  # the optimiser already has the next step's learning rate
         row["train/lr"] = self.run.optim.highest_lr * self.run.optim.schedule.factor(last, module.batches)
         row["train/grad_norm"] = module.grad_norm.item()
+        row |= {name: torch.stack(values).mean().item() for name, values in self.measures.items()}
         row["perf/tokens_per_s"] = self.tokens / seconds
         peak = peak_flops(module.device, self.run.trainer.precision)
         row["perf/mfu"] = self.tokens / seconds * self.flops_per_token / peak

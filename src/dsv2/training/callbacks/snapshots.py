@@ -13,7 +13,6 @@ import lightning as L
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from dsv2.data.source import Batch
 from dsv2.models.moe.router import Routing
@@ -56,16 +55,17 @@ class Snapshots(L.Callback):
         model = module.model
         assert isinstance(model, Transformer)
         with evaluating(model):
-            routings = model(self.probe.to(module.device)).routings
+            routings = model(self.probe.inputs.to(module.device), positions=self.probe.positions).routings
         rows = [snapshot_rows(step, *pair) for pair in zip(model.config.moe_layers, routings, strict=True)]
         return pd.concat(rows)
 
 
-def probe(validation: Batch) -> Tensor:
-    """Pick evenly spaced validation sequences, so that all domains occur: (B, T) int64, at most `PROBE_TOKENS`."""
-    inputs = validation.inputs[:, :PROBE_TOKENS]
-    count = min(max(PROBE_TOKENS // inputs.shape[1], 1), len(inputs))
-    return inputs[torch.arange(count) * len(inputs) // count]
+def probe(validation: Batch) -> Batch:
+    """Pick evenly spaced validation sequences, so that all domains occur, with at most `PROBE_TOKENS` tokens."""
+    sequences, length = validation.inputs[:, :PROBE_TOKENS].shape
+    count = min(max(PROBE_TOKENS // length, 1), sequences)
+    chosen = torch.arange(count) * sequences // count
+    return validation.map(lambda field: field[chosen, :length])
 
 
 def snapshot_rows(step: int, layer: int, routing: Routing) -> pd.DataFrame:
