@@ -1,8 +1,9 @@
-"""`python -m dsv2 COMMAND`, or `dsv2 COMMAND`: account, import-hf, export-hf, generate, eval, analyse, export-traces,
-explore, serve.
+"""`python -m dsv2 COMMAND`, or `dsv2 COMMAND`: ls, account, import-hf, export-hf, generate, eval, analyse,
+export-traces, explore, serve.
 
-RUN is a run directory, the name of a trial as in `balance_losses/tiny/paper/0` (sweep, scale, arm, seed), or the first
-digits of a fingerprint.
+RUN is a run directory, the name of a trial as in `balance_losses/tiny/paper/0` (sweep, scale, arm, seed), the same
+without the scale or without sweep and scale where one run matches, or the first digits of a fingerprint; `dsv2 ls`
+lists them.
 """
 
 import argparse
@@ -56,6 +57,11 @@ def _numbers(text: str) -> list[int]:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="dsv2", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
+
+    parse = commands.add_parser("ls", help="list the runs of the store")
+    parse.add_argument("study", nargs="?", metavar="STUDY", help="a study, or study/scale (default: all runs)")
+    parse.add_argument("--json", action="store_true", help="print an object per run and line, with all metrics")
+    parse.set_defaults(run=_ls)
 
     parse = commands.add_parser("account", help="parameters, FLOPs, memory, traffic and cost of a model")
     add_arguments(parse, path=_path)
@@ -164,6 +170,12 @@ def _add_text(parse: argparse.ArgumentParser) -> None:
     parse.add_argument(
         "--text", nargs="+", default=[], metavar="data=...", help=f"overrides that select held-out text ({default})"
     )
+
+
+def _ls(arguments: argparse.Namespace) -> None:
+    from dsv2.commands.runs import print_runs
+
+    print_runs(arguments.study, as_json=arguments.json)
 
 
 def _import_hf(arguments: argparse.Namespace) -> None:
