@@ -1,12 +1,15 @@
-"""`python -m dsv2 ls`: what is listed, and mistakes in one line."""
+"""`python -m dsv2 ls`, `show` and `compare`: what they print, and mistakes in one line."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dsv2.__main__ import main
+from dsv2.commands.runs import number
 from dsv2.storage.files import write_json
 from dsv2.storage.rundir import write_result
 from tests.references.commands import refusal
@@ -68,3 +71,64 @@ def test_lists_can_be_read_by_programs(store: Path, capsys: pytest.CaptureFixtur
 def test_an_empty_store_says_how_to_begin(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ls"]) == 0
     assert capsys.readouterr().out.startswith("no runs yet: `python -m ablations.run sweep=NAME` runs a study")
+
+
+# ---- show and compare ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_shown_with_its_metrics_and_loads(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "moe/0"]) == 0
+    shown = capsys.readouterr().out
+    result = json.loads((trained / "result.json").read_text())
+    facts = dict(re.split(r"  +", line, maxsplit=1) for line in shown.splitlines()[:6])
+    assert facts["name"] == "toy/smoke/moe/0"
+    assert facts["folder"] == str(trained)
+    assert facts["status"] == "finished"
+    assert facts["trained"].startswith("1,536 tokens, 12 steps, ")
+    assert re.search(rf"validation loss \(nats/token\) +{result['metrics']['val/loss']:.4f}", shown)
+    assert re.search(r"^ 1 +[▁▂▃▄▅▆▇█]{8} +\d\.\d\dx", shown, flags=re.M)
+    assert "train/lr" not in shown
+    assert main(["show", "moe/0", "--config"]) == 0
+    assert capsys.readouterr().out == (trained / "config.yaml").read_text()
+
+
+def test_a_run_without_metrics_says_how_it_ended(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "9999"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[2:4]] == [["status", "failed"], ["error", "OSError:", "disk"]]
+    assert main(["show", "mha/0"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["status", "unfinished"]
+
+
+def test_two_runs_are_shown_side_by_side(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = trained.with_name("ffff000000000000")
+    shutil.copytree(trained, other)
+    (other / "config.yaml").write_text((other / "config.yaml").read_text().replace("expert: 0.003", "expert: 0.3"))
+    result = json.loads((other / "result.json").read_text())
+    del result["files"], result["sha256"]
+    result["metrics"]["val/loss"] += 0.25
+    write_result(other, result)
+    assert main(["compare", "moe/0", "ffff"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("first   moe/0\nsecond  ffff\n")
+    assert re.search(r"loss\.expert +0\.003 +0\.3\b", shown)
+    before = result["metrics"]["val/loss"] - 0.25
+    assert re.search(rf"validation loss \(nats/token\) +{before:.4f} +{before + 0.25:.4f} +\+0\.2500", shown)
+    assert "One difference of two runs is no evidence" in shown
+    assert re.search(r"^ 1 +([▁▂▃▄▅▆▇█]{8}) +(\d\.\d\dx) +\1 +\2", shown, flags=re.M)
+
+
+def test_what_cannot_be_compared_is_said(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "mla/0", "mha/0"]) == 0
+    shown = capsys.readouterr().out
+    assert "No setting differs." in shown
+    assert shown.endswith("mha/0 is unfinished: there are no metrics to compare\n")
+    assert refusal(capsys, "compare", "mla/0", "mla/1").endswith("did you mean mine/tiny/mla/0?")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0.0000"), (2.51234, "2.5123"), (-0.0004567, "-4.567e-04"), (12345.6, "12,346"), (999.96, "999.9600")],
+)
+def test_numbers_have_digits_that_say_something(value: float, text: str) -> None:
+    assert number(value) == text

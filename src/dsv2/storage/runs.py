@@ -35,6 +35,11 @@ class Trial(NamedTuple):
         """The full name, as in `attention_moe/tiny/small_mla/0/recall`."""
         return "/".join(filter(None, (self.study, self.scale, self.arm, str(self.seed), self.probe)))
 
+    @property
+    def setting(self) -> tuple[str, str, str | None]:
+        """What trials have in common whose arms can be compared."""
+        return self.study, self.scale, self.probe
+
     def names(self) -> set[str]:
         """Return all names: the full one, those without the scale or the study too, and W&B's, as `small_mla-s0`."""
         probe = () if self.probe is None else (self.probe,)
