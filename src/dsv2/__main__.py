@@ -1,5 +1,5 @@
-"""`python -m dsv2 COMMAND`, or `dsv2 COMMAND`: ls, show, compare, account, import-hf, export-hf, generate,
-eval, analyse, export-traces, explore, serve.
+"""`python -m dsv2 COMMAND`, or `dsv2 COMMAND`: ls, show, compare, doctor, account, import-hf, export-hf,
+generate, eval, analyse, export-traces, explore, serve.
 
 RUN is a run directory, the name of a trial as in `balance_losses/tiny/paper/0` (sweep, scale, arm, seed), the same
 without the scale or without sweep and scale where one run matches, or the first digits of a fingerprint; `dsv2 ls`
@@ -72,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     parse.add_argument("first", metavar="RUN")
     parse.add_argument("second", metavar="RUN")
     parse.set_defaults(run=_compare)
+
+    parse = commands.add_parser("doctor", help="versions, device, kernels, store, and what is missing for what")
+    parse.set_defaults(run=_doctor)
 
     parse = commands.add_parser("account", help="parameters, FLOPs, memory, traffic and cost of a model")
     add_arguments(parse, path=_path)
@@ -198,6 +201,12 @@ def _compare(arguments: argparse.Namespace) -> None:
     from dsv2.commands.runs import compare_runs
 
     compare_runs(arguments.first, arguments.second)
+
+
+def _doctor(_: argparse.Namespace) -> bool:
+    from dsv2.commands.doctor import doctor
+
+    return doctor()
 
 
 def _import_hf(arguments: argparse.Namespace) -> None:
