@@ -11,7 +11,18 @@ import pytest
 import dsv2.__main__
 from dsv2.__main__ import main
 
-COMMANDS = ["account", "import-hf", "export-hf", "generate", "eval", "analyse", "export-traces", "explore", "serve"]
+COMMANDS = [
+    "ls",
+    "account",
+    "import-hf",
+    "export-hf",
+    "generate",
+    "eval",
+    "analyse",
+    "export-traces",
+    "explore",
+    "serve",
+]
 ON_RUNS = {  # what a command needs beside RUN
     "export-hf": ["out"],
     "generate": ["--prompt", "Ban"],

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from dsv2.models.moe.router import Routing as Routing
     from dsv2.models.moe.router import route as route
     from dsv2.models.transformer import Output as Output
+    from dsv2.report.runs import compare as compare
+    from dsv2.report.runs import runs as runs
     from dsv2.training.run import load as load
     from dsv2.training.saved import open_run as open_run
 
@@ -21,12 +23,14 @@ _WHERE = {
     "Routing": "models.moe.router",
     "account": "accounting.account",
     "balance_losses": "models.moe.balance",
+    "compare": "report.runs",
     "drop": "models.moe.dropping",
     "from_hf": "interop.huggingface",
     "generate": "inference.generate",
     "load": "training.run",
     "open_run": "training.saved",
     "route": "models.moe.router",
+    "runs": "report.runs",
     "to_hf": "interop.huggingface",
 }
 __all__ = sorted(_WHERE)

@@ -1,8 +1,9 @@
-"""`python -m dsv2 COMMAND`, or `dsv2 COMMAND`: account, import-hf, export-hf, generate, eval, analyse, export-traces,
-explore, serve, tasks.
+"""`python -m dsv2 COMMAND`, or `dsv2 COMMAND`: ls, show, compare, doctor, account, import-hf, export-hf, generate, eval,
+analyse, export-traces, explore, serve, tasks.
 
-RUN is a run directory, the name of a trial as in `balance_losses/tiny/paper/0` (sweep, scale, arm, seed), or the first
-digits of a fingerprint.
+RUN is a run directory, the name of a trial as in `balance_losses/tiny/paper/0` (sweep, scale, arm, seed), the same
+without the scale or without sweep and scale where one run matches, or the first digits of a fingerprint; `dsv2 ls`
+lists them.
 """
 
 import argparse
@@ -56,6 +57,24 @@ def _numbers(text: str) -> list[int]:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="dsv2", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
+
+    parse = commands.add_parser("ls", help="list the runs of the store")
+    parse.add_argument("study", nargs="?", metavar="STUDY", help="a study, or study/scale (default: all runs)")
+    parse.add_argument("--json", action="store_true", help="print an object per run and line, with all metrics")
+    parse.set_defaults(run=_ls)
+
+    parse = commands.add_parser("show", help="print what is stored of a run")
+    parse.add_argument("name", metavar="RUN")
+    parse.add_argument("--config", action="store_true", help="print its config alone, as YAML")
+    parse.set_defaults(run=_show)
+
+    parse = commands.add_parser("compare", help="print two runs side by side: settings, metrics, load of experts")
+    parse.add_argument("first", metavar="RUN")
+    parse.add_argument("second", metavar="RUN")
+    parse.set_defaults(run=_compare)
+
+    parse = commands.add_parser("doctor", help="versions, device, kernels, store, and what is missing for what")
+    parse.set_defaults(run=_doctor)
 
     parse = commands.add_parser("account", help="parameters, FLOPs, memory, traffic and cost of a model")
     add_arguments(parse, path=_path)
@@ -185,6 +204,30 @@ def _add_text(parse: argparse.ArgumentParser) -> None:
     parse.add_argument(
         "--text", nargs="+", default=[], metavar="data=...", help=f"overrides that select held-out text ({default})"
     )
+
+
+def _ls(arguments: argparse.Namespace) -> None:
+    from dsv2.commands.runs import print_runs
+
+    print_runs(arguments.study, as_json=arguments.json)
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    from dsv2.commands.runs import show_run
+
+    show_run(arguments.name, config=arguments.config)
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from dsv2.commands.runs import compare_runs
+
+    compare_runs(arguments.first, arguments.second)
+
+
+def _doctor(_: argparse.Namespace) -> bool:
+    from dsv2.commands.doctor import doctor
+
+    return doctor()
 
 
 def _import_hf(arguments: argparse.Namespace) -> None:

@@ -384,8 +384,8 @@ def test_data_that_do_not_fit_are_refused_before_training(grpo: list[str], tmp_p
         ConfigError, match=r"objective.max_new_tokens=39 is not valid: at most \d+, what the longest prompt"
     ):
         fit.fit(long, tmp_path / "long")
-    line = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}
-    (tmp_path / "chats.jsonl").write_text("\n".join(json.dumps(line | {"domain": str(n)}) for n in range(20)))
+    replies = [[{"role": "user", "content": "x"}, {"role": "assistant", "content": str(n)}] for n in range(20)]
+    (tmp_path / "chats.jsonl").write_text("\n".join(json.dumps({"messages": messages}) for messages in replies))
     kept = [word for word in grpo if not word.startswith("data")]
     unverified = dsv2.load([*kept, "data=chats", f"data.path={tmp_path}/chats.jsonl", "data.vocab_size=300"])
     with pytest.raises(ConfigError, match="conversations with a verifier, which none of them has"):

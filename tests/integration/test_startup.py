@@ -40,9 +40,16 @@ def imported(*command: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "words",
-    ["dsv2 --help", "dsv2 analyse --help", "ablations.run --help", "ablations.report --help", "dsv2.train --help"],
+    [
+        "dsv2 --help",
+        "dsv2 analyse --help",
+        "dsv2 ls",
+        "ablations.run --help",
+        "ablations.report --help",
+        "dsv2.train --help",
+    ],
 )
-def test_help_imports_nothing_heavy(words: str) -> None:
+def test_help_and_lists_import_nothing_heavy(words: str) -> None:
     assert not imported("-c", CODE, *words.split()) & (HEAVY | TORCH)
 
 

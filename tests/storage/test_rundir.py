@@ -1,16 +1,13 @@
-"""What a run directory says of itself, also where it is damaged, and the names by which runs are found."""
+"""What a run directory says of itself, also where it is damaged."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from dsv2.storage import checkpoints, rundir
 from dsv2.storage.files import write_json
-from dsv2.storage.rundir import find_run, finished, read_result, require_unchanged, runs_root, write_result
+from dsv2.storage.rundir import finished, read_result, require_unchanged, runs_root, write_result
 from dsv2.storage.sealed import Damaged
 from tests.references.faults import flip, halve
 
@@ -132,92 +129,3 @@ def test_a_failed_run_covers_no_files(tmp_path: Path) -> None:
 def test_files_of_a_result_that_are_no_list_are_damage(tmp_path: Path) -> None:
     write_json(tmp_path / "result.json", WHOLE | {"files": ["config.yaml"]})
     assert read_result(tmp_path)["status"] == "damaged"
-
-
-# ---- names -----------------------------------------------------------------------------------------------------------
-
-
-def made(folder: Path) -> Path:
-    """A folder that holds what a search looks for."""
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text("model: {}\n")
-    return folder
-
-
-def made_study(study: Path, trials: Sequence[Sequence[Any]]) -> list[Path]:
-    """A study with trials of [arm, seed, probe, folder]."""
-    study.mkdir(parents=True)
-    write_json(study / "study.json", {"trials": trials})
-    return [made(study / "trials" / folder) for *_, folder in trials]
-
-
-def test_runs_have_names(runs: Path) -> None:
-    trials = [["paper", 0, None, "aaaa111122223333"], ["paper", 0, "recall", "aaaa444455556666"]]
-    first, probed = made_study(runs / "mine" / "tiny", trials)
-    alone = made(runs / "train" / "cccc111122223333")
-    for name in ("mine/tiny/paper/0", "aaaa1", "aaaa111122223333", first, str(first)):
-        assert find_run(name) == first
-    assert find_run("mine/tiny/paper/0/recall") == probed
-    assert find_run("cccc") == alone
-    with pytest.raises(ValueError, match=r"RUN='aaaa': matches 2 runs; choose one of .*aaaa1111.*, .*aaaa4444"):
-        find_run("aaaa")
-    with pytest.raises(ValueError, match=r"RUN='mine/tiny/paper/7': .*arms there are paper, seeds 0"):
-        find_run("mine/tiny/paper/7")
-    for nowhere in ("bbbb", "mine/huge/paper/0", "no/such/folder", "", "mine/tiny/paper/0/copying"):
-        with pytest.raises(ValueError, match=r"RUN=.*: a run directory, sweep/scale/arm/seed, or the first digits of"):
-            find_run(nowhere)
-
-
-def test_trials_of_a_study_that_does_not_list_them_have_names(runs: Path) -> None:
-    """As before names were stored: their configs say which they are."""
-    study = runs / "mine" / "tiny"
-    for arm, seed, probe in (("paper", 0, None), ("paper", 1, None), ("paper", 1, "recall")):
-        folder = made(study / "trials" / f"aaaa{len(list(study.glob('trials/*')))}")
-        (folder / "config.yaml").write_text(yaml.safe_dump({"arm": arm, "seed": seed, "probe": probe}))
-    write_json(study / "study.json", {"source": "mine", "seeds": None, "overrides": []})
-    assert find_run("mine/tiny/paper/1").name == "aaaa1"
-    assert find_run("mine/tiny/paper/1/recall").name == "aaaa2"
-    with pytest.raises(ValueError, match=r"arms there are paper, seeds 0, 1$"):
-        find_run("mine/tiny/paper/2")
-    (study / "trials" / "aaaa0" / "config.yaml").write_text("[]")
-    with pytest.raises(ValueError, match="RUN='mine/tiny/paper/1': a run directory"):
-        find_run("mine/tiny/paper/1")
-
-
-@pytest.mark.parametrize("name", ["aaa", "AAAA", "aaaa*", "aaaa111122223333f", "../runs/*/aaaa"])
-def test_only_the_digits_of_a_fingerprint_are_searched_for(runs: Path, name: str) -> None:
-    made(runs / "train" / "aaaa111122223333f")
-    with pytest.raises(ValueError, match=r"the first digits of a fingerprint under .*runs$"):
-        find_run(name)
-
-
-def test_a_folder_without_a_config_is_not_found_by_its_fingerprint(runs: Path) -> None:
-    (runs / "train" / "aaaa111122223333").mkdir(parents=True)
-    with pytest.raises(ValueError, match="RUN='aaaa': a run directory"):
-        find_run("aaaa")
-
-
-def test_many_runs_of_one_beginning_are_named_by_the_first_four(runs: Path) -> None:
-    for digit in range(6):
-        made(runs / "train" / f"aaaa{digit}")
-    with pytest.raises(ValueError, match=r"matches 6 runs; choose one of .*aaaa0, .*aaaa1, .*aaaa2, .*aaaa3$"):
-        find_run("aaaa")
-
-
-def test_a_trial_whose_folder_is_gone_is_not_found(runs: Path) -> None:
-    (folder,) = made_study(runs / "mine" / "tiny", [["paper", 0, None, "aaaa111122223333"]])
-    (folder / "config.yaml").unlink()
-    folder.rmdir()
-    with pytest.raises(ValueError, match=r"RUN='mine/tiny/paper/0': .*arms there are paper, seeds 0"):
-        find_run("mine/tiny/paper/0")
-
-
-@pytest.mark.parametrize(
-    "content", ['{"tri', "[]", "{}", '{"trials": 3}', '{"trials": [3]}', '{"trials": [["paper", 0]]}', "\udcff"]
-)
-def test_a_damaged_record_of_a_study_names_no_runs(runs: Path, content: str) -> None:
-    made_study(runs / "mine" / "tiny", [["paper", 0, None, "aaaa111122223333"]])
-    (runs / "mine" / "tiny" / "study.json").write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(ValueError, match=r"RUN='mine/tiny/paper/0': a run directory, .* under .*runs$"):
-        find_run("mine/tiny/paper/0")
-    assert find_run("aaaa").name == "aaaa111122223333"

@@ -144,7 +144,7 @@ def test_a_processor_is_named_where_the_system_names_it(
     monkeypatch.setattr(machine, "Path", lambda _: tmp_path / "cpuinfo")
     monkeypatch.setattr(platform, "processor", lambda: "")
     monkeypatch.setattr(platform, "machine", lambda: "arm")
-    assert machine._cpu() == expected
+    assert machine.cpu_name() == expected
 
 
 @pytest.fixture

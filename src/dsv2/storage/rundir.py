@@ -25,7 +25,6 @@ from typing import Any
 from dsv2.printing import warn_once
 from dsv2.storage.paths import require_own_files, within
 from dsv2.storage.sealed import Damaged, changed, file_hash, hashes, read_object, read_sealed, write_sealed
-from dsv2.storage.values import read_yaml
 
 CONFIG = "config.yaml"
 DATA = "data.json"
@@ -141,65 +140,3 @@ def require_own_tokenizer(folder: Path) -> None:
 def _is_result(result: Mapping[str, Any]) -> bool:
     metrics = result.get("metrics", {})
     return isinstance(metrics, dict) and all(isinstance(value, int | float) for value in metrics.values())
-
-
-# ---- runs by name ----------------------------------------------------------------------------------------------------
-
-
-def find_run(name: str | Path) -> Path:
-    """Resolve `name`, a path, `sweep/scale/arm/seed` or the first digits of a fingerprint, to a run directory.
-
-    Names are looked up under `runs_root()`. For a trial on a probe, append the probe, as in
-    `attention_moe/tiny/small_mla/0/recall`. Raises ValueError if no run matches, or more than one.
-    """
-    if not isinstance(name, str | Path):
-        raise TypeError(f"RUN={name!r}: must be a run's name or path, as text or a Path")
-    text, root = str(name), runs_root()
-    if text and Path(name).is_dir():
-        return Path(name)
-    folders = _named(root, *text.split("/")) if text.count("/") in (3, 4) else []
-    if FINGERPRINT.fullmatch(text):
-        folders = sorted({*root.glob(f"*/{text}*/{CONFIG}"), *root.glob(f"*/*/trials/{text}*/{CONFIG}")})
-        folders = [path.parent for path in folders]
-    if len(folders) == 1:
-        return folders[0]
-    if folders:
-        raise ValueError(f"RUN={text!r}: matches {len(folders)} runs; choose one of {', '.join(map(str, folders[:4]))}")
-    valid = f"a run directory, sweep/scale/arm/seed, or the first digits of a fingerprint under {root}"
-    raise ValueError(f"RUN={text!r}: {valid}{_instead(root, text)}")
-
-
-def _named(root: Path, sweep: str, scale: str, arm: str, seed: str, probe: str | None = None) -> list[Path]:
-    """Return the directory of the study's latest trial with this arm, seed and probe, if it exists."""
-    for known in _trials(root / sweep / scale):
-        if (known[0], str(known[1]), known[2]) == (arm, seed, probe):
-            folder = within(root, root / sweep / scale / "trials" / str(known[3]))
-            return [folder] if folder.is_dir() else []
-    return []
-
-
-def _trials(study: Path) -> list[list[Any]]:
-    """Read [arm, seed, probe, folder] of each trial from a study's `study.json`; empty if it is missing or damaged.
-
-    Older studies do not list their trials there, so that the configs of the trials are read.
-    """
-    try:
-        record = read_sealed(study / "study.json")
-        if "trials" not in record:
-            return [_labels(path) for path in sorted(study.glob(f"trials/*/{CONFIG}"))]
-        return [[arm, seed, probe, folder] for arm, seed, probe, folder in record["trials"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-
-
-def _labels(config: Path) -> list[Any]:
-    """Return [arm, seed, probe, folder] of a trial from its config."""
-    values = read_yaml(config)
-    return [values["arm"], values["seed"], values.get("probe"), config.parent.name]
-
-
-def _instead(root: Path, text: str) -> str:
-    """List the arms and seeds of the study, if `text` names one."""
-    trials = _trials(root / Path(*text.split("/")[:2])) if text.count("/") > 1 else []
-    arms, seeds = (dict.fromkeys(str(trial[index]) for trial in trials) for index in (0, 1))
-    return f"; arms there are {', '.join(arms)}, seeds {', '.join(seeds)}" if trials else ""

@@ -177,6 +177,7 @@ def _header(run: Run.Config, folder: Path, status: str, started: float) -> dict[
         "study": run.study,
         "arm": run.arm,
         "seed": run.seed,
+        "probe": run.probe,
         "fingerprint": stored_name(run, folder),
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -98,7 +98,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "git": git_state(),
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in PACKAGES},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "threads": torch.get_num_threads(),
         "kernels": in_use(device),
     }
@@ -120,7 +120,8 @@ def git_state() -> dict[str, Any] | None:
     return None if None in (tracked, commit) else {"commit": commit, "dirty": bool(git("status", "--porcelain"))}
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """Return the model of the CPU."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text().splitlines():

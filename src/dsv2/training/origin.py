@@ -20,13 +20,13 @@ from dsv2.storage.rundir import (
     FINGERPRINT,
     TOKENIZER,
     TOKENIZER_SETTINGS,
-    find_run,
     finished,
     read_data,
     read_result,
     require_own_tokenizer,
     require_unchanged,
 )
+from dsv2.storage.runs import find_run
 from dsv2.storage.values import read_yaml
 from dsv2.storage.weights import hash_of, read_weights
 

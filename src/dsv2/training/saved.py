@@ -28,13 +28,13 @@ from dsv2.storage.rundir import (
     TOKENIZER,
     TOKENIZER_SETTINGS,
     WEIGHTS,
-    find_run,
     read_data,
     read_result,
     require_own_tokenizer,
     require_unchanged,
     runs_root,
 )
+from dsv2.storage.runs import find_run
 from dsv2.storage.values import read_yaml
 from dsv2.storage.weights import read_weights
 from dsv2.training.run import Run, from_plain
@@ -51,7 +51,7 @@ def open_run(
     text: Sequence[str] = (),
     deployment: Deployed.Config | None = None,
 ) -> "SavedRun":
-    """Open a run by its path or name (see `storage.rundir.find_run`). Its contents are read lazily.
+    """Open a run by its path or name (see `storage.runs.find_run`). Its contents are read lazily.
 
     `step` selects the checkpoint to load instead of the newest, `device` is where the model is placed (default: CPU),
     `text` holds overrides that select other data than the run's own, as in `["data=mixture"]`, and `deployment` says

@@ -45,18 +45,32 @@ def available() -> bool:
 @cache
 def load() -> None:
     """Load the ops, building them first if needed. Raises Unavailable."""
-    flags = [*COMMON, *INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), [])]
-    kept = cache_folder("kernels")
+    flags, path = _flags(), kept()
     try:
-        if kept is None:
+        if path is None:
             with tempfile.TemporaryDirectory() as folder:
                 _build(flags, Path(folder, NAME))
                 torch.ops.load_library(Path(folder, NAME))
         else:
-            torch.ops.load_library(_built(flags, kept / _key(flags) / NAME))
+            torch.ops.load_library(_built(flags, path))
     except OSError as error:
         raise Unavailable(str(error).partition("\n")[0]) from None
     fakes.register()
+
+
+def kept() -> Path | None:
+    """Return the file in which the ops are kept, which is there once they were used; None if nothing is kept."""
+    folder = cache_folder("kernels")
+    return None if folder is None else folder / _key(_flags()) / NAME
+
+
+def compiler() -> str:
+    """Return the C++ compiler, as it is called."""
+    return os.environ.get("CXX", "c++")
+
+
+def _flags() -> list[str]:
+    return [*COMMON, *INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), [])]
 
 
 def _built(flags: list[str], path: Path) -> Path:
@@ -71,14 +85,10 @@ def _built(flags: list[str], path: Path) -> Path:
 
 def _key(flags: list[str]) -> str:
     """Return a hash of all that goes into a build."""
-    key = hashlib.sha256("\0".join([torch.__version__, _compiler(), *flags]).encode())
+    key = hashlib.sha256("\0".join([torch.__version__, compiler(), *flags]).encode())
     for source in sorted((*HERE.glob("*.cpp"), *HERE.glob("*.h"))):
         key.update(source.read_bytes())
     return key.hexdigest()[:16]
-
-
-def _compiler() -> str:
-    return os.environ.get("CXX", "c++")
 
 
 def _build(flags: list[str], path: Path) -> None:
@@ -90,7 +100,7 @@ def _build(flags: list[str], path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         whole, made = Path(scratch, "all.cpp"), Path(scratch, NAME)
         whole.write_text("".join(f'#include "{source.name}"\n' for source in sorted(HERE.glob("*.cpp"))))
-        command = [_compiler(), *flags, *includes, "-shared", str(whole), *libraries, "-o", str(made)]
+        command = [compiler(), *flags, *includes, "-shared", str(whole), *libraries, "-o", str(made)]
         try:
             done = subprocess.run(command, capture_output=True, text=True)
         except FileNotFoundError:
