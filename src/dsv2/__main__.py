@@ -1,5 +1,5 @@
 """`python -m dsv2 COMMAND`, or `dsv2 COMMAND`: account, import-hf, export-hf, generate, eval, analyse, export-traces,
-explore, serve.
+explore, serve, simulate.
 
 RUN is a run directory, the name of a trial as in `balance_losses/tiny/paper/0` (sweep, scale, arm, seed), or the first
 digits of a fingerprint.
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from dsv2.commands import traces
+from dsv2.commands import simulate, traces
 from dsv2.commands.account import account_command, add_arguments
 from dsv2.commands.deployment import add_deployment, deployment_of
 from dsv2.config import ConfigError
@@ -156,6 +156,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_deployment(parse)
     parse.set_defaults(run=_serve)
+
+    parse = commands.add_parser("simulate", help="pipeline schedules and expert parallelism at cluster size")
+    simulate.add_arguments(parse)
     return parser
 
 
