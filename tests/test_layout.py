@@ -16,7 +16,7 @@ ORDER = (  # a module imports from earlier rows or from its own package only; im
     ("dsv2.config", "dsv2.metrics", "dsv2.storage", "dsv2.kernels"),
     ("dsv2.composition", "dsv2.models", "dsv2.data", "dsv2.statistics"),
     ("dsv2.accounting", "dsv2.routing", "dsv2.inference", "dsv2.interop"),
-    ("dsv2.evaluation", "dsv2.plots"),
+    ("dsv2.distributed", "dsv2.evaluation", "dsv2.plots"),
     ("dsv2.training", "dsv2.report"),
     ("dsv2.study", "dsv2.alignment", "dsv2.explore"),
     ("dsv2.commands", "dsv2.train", "ablations.trials"),

@@ -90,8 +90,7 @@ def training_memory(
         ("ffn", ffns[max(recompute_layers, dense) :]),
     ):
         rows += [(name, len(of_kind), _ffn(of_kind[0], model.dim, product))] if of_kind else []
-    logits = product * model.dim + WIDE * model.vocab_size  # the head's input; log-probabilities for the loss
-    rows += [("head and loss", 1, logits)]
+    rows += [("head and loss", 1, _head(model, product))]
     kept = [Kept(part, count, tokens * count * size) for part, count, size in rows if count]
     if recompute_layers:
         again = sum(_inputs_of_layer(i, ffn, model.dim, product) for i, ffn in enumerate(ffns[:recompute_layers]))
@@ -101,6 +100,27 @@ def training_memory(
         kept.append(Kept("weights in bfloat16", max(layers, 1), product * _cast_weights(model, recompute_layers)))
     weights = WIDE * account(model).total_params
     return Memory(weights, weights, 2 * weights, tuple(kept), tokens)
+
+
+def activations_of_layer(
+    model: Transformer.Config, layer: int, *, length: int, precision: str, recompute: bool = False
+) -> int:
+    """Return the bytes per token that one layer saves for backward; copies of weights are not among them."""
+    product, ffn = PRODUCT[precision], model.ffns()[layer]
+    if recompute:
+        return _inputs_of_layer(layer, ffn, model.dim, product)
+    norms = 2 * WIDE * (model.dim + 1)
+    return norms + _attention(model.attention, model.dim, length, product) + _ffn(ffn, model.dim, product)
+
+
+def activations_of_head(model: Transformer.Config, precision: str) -> int:
+    """Return the bytes per token that the final norm, the head and the loss save for backward."""
+    return WIDE * (model.dim + 1) + _head(model, PRODUCT[precision])
+
+
+def _head(model: Transformer.Config, product: int) -> int:
+    """Return the bytes per token of the head's input, and of log-probabilities for the loss."""
+    return product * model.dim + WIDE * model.vocab_size
 
 
 def _inputs_of_layer(index: int, ffn: MoEConfig | SwiGLU.Config, dim: int, product: int) -> int:

@@ -35,6 +35,8 @@ _WHERE = {
     "ladder": ["difference_over_compute", "loss_over_compute"],
     "calibration": ["false_positive_rates", "power_by_effect"],
     "needle": ["found_over_length", "needle_heatmap"],
+    "parallel": ["layer_times"],
+    "pipeline": ["pipeline_timeline"],
     "positions": ["loss_over_position"],
     "rates": ["metric_over_lr"],
     "text": ["load_profiles", "text_load"],
