@@ -1,5 +1,5 @@
-"""`python -m dsv2 COMMAND`, or `dsv2 COMMAND`: ls, show, compare, doctor, account, import-hf, export-hf, generate, eval,
-analyse, export-traces, explore, serve, tasks, simulate.
+"""`python -m dsv2 COMMAND`, or `dsv2 COMMAND`: ls, show, compare, doctor, account, import-hf, export-hf, generate,
+eval, analyse, export-traces, explore, serve, tasks, simulate.
 
 RUN is a run directory, the name of a trial as in `balance_losses/tiny/paper/0` (sweep, scale, arm, seed), the same
 without the scale or without sweep and scale where one run matches, or the first digits of a fingerprint; `dsv2 ls`
