@@ -1,4 +1,4 @@
-"""`python -m dsv2 COMMAND`, or `dsv2 COMMAND`: ls, show, compare, doctor, account, import-hf, export-hf, generate,
+"""`python -m dsv2 COMMAND`, or `dsv2 COMMAND`: ls, show, compare, rm, doctor, account, import-hf, export-hf, generate,
 eval, analyse, export-traces, explore, serve, tasks, simulate.
 
 RUN is a run directory, the name of a trial as in `balance_losses/tiny/paper/0` (sweep, scale, arm, seed), the same
@@ -72,6 +72,12 @@ def _parser() -> argparse.ArgumentParser:
     parse.add_argument("first", metavar="RUN")
     parse.add_argument("second", metavar="RUN")
     parse.set_defaults(run=_compare)
+
+    parse = commands.add_parser("rm", help="remove runs from the store, after asking")
+    parse.add_argument("names", nargs="+", metavar="RUN")
+    parse.add_argument("--force", action="store_true", help="also what a report names or another run started from")
+    parse.add_argument("--yes", action="store_true", help="do not ask")
+    parse.set_defaults(run=_rm)
 
     parse = commands.add_parser("doctor", help="versions, device, kernels, store, and what is missing for what")
     parse.set_defaults(run=_doctor)
@@ -225,6 +231,12 @@ def _compare(arguments: argparse.Namespace) -> None:
     from dsv2.commands.runs import compare_runs
 
     compare_runs(arguments.first, arguments.second)
+
+
+def _rm(arguments: argparse.Namespace) -> None:
+    from dsv2.commands.runs import remove_runs
+
+    remove_runs(arguments.names, force=arguments.force, yes=arguments.yes)
 
 
 def _doctor(_: argparse.Namespace) -> bool:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 from dsv2.__main__ import main
 from dsv2.commands.runs import number
 from dsv2.storage.files import write_json
+from dsv2.storage.locks import hold
 from dsv2.storage.rundir import write_result
+from dsv2.storage.runs import list_runs
 from tests.references.commands import refusal
 
 
@@ -132,3 +135,43 @@ def test_what_cannot_be_compared_is_said(store: Path, capsys: pytest.CaptureFixt
 )
 def test_numbers_have_digits_that_say_something(value: float, text: str) -> None:
     assert number(value) == text
+
+
+# ---- rm --------------------------------------------------------------------------------------------------------------
+
+
+def test_runs_are_removed_after_asking(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = store / "train" / "9999000000000000"
+    asked = list[str]()
+    for answer in ("", "n", "no", "yes"):
+        assert folder.is_dir()
+        monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+        monkeypatch.setattr("builtins.input", lambda question, answer=answer: asked.append(question) or answer)
+        assert main(["rm", "9999"]) == 0
+    assert asked == ["Remove 1 runs, 0.0 MB? [y/N] "] * 4
+    shown = capsys.readouterr().out
+    assert shown.count("nothing was removed") == 3
+    assert shown.endswith(f"removed {folder}\n")
+    assert not folder.exists()
+
+
+def test_nothing_is_removed_without_a_terminal_or_if_one_run_is_refused(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = store / "mine" / "tiny" / "report"
+    report.mkdir()
+    (report / "trials.csv").write_text("arm,seed\nmla,0\n")
+    assert main(["rm", "9999"]) == 2
+    assert capsys.readouterr().err.startswith("error: --yes: required where standard input is no terminal")
+    assert f"mine/tiny/mla/0: named by the report in {report}" in refusal(capsys, "rm", "9999", "mla/0", "--yes")
+    assert len(list_runs()) == 3
+    assert main(["rm", "9999", "mla/0", "--yes", "--force"]) == 0
+    assert [run.name for run in list_runs()] == ["mine/tiny/mha/0"]
+
+
+def test_a_run_that_is_trained_is_not_removed(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with hold(store / "train/9999000000000000/lock", "this run"):
+        assert "nothing was removed" in refusal(capsys, "rm", "9999", "--yes", "--force")
+    assert main(["rm", "9999", "--yes"]) == 0

@@ -1,14 +1,15 @@
-"""`python -m dsv2 ls`, `show` and `compare`: the runs of the store, one of them, and two side by side."""
+"""`python -m dsv2 ls`, `show`, `compare` and `rm`: the runs of the store."""
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsv2.metrics import quantity
 from dsv2.report.terminal import add_row, open_console, open_table, say
-from dsv2.storage.rundir import CHECKPOINTS, CONFIG, read_result
+from dsv2.storage.rundir import CHECKPOINTS, CONFIG, LOCK, read_result
 from dsv2.storage.runs import StoredRun, find_run, list_runs, list_trials
 
 if TYPE_CHECKING:
@@ -184,3 +185,45 @@ def number(value: float) -> str:
 
 def _signed(value: float) -> str:
     return f"{value:+.4f}" if abs(value) < 100 else f"{value:+,.0f}"
+
+
+# ---- fewer runs ------------------------------------------------------------------------------------------------------
+
+
+def remove_runs(names: Sequence[str], *, force: bool = False, yes: bool = False) -> None:
+    """Remove runs from the store after asking, unless `yes`.
+
+    Raises ValueError, before anything is removed, for a run that is not in the store, one that is trained now and,
+    unless `force`, one that a report names or from whose weights another run of the store started.
+    """
+    from dsv2.storage.locks import Busy, is_held, meet
+    from dsv2.storage.removal import named_by, remove, runs_at, size
+
+    chosen = runs_at([find_run(name) for name in names])
+    others = [run for run in list_runs() if run.folder not in {one.folder for one in chosen}]
+    for run in chosen:
+        if is_held(run.folder / LOCK):
+            raise ValueError(f"{run.name}: {meet(run.folder / LOCK, 'this run')}; nothing was removed")
+        if not force and (named := named_by(run, others)):
+            raise ValueError(f"{run.name}: named by {'; '.join(named)}. Nothing was removed; --force removes it anyway")
+    sizes = [size(run.folder) for run in chosen]
+    rows = [
+        [run.name, run.fingerprint, run.status, f"{size / 1e6:,.1f}"] for run, size in zip(chosen, sizes, strict=True)
+    ]
+    say(aligned(("name", "fingerprint", "status", "MB"), rows))
+    if not yes and not _agreed(f"Remove {len(chosen)} runs, {sum(sizes) / 1e6:,.1f} MB? [y/N] "):
+        say("nothing was removed")
+        return
+    for run in chosen:
+        try:
+            remove(run)
+        except Busy as error:  # it began meanwhile
+            raise ValueError(str(error)) from None
+        say(f"removed {run.folder}")
+
+
+def _agreed(question: str) -> bool:
+    """Ask in the terminal. Raises ValueError without one."""
+    if not sys.stdin.isatty():
+        raise ValueError("--yes: required where standard input is no terminal to ask in; nothing was removed")
+    return input(question).strip().lower() in ("y", "yes")
