@@ -12,6 +12,7 @@ from ablations.reporting.sections import sections_of
 from ablations.reporting.summary import print_verdict, summary
 from ablations.trials.trials import Study
 from dsv2.printing import warn
+from dsv2.report.index import write_index
 from dsv2.report.page import Section, write_page
 from dsv2.report.terminal import animated
 from dsv2.statistics.contrast import Contrast
@@ -29,7 +30,8 @@ def report_study(study: Study, console: "Console") -> None:
     print_verdict(findings, console)
     with console.status("drawing the figures") if animated(console) else nullcontext():
         path = write_report(findings, study.report_folder)
-    console.print(f"report:  {path}\nfigures: {path.parent / 'figures'}", soft_wrap=True)
+        index = write_index()
+    console.print(f"report:  {path}\nfigures: {path.parent / 'figures'}\nstudies: {index}", soft_wrap=True)
 
 
 def write_report(findings: Findings, folder: Path) -> Path:

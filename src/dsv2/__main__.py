@@ -60,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
 
     parse = commands.add_parser("ls", help="list the runs of the store")
     parse.add_argument("study", nargs="?", metavar="STUDY", help="a study, or study/scale (default: all runs)")
-    parse.add_argument("--json", action="store_true", help="print an object per run and line, with all metrics")
+    form = parse.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print an object per run and line, with all metrics")
+    form.add_argument("--html", action="store_true", help="write the page of all studies and print its path")
     parse.set_defaults(run=_ls)
 
     parse = commands.add_parser("show", help="print what is stored of a run")
@@ -218,7 +220,7 @@ def _add_text(parse: argparse.ArgumentParser) -> None:
 def _ls(arguments: argparse.Namespace) -> None:
     from dsv2.commands.runs import print_runs
 
-    print_runs(arguments.study, as_json=arguments.json)
+    print_runs(arguments.study, as_json=arguments.json, html=arguments.html)
 
 
 def _show(arguments: argparse.Namespace) -> None:

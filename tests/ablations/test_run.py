@@ -101,7 +101,8 @@ def test_a_study_is_run_and_reported(mine, tmp_path, here, capsys, runs):
     assert "2 trials, 0 already finished" in printed
     assert "No verdict: one seed per arm gives no interval" in printed
     folder = runs / "mine" / "smoke"
-    assert printed.endswith(f"report:  {folder}/report/report.html\nfigures: {folder}/report/figures\n")
+    named = f"report:  {folder}/report/report.html\nfigures: {folder}/report/figures\nstudies: {runs}/index.html\n"
+    assert printed.endswith(named)
     assert all(finished(path) for path in (folder / "trials").iterdir())
     assert here == [trial.folder.resolve() for trial in study(str(file), seeds=[0]).trials]
 

@@ -22,8 +22,16 @@ BARS = "▁▂▃▄▅▆▇█"  # of a load from 0 to the largest shown
 COLUMNS = ("name", "fingerprint", "status", quantity(LOSS).label, "tokens", "seconds", "ended")
 
 
-def print_runs(study: str | None = None, *, as_json: bool = False) -> None:
-    """Print the runs of the store, or of a study (see `list_runs`); how to begin if there are none."""
+def print_runs(study: str | None = None, *, as_json: bool = False, html: bool = False) -> None:
+    """Print the runs of the store, or of a study (see `list_runs`); how to begin if there are none.
+
+    With `html`, writes the page of all studies instead, and prints its path.
+    """
+    if html:
+        from dsv2.report.index import write_index
+
+        say(str(write_index()))
+        return
     found = list_runs(study)
     if as_json:
         for run in found:

@@ -154,10 +154,14 @@ def markdown_table(table: Table) -> str:
 
 
 def _html(title: str, headline: str, sections: Sequence[Section]) -> str:
+    return rendered("report.html.j2", title=title, headline=headline, sections=sections)
+
+
+def rendered(template: str, **values: Any) -> str:
+    """Render a template of this package with `values`, escaped."""
     import jinja2
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
-    template = environment.get_template("report.html.j2")
-    return template.render(title=title, headline=headline, sections=sections)
+    return environment.get_template(template).render(values)

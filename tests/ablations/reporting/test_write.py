@@ -117,7 +117,9 @@ def test_dense_studies_have_no_routing_figures_and_stale_ones_go(study_text, fin
 def test_a_store_is_reported_and_where_the_report_lies_is_said(fill, console, runs) -> None:
     report_study(fill("kv_rank"), console)
     folder = runs / "kv_rank" / "smoke" / "report"
-    assert console.file.getvalue().endswith(f"report:  {folder}/report.html\nfigures: {folder}/figures\n")
+    named = f"report:  {folder}/report.html\nfigures: {folder}/figures\nstudies: {runs}/index.html\n"
+    assert console.file.getvalue().endswith(named)
+    assert "kv_rank (smoke)" in (runs / "index.html").read_text()
     assert {path.name for path in folder.iterdir()} == {
         *("report.html", "report.md", "table.csv", "trials.csv", "contrasts.csv", "figures")
     }
