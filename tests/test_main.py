@@ -13,6 +13,10 @@ from dsv2.__main__ import main
 
 COMMANDS = [
     "ls",
+    "show",
+    "compare",
+    "rm",
+    "doctor",
     "account",
     "import-hf",
     "export-hf",
@@ -22,6 +26,8 @@ COMMANDS = [
     "export-traces",
     "explore",
     "serve",
+    "tasks",
+    "simulate",
 ]
 ON_RUNS = {  # what a command needs beside RUN
     "export-hf": ["out"],
@@ -31,6 +37,7 @@ ON_RUNS = {  # what a command needs beside RUN
     "export-traces": ["out"],
     "explore": ["--no-browser"],
     "serve": ["--port", "0"],
+    "show": [],
 }
 NAMES = "a run directory, sweep/scale/arm/seed, or the first digits of a fingerprint under"
 
