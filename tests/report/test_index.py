@@ -2,6 +2,7 @@
 
 import html
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,11 @@ def test_reports_on_other_requests_and_single_runs_are_mentioned(runs: Path) -> 
     page = write_index().read_text()
     assert 'href="mine/tiny/reports/0123456789abcdef/report.html"' in page
     assert "1 single runs" in text(page)
+
+
+def test_a_study_of_which_no_trial_is_left_is_listed(runs: Path) -> None:
+    shutil.rmtree(study(runs, "mine", "2026-03-01T10:00:00+00:00") / "trials")
+    assert "mine (tiny) Is it so? 2026-03-01 10:00 UTC · runs: none" in text(write_index().read_text())
 
 
 @pytest.mark.parametrize("name", ["looks.json", "study.yaml", "report/contrasts.csv"])

@@ -47,19 +47,25 @@ def write_index() -> Path:
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder; there are no runs yet")
     runs = list_runs()
-    entries = sorted(map(entry, root.glob(f"*/*/{STUDY}")), key=lambda one: (one.date, one.name), reverse=True)
+    entries = [entry(record, runs) for record in root.glob(f"*/*/{STUDY}")]
+    entries.sort(key=lambda one: (one.date, one.name), reverse=True)
     single = sum(run.scale is None for run in runs)
     write_text(root / INDEX, rendered("index.html.j2", entries=entries, single=single, root=str(root.absolute())))
     return root / INDEX
 
 
-def entry(record: Path) -> Entry:
-    """Describe the study whose record this is. What is damaged is left out, with a warning."""
+def entry(record: Path, runs: list[StoredRun]) -> Entry:
+    """Describe the study whose record this is, given the runs of the store. What is damaged is left out, with a warning."""
     place = record.parent
     name, scale = place.parent.name, place.name
     report = place / "report" / "report.html"
     return Entry(
-        *(name, scale, _question(place / "study.yaml"), _counted(list_runs(f"{name}/{scale}"))),
+        *(
+            name,
+            scale,
+            _question(place / "study.yaml"),
+            _counted([run for run in runs if (run.study, run.scale) == (name, scale)]),
+        ),
         _date(place / "looks.json", report),
         _address(report) if report.is_file() else "",
         tuple(_address(path) for path in sorted(place.glob("reports/*/report.html"))),
