@@ -12,6 +12,7 @@ import dsv2.__main__
 from dsv2.__main__ import main
 
 COMMANDS = ["account", "import-hf", "export-hf", "generate", "eval", "analyse", "export-traces", "explore", "serve"]
+COMMANDS += ["simulate"]
 ON_RUNS = {  # what a command needs beside RUN
     "export-hf": ["out"],
     "generate": ["--prompt", "Ban"],
