@@ -113,8 +113,9 @@ def check(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
                 origin = "init_from={run: RUN, weights: some}"  # which is looked up no further
                 load([re.sub(r"^init_from=RUN.*", origin, word) for word in rest if word != "-m"])
         case ["python", "-m", "dsv2", name, *rest]:
+            subject = rest[:1] if name == "simulate" else []
             with pytest.raises(SystemExit, match="0"):
-                main([name, "--help"])
+                main([name, *subject, "--help"])
             shown = capsys.readouterr().out
             assert not [word for word in rest if word.startswith("--") and word.partition("=")[0] not in shown]
             if name == "account" and not {"--hf", "--run"} & set(rest):
@@ -142,6 +143,7 @@ def test_every_command_line_is_one_that_exists(
         "python -m dsv2.train model=tiny optim.rate=1",
         "python -m dsv2 generate RUN --promt x",
         "python -m dsv2 sing",
+        "python -m dsv2 simulate pipeline --traces DIR",
         "python -m benchmarks.nothing",
         "sudo make demo",
         "torchrun --nproc-per-node=2 -m dsv2.train model=tiny",

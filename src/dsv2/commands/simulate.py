@@ -1,12 +1,17 @@
-"""`python -m dsv2 simulate pipeline|traffic`: what training over many devices costs, without any of them."""
+"""`python -m dsv2 simulate pipeline|traffic|hours`: what training over many devices costs, without any of them."""
 
 import argparse
 
-from dsv2.commands import pipeline, traffic
+from dsv2.commands import hours, pipeline, traffic
 
 SUBJECTS = {
     "pipeline": ("schedules in time: bubbles, peak activations, a timeline", pipeline.add_arguments, pipeline.pipeline),
     "traffic": ("expert parallelism: bytes, time, the slowest device", traffic.add_arguments, traffic.traffic),
+    "hours": (
+        "GPU hours: what a published number implies, and other numbers of GPUs",
+        hours.add_arguments,
+        hours.hours,
+    ),
 }
 
 
