@@ -55,7 +55,10 @@ def write_index() -> Path:
 
 
 def entry(record: Path, runs: list[StoredRun]) -> Entry:
-    """Describe the study whose record this is, given the runs of the store. What is damaged is left out, with a warning."""
+    """Describe the study with this record, given the runs of the store.
+
+    What is damaged is left out, with a warning.
+    """
     place = record.parent
     name, scale = place.parent.name, place.name
     report = place / "report" / "report.html"
