@@ -210,3 +210,14 @@ def test_as_a_process(words: list[str], status: int, out: str, err: str, trained
     assert done.returncode == status
     assert re.fullmatch(out, done.stdout)
     assert re.fullmatch(err, done.stderr)
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
+    """`dsv2 account --published | head -1`, with more output than a pipe holds by itself."""
+    listing = subprocess.Popen(
+        [sys.executable, "-m", "dsv2", "account", "--published"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert listing.stdout is not None
+    listing.stdout.close()
+    _, errors = listing.communicate(timeout=120)
+    assert (listing.returncode, errors) == (0, b"")

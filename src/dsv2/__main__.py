@@ -7,6 +7,7 @@ lists them.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -27,6 +28,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         failed = arguments.run(arguments)
+    except BrokenPipeError:  # who reads the output, as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that flushing at exit does not fail too
+        return 0
     except (ValueError, OSError) as error:
         return refuse(error)
     except KeyboardInterrupt:
