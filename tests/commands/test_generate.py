@@ -161,7 +161,12 @@ def test_the_token_that_begins_texts_is_read_and_not_printed(
         (["--prompt", "Ban", "--repetition-penalty", "0"], "repetition_penalty=0.0 is not valid: "),
         (["--prompt", "Ban", "--samples", "0"], "samples=0 is not valid: 1 or more"),
         (["--prompt", "Ban", "--batch-size", "0"], "batch_size=0 is not valid: 1 or more"),
-        (["--prompt", "Ban", "--context", "0"], "context=0 is not valid: 1 or more"),
+        (["--prompt", "Ban", "--context", "1"], "context=1 is not valid: 2 or more"),
+        (["--prompt", "Ban", "--samples", "1000001"], "samples=1000001 is not valid: at most 1,000,000 to each of 1 "),
+        (
+            ["--prompt", "Ban", "--context", str(2**45), "--max-new-tokens", str(2**45)],
+            f"max_length={2**45} is not valid: less, since 1 x {2**45:,} tokens do not fit in memory; RuntimeError: ",
+        ),
         (["--prompt", "Ban", "--stop", ""], "stops=('',) is not valid: strings of at least one character"),
         (["--prompt", "Ban ben " * 40], "prompt='Ban ben Ban ben"),
         (["--prompts", "nowhere.txt"], "nowhere.txt: No such file or directory"),

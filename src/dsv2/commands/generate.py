@@ -18,6 +18,8 @@ from dsv2.printing import warn
 from dsv2.report.terminal import say
 from dsv2.training.saved import open_run
 
+MOST_ANSWERS = 1_000_000  # which wait in memory
+
 
 def generate_command(arguments: argparse.Namespace) -> None:
     """Print the answers: one alone as it is written, several with a line before each, or JSON lines.
@@ -25,14 +27,17 @@ def generate_command(arguments: argparse.Namespace) -> None:
     Raises ValueError for settings out of range, and for prompts that are empty, no text or too long.
     """
     sampling = Sampling(**{name: getattr(arguments, name) for name in Sampling.__dataclass_fields__})
-    for name in ("samples", "batch_size", "context"):
-        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
-            raise ConfigError(name, getattr(arguments, name), "1 or more")
+    for name, least in (("samples", 1), ("batch_size", 1), ("context", 2)):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < least:
+            raise ConfigError(name, getattr(arguments, name), f"{least} or more")
     prompts = [arguments.prompt] if arguments.prompts is None else read_prompts(arguments.prompts)
     deployment = deployment_of(arguments)
     reader = open_run(arguments.name, device=arguments.device, deployment=deployment).reader
     context = reader.longest if arguments.context is None else arguments.context
     read = [reader.prompt(prompt) for prompt in prompts]
+    if len(prompts) * arguments.samples > MOST_ANSWERS:
+        valid = f"at most {MOST_ANSWERS // len(prompts):,} to each of {len(prompts):,} prompts"
+        raise ConfigError("samples", arguments.samples, valid)
     for prompt, ids in zip(prompts, read, strict=True):
         if len(ids) >= context:
             valid = f"less than {context} tokens, the context, so that an answer has room; it has {len(ids)}"

@@ -19,7 +19,7 @@ from dsv2.data.packing import PackedText, StoredText
 from dsv2.data.reading import read, stamp, valid_text
 from dsv2.data.source import Source
 from dsv2.data.store import Form, PlainText, Store, open_store
-from dsv2.data.tokenizer import SMALLEST_VOCAB, Tokenizer
+from dsv2.data.tokenizer import END_OF_TEXT, SMALLEST_VOCAB, Tokenizer
 from dsv2.storage.paths import home_of, require_own_files, within
 
 FORMAT = 1  # increment when the same documents are split, tokenized, packed or ordered differently
@@ -36,7 +36,11 @@ class Text:
         val_ratio: float = 0.1  # share of the documents held out
 
         def __post_init__(self) -> None:
-            self.require(self.vocab_size >= SMALLEST_VOCAB, "vocab_size", f"at least {SMALLEST_VOCAB}, all bytes and 1")
+            self.require(
+                self.vocab_size >= SMALLEST_VOCAB,
+                "vocab_size",
+                f"at least {SMALLEST_VOCAB}: every byte and {END_OF_TEXT}",
+            )
             self.require(0 < self.val_ratio < 1, "val_ratio", "between 0 and 1")
 
         @abstractmethod

@@ -146,8 +146,13 @@ def metric_over_cache(
     ax.margins(0.12)
     ax.xaxis.set_major_locator(LogLocator(base=2, numticks=7))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(EngFormatter(unit="B", sep=""))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda size, _: _binary(size)))
     ax.set_xlabel("cache per token")
     ax.set_ylabel(quantity(metric).label)
     legend_below([ax], 2)
     return ax
+
+
+def _binary(size: float) -> str:
+    """Format a number of bytes, a power of two."""
+    return f"{size:g} B" if size < 1024 else f"{size / 1024:g} KiB"

@@ -500,6 +500,15 @@ def test_no_row_is_longer_than_the_model_has_positions() -> None:
         Engine(model, num_rows=1, max_length=65)
 
 
+@pytest.mark.parametrize("size", [2**50, 2**62, 10**30])
+def test_an_engine_beyond_the_memory_is_refused(model: Transformer, size: int) -> None:
+    """Whichever way torch fails: by what the system lacks, or by a number that is none of its own."""
+    with pytest.raises(
+        ConfigError, match=f"max_length={size} is not valid: less, since 3 x {size:,} tokens do not fit"
+    ):
+        Engine(model, num_rows=3, max_length=size)
+
+
 def test_an_engine_of_no_size_is_refused(model: Transformer) -> None:
     for name in ("num_rows", "max_length", "chunk"):
         with pytest.raises(ConfigError, match=f"{name}=0 is not valid: 1 or more"):

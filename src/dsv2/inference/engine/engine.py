@@ -20,6 +20,7 @@ from dsv2.inference.engine.rows import Rows
 from dsv2.inference.engine.text import TextStream
 from dsv2.inference.sampling import Chooser, Ids, allowed
 from dsv2.models.transformer import Transformer, evaluating
+from dsv2.printing import described
 
 CHUNK = 512  # tokens of prompts that are read per step
 
@@ -59,6 +60,8 @@ class Engine:
             prompts_first: Whether answers wait while there are prompts to read, so that more of them are continued
                 together; otherwise each gets a token in every step, as who reads along wants.
             cache: Another one than that of `allocate_caches`, with `num_rows` rows of `max_length` tokens.
+
+        Raises ConfigError for sizes out of range, and for a cache that does not fit in memory.
         """
         for name, value in (("num_rows", num_rows), ("max_length", max_length), ("chunk", chunk)):
             if value < 1:
@@ -70,7 +73,11 @@ class Engine:
         self.device, self.vocab_size = model.embedding.device, model.config.vocab_size
         self.allowed = allowed(ids, self.vocab_size, self.device)
         if cache is None:
-            cache = allocate_caches(model, batch_size=num_rows, max_length=max_length)
+            try:
+                cache = allocate_caches(model, batch_size=num_rows, max_length=max_length)
+            except (RuntimeError, TypeError, MemoryError) as error:  # by the size, torch raises one or another
+                valid = f"less, since {num_rows:,} x {max_length:,} tokens do not fit in memory; {described(error)}"
+                raise ConfigError("max_length", max_length, valid) from None
         self.rows = Rows(cache)
         self.waiting: deque[Generation] = deque()
         self._decoders: tuple[int, ModelCache, Chooser] | None = None  # of `rows.changes`
