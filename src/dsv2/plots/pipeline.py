@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -38,8 +40,10 @@ def pipeline_timeline(timelines: pd.DataFrame, *, unit: str = "forwards of a ran
                 rows = table[of_kind & (later != strong)]
                 share = 0.9 / together[rows.index]
                 bottom = rows["rank"] - 0.45 + place[rows.index] * share
-                look: dict[str, Any] = {"color": COLOURS[kind], "alpha": 1.0 if strong else LATER, "edgecolor": "white"}
-                ax.barh(bottom, rows["end"] - rows["start"], share, rows["start"], align="edge", linewidth=0.15, **look)
+                left, right, top = rows["start"], rows["end"], bottom + share
+                corners = np.stack([[left, bottom], [left, top], [right, top], [right, bottom]]).transpose(2, 0, 1)
+                look: dict[str, Any] = {"facecolor": COLOURS[kind], "alpha": 1.0 if strong else LATER}
+                ax.add_collection(PolyCollection(list(corners), edgecolor="white", linewidth=0.15, **look))
         ax.set(xlim=(0, timelines["end"].max()), ylim=(ranks - 0.5, -0.5))
         ax.set_yticks([0, ranks - 1] if ranks > 1 else [0])
         ax.set_ylabel("rank")
