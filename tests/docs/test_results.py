@@ -26,9 +26,25 @@ OTHERS = {
         *("0.65", "1.808", "2.414", "4.5"),  # the account of tiny (tested below); DeepSeekMoE, section 4.5
         *("95%", "1%", "4.3"),  # the level of intervals; within what budgets are equal; DeepSeekMoE, section 4.3
         *("5%", "0.02"),  # what verdicts may err in; a margin (tested below)
+        "2408.15664",  # arXiv
     },
+    "docs/alignment.md": {"0.2", "0.8", "4.2"},  # shares at which tasks teach; a section
+    "docs/cluster.md": {
+        *("93.3%", "5.76", "42.5%", "172.8", "110.6", "15.6", "4.05"),  # the DeepSeek-V2 report
+        *("127.4", "138.4", "162.6", "40.9%", "45.9%", "57.6%", "5.58", "6.88", "71.8", "152.8", "90%"),
+    },  # and `dsv2 account --published`
     "docs/report.md": {"95%", "5%", "4%", "1%", "0.5%", "0.25%", "80%", "99.2%", "1.0"},  # levels; a capacity factor
-    "docs/equations.md": {"2405.04434", "43%"},  # arXiv; an assertion below the text
+    "docs/equations.md": {
+        *("2405.04434", "2202.08906", "2408.15664", "2412.19437"),  # arXiv
+        *("43%", "0.001", "0.5"),  # an assertion below the text; steps and a coefficient of those papers
+    },
+    "docs/parallel.md": {
+        *("1806.03377", "1811.06965", "2104.04473", "2401.10241", "2412.19437"),  # arXiv
+        *("0.5", "7.5", "0.0%", "4.46", "6.9%", "60.2%", "37.1%", "33.4%"),  # `dsv2 simulate pipeline` and `traffic`
+        *("172.8", "8.1", "0.5%", "1.5%", "5.8%", "9.1%", "9.9%", "13.1%", "21.4%", "30.2%", "51.9%"),
+        *("14.9", "28.5", "55.6", "109.9"),
+    },  # and `dsv2 simulate hours`
+    "docs/runs.md": {"95%"},  # the level of intervals
     "docs/tutorial.md": {"3.11"},  # Python
     "docs/extending.md": {"1%"},
     "docs/traces.md": {"2505.20225"},  # arXiv
