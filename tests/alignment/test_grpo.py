@@ -12,7 +12,7 @@ from torch import Tensor
 
 import dsv2
 from dsv2.alignment import grpo as module_of_grpo
-from dsv2.alignment.grpo import Optimiser
+from dsv2.alignment.grpo import GRPOModule
 from dsv2.alignment.rollout import Answers, Rows
 from dsv2.config import ConfigError
 from dsv2.evaluation.sandbox import SandboxBroken
@@ -28,25 +28,25 @@ MEASURES = {"reward", "reward_correct", "reward_stopped", "zero_variance", "leng
 MEASURES |= {"loss", "kl", "clipped", "shift", "staleness"}
 
 
-def optimiser(words: list[str], step: int = 0) -> Optimiser:
+def optimiser(words: list[str], step: int = 0) -> GRPOModule:
     """A module that has drawn the answers of the first steps."""
     run = dsv2.load(words)
     assert run.objective is not None
     module = run.objective.module(run)
-    assert isinstance(module, Optimiser)
+    assert isinstance(module, GRPOModule)
     source = run.data.open(sequence_length=64, seed=0, validation_tokens=256)
     module.begin(source, resumed=False)
     module.draw(step)
     return module
 
 
-def gradient(module: Optimiser) -> Tensor:
+def gradient(module: GRPOModule) -> Tensor:
     return torch.cat(
         [torch.zeros_like(w).flatten() if w.grad is None else w.grad.flatten() for w in module.parameters()]
     )
 
 
-def whole(module: Optimiser) -> tuple[Answers, list[Rows]]:
+def whole(module: GRPOModule) -> tuple[Answers, list[Rows]]:
     """The answers of the first step, and its rows one by one."""
     assert module.answers is not None
     answers = module.answers.part(0, 8)

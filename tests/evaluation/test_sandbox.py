@@ -1,5 +1,6 @@
 """What programs can give, and a battery of hostile ones, with the audit hook and without."""
 
+import gc
 import os
 import time
 from collections.abc import Iterator
@@ -233,6 +234,14 @@ def test_a_program_ends_with_its_server() -> None:
                 time.sleep(0.01)
         with pytest.raises(SandboxBroken, match="lost its server twice"):
             told.result()
+
+
+def test_a_sandbox_that_nobody_refers_to_is_closed() -> None:
+    box = Sandbox(TIGHT, workers=1)
+    server = psutil.Process(box._all[0].process.pid)
+    del box
+    gc.collect()
+    assert not server.is_running() or server.status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_sandbox_that_does_not_work_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

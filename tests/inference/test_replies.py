@@ -84,3 +84,9 @@ def test_pitfall_8_capped_replies_keep_their_tokens_and_stopped_ones_their_stop(
     if at_the_end:
         (last,) = replies(model, tokenizer, PROMPTS[:1], max_new_tokens=6, stop_ids=at_the_end)
         assert last[0].stopped, "a stop token in the last place is no cap"
+
+
+def test_ends_are_counted_as_they_come(model: Transformer, tokenizer: Tokenizer) -> None:
+    counted: list[int] = []
+    replies(model, tokenizer, PROMPTS, seen=counted.append)
+    assert counted == [1] * 8

@@ -3,6 +3,7 @@
 n answers, of P prompts with G answers each; M tokens of answers.
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -10,8 +11,9 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from dsv2.alignment.difficulty import difficulty, in_words
+from dsv2.alignment.difficulty import TEACHES, difficulty, in_words
 from dsv2.alignment.policy import (
     K3,
     Centred,
@@ -38,12 +40,14 @@ from dsv2.inference.replies import reply_to
 from dsv2.inference.sampling import Sampling
 from dsv2.models.moe.router import Routing
 from dsv2.models.transformer import Transformer
-from dsv2.printing import complain
+from dsv2.printing import complain, warn
 from dsv2.routing.measures import without_padding
 from dsv2.training.losses import Losses, training_loss
 from dsv2.training.module import Module, detached
 from dsv2.training.objective import Objective
 from dsv2.training.run import Run
+
+MOST_IDLE = 0.6  # share of groups without variance above which too little is learned
 
 
 class Rewards:
@@ -63,8 +67,9 @@ class Rewards:
             }
 
         def of(self, terms: Mapping[str, Tensor]) -> Tensor:
-            """Return the rewards, (G,) float64."""
-            return sum((getattr(self, name) * term for name, term in terms.items()), torch.tensor(0.0))
+            """Return the rewards, (G,) float64; a term without a coefficient does not matter, known or not."""
+            weighted = [weight * term for name, term in terms.items() if (weight := getattr(self, name))]
+            return sum(weighted, torch.zeros_like(next(iter(terms.values()))))
 
 
 class GRPO:
@@ -115,11 +120,11 @@ class GRPO:
                 valid = "null, since this FFN drops tokens over the capacity of a whole batch"
                 raise ConfigError("objective.micro_batch", self.micro_batch, valid)
 
-        def module(self, run: Run.Config) -> "Optimiser":
-            return Optimiser(run, self)
+        def module(self, run: Run.Config) -> "GRPOModule":
+            return GRPOModule(run, self)
 
 
-class Optimiser(Module):
+class GRPOModule(Module):
     """Draws answers and trains on them. Its checkpoints hold those under way, and the reference's weights."""
 
     def __init__(self, run: Run.Config, settings: GRPO.Config) -> None:
@@ -173,19 +178,26 @@ class Optimiser(Module):
         size = settings.group_size
         numbers = in_epochs(run.seed, len(self.source.prompts), first // size, (end - first) // size)
         prompts = [self.source.prompts[number] for number in numbers]
-        replies = reply_to(
-            self.model,
-            self.tokenizer,
-            [prompt.ids for prompt in prompts],
-            samples=size,
-            sampling=Sampling(temperature=settings.temperature, seed=run.seed),
-            max_new_tokens=settings.max_new_tokens,
-            stop_ids=self.source.stop_ids,
-            first=first,
-        )
+        quiet = not run.trainer.progress or end - first <= run.trainer.batch.size
+        with tqdm(total=end - first, desc="answers", leave=False, disable=quiet, file=sys.stderr) as bar:
+            replies = reply_to(
+                self.model,
+                self.tokenizer,
+                [prompt.ids for prompt in prompts],
+                samples=size,
+                sampling=Sampling(temperature=settings.temperature, seed=run.seed),
+                max_new_tokens=settings.max_new_tokens,
+                stop_ids=self.source.stop_ids,
+                first=first,
+                seen=bar.update,
+            )
         groups = verified(self.judge, prompts, replies)
         if step == 0:
-            complain(f"grpo: before training, {in_words(difficulty(groups, self.source.domains))}")
+            table = difficulty(groups, self.source.domains)
+            complain(f"grpo: before training, {in_words(table)}")
+            if (idle := float(table["zero_variance"].iloc[-1])) > MOST_IDLE:
+                low, high = TEACHES
+                warn(f"{idle:.0%} of the groups teach nothing; choose tasks of which p@1 is from {low} to {high}")
         terms = [settings.rewards.terms(group) for group in groups]
         rewards = torch.stack([settings.rewards.of(each) for each in terms])  # (P, G)
         self.answers, self.drawn_at = self._answers(groups, rewards), step

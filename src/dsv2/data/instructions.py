@@ -1,12 +1,13 @@
 """Generated instructions whose replies can be verified: sort, reverse, copy, arithmetic, brackets, small Python."""
 
+import operator
 import random
 import string
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dsv2.config import ConfigError, Naming, class_name
+from dsv2.config import ConfigError, class_name, digest, plain
 from dsv2.data.chats import Chat, Chats
 from dsv2.data.documents import Document, fraction, text_digest
 from dsv2.data.verification import Answer, Calls, Verifier
@@ -16,7 +17,8 @@ HELD_OUT = 0.1  # share of all prompts that no training conversation has
 TRIES = 1000  # prompts drawn for one conversation before giving up
 
 PAIRS = {"(": ")", "[": "]", "{": "}", "<": ">"}
-BRACKETS = "".join(map("".join, PAIRS.items()))
+_SIGNS: dict[str, Callable[[int, int], int]] = {"*": operator.mul, "+": operator.add, "-": operator.sub}
+_INPUTS = (-3, 0, 2, 10)  # of expressions
 
 
 class Instruction(NamedTuple):
@@ -70,13 +72,14 @@ def python(rng: random.Random, size: int) -> Instruction:
     a, b = rng.randrange(2, 10**size + 2), rng.randrange(2, 10**size + 2)
     first, second = rng.sample(("*", "+", "-"), 2)
     words = {"*": "times", "+": "plus", "-": "minus"}
-    reply, other = f"(x {first} {a}) {second} {b}", f"(x {second} {a}) {first} {b}"
-    inputs = (-3, 0, 2, 10)
-    values = {f"f({x})": repr(eval(reply, {"x": x})) for x in inputs}
-    if all(repr(eval(other, {"x": x})) == values[f"f({x})"] for x in inputs):  # as x + 2 - 2
-        other = f"(x {first} {a}) {second} {b + 1}"
+    values = [_SIGNS[second](_SIGNS[first](x, a), b) for x in _INPUTS]
+    swapped = [_SIGNS[first](_SIGNS[second](x, a), b) for x in _INPUTS]
+    reply, wrong = f"(x {first} {a}) {second} {b}", f"(x {second} {a}) {first} {b}"
+    if swapped == values:  # as x + 2 - 2
+        wrong = f"(x {first} {a}) {second} {b + 1}"
+    calls = {f"f({x})": str(value) for x, value in zip(_INPUTS, values, strict=True)}
     prompt = f"In Python: x {words[first]} {a}, then {words[second]} {b}"
-    return Instruction(prompt, reply, other, Calls(values, "f = lambda x: ({reply})"))
+    return Instruction(prompt, reply, wrong, Calls(calls, "f = lambda x: ({reply})"))
 
 
 def _of_letters(rng: random.Random, wording: str, letters: list[str], reply: list[str]) -> Instruction:
@@ -131,8 +134,9 @@ class Instructions:
             yield from self._drawn(self.instances, held_out=False)
             yield from self._drawn(self.held_out, held_out=True)
 
-        def identity(self, naming: Naming = class_name) -> dict[str, str]:
-            return super().identity(naming) | {"instructions": str(FORMAT)}
+        def content_hash(self) -> str:
+            """Return a hash of what the texts are made from, which takes no time."""
+            return digest(FORMAT, plain(self, naming=class_name))
 
         def _drawn(self, count: int, *, held_out: bool) -> Iterator[Document]:
             side = "held out" if held_out else "training"

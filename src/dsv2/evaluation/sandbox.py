@@ -16,6 +16,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -85,7 +86,8 @@ class Outcome(NamedTuple):
 class Sandbox:
     """Runs programs, many to a server process, `workers` of them at a time.
 
-    Use as a context manager, or `close` it. Raises SandboxBroken if it does not work on this machine.
+    Use as a context manager, or `close` it; it is closed too when it is no longer referred to. Raises SandboxBroken if
+    it does not work on this machine.
     """
 
     def __init__(self, limits: Limits | None = None, *, workers: int = 2, audited: bool = True) -> None:
@@ -97,6 +99,7 @@ class Sandbox:
         self._all = [_Server(self.limits, audited=audited) for _ in range(workers)]
         for server in self._all:
             self._servers.put(server)
+        self._finalizer = weakref.finalize(self, _close, self._all, self._pool)
         working = self.run([Program("x = 6 * 7", ("x",), "assert x == 42")])[0]
         if working[:4] != ("ok", None, ("42",), True):
             self.close()
@@ -110,9 +113,7 @@ class Sandbox:
 
     def close(self) -> None:
         """End the servers, and with them what runs in them."""
-        for server in self._all:
-            server.close()
-        self._pool.shutdown()
+        self._finalizer()
 
     def run(self, programs: Sequence[Program]) -> list[Outcome]:
         """Run programs independently of one another, and return their outcomes in their order.
@@ -127,6 +128,12 @@ class Sandbox:
             return server.run(program)
         finally:
             self._servers.put(server)
+
+
+def _close(servers: Sequence["_Server"], pool: ThreadPoolExecutor) -> None:
+    for server in servers:
+        server.close()
+    pool.shutdown()
 
 
 class _Server:

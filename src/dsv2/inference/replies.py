@@ -1,7 +1,7 @@
 """Replies to prompts, several to each, continued together by the engine."""
 
-from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
 
 from dsv2.data.tokenizer import Tokenizer
 from dsv2.inference.engine.engine import Engine
@@ -36,8 +36,9 @@ def reply_to(
     max_new_tokens: int,
     stop_ids: Collection[int],
     first: int = 0,
+    seen: Callable[[int], Any] = lambda replies: None,
 ) -> list[list[Reply]]:
-    """Return `samples` replies to each prompt.
+    """Return `samples` replies to each prompt, calling `seen` with the number of those that have ended, as they do.
 
     A reply is a function of model, prompt, sampling and its number, which is `first` plus its place among all replies,
     except for the rounding of products whose shapes depend on the other prompts.
@@ -65,8 +66,9 @@ def reply_to(
         ]
         for number, prompt in enumerate(prompts)
     ]
-    for _ in engine.run():
-        pass
+    for update in engine.run():
+        if update.finish is not None:
+            seen(1)
     return [[_reply(generation, tokenizer) for generation in group] for group in groups]
 
 

@@ -2,13 +2,9 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from dsv2.config import ConfigBase
-
-if TYPE_CHECKING:
-    from dsv2.training.module import Module
-    from dsv2.training.run import Run
 
 
 class Objective:
@@ -16,10 +12,12 @@ class Objective:
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ConfigBase, ABC):
+        """`run` is a `Run.Config`, which has this as a field and therefore imports it."""
+
         @abstractmethod
-        def require_fits(self, run: "Run.Config") -> None:
+        def require_fits(self, run: Any) -> None:
             """Raise ConfigError, with the full key, for a run that cannot have this objective."""
 
         @abstractmethod
-        def module(self, run: "Run.Config") -> "Module":
-            """Return the module that trains a run with this objective."""
+        def module(self, run: Any) -> Any:
+            """Return the `Module` that trains a run with this objective."""
