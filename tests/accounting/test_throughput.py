@@ -46,9 +46,7 @@ def test_half_the_bits_are_twice_the_sequences() -> None:
 
 def test_what_has_no_room_is_refused() -> None:
     model = dsv2.load(MLA).model
-    with pytest.raises(
-        ConfigError, match=r"^context=1000000 is not valid: few enough tokens for a cache"
-    ):
+    with pytest.raises(ConfigError, match=r"^context=1000000 is not valid: few enough tokens for a cache"):
         decoding(model, weight_bytes=1e6, kv_bits=16, context=1_000_000, node=NODE)
     with pytest.raises(ConfigError, match=r"^context=0 is not valid: 1 to"):
         decoding(model, weight_bytes=1e6, kv_bits=16, context=0, node=NODE)
