@@ -199,6 +199,11 @@ def test_ctrl_c_leaves_a_run_that_the_same_command_resumes(quick: list[str], tmp
 # ---- an arm of a study -----------------------------------------------------------------------------------------------
 
 
+def test_an_arm_whose_learning_rate_is_not_known_is_not_trained():
+    with pytest.raises(ConfigError, match=r"^lr_from='attention_lr' is not valid: a study that has finished at scale"):
+        expanded(["study=attention_tuned", "arm=small_mla"])
+
+
 def test_the_command_line_of_an_arm():
     words = expanded(["--cfg", "job", "study=balance_losses", "arm=paper", "seed=3", "optim.lr=1e-4"])
     assert words[:2] == ["--cfg", "job"]

@@ -137,3 +137,13 @@ def test_ctrl_c_is_one_line_and_its_own_status(monkeypatch, capsys):
 def test_help_names_the_words(capsys):
     assert main(["--help"]) == 0
     assert "launcher=..." in capsys.readouterr().out
+
+
+def test_a_study_whose_learning_rates_are_not_known_is_planned_but_not_run(capsys):
+    assert main(["sweep=attention_tuned", "dry_run=true"]) == 0
+    planned = " ".join(capsys.readouterr().out.split())
+    assert "The learning rates are those of the scale until they are known: a study that has finished" in planned
+    assert main(["sweep=attention_tuned"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: lr_from='attention_lr' is not valid: a study that has finished at scale smoke; run ")
+    assert said.endswith("python -m ablations.run sweep=attention_lr scale=smoke first\n")

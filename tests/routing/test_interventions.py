@@ -11,6 +11,8 @@ from dsv2.models.ffn import SwiGLU
 from dsv2.models.moe.gshard import GShard
 from dsv2.models.moe.hash import Hash
 from dsv2.models.moe.layer import MoE
+from dsv2.models.moe.loss_free import LossFree
+from dsv2.models.moe.v3 import V3
 from dsv2.models.transformer import Transformer
 from dsv2.routing.interventions import DoesNotApply, compared, fewer_experts, shared_off, top_masked
 from dsv2.routing.observed import losses_of, observe
@@ -94,6 +96,20 @@ def test_masked_experts_are_those_of_the_highest_affinity() -> None:
     second = masked.routings[1]
     assert (second.affinities == 0).sum(-1).eq(2).all()
     assert (second.gates > 0).all()
+
+
+@pytest.mark.parametrize("kind", [LossFree, V3])
+def test_masked_experts_are_not_brought_back_by_a_bias(kind: type[LossFree]) -> None:
+    """Also not by one that otherwise chooses two experts for every token."""
+    model = build(kind.Config(num_experts=8, top_k=2, expert_dim=4))
+    for layer in model.layers:
+        layer.ffn.bias[:2] = 5.0
+    batch = text()
+    before = observe(model, batch, batch_size=3)
+    masked = observe(top_masked(model, ratios=(0, 1 / 4))[2], batch, batch_size=3)
+    assert set(before.experts.ravel().tolist()) == {0, 1}
+    assert (masked.gates > 0).all(), "a masked expert was chosen"
+    assert not np.array_equal(masked.experts, before.experts)
 
 
 def test_fewer_experts_are_the_first_of_those_chosen() -> None:

@@ -10,6 +10,7 @@ from scipy import stats
 from dsv2.data.source import NOT_SCORED
 from dsv2.evaluation.validation import evaluate
 from dsv2.models.ffn import SwiGLU
+from dsv2.models.moe.sigmoid import Sigmoid
 from dsv2.routing.observed import SequenceLosses, difference, losses_of, observe
 from tests.references.routing import LIMITED, build, text
 from tests.references.tolerances import FLOAT32
@@ -49,6 +50,20 @@ def test_one_pass_sees_what_evaluation_and_the_model_say() -> None:
         np.testing.assert_allclose(observed.mean_affinity[layer], routing.affinities.mean((0, 1)), rtol=FLOAT32)
     with pytest.raises(ValueError, match="there is no routing"):
         observe(build(SwiGLU.Config(width=8)), batch, batch_size=4)
+
+
+def test_sigmoid_affinities_are_observed_as_shares() -> None:
+    """Which add up to 1 and have an entropy of at most log E; the affinities themselves do neither."""
+    model, batch = build(Sigmoid.Config(num_experts=8, top_k=2, expert_dim=4)), text()
+    observed = observe(model, batch, batch_size=6)
+    with torch.no_grad():
+        affinities = model(batch.inputs).routings[0].affinities.double()
+    shares = affinities / affinities.sum(-1, keepdim=True)
+    np.testing.assert_allclose(observed.mean_affinity.sum(1), 1, rtol=FLOAT32)
+    np.testing.assert_allclose(observed.mean_affinity[0], shares.mean((0, 1)), rtol=FLOAT32)
+    entropy = -(shares * shares.log()).sum(-1) / math.log(8)
+    np.testing.assert_allclose(observed.entropy[0], entropy, rtol=1e-5)
+    assert observed.entropy.max() <= 1 + FLOAT32
 
 
 def test_losses_do_not_depend_on_the_batch_size_nor_on_the_routing_being_recorded() -> None:

@@ -17,6 +17,7 @@ from dsv2.config import ConfigError
 from dsv2.storage.rundir import METRICS, ROUTING, SNAPSHOTS
 from dsv2.training import fit
 from dsv2.training.processes import Group, joined, mean, total
+from dsv2.training.saved import open_run
 
 WORDS = ("--nproc-per-node=2", "-m", "dsv2.train", "trainer.devices=2")
 
@@ -47,6 +48,20 @@ def test_two_processes_train_what_one_does(quick: list[str], tmp_path: Path) -> 
     assert pd.read_parquet(folder / SNAPSHOTS).equals(pd.read_parquet(alone / SNAPSHOTS))
     assert {path.name for path in folder.iterdir()} == {path.name for path in alone.iterdir()}
     assert json.loads((folder / "result.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.slow
+def test_the_bias_of_experts_follows_the_load_of_all_processes(quick: list[str], tmp_path: Path) -> None:
+    words = [*quick, "model/ffn=loss_free", "trainer.tokens=512"]  # 4 steps: the same routing, and so the same bias
+    process = torchrun(*words)
+    torch.set_num_threads(1)
+    fit.fit(dsv2.load(words), tmp_path / "alone")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    (folder,) = map(Path, out.split())
+    together, alone = (open_run(one).model.layers[1].ffn.bias for one in (folder, tmp_path / "alone"))
+    assert torch.equal(together, alone)
+    assert together.any()
 
 
 @pytest.mark.slow

@@ -100,7 +100,7 @@ def test_a_row_is_an_arm_and_seed_in_the_order_of_the_study(fill):
 def test_probes_become_columns_of_their_arm(fill):
     fill("attention_dense", "smoke", seeds=(0, 1))
     table = results("attention_dense")
-    assert len(table) == 6
+    assert len(table) == 8
     assert set(table["recall/accuracy"]) == {0.9}
     assert set(table["recall/steps_to_half"]) == {20.0}
     assert not math.isnan(table["val/loss"].sum())
@@ -110,7 +110,7 @@ def test_a_row_is_finished_once_its_probes_are(fill):
     planned = fill("attention_dense", "smoke", seeds=(0,), leave_out=1)
     probe = planned.trials[-1]
     assert probe.probe == "recall"
-    assert list(results_of(planned)["status"]) == ["finished", "finished", "unfinished"]
+    assert list(results_of(planned)["status"]) == ["finished", "finished", "finished", "unfinished"]
     probe.folder.mkdir()
     (probe.folder / "result.json").write_text(json.dumps({"status": "diverged", "error": "in step 2"}))
     last = results_of(planned).iloc[-1]
