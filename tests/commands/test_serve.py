@@ -10,8 +10,12 @@ from pathlib import Path
 
 import openai
 import pytest
+import torch
 
+import dsv2
 from dsv2.__main__ import main
+from dsv2.data.tokenizer import END_ID
+from dsv2.training.saved import open_run
 from tests.references.commands import refusal
 
 
@@ -20,9 +24,13 @@ from tests.references.commands import refusal
 def test_a_run_is_served_until_it_is_stopped(
     trained: Path, capsys: pytest.CaptureFixture[str], stop: signal.Signals, status: int
 ) -> None:
-    """With the answers of `generate`; a stream that is under way when the server is stopped does not keep it."""
+    """With the answers of `generate`, in a conversation too; a stream that is under way does not keep it running."""
     assert main(["generate", str(trained), "--prompt", "Ban", "--max-new-tokens", "9", "--json"]) == 0
     expected = json.loads(capsys.readouterr().out)["text"]
+    run, messages = open_run(trained), [{"role": "user", "content": "Ban"}]
+    prompt = torch.tensor([run.chat.prompt(messages)])
+    tokens = dsv2.generate(run.model, prompt, max_new_tokens=9, ids=run.tokenizer.ids)[0, prompt.shape[1] :].tolist()
+    answer = run.tokenizer.decode(tokens[: tokens.index(END_ID)] if END_ID in tokens else tokens)
     command = [sys.executable, "-m", "dsv2", "serve", str(trained), "--port", "0", "--context", "20000"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
     try:
@@ -33,6 +41,8 @@ def test_a_run_is_served_until_it_is_stopped(
         assert [model.id for model in client.models.list()] == [name] == ["moe-s0"]
         made = client.completions.create(model=name, prompt="Ban", max_tokens=9, temperature=0)
         assert made.choices[0].text == expected
+        reply = client.chat.completions.create(model=name, messages=messages, max_tokens=9, temperature=0)
+        assert reply.choices[0].message.content == answer.removeprefix(" ")
         stream = client.completions.create(model=name, prompt="Ban", max_tokens=19_000, stream=True)
         next(stream)
         process.send_signal(stop)
