@@ -12,6 +12,7 @@ import dsv2.__main__
 from dsv2.__main__ import main
 
 COMMANDS = ["account", "import-hf", "export-hf", "generate", "eval", "analyse", "export-traces", "explore", "serve"]
+COMMANDS += ["tasks"]
 ON_RUNS = {  # what a command needs beside RUN
     "export-hf": ["out"],
     "generate": ["--prompt", "Ban"],
@@ -20,6 +21,7 @@ ON_RUNS = {  # what a command needs beside RUN
     "export-traces": ["out"],
     "explore": ["--no-browser"],
     "serve": ["--port", "0"],
+    "tasks": ["--prompts", "1"],
 }
 NAMES = "a run directory, sweep/scale/arm/seed, or the first digits of a fingerprint under"
 
