@@ -38,6 +38,7 @@ ON_RUNS = {  # what a command needs beside RUN
     "explore": ["--no-browser"],
     "serve": ["--port", "0"],
     "show": [],
+    "tasks": ["--prompts", "1"],
 }
 NAMES = "a run directory, sweep/scale/arm/seed, or the first digits of a fingerprint under"
 

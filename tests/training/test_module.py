@@ -7,9 +7,11 @@ import pytest
 import torch
 
 import dsv2
-from dsv2 import Routing
-from dsv2.data.source import Batch
+from dsv2.data.source import NOT_SCORED, Batch
+from dsv2.kernels.cross_entropy import token_nats
+from dsv2.models.moe.router import Routing
 from dsv2.study.plan import Plan
+from dsv2.training import module as module_of_training
 from dsv2.training.module import Module
 from tests import references
 from tests.references import balancing
@@ -71,7 +73,8 @@ def test_a_step_spares_the_exempt_and_hands_on_what_is_detached(quick: list[str]
     outputs = found.training_step(batch, 0)
     exempt = found._exempt(8)
     assert 0 < int(exempt.sum()) < 8
-    losses, routings = outputs["step"]
+    losses, routings, tokens, measures = outputs["step"]
+    assert (tokens, measures) == (256, {})
     assert len(routings) == 1
     dropped = routings[0].dropped
     assert not dropped[exempt].any()
@@ -81,6 +84,66 @@ def test_a_step_spares_the_exempt_and_hands_on_what_is_detached(quick: list[str]
     assert float(losses.expert) == pytest.approx(
         0.3 * float(references.expert_loss(routings[0].affinities, routings[0].experts)), rel=1e-5
     )
+
+
+# ---- several documents in a sequence ---------------------------------------------------------------------------------
+
+
+def packed_batch() -> Batch:
+    """Documents of 5, 3 and 6 tokens in sequences of 9, of which some tokens are scored."""
+    draw = torch.Generator().manual_seed(0)
+    inputs = torch.randint(1, 300, (2, 9), generator=draw)
+    targets = torch.full((2, 9), NOT_SCORED)
+    targets[0, [2, 3, 6]] = inputs[0, [3, 4, 7]]
+    targets[1, [1, 2, 3, 4]] = inputs[1, [2, 3, 4, 5]]
+    positions = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, -1], [0, 1, 2, 3, 4, 5, -1, -1, -1]])
+    return Batch(inputs, targets, None, positions)
+
+
+def test_the_loss_of_packed_documents_is_the_mean_over_their_scored_tokens(quick: list[str]) -> None:
+    batch = packed_batch()
+    found = Module(dsv2.load([*quick, "loss.expert=0.3", "loss.device=0.2", "loss.communication=0.1"]))
+    references.randomise(found.model, seed=0)
+    losses, _ = found.objective(batch)
+    nats, balance = [], []
+    for row, spans in enumerate(((slice(0, 5), slice(5, 8)), (slice(0, 6),))):
+        parts = []
+        for span in spans:
+            output = found.model(batch.inputs[row : row + 1, span])
+            scored = batch.targets[row, span] != NOT_SCORED
+            nats += token_nats(output.logits[0][scored], batch.targets[row, span][scored]).tolist()
+            parts.append(output.routings[0])
+        affinities, experts = (
+            torch.cat([getattr(part, name) for part in parts], 1) for name in ("affinities", "experts")
+        )
+        whole = found.moe.balance_losses(Routing(affinities, experts, affinities.gather(-1, experts)))
+        balance.append([0.3 * whole.expert, 0.2 * whole.device, 0.1 * whole.communication])
+    assert losses.ce.item() == pytest.approx(sum(nats) / len(nats), rel=1e-5)
+    for got, one, other in zip(losses[2:], *balance, strict=True):
+        assert got.item() == pytest.approx((one.item() + other.item()) / 2, rel=1e-5)
+    assert losses.total.item() == pytest.approx(losses.ce.item() + sum(losses[2:]).item(), rel=1e-6)
+
+
+def test_padding_is_in_no_count(quick: list[str]) -> None:
+    found = Module(dsv2.load(quick))
+    step = found.training_step(packed_batch(), 0)["step"]
+    assert step.tokens == 18, "what the model read"
+    assert step.routings[0].experts.shape == (1, 14, 2)
+    other = packed_batch()
+    other.inputs[other.positions < 0] = 7
+    again = found.training_step(other, 0)["step"]
+    assert torch.equal(again.routings[0].experts, step.routings[0].experts)
+    assert again.losses.total == step.losses.total
+
+
+def test_shares_of_processes_count_by_their_scored_tokens(quick: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes with a sequence each, of 3 and 4 scored tokens: the mean of their losses is that over 7."""
+    batch, found = packed_batch(), Module(dsv2.load(quick))
+    whole = found.objective(batch)[0].ce.item()
+    monkeypatch.setattr(module_of_training, "num_processes", lambda: 2)
+    monkeypatch.setattr(module_of_training, "mean", lambda share: torch.tensor(3.5))
+    shares = [found.objective(batch.rows(row, 1))[0].ce.item() for row in (0, 1)]
+    assert sum(shares) / 2 == pytest.approx(whole, rel=1e-6)
 
 
 def test_the_weights_come_from_the_runs_seed(quick: list[str]) -> None:
