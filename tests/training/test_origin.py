@@ -101,7 +101,10 @@ def test_an_imported_checkpoint_has_model_and_tokenizer(imported: Path, quick: l
         (["model.dim=32"], r"layers.0.attention|embedding is \[320, 16\] there and \[320, 32\] here"),
         (["model.num_layers=3"], r"layers.2.attention_norm.w is missing there and \[16\] here"),
         (["model.tie_embeddings=true"], r"head is \[320, 16\] there and missing here"),
-        (["model/ffn=loss_free"], r"layers.1.ffn.bias is missing there and \[8\] here"),
+        (
+            ["model/ffn=loss_free", "model.ffn.num_experts=8", "model.ffn.expert_dim=8"],
+            r"layers.1.ffn.bias is missing there and \[8\] here",
+        ),
         (["data.vocab_size=301"], "data.vocab_size=301 is not valid: 300, as in"),
         (["recipe=small"], "recipe='given' is not valid: not beside init_from"),
         (["trainer.tokens=5"], "trainer.tokens=5 is not valid: at least one step, 128 tokens"),
