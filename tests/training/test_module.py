@@ -119,7 +119,7 @@ def test_the_loss_of_packed_documents_is_the_mean_over_their_scored_tokens(quick
         whole = found.moe.balance_losses(Routing(affinities, experts, affinities.gather(-1, experts)))
         balance.append([0.3 * whole.expert, 0.2 * whole.device, 0.1 * whole.communication])
     assert losses.ce.item() == pytest.approx(sum(nats) / len(nats), rel=1e-5)
-    for got, one, other in zip(losses[2:], *balance, strict=True):
+    for got, one, other in zip(losses[2:5], *balance, strict=True):
         assert got.item() == pytest.approx((one.item() + other.item()) / 2, rel=1e-5)
     assert losses.total.item() == pytest.approx(losses.ce.item() + sum(losses[2:]).item(), rel=1e-6)
 
