@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import results_balance
 import results_context
 from results_stored import LOADS, LOSS, RESULTS, Stored, orders_kept
 
@@ -22,7 +23,9 @@ from dsv2.study.files import read
 ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md",
+    "docs/cluster.md",
     "docs/context.md",
+    "docs/equations.md",
     "docs/generation.md",
     "docs/report.md",
     "docs/quantisation.md",
@@ -277,6 +280,19 @@ def needles() -> str:
     return results_context.needles(table)
 
 
+# ---- balancing, and costs --------------------------------------------------------------------------------------------
+
+
+def balancing() -> str:
+    """What balancing without a loss does."""
+    return results_balance.balancing(table)
+
+
+def costs() -> str:
+    """What the report says of cost."""
+    return results_balance.costs(table)
+
+
 # ---- speed -----------------------------------------------------------------------------------------------------------
 
 MODELS = {
@@ -368,10 +384,8 @@ def decoding() -> str:
     return f"{table(header, rows)}\n\n{text}"
 
 
-BLOCKS: dict[str, Callable[[], str]] = {
-    function.__name__: function
-    for function in (demo, effects, pairing, order, studies, deployed, extension, needles, speed, decoding)
-}
+PARTS = (demo, effects, pairing, order, studies, deployed, extension, needles, balancing, costs, speed, decoding)
+BLOCKS: dict[str, Callable[[], str]] = {function.__name__: function for function in PARTS}
 
 
 def filled(page: str) -> str:
