@@ -5,7 +5,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,12 @@ def run_line(command: str, folder: Path) -> str:
     done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
     return done.stdout
+
+
+def started(command: Sequence[str]) -> subprocess.Popen[str]:
+    """Start a command with one thread per process; what it says is kept."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 90) -> None:
