@@ -40,8 +40,8 @@ def needles(table: Table) -> str:
     header = ["arm", *(f"{multiple}x" for multiple in needle.MULTIPLES), quantity(nats).label]
     text = (
         f"Share of hidden sentences found at 1 to 16 times the trained length at {stored.scale}, mean ± standard "
-        f"deviation over {stored.seeds} seeds, and the log-probability of the answers over all lengths. Verdicts, minus `none` "
-        f"or `none_tuned`, with intervals that hold together: {stored.verdicts()}."
+        f"deviation over {stored.seeds} seeds, and the log-probability of the answers over all lengths. Verdicts, "
+        f"minus `none` or `none_tuned`, with intervals that hold together: {stored.verdicts()}."
     )
     return f"{table(header, rows)}\n\n{text}"
 
