@@ -137,9 +137,12 @@ def _parser() -> argparse.ArgumentParser:
         "--tasks",
         required=True,
         metavar="A,B",
-        help="cloze, copying, arithmetic, needle, following or tasks of the harness",
+        help="cloze, copying, arithmetic, needle, following; mmlu, bbh, math, ceval, cmmlu, cmrc; tasks of the harness",
     )
     parse.add_argument("--include-path", type=_path, metavar="DIR", help="a folder with your own task files")
+    parse.add_argument(
+        "--data-dir", type=_path, metavar="DIR", help="a folder with the data of mmlu, bbh, ... (docs/eval.md)"
+    )
     parse.add_argument("--limit", type=int, help="questions per task of the harness (default: all)")
     parse.add_argument("--batch-size", type=int, default=8, help="sequences per pass (default 8)")
     parse.add_argument("--out", type=_path, metavar="FILE.json", help="also write the scores as JSON")
@@ -285,6 +288,7 @@ def _eval(arguments: argparse.Namespace) -> bool:
         arguments.name,
         arguments.tasks.split(","),
         include_path=arguments.include_path,
+        data_dir=arguments.data_dir,
         limit=arguments.limit,
         batch_size=arguments.batch_size,
         text=arguments.text,

@@ -21,7 +21,7 @@ def test_good_text_is_kept_as_it_is(judge: Judge, seed: int) -> None:
 @pytest.mark.parametrize(
     ("text", "language", "reason"),
     [
-        ("The short page of the book that is with us.", "english", "Gopher Quality: gopher_short_doc"),
+        (page(1, sentences=3), "english", "Gopher Quality: gopher_short_doc"),
         (page(1) + "\nlorem ipsum dolor sit amet.", "english", "C4 Quality: lorem_ipsum"),
         (page(1) + "\nint main() { return 0; } to end the page.", "english", "C4 Quality: curly_bracket"),
         ("\n".join("- " + line for line in page(1).splitlines()), "english", "Gopher Quality: gopher_too_many_bullets"),

@@ -2,8 +2,8 @@
 
 The classifier learns from the list: passages with a word of the list, and as many without, of each language. The words
 themselves are blanked out of the former, so that it has to go by what stands around them. It is a logistic regression
-on hashed words (of Chinese, characters) and pairs of them. Stochastic gradient descent in the order of the documents gives
-the same weights whenever the documents are the same.
+on hashed words (of Chinese, characters) and pairs of them. Stochastic gradient descent in the order of the documents
+gives the same weights whenever the documents are the same.
 """
 
 import re

@@ -66,6 +66,7 @@ class BuiltCorpus(BuiltText):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(BuiltText.Config):
+        vocab_size: int = 4096  # of the corpus: its own tokenizer; another: one that is trained on it
         path: str | None = setting(None)  # the directory; the fingerprint has its content
 
         def __post_init__(self) -> None:
