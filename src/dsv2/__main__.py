@@ -140,9 +140,7 @@ def _parser() -> argparse.ArgumentParser:
         help="cloze, copying, arithmetic, needle, following; mmlu, bbh, math, ceval, cmmlu, cmrc; tasks of the harness",
     )
     parse.add_argument("--include-path", type=_path, metavar="DIR", help="a folder with your own task files")
-    parse.add_argument(
-        "--data-dir", type=_path, metavar="DIR", help="a folder with the data of mmlu, bbh, ... (docs/eval.md)"
-    )
+    parse.add_argument("--data-dir", type=_path, metavar="DIR", help="a folder with the data sets of tasks")
     parse.add_argument("--limit", type=int, help="questions per task of the harness (default: all)")
     parse.add_argument("--batch-size", type=int, default=8, help="sequences per pass (default 8)")
     parse.add_argument("--out", type=_path, metavar="FILE.json", help="also write the scores as JSON")

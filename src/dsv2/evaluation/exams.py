@@ -95,7 +95,7 @@ def headline(scores: Sequence[Graded], task: str) -> float:
 
 
 def chance_of(task: "ConfigurableTask") -> float:
-    """Return the share that guessing gets right: among a question's options, or among a few answers of the whole task."""
+    """Return what guessing gets right: one of a question's options, or of a few answers of the whole task."""
     documents = _documents(task)
     if not len(documents):
         return 0.0

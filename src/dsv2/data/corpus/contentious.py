@@ -64,9 +64,17 @@ def _read(path: str | None) -> str:
 
 
 def _pattern(words: list[str]) -> re.Pattern[str]:
+    """Match any of the words, the longest first; what a match may begin with is looked at before the words."""
     longest_first = sorted(words, key=lambda word: (-len(word), word))
-    bounded = (re.escape(w) if re.search(f"[{HAN}]", w) else rf"(?<!\w){re.escape(w)}(?!\w)" for w in longest_first)
-    return re.compile("|".join(bounded))
+    inside = [word for word in longest_first if re.search(f"[{HAN}]", word)]
+    bounded = [word for word in longest_first if word not in inside]
+    parts = [rf"(?<!\w){_one_of(bounded)}(?!\w)"] if bounded else []
+    return re.compile("|".join([*parts, *([_one_of(inside)] if inside else [])]))
+
+
+def _one_of(words: list[str]) -> str:
+    starts = "".join(re.escape(letter) for letter in sorted({word[0] for word in words}))
+    return f"(?=[{starts}])(?:{'|'.join(map(re.escape, words))})"
 
 
 def passages(text: str) -> list[str]:
