@@ -1,4 +1,4 @@
-"""The eight effects on which the literature agrees, each as shown by a committed report, or as what it takes to show it."""
+"""The eight effects on which the literature agrees: what a committed report shows of each, or what would show it."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -95,8 +95,8 @@ def eight(table: Table) -> str:
     rows = [[str(number), effect.what, *_row(effect)] for number, effect in enumerate(EFFECTS, 1)]
     shown = sum(row[2] == "yes" for row in rows)
     text = (
-        f"Shown: {shown} of {len(rows)}. An effect is shown if every 95% t interval of its differences excludes 0 on the side "
-        "that it names or, for equivalence, lies within 0.02 nats."
+        f"Shown: {shown} of {len(rows)}. An effect is shown if every 95% t interval of its differences excludes 0 on "
+        "the side that it names or, for equivalence, lies within 0.02 nats."
     )
     return f"{table(['', 'effect', 'shown', 'differences, with 95% intervals', 'from'], rows)}\n\n{text}"
 

@@ -26,10 +26,10 @@ from dsv2.statistics.decisions import (
 from dsv2.statistics.paired import Interval
 
 RULE = (
-    "A scale decides between two arms if their mean difference is more than two standard errors from 0 and the predicted "
-    f"chance of the same sign on the next scale is at least {LEAST_CHANCE:.0%}. The decision holds if the next scale has "
-    "such a difference with the same sign. Intervals of shares are 95%, as if pairs of arms were independent, which those "
-    "with an arm in common are not."
+    "A scale decides between two arms if their mean difference is more than two standard errors from 0 and the "
+    f"predicted chance of the same sign on the next scale is at least {LEAST_CHANCE:.0%}. The decision holds if the "
+    "next scale has such a difference with the same sign. Intervals of shares are 95%, as if pairs of arms were "
+    "independent, which those with an arm in common are not."
 )
 
 
@@ -68,9 +68,8 @@ def decision_text(steps: Sequence[Step]) -> list[str]:
     ]
     order = [quantity(metric).name for metric in earliest(steps)]
     if order:
-        text.append(
-            f"Metrics by how early they decide, at least {LEAST_CHANCE:.0%} of their decisions holding: {', '.join(order)}."
-        )
+        rule = f"Metrics by how early they decide, at least {LEAST_CHANCE:.0%} of their decisions holding"
+        text.append(f"{rule}: {', '.join(order)}.")
     else:
         text.append("No metric has decisions that hold on the next scale.")
     return text
@@ -132,8 +131,8 @@ def print_plan(studies: Sequence[Study], console: Console) -> None:
             add_row(table, [name, *_cells(each, by_scale[each.scale].tokens_of(arm)), _answer(each, best)])
     console.print(table)
     console.print(
-        "pilot: mean difference and standard deviation of the stored runs; seeds: that detect it with 80% power; chance: of "
-        f"the same sign on the next scale. A scale answers if its chance is at least {LEAST_CHANCE:.0%}."
+        "pilot: mean difference and standard deviation of the stored runs; seeds: that detect it with 80% power; "
+        f"chance: of the same sign on the next scale. A scale answers if its chance is at least {LEAST_CHANCE:.0%}."
     )
 
 

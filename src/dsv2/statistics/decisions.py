@@ -1,10 +1,10 @@
 """Which decisions of a small rung hold on the next, and what that says before the next is run.
 
-A rung has a difference between two arms, paired by seed: mean d, standard error se over n seeds, standard deviation s. If
-the true difference and the noise are the same on the next rung, the mean of n' seeds there has the same sign with chance
-T(|d| / (s sqrt(1/n + 1/n'))), where T is Student's distribution function with n - 1 degrees of freedom. A rung decides
-between two arms if |d| > 2 se and that chance is at least LEAST_CHANCE. On the next rung the decision holds if |d| > 2 se
-there with the same sign, is reversed if the sign is the other, and else is open.
+A rung has a difference between two arms, paired by seed: mean d, standard error se over n seeds, standard deviation s.
+If the true difference and the noise are the same on the next rung, the mean of n' seeds there has the same sign with
+chance T(|d| / (s sqrt(1/n + 1/n'))), where T is Student's distribution function with n - 1 degrees of freedom. A rung
+decides between two arms if |d| > 2 se and that chance is at least LEAST_CHANCE. On the next rung the decision holds if
+|d| > 2 se there with the same sign, is reversed if the sign is the other, and else is open.
 """
 
 import itertools
@@ -86,8 +86,8 @@ def compare(
 ) -> tuple[list[Step], list[Bin]]:
     """Compare each rung with the next in every metric, for these pairs of arms.
 
-    `rungs` maps scales, in the order of compute, to tables of finished runs. Returns a step per metric and rung that has
-    any pair, and the calibration of the predicted chances over all of them.
+    `rungs` maps scales, in the order of compute, to tables of finished runs. Returns a step per metric and rung that
+    has any pair, and the calibration of the predicted chances over all of them.
     """
     steps, predicted = list[Step](), list[tuple[float, bool]]()
     for (name, rung), (after, above) in itertools.pairwise(rungs.items()):
