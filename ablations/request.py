@@ -23,6 +23,7 @@ class Request(ConfigBase):
     workers: int | None = None
     launcher: Literal["local", "slurm", "ray"] = "local"
     dry_run: bool = False
+    plan: bool = False
     mixed_kernels: bool = False
     until_decided: bool = False
 

@@ -9,6 +9,7 @@ seeds       a list, as in [0,1]; by default those of the scale, and as many as t
 workers     trials at a time; by default one per core, or one if there is a GPU; 64 with slurm and ray
 launcher    local (default), slurm or ray
 dry_run     true: print arms, overrides and cost, and run nothing
+plan        true: print which of the scales answers each contrast at the least compute, from stored runs
 until_decided   true: train no more seeds once every contrast is decided
 mixed_kernels   true: give verdicts although trials were computed with different kernels
 """
@@ -110,6 +111,14 @@ def _main(arguments: list[str]) -> int:
         for study in studies:
             show(study, console)
             words(study, console)
+        return 0
+    if request.plan:
+        from ablations.reporting.decisions import print_plan
+
+        try:
+            print_plan(studies, console)
+        except ValueError as error:
+            return refuse(error)
         return 0
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -13,6 +13,7 @@ from typing import Any
 
 import results_balance
 import results_context
+import results_effects
 from results_stored import LOADS, LOSS, RESULTS, Stored, orders_kept
 
 from dsv2.metrics import quantity
@@ -385,7 +386,12 @@ def decoding() -> str:
     return f"{table(header, rows)}\n\n{text}"
 
 
-PARTS = (demo, effects, pairing, order, studies, deployed, extension, needles, balancing, costs, speed, decoding)
+def eight() -> str:
+    """The eight effects on which the literature agrees."""
+    return results_effects.eight(table)
+
+
+PARTS = (demo, effects, eight, pairing, order, studies, deployed, extension, needles, balancing, costs, speed, decoding)
 BLOCKS: dict[str, Callable[[], str]] = {function.__name__: function for function in PARTS}
 
 

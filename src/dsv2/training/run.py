@@ -25,6 +25,7 @@ from dsv2.data.corpora import Text
 from dsv2.data.source import Source
 from dsv2.distributed.mesh import Mesh
 from dsv2.evaluation.benchmarks import TextBenchmarks
+from dsv2.evaluation.exams import Exams
 from dsv2.evaluation.following import Following
 from dsv2.evaluation.needle import NeedleGrid
 from dsv2.evaluation.positions import LossByPosition
@@ -41,6 +42,7 @@ BENCHMARKS = {
     LossByPosition.Config: "positions",
     NeedleGrid.Config: "needle",
     Following.Config: "following",
+    Exams.Config: "exams",
 }
 FORMAT = 1  # increment when the same config comes to mean another computation, so that old results are not reused
 
@@ -111,7 +113,9 @@ class Run:
         trainer: Training.Config
         logger: Logging.Config
         # Computed at the last step.
-        benchmarks: TextBenchmarks.Config | LossByPosition.Config | NeedleGrid.Config | Following.Config | None = None
+        benchmarks: (
+            TextBenchmarks.Config | LossByPosition.Config | NeedleGrid.Config | Following.Config | Exams.Config | None
+        ) = None
         deployment: Deployed.Config | None = added(None)  # how the model is evaluated; None: as it is trained
         init_from: Origin.Config | None = added(None)  # the run whose weights this one starts from; None: random ones
         objective: Objective.Config | None = added(None)  # None: the cross-entropy of the data

@@ -19,6 +19,7 @@ from dsv2.data.packing import PackedText
 from dsv2.data.source import Source
 from dsv2.evaluation.benchmarks import TextBenchmarks
 from dsv2.evaluation.deployment import measure_deployment
+from dsv2.evaluation.exams import Exams
 from dsv2.evaluation.following import Following
 from dsv2.evaluation.needle import NeedleGrid
 from dsv2.evaluation.positions import LossByPosition
@@ -49,7 +50,7 @@ class Recorder(L.Callback):
         self.run, self.source, self.folder = run, source, folder
         self.validation = source.validation()
         # Built now, so that too small a corpus fails before training.
-        self.benchmarks: TextBenchmarks | LossByPosition | NeedleGrid | Following | None = None
+        self.benchmarks: TextBenchmarks | LossByPosition | NeedleGrid | Following | Exams | None = None
         if run.benchmarks is not None:
             # The config refuses benchmarks of other data.
             self.benchmarks = run.benchmarks.build(cast(Any, source))
