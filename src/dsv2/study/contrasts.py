@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from dsv2.config import ConfigBase, ConfigError, structure
 from dsv2.statistics.contrast import Contrast
@@ -18,6 +18,7 @@ class Declared(ConfigBase):
     arm: str
     metric: str  # one of the judged metrics
     margin: float  # largest difference that does not matter, in the metric's unit
+    predicted: Literal["better", "worse", "equivalent"] | None = None  # the verdict that the study expects
 
     def __post_init__(self) -> None:
         self.require(0 < self.margin < math.inf, "margin", "positive and finite, in the metric's unit")
@@ -56,7 +57,7 @@ def declared(
             )
         if entry.metric not in judged:
             raise ConfigError(f"{at}.metric", entry.metric, f"one of the judged metrics, {', '.join(judged)}")
-        contrast = Contrast(entry.arm, baseline_of(entry.arm), entry.metric, entry.margin)
+        contrast = Contrast(entry.arm, baseline_of(entry.arm), entry.metric, entry.margin, entry.predicted)
         if any(contrast[:3] == other[:3] for other in contrasts):
             raise ConfigError(at, [entry.arm, entry.metric], "each arm and metric once")
         contrasts.append(contrast)
