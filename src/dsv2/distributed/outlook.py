@@ -77,5 +77,9 @@ class Need(NamedTuple):
 
 def together(needs: list[Need]) -> Need:
     """Add up runs that follow one another on a device."""
-    sums = (sum(getattr(need, name) for need in needs) for name in ("tokens", "flops"))
-    return Need(*sums, max((need.memory for need in needs), default=0.0), sum(need.disk for need in needs))
+    return Need(
+        tokens=sum(need.tokens for need in needs),
+        flops=sum(need.flops for need in needs),
+        memory=max((need.memory for need in needs), default=0.0),
+        disk=sum(need.disk for need in needs),
+    )

@@ -263,7 +263,7 @@ def _told(effect: Effect) -> str:
     return f"{effect.arm} - {effect.baseline}, {effect.n} seeds\n{size}, {effect.word or 'exploratory'}"
 
 
-def _draw_bars(ax: Axes, rows: pd.DataFrame, arm: str, style: Mapping[str, Any], place: float) -> None:
+def _draw_bars(ax: Axes, rows: pd.DataFrame, arm: str, style: dict[str, Any], place: float) -> None:
     """Draw the mean difference over tokens and its intervals; `place` is the arm's, 0 in the middle of all."""
     each = {tokens: group["value"].to_numpy(dtype=float) for tokens, group in rows.groupby("tokens")}
     at, means = np.array(list(each)), np.array([values.mean() for values in each.values()])
