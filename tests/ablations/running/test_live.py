@@ -14,8 +14,8 @@ import pytest
 from jupyter_client.manager import start_new_kernel
 
 import ablations
-from ablations.running.attach import RECORD, find
 from ablations.running import live
+from ablations.running.attach import RECORD, find
 from ablations.running.live import Unwatched, View
 from tests.references.processes import wait_for
 
