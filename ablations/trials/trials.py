@@ -73,6 +73,7 @@ class Study(Plan):
         `folders` names the trials' folders, for a stored study whose data may be gone. Raises ConfigError.
         """
         self.asked = None if seeds is None else _checked(seeds)
+        self.formats: tuple[str, ...] = ("png",)  # of the figures of its report
         self.mixed_kernels = False  # whether verdicts may rest on trials that were computed with different kernels
         self.others: tuple[int, ...] = ()  # of a stored study: seeds with trials that its report does not cover
         self._folders = folders or {}
@@ -236,7 +237,8 @@ class Study(Plan):
         """The arguments of `python -m ablations.run` for this study."""
         seeds = [] if self.asked is None else [f"seeds=[{','.join(map(str, self.asked))}]"]
         mixed = ["mixed_kernels=true"] if self.mixed_kernels else []
-        return [f"sweep={self.source}", f"scale={self.scale}", *seeds, *mixed, *self.overrides]
+        formats = [f"report.formats=[{','.join(self.formats)}]"] if self.formats != ("png",) else []
+        return [f"sweep={self.source}", f"scale={self.scale}", *seeds, *mixed, *formats, *self.overrides]
 
     @property
     def command(self) -> str:
