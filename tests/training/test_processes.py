@@ -31,7 +31,6 @@ def torchrun(*overrides: str) -> subprocess.Popen[str]:
 
 def test_two_processes_train_what_one_does(quick: list[str], tmp_path: Path) -> None:
     process = torchrun(*quick)
-    torch.set_num_threads(1)
     alone = tmp_path / "alone"
     fit.fit(dsv2.load(quick), alone)
     out, err = process.communicate(timeout=300)
@@ -48,7 +47,6 @@ def test_two_processes_train_what_one_does(quick: list[str], tmp_path: Path) -> 
 def test_the_bias_of_experts_follows_the_load_of_all_processes(quick: list[str], tmp_path: Path) -> None:
     words = [*quick, "model/ffn=loss_free", "trainer.tokens=512"]  # 4 steps: the same routing, and so the same bias
     process = torchrun(*words)
-    torch.set_num_threads(1)
     fit.fit(dsv2.load(words), tmp_path / "alone")
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
