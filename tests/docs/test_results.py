@@ -33,7 +33,18 @@ OTHERS = {
     "docs/alignment.md": {"0.2", "0.8", "4.2"},  # shares at which tasks teach; a section
     "docs/corpus.md": {"12%"},  # the DeepSeek-V2 report
     "docs/cluster.md": {"90%"},  # of the memory, for weights and cache (throughput.USABLE)
-    "docs/report.md": {"95%", "5%", "4%", "1%", "0.5%", "0.25%", "80%", "90%", "99.2%", "1.0"},  # levels; a capacity factor
+    "docs/report.md": {
+        "95%",
+        "5%",
+        "4%",
+        "1%",
+        "0.5%",
+        "0.25%",
+        "80%",
+        "90%",
+        "99.2%",
+        "1.0",
+    },  # levels; a capacity factor
     "docs/equations.md": {
         *("2405.04434", "2202.08906", "2408.15664", "2412.19437"),  # arXiv
         *("43%", "0.001", "0.5"),  # an assertion below the text; steps and a coefficient of those papers
@@ -233,7 +244,7 @@ def test_the_numbers_of_effects_are_those_of_the_trials() -> None:
             half = stats.t.ppf(0.975, len(each) - 1) * each.std() / len(each) ** 0.5
             low, high = each.mean() - half, each.mean() + half
             assert f"{each.mean():+.3f} [{low:+.3f}, {high:+.3f}]" in row
-            agree.append({-1: high < 0, 1: low > 0, 0: -0.02 < low and high < 0.02}[claim.side])
+            agree.append({-1: high < 0, 1: low > 0, 0: low > -0.02 and high < 0.02}[claim.side])
         assert ("| yes |" in row) == all(agree)
         found += 1
     assert found >= 4
