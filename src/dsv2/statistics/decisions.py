@@ -39,7 +39,7 @@ class Difference(NamedTuple):
         return abs(self.mean) > ERRORS * self.sd / math.sqrt(self.n)
 
     def chance(self, seeds: int, spread: float = math.inf) -> float:
-        """Return the chance that the mean of `seeds` seeds of the next rung has the same sign; 0.5: nothing is known.
+        """Return the chance that the mean of `seeds` seeds of the next rung has the same sign; 0.5: nothing known.
 
         `spread` is the standard deviation of the true differences of all pairs; infinite for a pair by itself.
         """
@@ -53,7 +53,7 @@ class Difference(NamedTuple):
 
 
 def spread_of(differences: Sequence[Difference]) -> float:
-    """Return the standard deviation of the true differences, around 0: of the means, less what noise adds; 0 if none."""
+    """Return the standard deviation of the true differences around 0: that of the means, less what noise adds."""
     extra = [each.mean**2 - each.sd**2 / each.n for each in differences]
     return math.sqrt(max(float(np.mean(extra)), 0.0))
 
