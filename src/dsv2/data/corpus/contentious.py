@@ -143,7 +143,7 @@ class Classifier:
         weights |= {f"{name}:intercept": model.intercept_ for name, model in self.models.items()}
         counts = np.array([self.examples[name] for name in sorted(self.examples)], dtype=np.int64)
         with path.open("wb") as file:
-            np.savez_compressed(file, names=np.array(sorted(self.examples)), counts=counts, **weights)  # type: ignore[arg-type]
+            np.savez_compressed(file, names=np.array(sorted(self.examples)), counts=counts, **weights)
 
     @classmethod
     def load(cls, path: Path) -> "Classifier":
