@@ -237,7 +237,7 @@ KEPT = {"bench/copying": ".3f", "recall/accuracy": ".3f", "deployed/agreement": 
 
 def deployed() -> str:
     """What fewer bits per cached element, and products in other precisions, cost the same weights."""
-    kv, precision = Stored("kv_bits", "smoke"), Stored("precision", "smoke")
+    kv, precision = Stored.largest("kv_bits"), Stored.largest("precision")
     rows = []
     for arm in kv.table.index:
         held = [f"{kv.mean(arm, metric):,.3g}" for metric in HELD]
@@ -255,8 +255,9 @@ def deployed() -> str:
         ],
     )
     text = (
-        f"Measured at smoke, {kv.seeds} seeds, with 95% intervals of single paired differences. All arms but `mha16`, "
-        "which has MHA and the same number of parameters, evaluate the same weights."
+        f"Caches were measured at {kv.scale} with {kv.seeds} seeds, products at {precision.scale} with "
+        f"{precision.seeds}; intervals are those of single paired differences, at 95%. All arms but `mha16`, which has "
+        "MHA and the same number of parameters, evaluate the same weights."
     )
     verdicts = f"Verdicts against `bits16`: {kv.verdicts()}. Against `fp32`: {precision.verdicts()}."
     return f"{text}\n\n{caches}\n\n{products}\n\n{verdicts}"

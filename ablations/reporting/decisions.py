@@ -141,7 +141,7 @@ def offers_of(studies: Sequence[Study]) -> dict[str, list[Offer]]:
     rungs, offers = rungs_of(studies), dict[str, list[Offer]]()
     for study in studies:
         flops = {row["arm"]: float(row["flops_per_token"] * row["tokens"]) for row in study.budgets()}
-        for arm, baseline, metric, _ in study.contrasts:
+        for arm, baseline, metric, *_ in study.contrasts:
             rung = rungs.get(study.scale)
             known = None if rung is None or metric not in rung else difference(rung, metric, arm, baseline)
             if known is not None:

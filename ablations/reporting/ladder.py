@@ -16,7 +16,8 @@ from ablations.reporting.write import failures
 from ablations.trials.results import results_of
 from ablations.trials.trials import Study
 from dsv2.plots.ladder import difference_over_compute, loss_over_compute
-from dsv2.report.page import Drawing, Section, Table, pictures, write_page
+from dsv2.report.page import Section, Table, write_page
+from dsv2.report.pictures import Drawing, pictures
 from dsv2.statistics.ladder import FEWEST_RUNGS, POWER_LAW, Ladder, Prediction, fit_ladder, held_out, predict
 from dsv2.statistics.paired import Interval
 from dsv2.statistics.trends import Trend, trend_rows, trends

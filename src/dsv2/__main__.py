@@ -1,5 +1,5 @@
-"""`python -m dsv2 COMMAND`, or `dsv2 COMMAND`: ls, show, compare, rm, doctor, account, import-hf, export-hf, generate,
-eval, analyse, export-traces, explore, serve, tasks, corpus, simulate.
+"""`python -m dsv2 COMMAND`, or `dsv2 COMMAND`: new, ls, show, compare, rm, doctor, account, import-hf, export-hf,
+generate, eval, analyse, export-traces, explore, serve, tasks, corpus, simulate.
 
 RUN is a run directory, the name of a trial as in `balance_losses/tiny/paper/0` (sweep, scale, arm, seed), the same
 without the scale or without sweep and scale where one run matches, or the first digits of a fingerprint; `dsv2 ls`
@@ -61,6 +61,12 @@ def _numbers(text: str) -> list[int]:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="dsv2", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
+
+    parse = commands.add_parser("new", help="write the commented file of a study of your own")
+    parse.add_argument("kind", choices=["study"])
+    parse.add_argument("name", metavar="NAME")
+    parse.add_argument("--out", type=_path, metavar="FILE.yaml", help="default: among the studies in configs/sweep")
+    parse.set_defaults(run=_new)
 
     parse = commands.add_parser("ls", help="list the runs of the store")
     parse.add_argument("study", nargs="?", metavar="STUDY", help="a study, or study/scale (default: all runs)")
@@ -223,6 +229,12 @@ def _add_text(parse: argparse.ArgumentParser) -> None:
     parse.add_argument(
         "--text", nargs="+", default=[], metavar="data=...", help=f"overrides that select held-out text ({default})"
     )
+
+
+def _new(arguments: argparse.Namespace) -> None:
+    from dsv2.commands.new import new_command
+
+    new_command(arguments.name, arguments.out)
 
 
 def _ls(arguments: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ from dsv2.evaluation.verifiers import Judge
 from dsv2.inference.deployed import Deployed
 from dsv2.metrics import chance
 from dsv2.printing import described, warn
-from dsv2.report.page import picture
+from dsv2.report.pictures import picture
 from dsv2.report.terminal import add_row, open_console, open_table
 from dsv2.storage.files import replacing, write_json
 from dsv2.training.saved import SavedRun, open_run

@@ -74,7 +74,7 @@ def grade(
     except Exception as error:  # of the hub, the network, a file or a loader
         valid = "" if data_dir is not None or task not in EXAMS else "; --data-dir names a folder with its data"
         raise ValueError(f"cannot be loaded; {described(error)}{valid}") from error
-    tasks: dict[str, ConfigurableTask] = loaded["tasks"]  # type: ignore[assignment]
+    tasks: dict[str, ConfigurableTask] = loaded["tasks"]
     for each in tasks.values():
         if exam.shots is not None:
             each.set_config(key="num_fewshot", value=exam.shots)
@@ -138,11 +138,11 @@ def _data_from(data_dir: Path | None) -> Iterator[None]:
         task.dataset = load_folder(data_dir, str(task.DATASET_PATH), task.DATASET_NAME)
 
     original = ConfigurableTask.download
-    ConfigurableTask.download = download  # type: ignore[method-assign]
+    ConfigurableTask.download = download
     try:
         yield
     finally:
-        ConfigurableTask.download = original  # type: ignore[method-assign]
+        ConfigurableTask.download = original
 
 
 def load_folder(data_dir: Path, path: str, config: str | None) -> Any:

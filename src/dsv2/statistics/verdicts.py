@@ -49,6 +49,10 @@ class Effect(NamedTuple):
     word: str = ""  # better, worse, equivalent, identical, undecided, none; "" if exploratory
     text: str = ""  # the verdict in a phrase
 
+    def pair(self, baseline: str) -> str:
+        """Return the arm's name, with that of the other arm if this is not the given one."""
+        return self.arm if self.baseline == baseline else f"{self.arm} against {self.baseline}"
+
 
 def difference_text(mean: float, low: float, high: float) -> str:
     """Format a mean with its interval, to two digits of the interval's half width; without one, only the mean."""
@@ -144,7 +148,7 @@ def judge(
     `directions` maps metrics to "lower" or "higher", whichever is better.
     """
     effects = []
-    for arm, baseline, metric, margin in contrasts:
+    for arm, baseline, metric, margin, _ in contrasts:
         values = paired_values(results, metric, [baseline, arm], seeds)
         if missing := [name for name in (baseline, arm) if name not in values]:
             none = f"none: {' and '.join(missing)} measured no {quantity(metric).name}"

@@ -14,7 +14,7 @@ import itertools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -114,8 +114,8 @@ def _rows(
     judge: Judge,
     classifier: Classifier,
     bar: tqdm,
-) -> list[dict]:
-    rows = []
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
     for source, document in batch:
         exempt, text = document.domain in plan.exempt, document.text
         language = ("", 1.0) if exempt else identify(text)

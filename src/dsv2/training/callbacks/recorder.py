@@ -67,6 +67,7 @@ class Recorder(L.Callback):
         self.counts: list[Counts] = []
         self.measures: dict[str, list[Tensor]] = {}
         self.steps, self.tokens, self.since = 0, 0, time.perf_counter()
+        self.sent = 0  # bytes, by this process
 
     # ---- state of a resumed run ----
 
@@ -166,6 +167,7 @@ class Recorder(L.Callback):
         losses = torch.stack(step.losses)
         self.losses = losses if self.losses is None else self.losses + losses
         self.steps, self.tokens = self.steps + 1, self.tokens + step.tokens * num_processes
+        self.sent += module.sent
         for name, value in step.measures.items():
             self.measures.setdefault(name, []).append(value)
         if module.moe is not None:
@@ -183,6 +185,9 @@ class Recorder(L.Callback):
         row["train/grad_norm"] = module.grad_norm.item()
         row |= {name: torch.stack(values).mean().item() for name, values in self.measures.items()}
         row["perf/tokens_per_s"] = self.tokens / seconds
+        if self.run.mesh.ep > 1:
+            sent = total(torch.tensor(self.sent, device=module.device))
+            row["perf/sent_bytes_per_token"] = sent.item() / self.tokens
         peak = peak_flops(module.device, self.run.trainer.precision)
         row["perf/mfu"] = self.tokens / seconds * self.flops_per_token / peak
         return row | mean_measures([measure(counts) for counts in self.counts])
