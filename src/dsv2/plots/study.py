@@ -46,7 +46,7 @@ IMBALANCE = [f"routing/{name}_violation" for name in ("max", "device_max", "rece
     f"routing/{name}" for name in ("dead_experts", "overflow", "drop_rate")
 ]
 
-LONG = 12  # points of a curve whose first tenth is left out
+LONG = 8  # points of a curve whose first tenth is left out
 MOST_BARS = 8  # intervals of one arm over training
 
 
@@ -196,6 +196,7 @@ def forest(
     *,
     verdicts: Sequence[Effect] = (),
     directions: Mapping[str, str] | None = None,
+    arms: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Figure:
     """Draw each arm minus its baseline with its interval, a panel per metric, those with verdicts first.
@@ -203,9 +204,8 @@ def forest(
     Verdicts are blue with their margin shaded; their markers are those of `VERDICTS`. Exploratory effects are thin and
     grey.
     """
-    arms = list(dict.fromkeys(effect.arm for effect in (*verdicts, *effects)))
-    if directions:  # rows in the order of the study, not of its contrasts
-        arms = list(dict.fromkeys(effect.arm for effect in (*effects, *verdicts)))
+    compared = dict.fromkeys(effect.arm for effect in (*verdicts, *effects))
+    arms = [arm for arm in arms or compared if arm in compared]
     metrics = list(dict.fromkeys(effect.metric for effect in (*verdicts, *effects)))
     columns = even_columns(len(metrics))
     height, width = 0.17 * len(arms) + 0.95, PAGE if columns > 2 else None
