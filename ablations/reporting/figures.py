@@ -1,6 +1,6 @@
 """The figures of a report with their captions."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 
 import pandas as pd
@@ -30,10 +30,12 @@ from dsv2.report.pictures import Drawing, Picture, pictures
 from dsv2.statistics.budgets import telling
 
 
-def draw(findings: Findings, formats: Collection[str] = ()) -> tuple[list[Picture], list[str]]:
+def draw(
+    findings: Findings, formats: Collection[str] = (), begun: Callable[[str], object] = lambda text: None
+) -> tuple[list[Picture], list[str]]:
     """Draw all figures that the data allow: effects only if no trial is missing, routing only for MoE models.
 
-    Also returns a sentence about each figure that failed; the others are drawn.
+    Also returns a sentence about each figure that failed; the others are drawn. `begun` is told how far it is.
     """
     return pictures(
         [
@@ -47,6 +49,7 @@ def draw(findings: Findings, formats: Collection[str] = ()) -> tuple[list[Pictur
             *_caches(findings),
         ],
         formats,
+        begun,
     )
 
 

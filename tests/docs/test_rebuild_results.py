@@ -1,4 +1,4 @@
-"""Reports in `results/` are written anew from their own files: the same numbers, and nothing lost that cannot be had."""
+"""Reports in `results/` are written anew from their own files: the same numbers, and nothing is lost."""
 
 import importlib
 import re
