@@ -31,6 +31,7 @@ class Request(ConfigBase):
     workers: int | None = None
     launcher: Literal["local", "slurm", "ray"] = "local"
     dry_run: bool = False
+    plan: bool = False
     mixed_kernels: bool = False
     until_decided: bool = False
     report: Files = field(default_factory=Files)

@@ -11,6 +11,7 @@ launcher    local (default), slurm or ray
 dry_run     true: print arms, overrides and what they will take, and run nothing
 hardware    of a dry run: here (default), h100, a100 or laptop
 price       of a dry run: what a device costs per hour
+plan        true: print which of the scales answers each contrast at the least compute, from stored runs
 until_decided   true: train no more seeds once every contrast is decided
 mixed_kernels   true: give verdicts although trials were computed with different kernels
 report.formats  files of the report's figures, as in [png,svg,pdf]; a PNG of 200 dpi by default
@@ -120,6 +121,14 @@ def _main(arguments: list[str]) -> int:
             print_outlook(
                 outlook(study, request.hardware, request.workers or default_workers()), request.price, console
             )
+        return 0
+    if request.plan:
+        from ablations.reporting.decisions import print_plan
+
+        try:
+            print_plan(studies, console)
+        except ValueError as error:
+            return refuse(error)
         return 0
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
+from ablations.reporting.decisions import decisions_section
 from ablations.reporting.write import failures
 from ablations.trials.results import results_of
 from ablations.trials.trials import Study
@@ -55,6 +56,9 @@ def report_ladder(studies: Sequence[Study], console: Console) -> None:
                 text, more = _family(runs, arms, baseline, studies, then)
                 headline += text
                 sections += more
+        if (decided := decisions_section(studies, first.file.judged)) is not None:
+            sections.append(decided)
+            headline.append(decided.paragraphs[1])
     except IncompleteStudy as error:
         missing = ", ".join(error.missing)
         headline, sections = [f"Nothing to compare: {len(error.missing)} trials have no result: {missing}."], []

@@ -71,18 +71,23 @@ def _matrix(findings: Findings) -> Matrix | None:
     if not judged or findings.finished.empty:
         return None
     baselines = study.families()
-    effects = {(effect.arm, effect.metric): effect for effect in (*findings.effects, *findings.verdicts)}
-    decided = {(effect.arm, effect.metric) for effect in findings.verdicts}
+    effects = {effect[:3]: effect for effect in (*findings.effects, *findings.verdicts)}
+    decided = {effect[:3] for effect in findings.verdicts}
+    pairs = dict.fromkeys((arm, study.baseline_of(arm)) for arm in study.arms)  # and contrasts against other arms
+    pairs |= dict.fromkeys(effect[:2] for effect in findings.verdicts)
     columns = [
         Column(quantity(m).brief, ", ".join(filter(None, [quantity(m).unit, f"{study.metrics[m]} is better"])))
         for m in judged
     ]
     rows = []
-    for arm in study.arms:
-        own = study.baselines.get(arm, study.baseline)
-        name = f"{arm} (baseline)" if own == arm else f"{arm} - {own}" if len(baselines) > 1 else arm
+    for arm, own in pairs:
+        plain = len(baselines) == 1 and own in baselines
+        name = f"{arm} (baseline)" if own == arm else arm if plain else f"{arm} - {own}"
         cells = [
-            _cell(findings, arm, metric, effects.get((arm, metric)), (arm, metric) in decided) for metric in judged
+            _cell(findings, arm, metric, effects.get((arm, own, metric)), (arm, own, metric) in decided)
+            if own == study.baseline_of(arm) or (arm, own, metric) in effects
+            else Cell()
+            for metric in judged
         ]
         rows.append(Row(name, study.arms[arm], cells))
     reference = next(iter(baselines)) if len(baselines) == 1 else "its baseline"

@@ -130,7 +130,7 @@ def runs_here() -> list[tuple[float, float]]:
         return []
     names = _device_names()
     done = [run for run in list_runs() if run.status == "finished" and run.tokens and run.seconds]
-    rates = list[tuple[float, float]]()
+    rates: list[tuple[float, float]] = []
     for run in sorted(done, key=lambda run: run.ended, reverse=True):
         if read_result(run.folder).get("provenance", {}).get("device") in names and len(rates) < MOST_READ:
             config = from_plain(read_yaml(run.folder / CONFIG))

@@ -111,9 +111,9 @@ class Study(Plan):
 
     def _trial(self, key: TrialKey) -> Trial:
         run = replace(self.run_of(key.arm, key.probe), seed=key.seed + self.arms[key.arm].seed_offset)
-        if run.trainer.devices > 1:
-            valid = "1 in a study, whose trials run in parallel; train a single run with torchrun -m dsv2.train"
-            raise ConfigError("trainer.devices", run.trainer.devices, valid)
+        if run.mesh.size > 1:
+            valid = "1 in a study, whose trials run in parallel; train a single run with python -m dsv2.train"
+            raise ConfigError(run.mesh.axis, run.mesh.largest, valid)
         root, first = self.folder / "trials", self.arms[key.arm].init_from
         origin = None if first is None else self._trial(key._replace(arm=first))
         if origin is not None:

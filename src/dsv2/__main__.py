@@ -1,5 +1,5 @@
 """`python -m dsv2 COMMAND`, or `dsv2 COMMAND`: new, ls, show, compare, rm, doctor, account, import-hf, export-hf,
-generate, eval, analyse, export-traces, explore, serve, tasks, simulate.
+generate, eval, analyse, export-traces, explore, serve, tasks, corpus, simulate.
 
 RUN is a run directory, the name of a trial as in `balance_losses/tiny/paper/0` (sweep, scale, arm, seed), the same
 without the scale or without sweep and scale where one run matches, or the first digits of a fingerprint; `dsv2 ls`
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from dsv2.commands import simulate, traces
+from dsv2.commands import corpus, simulate, traces
 from dsv2.commands.account import account_command, add_arguments
 from dsv2.commands.deployment import add_deployment, deployment_of
 from dsv2.config import ConfigError
@@ -143,9 +143,10 @@ def _parser() -> argparse.ArgumentParser:
         "--tasks",
         required=True,
         metavar="A,B",
-        help="cloze, copying, arithmetic, needle, following or tasks of the harness",
+        help="cloze, copying, arithmetic, needle, following; mmlu, bbh, math, ceval, cmmlu, cmrc; tasks of the harness",
     )
     parse.add_argument("--include-path", type=_path, metavar="DIR", help="a folder with your own task files")
+    parse.add_argument("--data-dir", type=_path, metavar="DIR", help="a folder with the data sets of tasks")
     parse.add_argument("--limit", type=int, help="questions per task of the harness (default: all)")
     parse.add_argument("--batch-size", type=int, default=8, help="sequences per pass (default 8)")
     parse.add_argument("--out", type=_path, metavar="FILE.json", help="also write the scores as JSON")
@@ -200,6 +201,9 @@ def _parser() -> argparse.ArgumentParser:
     parse = commands.add_parser("tasks", help="how hard the instructions of a run's data are for its model")
     _add_tasks(parse)
     parse.set_defaults(run=_tasks)
+
+    parse = commands.add_parser("corpus", help="filter, deduplicate and mix documents, and show what became of them")
+    corpus.add_arguments(parse, path=_path, numbers=_numbers)
 
     parse = commands.add_parser("simulate", help="pipeline schedules and expert parallelism at cluster size")
     simulate.add_arguments(parse)
@@ -294,6 +298,7 @@ def _eval(arguments: argparse.Namespace) -> bool:
         arguments.name,
         arguments.tasks.split(","),
         include_path=arguments.include_path,
+        data_dir=arguments.data_dir,
         limit=arguments.limit,
         batch_size=arguments.batch_size,
         text=arguments.text,

@@ -1,4 +1,4 @@
-"""Quiet training on one thread, runs that crash, and one on a corpus that may change."""
+"""Quiet training, runs that crash, and one on a corpus that may change."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning as L
 import pytest
-import torch
 
 import dsv2
 from dsv2.training import fit, machine
@@ -19,7 +18,6 @@ from dsv2.training.callbacks.recorder import Recorder
 def quietly() -> None:
     """Train as the commands do, so that what is said is the project's own."""
     machine.prepare()
-    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from dsv2.storage.runs import list_runs
 from dsv2.training.machine import PACKAGES, best_kernels, cpu_name, git_state
 
 EXTRAS = {  # optional dependencies -> what needs them; `all` and `launchers` aside, `make setup` installs each
+    "corpus": "corpus build, data=filtered",
     "dev": "make test, make lint",
     "docs": "make docs",
     "eval": "dsv2 eval with tasks of lm-evaluation-harness",
@@ -116,7 +117,7 @@ def _store() -> Finding:
     there = next(path for path in (root, *root.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         return Finding("store", f"{root}: cannot be written to; DSV2_RUNS names another folder", wrong=True)
-    held = f"{len(list_runs())} runs" if root.is_dir() else "made by the first run"
+    held = f"runs: {len(list_runs())}" if root.is_dir() else "made by the first run"
     return Finding("store", f"{root.absolute()}, {held}, {shutil.disk_usage(there).free / 1e9:,.1f} GB free")
 
 

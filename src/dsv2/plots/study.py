@@ -204,25 +204,28 @@ def forest(
     Verdicts are blue with their margin shaded; their markers are those of `VERDICTS`. Exploratory effects are thin and
     grey.
     """
-    compared = dict.fromkeys(effect.arm for effect in (*verdicts, *effects))
-    arms = [arm for arm in arms or compared if arm in compared]
+    pairs = list(dict.fromkeys(effect[:2] for effect in (*verdicts, *effects)))
+    if arms:
+        pairs.sort(key=lambda pair: list(arms).index(pair[0]))
+    compared = [arm for arm, _ in pairs]
+    names = [f"{arm} - {other}" if compared.count(arm) > 1 else arm for arm, other in pairs]
     metrics = list(dict.fromkeys(effect.metric for effect in (*verdicts, *effects)))
     columns = even_columns(len(metrics))
-    height, width = 0.17 * len(arms) + 0.95, PAGE if columns > 2 else None
+    height, width = 0.17 * len(pairs) + 0.95, PAGE if columns > 2 else None
     figure, axes = panels(len(metrics), columns=columns, height=height, title=title, sharey=True, width=width)
     for place, (ax, metric) in enumerate(zip(axes, metrics, strict=True)):
         ax.axvline(0, **ZERO)
         for effect in (effect for effect in verdicts if effect.metric == metric):
-            _draw_verdict(ax, arms.index(effect.arm), effect)
+            _draw_verdict(ax, pairs.index(effect[:2]), effect)
         for effect in (effect for effect in effects if effect.metric == metric):
-            row = arms.index(effect.arm)
+            row = pairs.index(effect[:2])
             faint_interval(ax, row, effect.low, effect.mean, effect.high, text=_told(effect))
         panel_title(ax, quantity(metric).label, width=PANEL_TITLE if columns < 4 else PANEL_TITLE * 3 // 4)
         ax.xaxis.set_major_locator(MaxNLocator(4 if columns < 4 else 3))
         ax.grid(False, axis="y")
         ax.tick_params(axis="y", labelleft=place % columns == 0)
         ax.set_xlabel(BETTER.get((directions or {}).get(metric, ""), ""), fontsize=7)
-    rows_axis(axes[0], arms)
+    rows_axis(axes[0], names)
     _explain(axes, verdicts, effects)
     return figure
 

@@ -7,6 +7,7 @@ REQUEST_KEYS = (
     "workers",
     "launcher",
     "dry_run",
+    "plan",
     "until_decided",
     "mixed_kernels",
     "report.formats",
