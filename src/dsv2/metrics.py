@@ -42,10 +42,20 @@ METRICS = {
     "bench/pass_at_1": Quantity("pass@1", "share right, drawn"),
     "bench/pass_at_8": Quantity("pass@8", "share of prompts"),
     "bench/stopped": Quantity("replies that end themselves", "share"),
+    "bench/refused": Quantity("refused as it should be", "share"),
+    "bench/over_refused": Quantity("over-refusal", "share of harmless"),
     "bench/unjudged": Quantity("replies without a verdict", "share"),
     "grpo/reward": Quantity("reward"),
     "grpo/reward_correct": Quantity("answers right in training", "share"),
     "grpo/reward_stopped": Quantity("answers that end themselves in training", "share"),
+    "grpo/reward_safe": Quantity("safe answers in training", "share"),
+    "grpo/reward_rule": Quantity("answers by the rule in training", "share"),
+    "grpo/reward_reasoning": Quantity("learned reward, reasoning", "sd"),
+    "grpo/reward_helpful": Quantity("learned reward, helpfulness", "sd"),
+    "grpo/reward_safety": Quantity("learned reward, safety", "sd"),
+    "rm/accuracy": Quantity("pairs ranked right", "share"),
+    "rm/accuracy_in_training": Quantity("pairs ranked right in training", "share"),
+    "rm/calibration": Quantity("calibration error", "share"),
     "grpo/pass_at_8": Quantity("pass@8 in training", "share of prompts"),
     "grpo/zero_variance": Quantity("groups without variance", "share"),
     "grpo/length": Quantity("length of answers", "tokens"),
@@ -93,6 +103,7 @@ PARTS = (
     "bench/cloze",
     "bench/needle",
     "bench/following",
+    "bench/pass_at_1",
 )  # also logged for parts of the data, as in val/bpb_code
 
 CHANCE = {

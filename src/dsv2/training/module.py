@@ -69,6 +69,13 @@ class Module(L.LightningModule):
         self.routed = routings
         return {"loss": losses.total, "step": Step(averaged, routings, tokens, measures or {})}
 
+    def validated(self) -> dict[str, float] | None:
+        """Return what is measured at each validation, `val/loss` included, in place of a language model's losses.
+
+        None, the default, stands for these.
+        """
+        return None
+
     def objective(self, batch: Batch) -> tuple[Losses, tuple[Routing, ...]]:
         """Return the losses of a step and the routing of its tokens: the method to override for another objective.
 
@@ -121,12 +128,12 @@ class Module(L.LightningModule):
         return [layer.ffn for layer in self.model.layers if isinstance(layer.ffn, LossFree)]
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm)
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.config.optim.clip_norm)
         if not torch.isfinite(self.grad_norm):
             raise Diverged(f"the gradient norm became {self.grad_norm.item()} in step {self.global_step + 1}")
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.config.optim.build(self.model)
+        optimizer = self.config.optim.build(self)
         schedule = self.config.optim.schedule
         factor = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule.factor(step, self.batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": factor, "interval": "step"}}
