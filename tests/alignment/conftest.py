@@ -5,7 +5,6 @@ import torch
 
 from dsv2.data.chats import Chats
 from dsv2.training import machine
-from tests.training.conftest import crashing as crashing
 
 
 @pytest.fixture(autouse=True)

@@ -29,8 +29,8 @@ def test_the_figure_is_whole_and_readable(metrics: tuple[str, ...]) -> None:
 
 
 def test_lines_are_means_over_seeds_at_each_step() -> None:
-    table = logged("online", "offline", metrics=("grpo/reward_correct", "grpo/kl"))
-    table.loc[table["metric"] == "grpo/kl", "value"] = 0.5
+    table = logged("online", "offline", metrics=("grpo/reward_correct", "grpo/reward_safe"))
+    table.loc[table["metric"] == "grpo/reward_safe", "value"] = 1.0
     figure = plots.answers_over_training(table)
     (ax,) = [ax for ax in figure.axes if ax.lines]
     lines = {line.get_label(): line for line in ax.lines}

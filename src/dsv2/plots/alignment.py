@@ -19,6 +19,7 @@ ANSWERS = (
     "grpo/zero_variance",
     "grpo/length",
 )
+ALWAYS = ("grpo/reward_correct", "grpo/kl", "grpo/length")
 
 
 @styled()
@@ -31,12 +32,11 @@ def answers_over_training(
     """Draw rewards, divergence and length of the answers over steps, a panel per metric: mean and range over seeds.
 
     What a reward model gives stands beside the verifier's verdicts, so that a policy which pleases one and not the
-    other is seen. Terms that are the same in every row are left out.
+    other is seen. What is the same in every row is left out, except for verdicts, divergence and length.
     """
     logged = metrics.groupby("metric")["value"].agg(["min", "max"])
-    shown = [
-        metric for metric in ANSWERS if metric in logged.index and logged.loc[metric, "min"] < logged["max"][metric]
-    ]
+    varied = set(logged.index[logged["min"] < logged["max"]])
+    shown = [metric for metric in ANSWERS if metric in varied or (metric in ALWAYS and metric in logged.index)]
     if not shown:
         raise ValueError("metrics: no answers were drawn in training; only runs with objective=grpo draw some")
     styles = arm_styles(arms or arms_of(metrics))
