@@ -96,7 +96,9 @@ def answered(button: widgets.Button) -> Iterator[None]:
 
 def watched(study: Study) -> tuple[str, ...]:
     """Return the metrics whose curves are drawn: of answers, if any arm draws some."""
-    return ANSWERS if any(isinstance(run.objective, GRPO.Config) for run in study.configs.values()) else (LOSS, IMBALANCE)
+    return (
+        ANSWERS if any(isinstance(run.objective, GRPO.Config) for run in study.configs.values()) else (LOSS, IMBALANCE)
+    )
 
 
 class View:

@@ -11,7 +11,14 @@ from tests.references.figures import TITLE, assert_readable, overlapping_ticks
 
 def logged(*arms: str, metrics: tuple[str, ...] = ANSWERS, seeds: int = 3) -> pd.DataFrame:
     rows = [
-        {"arm": arm, "seed": seed, "step": step, "tokens": step * 8192, "metric": metric, "value": place + seed + step}
+        {
+            "arm": arm,
+            "seed": seed,
+            "step": step,
+            "tokens": step * 8192,
+            "metric": metric,
+            "value": float(place + seed + step),
+        }
         for place, arm in enumerate(arms)
         for seed in range(seeds)
         for metric in metrics

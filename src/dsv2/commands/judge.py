@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from dsv2.config import ConfigError
 from dsv2.data.chats import Chats, Prompt
@@ -96,9 +97,9 @@ def _answers(run: SavedRun, source: Chats, prompts: Sequence[Prompt], max_new_to
     return [group[0].text for group in groups]
 
 
-def _row(by: str, pairs: Sequence[Judged], ours: Sequence[str], others: Sequence[str]) -> dict[str, float | int | str]:
+def _row(by: str, pairs: Sequence[Judged], ours: Sequence[str], others: Sequence[str]) -> dict[str, Any]:
     found = win_rate(pairs)
-    values = {"judge": by, "rate": found.rate, "low": found.interval.low, "high": found.interval.high}
+    values: dict[str, Any] = {"judge": by, "rate": found.rate, "low": found.interval.low, "high": found.interval.high}
     counts = {name: getattr(found, name) for name in ("n", "ties", "swayed", "errors")}
     return values | {"length_controlled": length_controlled(pairs, ours, others)} | counts
 

@@ -6,7 +6,18 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from dsv2.metrics import quantity
-from dsv2.plots.style import arm_styles, arms_of, curves, draw_curves, legend_below, panel_title, panels, styled
+from dsv2.plots.style import (
+    arm_styles,
+    arms_of,
+    curves,
+    draw_curves,
+    legend_below,
+    legend_columns,
+    legend_height,
+    panel_title,
+    panels,
+    styled,
+)
 
 ANSWERS = (
     "grpo/reward_correct",
@@ -41,10 +52,12 @@ def answers_over_training(
         raise ValueError("metrics: no answers were drawn in training; only runs with objective=grpo draw some")
     styles = arm_styles(arms or arms_of(metrics))
     by_step = metrics.assign(tokens=metrics["step"])  # whose tokens are those of whole sequences
-    figure, axes = panels(len(shown), columns=3, height=1.55, title=title)
+    columns = 4 if len(shown) > 2 else legend_columns(styles)
+    margin = 0.3 + legend_height(len(styles), columns)
+    figure, axes = panels(len(shown), columns=3, height=1.55, margin=margin, title=title)
     for ax, metric in zip(axes, shown, strict=True):
         draw_curves(ax, curves(by_step, metric, styles), styles)
         panel_title(ax, quantity(metric).label)
         ax.set_xlabel("step")
-    legend_below(axes, 4)
+    legend_below(axes, columns)
     return figure
