@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import results_alignment
 import results_balance
 import results_context
 from results_stored import LOADS, LOSS, RESULTS, Stored, orders_kept
@@ -23,6 +24,7 @@ from dsv2.study.files import read
 ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md",
+    "docs/alignment.md",
     "docs/cluster.md",
     "docs/context.md",
     "docs/equations.md",
@@ -293,6 +295,14 @@ def costs() -> str:
     return results_balance.costs(table)
 
 
+# ---- alignment ------------------------------------------------------------------------------------------------------
+
+
+def staleness() -> str:
+    """What is lost if answers are drawn less often."""
+    return results_alignment.staleness(table)
+
+
 # ---- speed -----------------------------------------------------------------------------------------------------------
 
 MODELS = {
@@ -384,7 +394,21 @@ def decoding() -> str:
     return f"{table(header, rows)}\n\n{text}"
 
 
-PARTS = (demo, effects, pairing, order, studies, deployed, extension, needles, balancing, costs, speed, decoding)
+PARTS = (
+    demo,
+    effects,
+    pairing,
+    order,
+    studies,
+    deployed,
+    extension,
+    needles,
+    balancing,
+    costs,
+    staleness,
+    speed,
+    decoding,
+)
 BLOCKS: dict[str, Callable[[], str]] = {function.__name__: function for function in PARTS}
 
 
