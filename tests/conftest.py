@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,6 +15,10 @@ import torch
 
 from dsv2.caches import cache_folder
 from dsv2.printing import warned
+
+# Tests run side by side, so that each has one thread, as do the processes that it starts: float32 sums depend on it.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 pytest.register_assert_rewrite("tests.references")  # so that checks which tests share say what they compared
 

@@ -1,6 +1,5 @@
 """`python -m dsv2 COMMAND`: runs by any of their names, mistakes in one line, and a Ctrl-C that is no mistake."""
 
-import os
 import re
 import subprocess
 import sys
@@ -204,7 +203,6 @@ def test_a_mistake_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_as_a_process(words: list[str], status: int, out: str, err: str, trained: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "dsv2", *words],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )

@@ -48,7 +48,7 @@ def train(monkeypatch: pytest.MonkeyPatch) -> Train:
 
 def process(*words: str) -> subprocess.Popen[str]:
     """`python -m dsv2.train` as a process of its own session."""
-    paths = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+    paths = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
     command = [sys.executable, "-m", "dsv2.train", *words]
     return subprocess.Popen(
         command, env=paths, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True

@@ -91,13 +91,13 @@ class Findings:
         """Every other arm and metric, exploratory; empty if trials are missing or there is one seed."""
         if not self.comparable:
             return []
-        decided = {(effect.arm, effect.metric) for effect in self.verdicts}
+        decided = {effect[:3] for effect in self.verdicts}
         return [
             effect
             for metric in self.study.metrics
             for baseline, arms in self.study.families().items()
             for effect in explore(self.chosen, metric, arms=arms, baseline=baseline, seeds=list(self.study.seeds))
-            if (effect.arm, metric) not in decided
+            if effect[:3] not in decided
         ]
 
     @cached_property
@@ -209,7 +209,10 @@ def looked(study: Study, findings: Findings) -> Findings:
         look = look._replace(refused=refused)
     findings = replace(findings, recorded=look)
     if findings.look.number:
-        words = {f"{effect.arm}, {effect.metric}": effect.word for effect in findings.verdicts}
+        words = {
+            f"{effect.pair(study.baseline_of(effect.arm))}, {effect.metric}": effect.word
+            for effect in findings.verdicts
+        }
         record_look(study, words)
     return findings
 

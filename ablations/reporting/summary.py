@@ -8,7 +8,7 @@ from ablations.reporting.words import number, spread
 from dsv2.metrics import quantity
 from dsv2.report.terminal import add_row, open_table
 from dsv2.statistics.paired import ALPHA
-from dsv2.statistics.verdicts import Effect, difference_text
+from dsv2.statistics.verdicts import difference_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,7 +30,10 @@ def summary(findings: Findings) -> tuple[str, list[str]]:
         return f"No verdict, all of it is exploratory: {findings.look.refused}.", []
     if not findings.verdicts:
         return NONE_DECLARED, []
-    sentences = [f"{_named(effect)} - {effect.text}." for effect in findings.verdicts]
+    sentences = [
+        f"{quantity(effect.metric).name}, {effect.pair(study.baseline_of(effect.arm))} - {effect.text}."
+        for effect in findings.verdicts
+    ]
     return " ".join([f"{against(findings)}:", *sentences]), sentences
 
 
@@ -82,10 +85,6 @@ def look_text(findings: Findings) -> str:
     return text
 
 
-def _named(effect: Effect) -> str:
-    return f"{quantity(effect.metric).name}, {effect.arm}"
-
-
 # ---- in a terminal ---------------------------------------------------------------------------------------------------
 
 
@@ -99,7 +98,8 @@ def print_verdict(findings: Findings, console: "Console") -> None:
         table = open_table(columns, text=["metric", "verdict"], title=f"{title}: contrasts", ruled=True)
         for effect in findings.verdicts:
             size = difference_text(effect.mean, effect.low, effect.high)
-            add_row(table, [effect.arm, quantity(effect.metric).name, size, number(effect.margin), effect.word])
+            pair = effect.pair(study.baseline_of(effect.arm))
+            add_row(table, [pair, quantity(effect.metric).name, size, number(effect.margin), effect.word])
         console.print(table)
     _print_means(findings, console, f"{title}: means and single differences, exploratory")
     for line in said(findings):

@@ -43,11 +43,14 @@ class StudyText:
         default_factory=dict
     )  # of arms that differ in the rate
 
+    def baseline_of(self, arm: str) -> str:
+        return self.baselines.get(arm, self.baseline)
+
     def families(self) -> dict[str, list[str]]:
         """Map each baseline to the arms compared with it, itself included."""
         families: dict[str, list[str]] = {}
         for arm in self.arms:
-            families.setdefault(self.baselines.get(arm, self.baseline), []).append(arm)
+            families.setdefault(self.baseline_of(arm), []).append(arm)
         return families
 
     def design(self) -> dict[str, dict[str, Any]]:

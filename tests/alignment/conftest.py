@@ -1,7 +1,6 @@
-"""Quiet training on one thread."""
+"""Quiet training."""
 
 import pytest
-import torch
 
 from dsv2.data.chats import Chats
 from dsv2.training import machine
@@ -11,7 +10,6 @@ from dsv2.training import machine
 def quietly() -> None:
     """Train as the commands do, so that what is said is the project's own."""
     machine.prepare()
-    torch.set_num_threads(1)
 
 
 @pytest.fixture

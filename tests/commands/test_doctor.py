@@ -44,7 +44,7 @@ def test_every_subject_has_a_line(runs: Path, capsys: pytest.CaptureFixture[str]
     assert f"{runs}, made by the first run" in found["store"]
     (runs / "train" / "aaaa000000000000").mkdir(parents=True)
     (runs / "train" / "aaaa000000000000" / "config.yaml").write_text("seed: 0\n")
-    assert f"{runs}, 1 runs, " in findings(capsys)["store"]
+    assert f"{runs}, runs: 1, " in findings(capsys)["store"]
 
 
 def test_a_package_that_is_missing_is_named_with_what_needs_it(

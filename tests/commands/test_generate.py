@@ -51,7 +51,7 @@ def test_an_answer_is_greedy_and_64_tokens_at_most_unless_said(
     assert generated(capsys, trained, "--prompt", "Ban", "--seed", 1) == text(expected[:32])
     assert generated(capsys, trained, "--prompt", "Ban", "--context", 100) == text(expected)
     main(["generate", str(trained), "--prompt", "Ban"])
-    warning = "warning: 1 of 1 answers end at the context of 32 tokens; --context sets another\n"
+    warning = "warning: 1 of 1 answers reached the context of 32 tokens; --context sets another\n"
     assert capsys.readouterr().err == warning
 
 

@@ -150,7 +150,7 @@ def test_runs_are_removed_after_asking(
         monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
         monkeypatch.setattr("builtins.input", lambda question, answer=answer: asked.append(question) or answer)
         assert main(["rm", "9999"]) == 0
-    assert asked == ["Remove 1 runs, 0.0 MB? [y/N] "] * 4
+    assert asked == ["Remove 1 run, 0.0 MB? [y/N] "] * 4
     shown = capsys.readouterr().out
     assert shown.count("nothing was removed") == 3
     assert shown.endswith(f"removed {folder}\n")

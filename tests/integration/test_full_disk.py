@@ -6,13 +6,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-import torch
 
 import dsv2
 from dsv2.storage import checkpoints, files
@@ -29,12 +28,8 @@ PAIR = ROOT / "tests" / "ablations" / "pair.yaml"
 
 
 @pytest.fixture(autouse=True)
-def quietly() -> Iterator[None]:
+def quietly() -> None:
     machine.prepare()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +140,7 @@ def test_a_study_waits_for_space_and_goes_on_by_itself(quick: list[str], tmp_pat
     """Its own record or its data, then a checkpoint, and what does not fit after that."""
     with small_disk(tmp_path / "disk", kilobytes << 10) as disk:
         command = [sys.executable, "-m", "ablations.run", f"sweep={PAIR}", "seeds=[0]", "workers=1", *quick]
-        environment = os.environ | {"DSV2_RUNS": str(disk / "runs"), "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"DSV2_RUNS": str(disk / "runs")}
         environment["PYTHONPATH"] = f"{ROOT / 'src'}{os.pathsep}{ROOT}"
         log, seen = tmp_path / "log", 0
         with log.open("w") as out:

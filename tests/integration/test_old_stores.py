@@ -74,10 +74,7 @@ def trained(monkeypatch):
 
     monkeypatch.setattr(fit, "_train", counted)
     monkeypatch.setattr(runner, "executor", lambda *_, **__: Here())
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield trained
-    torch.set_num_threads(threads)
+    return trained
 
 
 def run(planned: Study) -> str:

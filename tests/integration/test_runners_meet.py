@@ -33,7 +33,7 @@ class Running:
 
     def __init__(self, planned: StudyHandle, log: Path) -> None:
         self.log = log
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
+        environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
         command = [sys.executable, "-c", PROGRAM, *planned.arguments, "workers=1"]
         with log.open("w") as out:
             self.process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)

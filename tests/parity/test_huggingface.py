@@ -41,11 +41,6 @@ YARNS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def imported(hf: DeepseekV2ForCausalLM) -> tuple[Transformer, dict[str, tuple[Row, Tensor]]]:
     """Our model with the weights of `hf` in memory, and the table's rows beside them."""
     config = config_from_hf(hf.config.to_dict())

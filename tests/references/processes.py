@@ -1,6 +1,5 @@
 """Running command lines, waiting for other processes, and doing without them."""
 
-import os
 import shlex
 import subprocess
 import sys
@@ -14,8 +13,7 @@ from typing import Any
 def run_line(command: str, folder: Path) -> str:
     """Run a command line in `folder`, `python` being this one; return what it prints. AssertionError if it fails."""
     words = [sys.executable if word == "python" else word for word in shlex.split(command)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
     return done.stdout
 

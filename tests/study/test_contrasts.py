@@ -38,6 +38,15 @@ def test_contrasts_are_against_the_arms_own_baseline() -> None:
     )
 
 
+def test_a_contrast_may_be_against_any_other_arm() -> None:
+    against = [node(against="paper"), node(arm="none", against="paper"), node(arm="none", against="large")]
+    assert [contrast[:2] for contrast in contrasts(against)] == [
+        ("expert", "paper"),
+        ("none", "paper"),
+        ("none", "large"),
+    ]
+
+
 def test_without_contrasts_every_arm_is_one_in_the_metric_of_the_study() -> None:
     default = contrasts(None)
     assert [(c.arm, c.baseline) for c in default] == [("expert", "none"), ("paper", "none"), ("large_paper", "large")]
@@ -62,7 +71,14 @@ def test_without_contrasts_every_arm_is_one_in_the_metric_of_the_study() -> None
         ([node(margin="0.1")], "contrasts.0.margin='0.1' is not valid: "),
         ([{"arm": "expert", "metric": "val/loss"}], "contrasts.0.margin=None is not valid: a value is required"),
         ([node(side="left")], "contrasts.0.side='left' is not valid: unknown key"),
-        ([node(), node(margin=0.3)], r"contrasts.1=\['expert', 'val/loss'\] is not valid: each arm and metric once"),
+        (
+            [node(), node(margin=0.3)],
+            r"contrasts.1=\['expert', 'val/loss'\] is not valid: each pair of arms and metric",
+        ),
+        ([node(), node(arm="none", against="expert")], r"contrasts.1=\['none', 'val/loss'\] is not valid: each pair"),
+        ([node(against="other")], "contrasts.0.against='other' is not valid: one of the arms none, paper, large, "),
+        ([node(against="expert")], "contrasts.0.against='expert' is not valid: one of the arms none, paper, "),
+        ([node(arm="other", against="none")], "contrasts.0.arm='other' is not valid: one of the arms none, expert, "),
     ],
 )
 def test_what_is_no_contrast_is_refused_by_name(nodes: Any, message: str) -> None:

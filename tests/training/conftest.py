@@ -1,10 +1,9 @@
-"""Quiet training on one thread, runs that crash, and one on a corpus that may change."""
+"""Quiet training, runs that crash, and one on a corpus that may change."""
 
 import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 import dsv2
 from dsv2.training import fit, machine
@@ -14,7 +13,6 @@ from dsv2.training import fit, machine
 def quietly() -> None:
     """Train as the commands do, so that what is said is the project's own."""
     machine.prepare()
-    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """A run shared by processes is the run of one process: the same routing, losses as close as sums in another order."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -23,10 +22,9 @@ WORDS = ("--nproc-per-node=2", "-m", "dsv2.train", "trainer.devices=2")
 
 
 def torchrun(*overrides: str) -> subprocess.Popen[str]:
-    """`python -m dsv2.train` in two processes, on a port of its own, one thread each."""
+    """`python -m dsv2.train` in two processes, on a port of its own."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *WORDS, *overrides]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def rows(folder: Path) -> pd.DataFrame:
@@ -37,7 +35,6 @@ def rows(folder: Path) -> pd.DataFrame:
 
 def test_two_processes_train_what_one_does(quick: list[str], tmp_path: Path) -> None:
     process = torchrun(*quick)
-    torch.set_num_threads(1)
     alone = tmp_path / "alone"
     fit.fit(dsv2.load(quick), alone)
     out, err = process.communicate(timeout=300)
@@ -54,7 +51,6 @@ def test_two_processes_train_what_one_does(quick: list[str], tmp_path: Path) -> 
 def test_the_bias_of_experts_follows_the_load_of_all_processes(quick: list[str], tmp_path: Path) -> None:
     words = [*quick, "model/ffn=loss_free", "trainer.tokens=512"]  # 4 steps: the same routing, and so the same bias
     process = torchrun(*words)
-    torch.set_num_threads(1)
     fit.fit(dsv2.load(words), tmp_path / "alone")
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err

@@ -116,7 +116,7 @@ def _store() -> Finding:
     there = next(path for path in (root, *root.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         return Finding("store", f"{root}: cannot be written to; DSV2_RUNS names another folder", wrong=True)
-    held = f"{len(list_runs())} runs" if root.is_dir() else "made by the first run"
+    held = f"runs: {len(list_runs())}" if root.is_dir() else "made by the first run"
     return Finding("store", f"{root.absolute()}, {held}, {shutil.disk_usage(there).free / 1e9:,.1f} GB free")
 
 

@@ -66,7 +66,7 @@ def generate_command(arguments: argparse.Namespace) -> None:
             _print_in_order(engine, generations, prompts, as_json=arguments.json)
     cut = sum(generation.finish == "capacity" for generation in generations)
     if cut:
-        warn(f"{cut} of {len(requests)} answers end at the context of {context} tokens; --context sets another")
+        warn(f"{cut} of {len(requests)} answers reached the context of {context} tokens; --context sets another")
 
 
 def read_prompts(path: str) -> list[str]:

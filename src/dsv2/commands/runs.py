@@ -59,7 +59,11 @@ def _row(run: StoredRun) -> list[str]:
 def _counted(found: Sequence[StoredRun]) -> str:
     """Say how many runs there are of each status."""
     counts = {status: sum(run.status == status for run in found) for status in dict.fromkeys(r.status for r in found)}
-    return f"{len(found)} runs: {', '.join(f'{number} {status}' for status, number in counts.items())}"
+    return f"{_runs(len(found))}: {', '.join(f'{number} {status}' for status, number in counts.items())}"
+
+
+def _runs(number: int) -> str:
+    return "1 run" if number == 1 else f"{number} runs"
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -219,7 +223,7 @@ def remove_runs(names: Sequence[str], *, force: bool = False, yes: bool = False)
         [run.name, run.fingerprint, run.status, f"{size / 1e6:,.1f}"] for run, size in zip(chosen, sizes, strict=True)
     ]
     say(aligned(("name", "fingerprint", "status", "MB"), rows))
-    if not yes and not _agreed(f"Remove {len(chosen)} runs, {sum(sizes) / 1e6:,.1f} MB? [y/N] "):
+    if not yes and not _agreed(f"Remove {_runs(len(chosen))}, {sum(sizes) / 1e6:,.1f} MB? [y/N] "):
         say("nothing was removed")
         return
     for run in chosen:

@@ -131,10 +131,10 @@ def supervise(
 ) -> dict[str, Any]:
     """Run a job's program in a process of its own: how it ended, its signal or exit status, report and output."""
     (report, report_end), (output, output_end) = os.pipe(), os.pipe()
-    pid = os.fork()
+    server, pid = os.getpid(), os.fork()
     if pid == 0:
         try:
-            run(job, limits, report_end, output_end, audited=audited, prctl=prctl)
+            run(job, limits, server, report_end, output_end, audited=audited, prctl=prctl)
         finally:
             os._exit(1)
     os.close(report_end)
@@ -197,6 +197,7 @@ def _children() -> Iterator[int]:
 def run(
     job: dict[str, Any],
     limits: dict[str, Any],
+    server: int,
     report: int,
     output: int,
     *,
@@ -210,6 +211,8 @@ def run(
     os.closerange(REPORT + 1, 256)
     _limit(limits)
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change of user, which resets it
+    if os.getppid() != server:  # it died before that
+        os._exit(1)
     sys.stdin = io.StringIO(job["stdin"])
     sys.stdout = sys.stderr = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     random.seed(0)

@@ -176,22 +176,24 @@ def forest(
     Verdicts are blue with their margin shaded; markers are filled if better or worse, squares if equivalent, hollow
     otherwise. Exploratory effects are thin and grey.
     """
-    arms = list(dict.fromkeys(effect.arm for effect in (*verdicts, *effects)))
+    pairs = list(dict.fromkeys(effect[:2] for effect in (*verdicts, *effects)))
+    arms = [arm for arm, _ in pairs]
+    names = [f"{arm} - {other}" if arms.count(arm) > 1 else arm for arm, other in pairs]
     groups = [(rows, decided) for decided, of in ((True, verdicts), (False, effects)) for rows in _by_metric(of)]
-    figure, axes = panels(len(groups), columns=3, height=0.17 * len(arms) + 0.95, title=title, sharey=True)
+    figure, axes = panels(len(groups), columns=3, height=0.17 * len(pairs) + 0.95, title=title, sharey=True)
     for ax, (rows, decided) in zip(axes, groups, strict=True):
         metric = rows[0].metric
         ax.axvline(0, **ZERO)
         for effect in rows:
             if decided:
-                _draw_verdict(ax, arms.index(effect.arm), effect)
+                _draw_verdict(ax, pairs.index(effect[:2]), effect)
             else:
-                faint_interval(ax, arms.index(effect.arm), effect.low, effect.mean, effect.high)
+                faint_interval(ax, pairs.index(effect[:2]), effect.low, effect.mean, effect.high)
         panel_title(ax, quantity(metric).label)
         ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.grid(False, axis="y")
         ax.set_xlabel(BETTER.get((directions or {}).get(metric, ""), "") if decided else "exploratory", fontsize=7)
-    rows_axis(axes[0], arms)
+    rows_axis(axes[0], names)
     return figure
 
 

@@ -13,9 +13,10 @@ MOST = 20  # contrasts of one study; more would leave next to nothing for each
 
 @dataclass(frozen=True, kw_only=True)
 class Declared(ConfigBase):
-    """An entry of `contrasts` in a study's file: an arm, against its own baseline."""
+    """An entry of `contrasts` in a study's file: an arm against another, by default its own baseline."""
 
     arm: str
+    against: str | None = None  # the other arm; None: the arm's baseline
     metric: str  # one of the judged metrics
     margin: float  # largest difference that does not matter, in the metric's unit
 
@@ -50,14 +51,18 @@ def declared(
         if not isinstance(node, Mapping):
             raise ConfigError(at, node, "a mapping with arm, metric and margin")
         entry: Declared = structure(node, Declared, at)
-        if entry.arm not in compared:
+        if entry.against is None and entry.arm not in compared:
             raise ConfigError(
                 f"{at}.arm", entry.arm, f"an arm with a baseline other than itself, {', '.join(compared)}"
             )
+        against = baseline_of(entry.arm) if entry.against is None else entry.against
+        for key, arm, others in ("arm", entry.arm, arms), ("against", against, [a for a in arms if a != entry.arm]):
+            if arm not in others:
+                raise ConfigError(f"{at}.{key}", arm, f"one of the arms {', '.join(others)}")
         if entry.metric not in judged:
             raise ConfigError(f"{at}.metric", entry.metric, f"one of the judged metrics, {', '.join(judged)}")
-        contrast = Contrast(entry.arm, baseline_of(entry.arm), entry.metric, entry.margin)
-        if any(contrast[:3] == other[:3] for other in contrasts):
-            raise ConfigError(at, [entry.arm, entry.metric], "each arm and metric once")
+        contrast = Contrast(entry.arm, against, entry.metric, entry.margin)
+        if any({contrast.arm, against} == {o.arm, o.baseline} and contrast.metric == o.metric for o in contrasts):
+            raise ConfigError(at, [entry.arm, entry.metric], "each pair of arms and metric once")
         contrasts.append(contrast)
     return tuple(contrasts)
