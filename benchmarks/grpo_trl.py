@@ -5,13 +5,15 @@
     TRL/bin/python benchmarks/grpo_trl.py compare DIR
 
 TRL and its versions of other packages have an environment of their own. `write` stores a model as Hugging Face does,
-answers with their old and reference log-probabilities, and our loss and gradients; `compare` has TRL compute the same
-and prints the differences. The policy is moved away from the one that drew the answers, so that ratios are clipped and
-the penalty counts. Exit status 1 if a difference exceeds the tolerance.
+answers with their old and reference log-probabilities, and our losses and gradients with both penalties, K3 and that
+times the ratio; `compare` has TRL compute the same and prints the differences. The policy is moved away from the one
+that drew the answers, so that ratios are clipped and the penalty counts. Exit status 1 if a difference exceeds the
+tolerance.
 """
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ def write(folder: Path) -> None:
     """Store model, answers, loss and gradients in `folder`."""
     import dsv2
     from dsv2.alignment.grpo import GRPOModule
+    from dsv2.alignment.policy import K3, WeightedK3
     from dsv2.alignment.rollout import Rows
     from dsv2.training.machine import prepare
 
@@ -50,18 +53,27 @@ def write(folder: Path) -> None:
     noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in module.model.parameters():
-            weight += 0.02 * torch.randn(weight.shape, generator=noise)
+            weight.add_(torch.randn(weight.shape, generator=noise), alpha=0.02)
     answers = module.answers.part(0, run.trainer.batch.size)
-    part = module.part(answers, Rows.joined(Rows.of(answers, length=length, pad_id=module.tokenizer.end_id)))
-    part.losses.total.backward()
-    assert float(part.policy.clipped) > 0
+    rows = Rows.joined(Rows.of(answers, length=length, pad_id=module.tokenizer.end_id))
+    with torch.no_grad():
+        now = torch.zeros_like(answers.old)
+        now[rows.order] = module._log_probabilities(module.model, rows)[0]
     assert answers.reference is not None
     dsv2.to_hf(module.model, folder / "model")
-    gradients = run.model.build()
-    with torch.no_grad():
-        for name, weight in module.model.named_parameters():
-            gradients.get_parameter(name).copy_(torch.zeros_like(weight) if weight.grad is None else weight.grad)
-    dsv2.to_hf(gradients, folder / "gradients")
+    losses = {}
+    for name, penalty in {"K3": K3.Config(beta=BETA), "WeightedK3": WeightedK3.Config(beta=BETA)}.items():
+        module.settings = replace(module.settings, penalty=penalty)
+        module.zero_grad()
+        part = module.part(answers, rows)
+        part.losses.total.backward()
+        assert float(part.policy.clipped) > 0
+        losses[name] = part.policy.loss.item()
+        gradients = run.model.build()
+        with torch.no_grad():
+            for of, weight in module.model.named_parameters():
+                gradients.get_parameter(of).copy_(torch.zeros_like(weight) if weight.grad is None else weight.grad)
+        dsv2.to_hf(gradients, folder / name)
     asked, lengths = answers.asked.tolist(), answers.answered.tolist()
     texts = [text.tolist() for text in answers.ids.split(answers.lengths.tolist())]
     step = {
@@ -69,11 +81,12 @@ def write(folder: Path) -> None:
         "answers": [text[count:] for text, count in zip(texts, asked, strict=True)],
         "old": [part.tolist() for part in answers.old.split(lengths)],
         "reference": [part.tolist() for part in answers.reference.split(lengths)],
+        "now": [part.tolist() for part in now.split(lengths)],
         "advantages": answers.advantages.tolist(),
-        "loss": part.policy.loss.item(),
+        "losses": losses,
     }
     (folder / "step.json").write_text(json.dumps(step) + "\n")
-    print(f"{len(texts)} answers, loss {step['loss']:.6f}, {int(part.policy.clipped)} clipped tokens: {folder}")
+    print(f"{len(texts)} answers, losses {losses}, {int(part.policy.clipped)} clipped tokens: {folder}")
 
 
 def padded(rows: list[list[float]], *, left: bool) -> torch.Tensor:
@@ -84,7 +97,6 @@ def padded(rows: list[list[float]], *, left: bool) -> torch.Tensor:
 def compare(folder: Path) -> bool:
     """Print how far TRL's loss and gradients are from ours; return whether all are within the tolerance."""
     from datasets import Dataset
-    from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
     from trl import GRPOConfig, GRPOTrainer, __version__
 
@@ -111,6 +123,7 @@ def compare(folder: Path) -> bool:
         processing_class=_tokenizer(),
     )
     trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1  # which its training loop sets
     inputs = {
         "prompt_ids": padded(step["prompts"], left=True),
         "prompt_mask": padded([[1] * len(row) for row in step["prompts"]], left=True),
@@ -119,20 +132,30 @@ def compare(folder: Path) -> bool:
         "advantages": torch.tensor(step["advantages"]),
         "old_per_token_logps": padded(step["old"], left=False).float(),
         "ref_per_token_logps": padded(step["reference"], left=False).float(),
-        "num_items_in_batch": torch.tensor(sum(map(len, step["answers"]))),
     }
-    loss = trainer._compute_loss(trainer.model, inputs)
-    loss.backward()
-    ours = load_file(folder / "gradients" / "model.safetensors")
-    of_loss = abs(loss.item() - step["loss"]) / abs(step["loss"])
-    worst, where = 0.0, ""
-    for name, weight in trainer.model.named_parameters():
-        theirs = torch.zeros_like(weight) if weight.grad is None else weight.grad
-        off = float((theirs - ours[name].float()).abs().max() / ours[name].abs().max().clamp(min=1e-8))
-        worst, where = max((worst, where), (off, name))
-    print(f"TRL {__version__}: loss {loss.item():.6f}, ours {step['loss']:.6f}, relative difference {of_loss:.1e}")
-    print(f"{len(ours)} gradients; largest difference {worst:.1e} of the largest element, in {where}")
-    return of_loss < TOLERANCE and worst < TOLERANCE
+    mask = inputs["completion_mask"]
+    with torch.no_grad():
+        ids, seen = (torch.cat([inputs[f"prompt_{of}"], inputs[f"completion_{of}"]], dim=1) for of in ("ids", "mask"))
+        logs = trainer._get_per_token_logps_and_entropies(trainer.model, ids, seen, mask.shape[1])[0]
+    apart = float(((logs - padded(step["now"], left=False)) * mask).abs().max())
+    print(f"TRL {__version__}; log-probabilities of the policy: largest difference {apart:.1e}")
+    within = apart < TOLERANCE
+    for name, expected in step["losses"].items():
+        settings.use_bias_correction_kl = name == "WeightedK3"
+        trainer.model.zero_grad()
+        loss = trainer._compute_loss(trainer.model, inputs)
+        loss.backward()
+        stored = AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32)
+        of_loss, worst, where = abs(loss.item() - expected) / abs(expected), 0.0, ""
+        for weight_name, ours in stored.named_parameters():
+            weight, own = trainer.model.get_parameter(weight_name), ours.detach()
+            theirs = torch.zeros_like(own) if weight.grad is None else weight.grad
+            off = float((theirs - own).abs().max() / own.abs().max().clamp(min=1e-8))
+            worst, where = max((worst, where), (off, weight_name))
+        print(f"{name}: loss {loss.item():.6f}, ours {expected:.6f}, relative difference {of_loss:.1e}")
+        print(f"  gradients: largest difference {worst:.1e} of the largest element, in {where}")
+        within = within and of_loss < TOLERANCE and worst < TOLERANCE
+    return within
 
 
 def _nothing(**_: Any) -> list[float]:

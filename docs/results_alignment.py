@@ -15,7 +15,7 @@ def staleness(table: Table, scale: str = "smoke") -> str:
     stored = Stored("grpo_online_offline", scale)
     rows = [[f"`{arm}`", *(stored.spread(arm, *shown) for shown in SHOWN.items())] for arm in stored.table.index]
     text = (
-        f"Mean ± standard deviation over {stored.seeds} seeds at {scale}. Verdicts, minus `offline`, with intervals that "
-        f"hold together: {stored.verdicts()}."
+        f"Mean ± standard deviation over {stored.seeds} seeds at {scale}. Verdicts, minus `offline`, with intervals "
+        f"that hold together: {stored.verdicts()}."
     )
     return f"{table(['arm', *(quantity(metric).label for metric in SHOWN)], rows)}\n\n{text}"

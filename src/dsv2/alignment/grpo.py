@@ -71,9 +71,7 @@ class GRPO:
         )
         groups: EveryGroup.Config | VariedGroups.Config = field(default_factory=EveryGroup.Config)
         rewards: Rewards.Config = field(default_factory=Rewards.Config)
-        reward_models: RewardModels.Config = field(
-            default_factory=RewardModels.Config, metadata={"fingerprint": "unless default"}
-        )
+        reward_models: RewardModels.Config = field(default_factory=RewardModels.Config)
         micro_batch: int | None = setting(None)  # sequences at a time, which saves memory; None: all of a step
 
         def __post_init__(self) -> None:
