@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import results_alignment
 import results_balance
 import results_context
+import results_effects
 from results_stored import LOADS, LOSS, RESULTS, Stored, orders_kept
 
 from dsv2.metrics import quantity
@@ -24,7 +24,6 @@ from dsv2.study.files import read
 ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md",
-    "docs/alignment.md",
     "docs/cluster.md",
     "docs/context.md",
     "docs/equations.md",
@@ -238,7 +237,7 @@ KEPT = {"bench/copying": ".3f", "recall/accuracy": ".3f", "deployed/agreement": 
 
 def deployed() -> str:
     """What fewer bits per cached element, and products in other precisions, cost the same weights."""
-    kv, precision = Stored("kv_bits", "smoke"), Stored("precision", "smoke")
+    kv, precision = Stored.largest("kv_bits"), Stored.largest("precision")
     rows = []
     for arm in kv.table.index:
         held = [f"{kv.mean(arm, metric):,.3g}" for metric in HELD]
@@ -256,8 +255,9 @@ def deployed() -> str:
         ],
     )
     text = (
-        f"Measured at smoke, {kv.seeds} seeds, with 95% intervals of single paired differences. All arms but `mha16`, "
-        "which has MHA and the same number of parameters, evaluate the same weights."
+        f"Caches were measured at {kv.scale} with {kv.seeds} seeds, products at {precision.scale} with "
+        f"{precision.seeds}; intervals are those of single paired differences, at 95%. All arms but `mha16`, which has "
+        "MHA and the same number of parameters, evaluate the same weights."
     )
     verdicts = f"Verdicts against `bits16`: {kv.verdicts()}. Against `fp32`: {precision.verdicts()}."
     return f"{text}\n\n{caches}\n\n{products}\n\n{verdicts}"
@@ -293,14 +293,6 @@ def balancing() -> str:
 def costs() -> str:
     """What the report says of cost."""
     return results_balance.costs(table)
-
-
-# ---- alignment ------------------------------------------------------------------------------------------------------
-
-
-def staleness() -> str:
-    """What is lost if answers are drawn less often."""
-    return results_alignment.staleness(table)
 
 
 # ---- speed -----------------------------------------------------------------------------------------------------------
@@ -394,21 +386,12 @@ def decoding() -> str:
     return f"{table(header, rows)}\n\n{text}"
 
 
-PARTS = (
-    demo,
-    effects,
-    pairing,
-    order,
-    studies,
-    deployed,
-    extension,
-    needles,
-    balancing,
-    costs,
-    staleness,
-    speed,
-    decoding,
-)
+def eight() -> str:
+    """The eight effects on which the literature agrees."""
+    return results_effects.eight(table)
+
+
+PARTS = (demo, effects, eight, pairing, order, studies, deployed, extension, needles, balancing, costs, speed, decoding)
 BLOCKS: dict[str, Callable[[], str]] = {function.__name__: function for function in PARTS}
 
 
