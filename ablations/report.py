@@ -1,7 +1,8 @@
 """`python -m ablations.report sweep=NAME [scale=...] [--table]`: rebuild a report from stored results.
 
-Nothing is trained. With several scales, the report of their ladder is written too. With `--table`, the results are
-instead printed in the layout of the paper's Tables 8 and 9 and written as Markdown, LaTeX and HTML.
+Nothing is trained. `report.formats=[png,svg,pdf]` writes figures as SVG and PDF, too. With several scales, the report
+of their ladder is written too. With `--table`, the results are instead printed in the layout of the paper's Tables 8
+and 9 and written as Markdown, LaTeX and HTML.
 """
 
 import sys
@@ -14,7 +15,7 @@ from dsv2.printing import described, refuse, warn
 from dsv2.report.terminal import say
 
 TABLE = "--table"
-KEYS = ("sweep", "scale", "mixed_kernels")
+KEYS = ("sweep", "scale", "mixed_kernels", "report.formats")
 
 
 def main(arguments: list[str]) -> int:
@@ -44,7 +45,7 @@ def _report(words: list[str], *, table: bool) -> list[str]:
 
     studies = [stored(request.sweep, scale) for scale in request.scales]
     for study in studies:
-        study.mixed_kernels = request.mixed_kernels
+        study.mixed_kernels, study.formats = request.mixed_kernels, request.report.formats
         if not study.folder.is_dir():
             valid = f"a study that has been run; {study.folder} does not exist, run {study.command} first"
             raise ConfigError("sweep", request.sweep, valid)

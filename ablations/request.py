@@ -1,7 +1,8 @@
 """Command-line arguments of a study: `key=value` words, split into the request and the overrides of its trials."""
 
+import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dsv2.composition import as_text
@@ -10,7 +11,14 @@ from dsv2.storage.values import parse_yaml
 from dsv2.study import REQUEST_KEYS
 
 MOST_WORKERS = 1000
-NAMES = ("sweep", "scale", "launcher")  # text, whatever YAML would read it as; a list of scales is YAML
+NAMES = ("sweep", "scale", "launcher", "hardware")  # text, whatever YAML would read it as; a list of scales is YAML
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files(ConfigBase):
+    """What a report writes: `report.*`."""
+
+    formats: tuple[Literal["png", "svg", "pdf"], ...] = ("png",)  # of its figures; a PNG is always among them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +31,12 @@ class Request(ConfigBase):
     workers: int | None = None
     launcher: Literal["local", "slurm", "ray"] = "local"
     dry_run: bool = False
+    plan: bool = False
     mixed_kernels: bool = False
     until_decided: bool = False
+    report: Files = field(default_factory=Files)
+    hardware: str = "here"  # of the estimate in a dry run: this machine, or a key of `distributed.outlook.HARDWARE`
+    price: float | None = None  # of a device per hour, in any currency
 
     @property
     def scales(self) -> tuple[str, ...]:
@@ -37,6 +49,9 @@ class Request(ConfigBase):
             "workers",
             f"at least 1, and at most {MOST_WORKERS}",
         )
+        self.require(self.price is None or 0 <= self.price < math.inf, "price", "0 or more, and finite, per hour")
+        only = self.dry_run or (self.hardware == "here" and self.price is None)
+        self.require(only, "hardware" if self.hardware != "here" else "price", "given with dry_run=true alone")
 
 
 def parse(arguments: list[str], keys: Collection[str] = REQUEST_KEYS) -> tuple[Request, list[str]]:
@@ -53,12 +68,14 @@ def parse(arguments: list[str], keys: Collection[str] = REQUEST_KEYS) -> tuple[R
         if key not in keys:
             overrides.append(word)
             continue
-        if key in own:
+        group, _, name = key.rpartition(".")
+        place = own.setdefault(group, {}) if group else own
+        if name in place:
             raise ConfigError(key, value, "one value; it is given twice")
         if not value:
             raise ConfigError(key, value, "a value after the equals sign")
         try:
-            own[key] = as_text(value) if key in NAMES and value[0] != "[" else parse_yaml(value)
+            place[name] = as_text(value) if key in NAMES and value[0] != "[" else parse_yaml(value)
         except ValueError:
             raise ConfigError(key, value, "a word, or a list as in [0,1]") from None
     if "sweep" not in own:

@@ -8,9 +8,13 @@ scale       size of models and budgets, smoke by default; several, as in [smoke,
 seeds       a list, as in [0,1]; by default those of the scale, and as many as the study needs
 workers     trials at a time; by default one per core, or one if there is a GPU; 64 with slurm and ray
 launcher    local (default), slurm or ray
-dry_run     true: print arms, overrides and cost, and run nothing
+dry_run     true: print arms, overrides and what they will take, and run nothing
+hardware    of a dry run: here (default), h100, a100 or laptop
+price       of a dry run: what a device costs per hour
+plan        true: print which of the scales answers each contrast at the least compute, from stored runs
 until_decided   true: train no more seeds once every contrast is decided
 mixed_kernels   true: give verdicts although trials were computed with different kernels
+report.formats  files of the report's figures, as in [png,svg,pdf]; a PNG of 200 dpi by default
 """
 
 import os
@@ -105,11 +109,26 @@ def _main(arguments: list[str]) -> int:
     console = open_console()
     studies = [Study(request.sweep, scale, request.seeds, overrides) for scale in request.scales]
     for study in studies:
-        study.mixed_kernels = request.mixed_kernels
+        study.mixed_kernels, study.formats = request.mixed_kernels, request.report.formats
     if request.dry_run:
+        from ablations.reporting.before import print_outlook
+        from ablations.running.launch import default_workers
+        from ablations.trials.outlook import outlook
+
         for study in studies:
             show(study, console)
             words(study, console)
+            print_outlook(
+                outlook(study, request.hardware, request.workers or default_workers()), request.price, console
+            )
+        return 0
+    if request.plan:
+        from ablations.reporting.decisions import print_plan
+
+        try:
+            print_plan(studies, console)
+        except ValueError as error:
+            return refuse(error)
         return 0
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)

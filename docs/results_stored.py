@@ -26,7 +26,12 @@ class Stored:
     """The committed results of one study at one scale."""
 
     def __init__(self, study: str, scale: str = "tiny") -> None:
-        self.folder = RESULTS / study / scale
+        self.folder, self.scale = RESULTS / study / scale, scale
+
+    @classmethod
+    def largest(cls, study: str) -> "Stored":
+        """Return the results at the largest scale that is stored."""
+        return cls(study, next(scale for scale in ("tiny", "smoke") if (RESULTS / study / scale).is_dir()))
 
     @cached_property
     def table(self) -> pd.DataFrame:

@@ -11,6 +11,7 @@ import dsv2.__main__
 from dsv2.__main__ import main
 
 COMMANDS = [
+    "new",
     "ls",
     "show",
     "compare",

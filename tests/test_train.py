@@ -147,7 +147,7 @@ def test_impossible_overrides_are_one_line(
         (OSError(28, "No space left on device"), 1, "error: No space left on device"),
         (fit.Interrupted("stopped by SIGTERM"), 143, "stopped by SIGTERM; run the same command again to resume"),
         (KeyboardInterrupt(), 130, "stopped; run the same command again to resume"),
-        (ConfigError("trainer.devices", 2, "1"), 2, "error: trainer.devices=2 is not valid: 1"),
+        (ConfigError("mesh.dp", 2, "1"), 2, "error: mesh.dp=2 is not valid: 1"),
     ],
 )
 def test_how_a_run_ends(

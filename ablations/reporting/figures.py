@@ -1,7 +1,9 @@
-"""The figures of a report, as PNG bytes with their captions."""
+"""The figures of a report with their captions."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
+
+import pandas as pd
 
 from ablations.reporting.findings import Findings
 from ablations.reporting.positions import trained_length
@@ -25,10 +27,11 @@ from dsv2.plots.study import (
     loss_over_tokens,
     metric_by_arm,
 )
-from dsv2.report.page import Drawing, Picture, pictures
+from dsv2.report.pictures import Drawing, Picture, pictures
+from dsv2.statistics.budgets import telling
 
 
-def draw(findings: Findings) -> tuple[list[Picture], list[str]]:
+def draw(findings: Findings, formats: Collection[str] = ()) -> tuple[list[Picture], list[str]]:
     """Draw all figures that the data allow: effects only if no trial is missing, routing only for MoE models.
 
     Also returns a sentence about each figure that failed; the others are drawn.
@@ -44,7 +47,8 @@ def draw(findings: Findings) -> tuple[list[Picture], list[str]]:
             *_training(findings),
             *_routing(findings),
             *_caches(findings),
-        ]
+        ],
+        formats,
     )
 
 
@@ -57,8 +61,8 @@ def _verdicts(findings: Findings) -> Iterator[Drawing]:
         text = f"Each arm minus {' or '.join(study.families())}, paired by seed. "
         if findings.verdicts:
             text += (
-                f"In blue, the contrasts, with intervals of {level(findings)} that hold together. Filled: better or "
-                "worse; square: equivalent within the margin (grey band); hollow: undecided. "
+                f"In blue, the contrasts, with intervals of {level(findings)} that hold together; grey band: the "
+                "margin. "
             )
         text += "In grey, exploratory differences, with 95% intervals of one comparison each."
         figure = partial(forest, findings.effects, verdicts=findings.verdicts, directions=study.metrics)
@@ -138,11 +142,16 @@ def _training(findings: Findings) -> Iterator[Drawing]:
             if {baseline} < trained & set(family):
                 of_family = metrics[metrics["arm"].isin(family)]
                 name = "loss_difference" if baseline == study.baseline else f"loss_difference_{baseline}"
-                text = f"Validation loss minus that of {baseline} at the same seed, {over}."
+                bars = "mean with 95% t intervals" if len(seeds) > 1 else "of one seed"
+                text = f"Validation loss minus that of {baseline} at the same seed, {bars}; bars stand side by side."
                 yield Drawing(name, text, partial(difference_over_tokens, of_family, baseline, arms=arms))
     if {"val/loss", "perf/tokens_per_s"} <= logged:
-        text = f"Validation loss over tokens, training FLOPs and seconds, {over}."
-        yield Drawing("budgets", text, partial(loss_over_budgets, metrics, findings.accounting, arms=arms))
+        told = telling(metrics, findings.accounting)
+        named = [name for budget, name in (("flops", "training FLOPs"), ("seconds", "seconds")) if budget in told]
+        if named:  # else it would be the figure of the loss again
+            text = f"Validation loss over tokens and {' and '.join(named)}, {over}."
+            text += "" if "seconds" in told else " Seconds vary between trials of one arm as much as between arms."
+            yield Drawing("budgets", text, partial(loss_over_budgets, metrics, findings.accounting, arms=arms))
     if logged & set(IMBALANCE):
         dashed = "; dashed: a random router." if findings.step_floor else "."
         figure = partial(imbalance_over_training, metrics, floor=findings.step_floor, arms=arms)
@@ -153,6 +162,7 @@ def _routing(findings: Findings) -> Iterator[Drawing]:
     if findings.routing is None or (routing := findings.shown(findings.routing)).empty:
         return
     arms = list(findings.study.arms)
+    routing = _in_tokens(routing, findings.metrics)
     seed = int(routing["seed"].min())
     text = (
         f"Load of each expert over training, seed {seed} only: 1 (white) is the mean. In each panel, experts are "
@@ -164,6 +174,13 @@ def _routing(findings: Findings) -> Iterator[Drawing]:
         "the budget of capacity factor 1.0, with its share of all pairs."
     )
     yield Drawing("device_load", text, partial(device_load, routing, arms=arms))
+
+
+def _in_tokens(routing: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
+    """Add the tokens trained on up to each step, unless they are not known of all."""
+    at = metrics[["arm", "seed", "step", "tokens"]].drop_duplicates(["arm", "seed", "step"])
+    merged = routing.merge(at, on=["arm", "seed", "step"], how="left")
+    return routing if merged["tokens"].isna().any() else merged.astype({"tokens": int})
 
 
 def _caches(findings: Findings) -> Iterator[Drawing]:

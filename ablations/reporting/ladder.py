@@ -11,11 +11,13 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
+from ablations.reporting.decisions import decisions_section
 from ablations.reporting.write import failures
 from ablations.trials.results import results_of
 from ablations.trials.trials import Study
 from dsv2.plots.ladder import difference_over_compute, loss_over_compute
-from dsv2.report.page import Drawing, Section, Table, pictures, write_page
+from dsv2.report.page import Section, Table, write_page
+from dsv2.report.pictures import Drawing, pictures
 from dsv2.statistics.ladder import FEWEST_RUNGS, POWER_LAW, Ladder, Prediction, fit_ladder, held_out, predict
 from dsv2.statistics.paired import Interval
 from dsv2.statistics.trends import Trend, trend_rows, trends
@@ -54,6 +56,9 @@ def report_ladder(studies: Sequence[Study], console: Console) -> None:
                 text, more = _family(runs, arms, baseline, studies, then)
                 headline += text
                 sections += more
+        if (decided := decisions_section(studies, first.file.judged)) is not None:
+            sections.append(decided)
+            headline.append(decided.paragraphs[1])
     except IncompleteStudy as error:
         missing = ", ".join(error.missing)
         headline, sections = [f"Nothing to compare: {len(error.missing)} trials have no result: {missing}."], []

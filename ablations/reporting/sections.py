@@ -15,7 +15,8 @@ from ablations.reporting.rates import learning_rates
 from ablations.reporting.summary import level, look_text
 from ablations.reporting.words import number, spread
 from dsv2.metrics import BUDGETS, chance, quantity
-from dsv2.report.page import Picture, Section, Table
+from dsv2.report.page import Section, Table
+from dsv2.report.pictures import Picture
 from dsv2.statistics.budgets import loss_at_equal
 from dsv2.statistics.factorial import FACTORIAL_RULE, Term, factorial_rows
 from dsv2.statistics.paired import (
@@ -36,16 +37,15 @@ EXPLORATORY = (
 
 
 def sections_of(findings: Findings, pictures: Sequence[Picture]) -> list[Section]:
-    """Return all sections that the stored data allow, in order: verdicts first, what is exploratory after them."""
+    """Return all sections that the stored data allow, in order; the question and the verdicts stand before them."""
     study = findings.study
-    arms = "; ".join(f"{arm}: {text}" for arm, text in study.arms.items())
     sections = [
+        Section("Figures", [], (), pictures) if pictures else None,
         _verdicts(findings) if findings.verdicts else None,
         _calibration(findings) if findings.false_rates else None,
-        Section("Question", [study.question, f"Predicted: {study.prediction}", f"Arms - {arms}."]),
+        Section("Arms", [], [Table(["arm", "what it is"], [[arm, about] for arm, about in study.arms.items()])]),
         _results(findings),
         by_position(findings),
-        Section("Figures", [], (), pictures) if pictures else None,
         Section("Exploratory: other differences", [EXPLORATORY], [_effect_table(findings.effects)])
         if findings.effects
         else None,
@@ -60,7 +60,8 @@ def sections_of(findings: Findings, pictures: Sequence[Picture]) -> list[Section
         Section("Published", [study.published]) if study.published else None,
         Section("Where the effect is expected to show", [study.shows_at]) if study.shows_at else None,
         cache_section(findings.caches),
-        Section("Accounting", [], [Table(list(findings.accounting.columns), _cells(findings.accounting))]),
+        _accounting(findings.accounting),
+        _names(findings),
         _provenance(findings),
     ]
     return [section for section in sections if section is not None]
@@ -206,8 +207,20 @@ def _at_equal(findings: Findings) -> Section | None:
     return Section("Per token, per FLOP and per second", [text], [Table(["arm", "tokens", "FLOPs", "seconds"], rows)])
 
 
-def _cells(table: pd.DataFrame) -> list[list[str]]:
-    return [[number(value) for value in row] for row in table.itertuples(index=False)]
+def _accounting(table: pd.DataFrame) -> Section:
+    kept = table.drop(columns="about", errors="ignore")
+    header = [quantity(str(name)).label for name in kept.columns]
+    rows = [[number(value) for value in row] for row in kept.itertuples(index=False)]
+    return Section("Accounting", [], [Table(header, rows)])
+
+
+def _names(findings: Findings) -> Section:
+    """Tabulate what every metric of the report is called, in which unit, and under which key it is logged."""
+    rows = [
+        [quantity(metric).name, quantity(metric).brief, quantity(metric).unit, better, metric]
+        for metric, better in findings.study.metrics.items()
+    ]
+    return Section("Names and units", [], [Table(["metric", "short", "unit", "better is", "logged as"], rows)])
 
 
 def _effect_table(effects: Sequence[Effect]) -> Table:

@@ -1,6 +1,6 @@
-"""The report of a study, verdicts first: Markdown, one HTML file, CSV tables and figures."""
+"""The report of a study: Markdown, one HTML file, CSV tables and figures."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ablations.reporting.findings import Findings, collect
+from ablations.reporting.lead import lead_of
 from ablations.reporting.sections import sections_of
 from ablations.reporting.summary import print_verdict, summary
 from ablations.trials.trials import Study
@@ -29,13 +30,15 @@ def report_study(study: Study, console: "Console") -> None:
     findings = collect(study)
     print_verdict(findings, console)
     with console.status("drawing the figures") if animated(console) else nullcontext():
-        path = write_report(findings, study.report_folder)
+        path = write_report(findings, study.report_folder, study.formats)
         index = write_index()
     console.print(f"report:  {path}\nfigures: {path.parent / 'figures'}\nstudies: {index}", soft_wrap=True)
 
 
-def write_report(findings: Findings, folder: Path) -> Path:
-    """Write report.md, report.html, CSV tables and figures/*.png under `folder`; return the path of report.html.
+def write_report(findings: Findings, folder: Path, formats: Collection[str] = ()) -> Path:
+    """Write report.md, report.html, CSV tables and figures under `folder`; return the path of report.html.
+
+    Figures are PNGs, and files of the other `formats`, "svg" and "pdf", too.
 
     table.csv has means by arm, trials.csv every trial, contrasts.csv the verdicts.
 
@@ -48,9 +51,9 @@ def write_report(findings: Findings, folder: Path) -> Path:
     title = f"{findings.study.name} ({findings.study.scale})"
     tables = {"table": findings.by_arm, "trials": trials_table(findings), "contrasts": contrasts_table(findings)}
     csv = {name: table.to_csv(index=False) for name, table in tables.items()}
-    drawn, undrawn = draw(findings)
+    drawn, undrawn = draw(findings, formats)
     sections = [*sections_of(findings, drawn), *failures([*findings.problems, *undrawn])]
-    return write_page(folder, title, headline, sections, csv)
+    return write_page(folder, title, headline, sections, csv, lead=lead_of(findings), formats=formats)
 
 
 def trials_table(findings: Findings) -> pd.DataFrame:

@@ -31,7 +31,7 @@ MOST_JOBS = 64  # at a time on a cluster, unless `workers` is given
 def executor(launcher: str, *, workers: int | None, folder: Path, trials: int) -> Executor:
     """Return the executor for `launcher`, local, slurm or ray, that is to run this many trials."""
     if launcher == "local":
-        return LocalPool(min(trials, workers or _default_workers()))
+        return LocalPool(min(trials, workers or default_workers()))
     if launcher == "slurm":
         return _slurm(workers or MOST_JOBS, folder / "slurm")
     if launcher == "ray":
@@ -102,7 +102,7 @@ def _missing(launcher: str, package: str) -> ConfigError:
     return ConfigError("launcher", launcher, f"needs {package}: pip install 'dsv2[launchers]'")
 
 
-def _default_workers() -> int:
+def default_workers() -> int:
     """Return one single-threaded worker per core, or a single worker if there is a GPU to share."""
     import torch
 

@@ -1,4 +1,4 @@
-"""A study's progress in a notebook: a bar, small curves and a stop button.
+"""A study's progress in a notebook: a bar, small curves with arm minus baseline beside them, and a stop button.
 
 The trials run in a separate process that outlives the notebook (`ablations.running.attach`); this reads its files.
 """
@@ -155,17 +155,30 @@ class View:
     def _draw(self) -> bytes:
         buffer = io.BytesIO()
         with plt.rc_context(STYLE):
-            draw(self.curves, list(self.study.arms)).savefig(buffer, format="png", dpi=DPI)
+            draw(self.curves, list(self.study.arms), self.study.file.baseline).savefig(buffer, format="png", dpi=DPI)
         return buffer.getvalue()
 
 
-def draw(curves: Curves, arms: list[str]) -> Figure:
-    """Draw what is watched, as training loss and, for MoE models, imbalance: mean and range over the seeds so far."""
+def draw(curves: Curves, arms: list[str], baseline: str) -> Figure:
+    """Draw what is watched, as training loss and, for MoE models, imbalance: mean and range over the seeds so far.
+
+    Between them stands the loss of each arm minus that of the baseline, once a seed of both has begun.
+    """
     table = curves.table()
     shown = [metric for metric in curves.metrics if metric in set(table["metric"])]
+    losses = table[table["metric"] == LOSS]
+    own = losses[losses["arm"] == baseline]
+    paired = losses[
+        (losses["arm"] != baseline) & losses["seed"].isin(own["seed"]) & losses["tokens"].isin(own["tokens"])
+    ]
     figure = Figure(figsize=(PAGE, 2.3), layout="constrained")
-    axes = figure.subplots(1, len(shown), squeeze=False)[0]
+    axes = list(figure.subplots(1, len(shown) + bool(len(paired)), squeeze=False)[0])
     handles, labels = list[Any](), list[str]()
+    if len(paired):
+        beside = axes.pop(1)
+        plots.difference_over_tokens(table, baseline, LOSS, arms=arms, ax=beside)
+        beside.get_legend().remove()
+        beside.set_ylabel(f"{quantity(LOSS).name},\narm - {baseline}")
     for ax, metric in zip(axes, shown, strict=True):
         plots.loss_over_tokens(table, metric, arms=arms, ax=ax)
         ax.set_ylabel(quantity(metric).label.replace(" (", "\n("))

@@ -13,16 +13,17 @@ from rich.progress import Progress as Bar
 
 from ablations.running.launch import executor
 from ablations.running.pool import WorkerDied, WorkerStopped
-from ablations.running.worker import Outcome, run_trial
+from ablations.running.worker import LOG, Outcome, run_trial
 from ablations.trials.kernels import like_finished
 from ablations.trials.progress import StudyProgress
 from ablations.trials.record import RECORD
 from ablations.trials.trials import Study, Trial
 from dsv2.config import plain
 from dsv2.data.source import repetition_warning
+from dsv2.metrics import quantity
 from dsv2.report.terminal import animated
 from dsv2.storage.locks import Meeting, Patience, is_held, meet
-from dsv2.storage.rundir import LOCK, finished, runs_root
+from dsv2.storage.rundir import LOCK, finished, read_result, runs_root
 from dsv2.storage.space import DiskFull, has_space, naming_full_disk
 from dsv2.training.run import Run
 
@@ -31,6 +32,7 @@ BUSY_SECONDS = 2.0  # between two tries at a trial that another runner has locke
 SPACE_SECONDS = 5.0  # between two looks at a full disk
 PLAIN_SECONDS = 15.0  # between two lines of progress without a terminal
 MOST_NAMES = 3  # of trials in one line
+MOST_FAILED = 5  # trials that are named at the end
 
 T = TypeVar("T")
 
@@ -69,7 +71,23 @@ def run_trials(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
         pool.shutdown(cancel_futures=stopped)
-    return all(finished(trial.folder) is not None for trial in study.trials)
+    unfinished = [trial for trial in study.trials if finished(trial.folder) is None]
+    for line in failures(study, unfinished):
+        console.print(line, style="red", soft_wrap=True)
+    return not unfinished
+
+
+def failures(study: Study, trials: Sequence[Trial]) -> list[str]:
+    """Say which of these trials failed, why, and how to look at them; trials that did not end are left out."""
+    ended = [(trial, result) for trial in trials if (result := read_result(trial.folder)).get("error")]
+    if not ended:
+        return []
+    lines = [f"{len(ended)} of {len(study.trials)} trials failed:"]
+    lines += [f"  {trial.name}: {str(result['error']).splitlines()[0]}" for trial, result in ended[:MOST_FAILED]]
+    lines += [f"  and {len(ended) - MOST_FAILED} more"] if len(ended) > MOST_FAILED else []
+    first = ended[0][0]
+    return [*lines, f"look at one: python -m dsv2 show {first.folder}; its log: {first.folder / LOG}",
+            "the same command tries them again"]  # fmt: skip
 
 
 def with_space(action: Callable[[], T], console: Console) -> T:
@@ -267,7 +285,7 @@ class _Watch:
         if outcome.status == "finished":
             self.progress.end(trial, None)
             self.look()
-            self.console.print(f"  {trial.name} finished   {self.progress.rate()}")
+            self.console.print(f"  {trial.name} finished{_measured(trial)}   {self.progress.rate()}")
         else:
             text = f"{outcome.status}: {outcome.error}"
             self.progress.end(trial, text)
@@ -298,6 +316,15 @@ def _needs(trial: Trial, origin: Trial) -> str:
     """Say in what way a trial needs another one."""
     first = trial.run.init_from
     return "starts from" if first is not None and Path(first.run) == origin.folder.absolute() else "reads"
+
+
+def _measured(trial: Trial) -> str:
+    """Say what a finished trial came to, if it has stored it: its loss, its speed and the time that it trained."""
+    result = read_result(trial.folder)
+    loss, seconds, tokens = (result.get("metrics", {}).get("val/loss"), result.get("seconds"), result.get("tokens"))
+    parts = [f"{quantity('val/loss').name} {loss:.4f}"] if loss is not None else []
+    parts += [f"{tokens / seconds:,.0f} tok/s in {seconds:,.0f} s"] if seconds and tokens else []
+    return f": {', '.join(parts)}" if parts else ""
 
 
 def _waits(waiting: Sequence[_Turn]) -> str:

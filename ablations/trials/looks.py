@@ -129,7 +129,7 @@ def _declared(study: Study) -> list[list[Any]]:
     """Return the contrasts with what their arms are, in an order of their own."""
     rows = [
         [arm, _digest(study, arm), baseline, _digest(study, baseline), metric, None if math.isnan(margin) else margin]
-        for arm, baseline, metric, margin in study.contrasts
+        for arm, baseline, metric, margin, _ in study.contrasts
     ]
     return sorted(rows, key=str)
 

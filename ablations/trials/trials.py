@@ -73,6 +73,7 @@ class Study(Plan):
         `folders` names the trials' folders, for a stored study whose data may be gone. Raises ConfigError.
         """
         self.asked = None if seeds is None else _checked(seeds)
+        self.formats: tuple[str, ...] = ("png",)  # of the figures of its report
         self.mixed_kernels = False  # whether verdicts may rest on trials that were computed with different kernels
         self.others: tuple[int, ...] = ()  # of a stored study: seeds with trials that its report does not cover
         self._folders = folders or {}
@@ -110,9 +111,9 @@ class Study(Plan):
 
     def _trial(self, key: TrialKey) -> Trial:
         run = replace(self.run_of(key.arm, key.probe), seed=key.seed + self.arms[key.arm].seed_offset)
-        if run.trainer.devices > 1:
-            valid = "1 in a study, whose trials run in parallel; train a single run with torchrun -m dsv2.train"
-            raise ConfigError("trainer.devices", run.trainer.devices, valid)
+        if run.mesh.size > 1:
+            valid = "1 in a study, whose trials run in parallel; train a single run with python -m dsv2.train"
+            raise ConfigError(run.mesh.axis, run.mesh.largest, valid)
         root, origins = self.folder / "trials", list[Trial]()
         for name, first in self.named_by(key.arm).items():
             origin = self._trial(key._replace(arm=first))
@@ -237,7 +238,8 @@ class Study(Plan):
         """The arguments of `python -m ablations.run` for this study."""
         seeds = [] if self.asked is None else [f"seeds=[{','.join(map(str, self.asked))}]"]
         mixed = ["mixed_kernels=true"] if self.mixed_kernels else []
-        return [f"sweep={self.source}", f"scale={self.scale}", *seeds, *mixed, *self.overrides]
+        formats = [f"report.formats=[{','.join(self.formats)}]"] if self.formats != ("png",) else []
+        return [f"sweep={self.source}", f"scale={self.scale}", *seeds, *mixed, *formats, *self.overrides]
 
     @property
     def command(self) -> str:

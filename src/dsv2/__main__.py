@@ -1,5 +1,5 @@
-"""`python -m dsv2 COMMAND`, or `dsv2 COMMAND`: ls, show, compare, rm, doctor, account, import-hf, export-hf, generate,
-eval, analyse, export-traces, explore, serve, tasks, judge, simulate.
+"""`python -m dsv2 COMMAND`, or `dsv2 COMMAND`: new, ls, show, compare, rm, doctor, account, import-hf, export-hf,
+generate, eval, analyse, export-traces, explore, serve, tasks, judge, corpus, simulate.
 
 RUN is a run directory, the name of a trial as in `balance_losses/tiny/paper/0` (sweep, scale, arm, seed), the same
 without the scale or without sweep and scale where one run matches, or the first digits of a fingerprint; `dsv2 ls`
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from dsv2.commands import simulate, traces
+from dsv2.commands import corpus, simulate, traces
 from dsv2.commands.account import account_command, add_arguments
 from dsv2.commands.deployment import add_deployment, deployment_of
 from dsv2.config import ConfigError
@@ -61,6 +61,12 @@ def _numbers(text: str) -> list[int]:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="dsv2", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
+
+    parse = commands.add_parser("new", help="write the commented file of a study of your own")
+    parse.add_argument("kind", choices=["study"])
+    parse.add_argument("name", metavar="NAME")
+    parse.add_argument("--out", type=_path, metavar="FILE.yaml", help="default: among the studies in configs/sweep")
+    parse.set_defaults(run=_new)
 
     parse = commands.add_parser("ls", help="list the runs of the store")
     parse.add_argument("study", nargs="?", metavar="STUDY", help="a study, or study/scale (default: all runs)")
@@ -137,9 +143,11 @@ def _parser() -> argparse.ArgumentParser:
         "--tasks",
         required=True,
         metavar="A,B",
-        help="cloze, copying, arithmetic, needle, following, humaneval or tasks of the harness",
+        help="cloze, copying, arithmetic, needle, following; humaneval, mmlu, bbh, math, ceval, cmmlu, cmrc; those of "
+        "the harness",
     )
     parse.add_argument("--include-path", type=_path, metavar="DIR", help="a folder with your own task files")
+    parse.add_argument("--data-dir", type=_path, metavar="DIR", help="a folder with the data sets of tasks")
     parse.add_argument("--limit", type=int, help="questions per task of the harness (default: all)")
     parse.add_argument("--batch-size", type=int, default=8, help="sequences per pass (default 8)")
     parse.add_argument("--out", type=_path, metavar="FILE.json", help="also write the scores as JSON")
@@ -199,6 +207,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_judge(parse)
     parse.set_defaults(run=_judge)
 
+    parse = commands.add_parser("corpus", help="filter, deduplicate and mix documents, and show what became of them")
+    corpus.add_arguments(parse, path=_path, numbers=_numbers)
+
     parse = commands.add_parser("simulate", help="pipeline schedules and expert parallelism at cluster size")
     simulate.add_arguments(parse)
     return parser
@@ -238,6 +249,12 @@ def _add_text(parse: argparse.ArgumentParser) -> None:
     parse.add_argument(
         "--text", nargs="+", default=[], metavar="data=...", help=f"overrides that select held-out text ({default})"
     )
+
+
+def _new(arguments: argparse.Namespace) -> None:
+    from dsv2.commands.new import new_command
+
+    new_command(arguments.name, arguments.out)
 
 
 def _ls(arguments: argparse.Namespace) -> None:
@@ -301,6 +318,7 @@ def _eval(arguments: argparse.Namespace) -> bool:
         arguments.name,
         arguments.tasks.split(","),
         include_path=arguments.include_path,
+        data_dir=arguments.data_dir,
         limit=arguments.limit,
         batch_size=arguments.batch_size,
         text=arguments.text,

@@ -36,6 +36,9 @@ MOVED = {  # paths of config classes in older runs -> current paths
     "dsv2.training.loggers.Wandb.Config": "dsv2.training.run.Wandb.Config",
     "dsv2.training.settings.Training.Config": "dsv2.training.run.Training.Config",
 }
+RETIRED = {  # settings in older runs that are no more; they said where a run happens, and not what it computes
+    "dsv2.training.run.Training.Config": ("devices", "strategy"),
+}
 
 
 class ConfigError(ValueError):
@@ -93,10 +96,10 @@ def structure(node: Mapping[str, Any], expected: Any = ConfigBase, key: str = ""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
     prefix = f"{key}." if key else ""
-    values = {}
+    values, retired = {}, RETIRED.get(target_name(cls), ())
     _require_text(node, key)
     for name, value in node.items():
-        if name == "_target_":
+        if name == "_target_" or name in retired:
             continue
         if name not in fields:
             raise ConfigError(prefix + name, value, one_of(name, fields))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dsv2.composition import as_text, checked, compose, override, register_resolvers, resolved, without_shape
@@ -24,6 +25,7 @@ from dsv2.printing import complain, described, refuse
 if TYPE_CHECKING:
     from dsv2.study.plan import Plan
 
+_typed: list[str] = []  # arguments, before `study` and `arm` are expanded to others
 SWEEP = "WANDB_SWEEP_ID"  # set by a W&B agent for the processes that it starts
 
 
@@ -33,15 +35,19 @@ def train(composed: DictConfig) -> None:
         words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
         checked(words)
         values: Any = resolved(composed)
-        folder = _train(values, words)
+        several = HydraConfig.get().mode == RunMode.MULTIRUN
+        folder = _train(values, words, words if several else _typed)
     except (ConfigError, OSError) as error:
         _refuse(error)
-    if os.environ.get("RANK", "0") == "0":
+    if folder is not None and os.environ.get("RANK", "0") == "0":
         print(folder)
 
 
-def _train(values: dict[str, Any], words: list[str]) -> Path:
-    """Train the composed run and return its directory."""
+def _train(values: dict[str, Any], words: list[str], typed: list[str]) -> Path | None:
+    """Train the composed run and return its directory.
+
+    Returns None if other processes trained it, which have named it; they are given the arguments `typed`.
+    """
     from dsv2.storage.checkpoints import require_no_pickles
     from dsv2.storage.rundir import RESULT, require_in_store, runs_root
     from dsv2.study.words import LABELS, require_name
@@ -62,6 +68,15 @@ def _train(values: dict[str, Any], words: list[str]) -> Path:
     from dsv2.storage.space import DiskFull
     from dsv2.training import machine
     from dsv2.training.fit import Busy, Diverged, Interrupted, fit
+    from dsv2.training.processes import PeerLost, require_devices, started
+
+    if run.mesh.size > 1 and started() == 1:
+        from dsv2.training.launch import launch
+
+        require_devices(run)
+        if status := launch(typed, run.mesh.size):  # they have said why
+            sys.exit(status)
+        return None
 
     machine.prepare()
     try:
@@ -72,6 +87,8 @@ def _train(values: dict[str, Any], words: list[str]) -> Path:
         stop(1, f"error: {error}; make space and run the same command again to resume")
     except Diverged as error:
         stop(1, f"error: {error}; the last good checkpoint is in {folder / 'checkpoints'}")
+    except PeerLost as error:
+        stop(1, f"error: {error}; run the same command again to resume")
     except Interrupted as error:
         stop(143, f"{error}; run the same command again to resume")
     except (ConfigError, OSError):
@@ -171,6 +188,7 @@ def main() -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    _typed[:] = sys.argv[1:]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors itself and exits with 1
     register_resolvers()
     try:

@@ -360,7 +360,7 @@ REFUSED: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
         lambda words: [*words, "objective.max_new_tokens=64"],
         "objective.max_new_tokens=64 is not valid: less than trainer.sequence_length=64",
     ),
-    "processes": (lambda words: [*words, "trainer.devices=2"], "trainer.devices=2 is not valid: 1 with objective=grpo"),
+    "processes": (lambda words: [*words, "mesh.dp=2"], "mesh.dp=2 is not valid: 1 with objective=grpo"),
     "no steps": (lambda words: [*words, "objective.steps_per_rollout=0"], "steps_per_rollout=0 is not valid: positive"),
     "a clip": (lambda words: [*words, "objective.clip=1.0"], "objective.clip=1.0 is not valid: between 0 and 1"),
     "greedy answers": (lambda words: [*words, "objective.temperature=0.0"], "temperature=0.0 is not valid: positive"),

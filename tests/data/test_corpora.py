@@ -115,7 +115,7 @@ def test_impossible_settings_are_refused(change: dict, message: str) -> None:
 @pytest.mark.parametrize("path", sorted((CONFIG_DIR / "data").glob("*.yaml")), ids=lambda path: path.stem)
 def test_yaml_spells_out_every_default(path: Path) -> None:
     node = yaml.safe_load(path.read_text())
-    if path.stem in ("files", "huggingface", "chats"):
+    if path.stem in ("files", "huggingface", "chats", "corpus"):
         with pytest.raises(ConfigError, match=r"data\.path=None is not valid: name"):
             structure(node, Source.Config, "data")
         node["path"] = "somewhere"

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import math
 import re
 import shlex
 from html.parser import HTMLParser
@@ -99,7 +100,8 @@ def check(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         case ["pip", "install", *_]:
             pass
         case ["torchrun", number, *rest] if re.fullmatch(r"--nproc-per-node=\d+", number):
-            assert f"trainer.devices={number.partition('=')[2]}" in rest, command
+            sizes = [int(word.partition("=")[2]) for word in rest if word.startswith("mesh.")]
+            assert math.prod(sizes) == int(number.partition("=")[2]), command
             check(shlex.join(["python", *rest]), monkeypatch, capsys)
         case ["dsv2", *rest]:
             check(shlex.join(["python", "-m", "dsv2", *rest]), monkeypatch, capsys)

@@ -48,7 +48,7 @@ def run(words: list[str], copy: Path) -> str:
 def test_the_page_has_a_study_and_two_variants():
     assert {Path(name).parts[:2] for name in FILES} == {("configs", "sweep"), ("configs", "model"), ("src", "dsv2")}
     assert len(FILES) == 5
-    assert len(COMMANDS) == 6
+    assert len(COMMANDS) == 8
     assert len(PYTHON) == 3
 
 

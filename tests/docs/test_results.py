@@ -10,8 +10,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from PIL import Image
+from scipy import stats
 
 from ablations.reporting.write import judged_again
+from dsv2.study.files import read
 from dsv2.study.plan import Plan
 from tests.references.markdown import without_code
 
@@ -29,8 +31,20 @@ OTHERS = {
         *("2408.15664", "4.1", "4.2", "4.4"),  # arXiv; sections of the DeepSeek-V2 report
     },
     "docs/alignment.md": {"0.2", "0.8", "4.2"},  # shares at which tasks teach; a section
+    "docs/corpus.md": {"12%"},  # the DeepSeek-V2 report
     "docs/cluster.md": {"90%"},  # of the memory, for weights and cache (throughput.USABLE)
-    "docs/report.md": {"95%", "5%", "4%", "1%", "0.5%", "0.25%", "80%", "99.2%", "1.0"},  # levels; a capacity factor
+    "docs/report.md": {
+        "95%",
+        "5%",
+        "4%",
+        "1%",
+        "0.5%",
+        "0.25%",
+        "80%",
+        "90%",
+        "99.2%",
+        "1.0",
+    },  # levels; a capacity factor
     "docs/equations.md": {
         *("2405.04434", "2202.08906", "2408.15664", "2412.19437"),  # arXiv
         *("43%", "0.001", "0.5"),  # an assertion below the text; steps and a coefficient of those papers
@@ -196,3 +210,49 @@ def test_committed_verdicts_are_those_of_the_committed_trials(path: Path) -> Non
     assert [(effect.arm, effect.metric, effect.word) for effect in again] == [
         *stored[["arm", "metric", "word"]].itertuples(index=False, name=None)
     ]
+
+
+# ---- the eight effects -----------------------------------------------------------------------------------------------
+
+EFFECTS = importlib.import_module("results_effects")
+
+
+@pytest.mark.parametrize("effect", [e for e in EFFECTS.EFFECTS if e.study], ids=lambda effect: effect.what[:30])
+def test_an_effect_names_arms_and_metrics_of_its_study(effect) -> None:
+    node = read("sweep", effect.study)
+    for claim in effect.claims:
+        assert {claim.arm, claim.baseline} <= set(node["arms"])
+        assert claim.metric in node["judged"]
+
+
+def test_the_numbers_of_effects_are_those_of_the_trials() -> None:
+    """Recomputed without the module: mean and t interval of the differences by seed."""
+    rows = RESULTS.eight().splitlines()
+    assert [row.split(" | ")[0] for row in rows[2:10]] == [f"| {number}" for number in range(1, 9)]
+    found = 0
+    for effect, row in zip(EFFECTS.EFFECTS, rows[2:10], strict=True):
+        scale = next((s for s in effect.scales if (ROOT / "results" / str(effect.study) / s).is_dir()), None)
+        if scale is None:
+            assert "python -m " in row
+            assert "| yes |" not in row
+            continue
+        trials = pd.read_csv(ROOT / "results" / effect.study / scale / "trials.csv", dtype={"arm": str})
+        agree = []
+        for claim in effect.claims:
+            wide = trials.pivot(index="seed", columns="arm", values=claim.metric)
+            each = (wide[claim.arm] - wide[claim.baseline]).dropna()
+            half = stats.t.ppf(0.975, len(each) - 1) * each.std() / len(each) ** 0.5
+            low, high = each.mean() - half, each.mean() + half
+            assert f"{each.mean():+.3f} [{low:+.3f}, {high:+.3f}]" in row
+            agree.append({-1: high < 0, 1: low > 0, 0: low > -0.02 and high < 0.02}[claim.side])
+        assert ("| yes |" in row) == all(agree)
+        found += 1
+    assert found >= 4
+
+
+def test_an_effect_whose_study_has_not_run_says_how_to_run_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(STORED, "RESULTS", tmp_path)
+    text = RESULTS.eight()
+    assert "Shown: 0 of 8." in text
+    assert text.count("| not run |") == 7
+    assert "`python -m ablations.run sweep=moe_baselines scale=tiny`" in text

@@ -89,7 +89,15 @@ TRAIN = [
     *("model={a: 1}", "model=tinny", "model=tiny,small", "model/ffn=3", "model/ffn/dropping=x"),
     *("optim.lr=1,2", "optim.lr=${x}", "optim.lr=${oc.env:NOTHING}", "data.vocab_size=???"),
     *("model.dim", "=3", "x=1", f"{LONG}=1", f"optim.lr={LONG}", f"optim.{BYTES}=1", f"study='{BYTES}'"),
-    *("trainer.accelerator=gpu", "trainer.devices=2", "trainer.accelerator=null"),
+    *(
+        "trainer.accelerator=gpu",
+        "trainer.devices=2",
+        "trainer.accelerator=null",
+        "mesh.dp=3",
+        "mesh.ep=5",
+        "mesh.ep=0",
+        "mesh=2",
+    ),
     *("seed=-1", "seed=null", "seed=" + "9" * 30, "seed=" + "9" * 5000, "study=a/b", "study=''"),
     *("logger.wandb.project=a/b", "logger.wandb.project=''", "logger.wandb=null", "model.num_layers=100000"),
     *("--bogus", "--cfg nope", "--cfg", "--info nope", "seed=1 --help seed=2", "--run --multirun"),
@@ -107,7 +115,7 @@ def test_training(place: Place, words: str) -> None:
         from dsv2.training.machine import require_accelerator
         from dsv2.training.processes import joined
 
-        with joined(run.trainer):
+        with joined(run):
             require_accelerator(run.trainer.accelerator)
         pytest.fail("a run started")
 

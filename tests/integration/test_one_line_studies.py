@@ -31,7 +31,7 @@ REQUESTS = [
     ),
     *([STUDY, word] for word in ("dryrun=true", "worker=1", "seed=0", "seed=null", "arm=none", "scales=smoke")),
     *([STUDY, word] for word in ("benchmarks=null", "model=3", "model=null", "loss.expert=0", "optim.lr=1,2")),
-    *([STUDY, word] for word in ("trainer.accelerator=gpu", "trainer.devices=2", "+x=1", "~model", "model.dim")),
+    *([STUDY, word] for word in ("trainer.accelerator=gpu", "mesh.dp=2", "+x=1", "~model", "model.dim")),
     *([STUDY, STUDY], [STUDY, "dry_run=true", "dry_run=true"]),
 ]
 

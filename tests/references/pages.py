@@ -17,7 +17,8 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag not in ("img", "meta"):
             self.open.append(tag)
-        self.loaded += [value or "" for name, value in attrs if name in ("src", "href")]
+        asked = [value or "" for name, value in attrs if name in ("src", "href")]
+        self.loaded += [address for address in asked if not address.startswith("#")]  # others are on the page itself
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag

@@ -4,7 +4,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,11 @@ def run_line(command: str, folder: Path) -> str:
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
     return done.stdout
+
+
+def started(command: Sequence[str]) -> subprocess.Popen[str]:
+    """Start a command; what it says is kept."""
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 90) -> None:

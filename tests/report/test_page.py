@@ -16,16 +16,8 @@ from hypothesis import strategies as st
 from markdown import markdown as render
 from PIL import Image
 
-from dsv2.report.page import (
-    Picture,
-    Section,
-    Table,
-    _markdown,
-    markdown_table,
-    markdown_text,
-    picture,
-    write_page,
-)
+from dsv2.report.page import Section, Table, _markdown, markdown_table, markdown_text, write_page
+from dsv2.report.pictures import Picture, picture
 from dsv2.storage.space import DiskFull
 from tests.references.pages import Page
 
@@ -99,8 +91,8 @@ def test_the_html_loads_nothing_and_shows_text_as_it_was_written(written: Path) 
 
 def test_figures_stand_side_by_side_where_they_are_narrow(written: Path) -> None:
     wide, small = re.findall(r"<figure.*?</figure>", (written / "report.html").read_text(), flags=re.S)
-    assert 'class="wide"' in wide
-    assert 'width="900"' in wide
+    assert "class=" not in wide
+    assert "max-width:900px" in wide
     assert 'class="narrow"' in small
     assert "figcaption" not in small
     assert 'alt="What &lt;b&gt;' in small  # the section's title, for want of a caption
@@ -206,7 +198,8 @@ def test_a_figure_becomes_a_png_of_few_colours_and_is_closed() -> None:
     assert not plt.fignum_exists(figure.number)
     image = Image.open(io.BytesIO(made.png))
     assert image.format == "PNG"
-    assert image.size == (5 * 150, 3 * 150)
+    assert image.size == (5 * 200, 3 * 200)
+    assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
     assert len(image.convert("RGB").getcolors(maxcolors=100_000)) <= 256
     assert made[:2] == ("noise", "All colours.")
     assert made.width == 5 * 120

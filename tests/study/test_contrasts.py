@@ -97,3 +97,12 @@ def test_every_study_of_ours_declares_one_to_seven_contrasts(name: str) -> None:
     plan = Plan(name, "smoke")
     assert len(plan.contrasts) == len(read("sweep", name)["contrasts"])
     assert all(contrast.margin > 0 for contrast in plan.contrasts)
+
+
+def test_a_contrast_may_say_what_is_predicted() -> None:
+    nodes = [{"arm": "b", "metric": "val/loss", "margin": 0.1, "predicted": "better"}]
+    same = {"arms": ["a", "b"], "baseline_of": lambda _: "a", "judged": {"val/loss": "lower"}, "metric": "val/loss"}
+    (contrast,) = declared(nodes, margins={}, **same)
+    assert contrast.predicted == "better"
+    with pytest.raises(ConfigError, match=r"contrasts\.0\.predicted.*better"):
+        declared([nodes[0] | {"predicted": "lower"}], margins={}, **same)

@@ -10,27 +10,23 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import torch.distributed as dist
 
 import dsv2
 from dsv2.config import ConfigError
-from dsv2.storage.rundir import METRICS, ROUTING, SNAPSHOTS
+from dsv2.storage.rundir import ROUTING, SNAPSHOTS
 from dsv2.training import fit
-from dsv2.training.processes import Group, joined, mean, total
+from dsv2.training.processes import Group, is_loss_of_peer, joined, mean, require_devices, total
 from dsv2.training.saved import open_run
-
-WORDS = ("--nproc-per-node=2", "-m", "dsv2.train", "trainer.devices=2")
+from tests.references import ranks
+from tests.references.processes import started
+from tests.references.runs import rows
 
 
 def torchrun(*overrides: str) -> subprocess.Popen[str]:
-    """`python -m dsv2.train` in two processes, on a port of its own."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *WORDS, *overrides]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def rows(folder: Path) -> pd.DataFrame:
-    """What a run logged, without its speed."""
-    logged = pd.DataFrame([json.loads(line) for line in (folder / METRICS).read_text().splitlines()])
-    return logged[[name for name in logged if not name.startswith("perf/")]]
+    """`python -m dsv2.train` in two processes, on a port of its own, one thread each."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "dsv2.train"]
+    return started([*command, "mesh.dp=2", *overrides])
 
 
 def test_two_processes_train_what_one_does(quick: list[str], tmp_path: Path) -> None:
@@ -40,7 +36,7 @@ def test_two_processes_train_what_one_does(quick: list[str], tmp_path: Path) -> 
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     (folder,) = map(Path, out.split())  # said once, by the first process
-    pd.testing.assert_frame_equal(rows(folder), rows(alone), rtol=1e-4)
+    pd.testing.assert_frame_equal(pd.DataFrame(rows(folder)), pd.DataFrame(rows(alone)), rtol=1e-4)
     assert pd.read_parquet(folder / ROUTING).equals(pd.read_parquet(alone / ROUTING))
     assert pd.read_parquet(folder / SNAPSHOTS).equals(pd.read_parquet(alone / SNAPSHOTS))
     assert {path.name for path in folder.iterdir()} == {path.name for path in alone.iterdir()}
@@ -80,12 +76,12 @@ def test_a_run_that_was_stopped_resumes_exactly(
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
         folders[name] = Path(out.split()[-1])
-    whole, stopped = map(rows, folders.values())
+    whole, stopped = (pd.DataFrame(rows(folder)) for folder in folders.values())
     pd.testing.assert_frame_equal(stopped, whole, check_exact=True)
 
 
 def test_one_process_is_a_group_of_one(quick: list[str]) -> None:
-    with joined(dsv2.load(quick).trainer) as group:
+    with joined(dsv2.load(quick)) as group:
         assert group == Group(rank=0, size=1)
         assert group.first
         assert group.agree("what it says itself") == "what it says itself"
@@ -94,45 +90,77 @@ def test_one_process_is_a_group_of_one(quick: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("started", "devices", "message"),
+    ("launched", "words", "message"),
     [
-        (None, 2, "trainer.devices=2 is not valid: 1 in one process; torchrun --nproc-per-node=2 -m dsv2.train"),
-        (2, 1, "trainer.devices=1 is not valid: 2, the number of processes that torchrun started"),
-        (2, 4, "trainer.devices=4 is not valid: 2, the number of processes that torchrun started"),
+        (None, "mesh.dp=2", "mesh.dp=2 is not valid: 1 in Python and notebooks; python -m dsv2.train starts more"),
+        (None, "mesh.ep=2", "mesh.ep=2 is not valid: 1 in Python"),
+        (2, "mesh.dp=1", "mesh.dp=1 is not valid: such that mesh.dp x mesh.ep is 2, as many processes as torchrun"),
+        (2, "mesh.ep=4", "mesh.ep=4 is not valid: such that mesh.dp x mesh.ep is 2, as many processes as torchrun"),
     ],
 )
-def test_devices_are_the_processes_that_are_there(
+def test_the_mesh_is_of_the_processes_that_are_there(
     quick: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    started: int | None,
-    devices: int,
+    launched: int | None,
+    words: str,
     message: str,
 ) -> None:
-    if started is not None:
+    if launched is not None:
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
-        monkeypatch.setenv("WORLD_SIZE", str(started))
+        monkeypatch.setenv("WORLD_SIZE", str(launched))
     with pytest.raises(ConfigError, match=message):
-        fit.fit(dsv2.load([*quick, f"trainer.devices={devices}"]), tmp_path / "run")
+        fit.fit(dsv2.load([*quick, words]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
+def test_more_processes_than_gpus_are_refused(quick: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks on no GPU, or on one that another has: there are as many GPUs as processes, or an error."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    words = [*quick, "trainer.accelerator=auto", "mesh.ep=2"]
+    for gpus, local, fits in ((1, None, False), (2, None, True), (1, "1", True), (0, None, False)):
+        monkeypatch.setattr("torch.cuda.device_count", lambda gpus=gpus: gpus)
+        monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+        if local is not None:  # of several machines, one process each
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+        if fits:
+            require_devices(dsv2.load(words))
+            continue
+        message = f"mesh.ep=2 is not valid: such that mesh.dp x mesh.ep is at most {gpus}, the GPUs of this machine"
+        with pytest.raises(ConfigError, match=message):
+            require_devices(dsv2.load(words))
+    require_devices(dsv2.load([*words, "trainer.accelerator=cpu"]))
+
+
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("words", "message"),
     [
-        ("trainer.devices=0", "trainer.devices=0 is not valid: positive"),
-        (
-            "trainer.devices=3",
-            "trainer.devices=3 is not valid: a divisor of every batch size; one step has 4 sequences",
-        ),
-        ("trainer.batch={start: 2, ramp_tokens: 512}", "a divisor of every batch size; one step has 3 sequences"),
-        ("trainer.strategy=fsdp", "trainer.strategy='fsdp' is not valid"),
-        ("model/ffn/dropping=device", "this FFN drops tokens over the capacity of a whole batch"),
-        ("model/ffn=switch", "this FFN drops tokens over the capacity of a whole batch"),
-        ("model/ffn=gshard", "this FFN drops tokens over the capacity of a whole batch"),
+        ("mesh.dp=0", "mesh.dp=0 is not valid: 1 to"),
+        ("mesh.dp=3", "mesh.dp=3 is not valid: such that mesh.dp x mesh.ep divides every batch size; one step has 4"),
+        ("mesh.dp=2 trainer.batch.start=2 trainer.batch.ramp_tokens=512", "every batch size; one step has 3 sequences"),
+        ("mesh.ep=3 trainer.batch.size=3", "mesh.ep=3 is not valid: a divisor of the number of routed experts, 8"),
+        ("mesh.ep=2 model/ffn=dense", "mesh.ep=2 is not valid: 1 for a dense model"),
+        ("mesh.ep=2 deployment=kv", "mesh.ep=2 is not valid: 1 with a deployment"),
+        ("mesh.dp=2 model/ffn=switch", "mesh.dp=2 is not valid: 1, since this FFN drops tokens over the capacity"),
+        ("mesh.ep=2 model/ffn=gshard", "mesh.ep=2 is not valid: 1, since this FFN drops tokens over the capacity"),
+        ("mesh.dispatch=twice", "mesh.dispatch='twice' is not valid"),
     ],
 )
-def test_what_processes_cannot_share_is_refused(quick: list[str], override: str, message: str) -> None:
+def test_a_mesh_that_does_not_fit_the_run_is_refused(quick: list[str], words: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        dsv2.load([*quick, "trainer.devices=2", override])
-    dsv2.load([*quick, "trainer.devices=2", "model/ffn=hash"])
+        dsv2.load([*quick, *words.split()])
+
+
+def test_what_a_mesh_can_share(quick: list[str]) -> None:
+    for words in ("mesh.dp=2 model/ffn=hash", "mesh.ep=4 model/ffn/dropping=device", "mesh.dp=2 model/ffn=dense"):
+        dsv2.load([*quick, *words.split()])
+
+
+def test_only_errors_between_processes_are_losses_of_one() -> None:
+    closed = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234")
+    assert not is_loss_of_peer(closed)  # there is one process
+    with ranks.group_of_one():
+        assert is_loss_of_peer(closed)
+        assert is_loss_of_peer(dist.DistBackendError("NCCL error"))
+        assert not is_loss_of_peer(RuntimeError("shape mismatch"))
+        assert not is_loss_of_peer(OSError("gloo is full"))

@@ -11,6 +11,7 @@ import pytest
 
 import dsv2
 from dsv2.config import ConfigBase, ConfigError, former_name
+from dsv2.distributed.mesh import Mesh
 from dsv2.training import fit
 from dsv2.training.run import Run, folder_of, from_plain, stored_name
 
@@ -112,8 +113,10 @@ def run(quick: list[str]) -> Run.Config:
 
 def test_the_fingerprint_names_the_computation_and_nothing_else(run: Run.Config) -> None:
     wandb = replace(run.logger, wandb=replace(run.logger.wandb, mode="online", project="other"))
-    elsewhere = replace(run.trainer, accelerator="gpu", devices=2, strategy="ddp", checkpoint_every=2, progress=True)
-    same = replace(run, study="s", scale="small", arm="a", probe="p", logger=wandb, trainer=elsewhere)
+    elsewhere = replace(run.trainer, accelerator="gpu", checkpoint_every=2, progress=True)
+    same = replace(
+        run, study="s", scale="small", arm="a", probe="p", logger=wandb, trainer=elsewhere, mesh=Mesh.Config(ep=2)
+    )
     assert same.fingerprint() == run.fingerprint()
     assert len(run.fingerprint()) == 16
     others = [replace(run, seed=1)]

@@ -94,8 +94,9 @@ class GRPO:
             if self.max_new_tokens >= run.trainer.sequence_length:
                 valid = f"less than trainer.sequence_length={run.trainer.sequence_length}, of prompt and answer"
                 raise ConfigError("objective.max_new_tokens", self.max_new_tokens, valid)
-            if run.trainer.devices > 1:
-                raise ConfigError("trainer.devices", run.trainer.devices, "1 with objective=grpo")
+            for axis in ("dp", "ep"):
+                if (size := getattr(run.mesh, axis)) > 1:
+                    raise ConfigError(f"mesh.{axis}", size, "1 with objective=grpo")
             if self.micro_batch is not None and run.model.moe is not None and run.model.moe.couples_sequences:
                 valid = "null, since this FFN drops tokens over the capacity of a whole batch"
                 raise ConfigError("objective.micro_batch", self.micro_batch, valid)

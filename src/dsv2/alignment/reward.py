@@ -65,8 +65,9 @@ class Reward:
             if self.max_new_tokens >= run.trainer.sequence_length:
                 valid = f"less than trainer.sequence_length={run.trainer.sequence_length}, of prompt and answer"
                 raise ConfigError("objective.max_new_tokens", self.max_new_tokens, valid)
-            if run.trainer.devices > 1:
-                raise ConfigError("trainer.devices", run.trainer.devices, "1 with objective=reward")
+            for axis in ("ep", "dp"):
+                if (size := getattr(run.mesh, axis)) > 1:
+                    raise ConfigError(f"mesh.{axis}", size, "1 with objective=reward")
             if run.benchmarks is not None:
                 raise ConfigError("benchmarks", "following", "none, since a reward model does not reply")
 

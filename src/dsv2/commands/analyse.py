@@ -16,7 +16,8 @@ from dsv2.config import ConfigError
 from dsv2.printing import described, warn
 from dsv2.report.experts import ANALYSES, ModelOnText
 from dsv2.report.findings import Analysis
-from dsv2.report.page import Drawing, Section, Table, pictures, write_page
+from dsv2.report.page import Section, Table, write_page
+from dsv2.report.pictures import Drawing, pictures
 from dsv2.report.terminal import add_row, open_console, open_table
 from dsv2.routing.interventions import DoesNotApply
 from dsv2.storage.files import require_folder

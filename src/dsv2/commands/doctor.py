@@ -22,6 +22,7 @@ from dsv2.storage.runs import list_runs
 from dsv2.training.machine import PACKAGES, best_kernels, cpu_name, git_state
 
 EXTRAS = {  # optional dependencies -> what needs them; `all` and `launchers` aside, `make setup` installs each
+    "corpus": "corpus build, data=filtered",
     "dev": "make test, make lint",
     "docs": "make docs",
     "eval": "dsv2 eval with tasks of lm-evaluation-harness",

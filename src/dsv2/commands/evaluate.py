@@ -6,7 +6,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dsv2.commands.deployment import tell_of_cache
 from dsv2.config import ConfigError
@@ -22,7 +22,7 @@ from dsv2.inference.replies import reply_to
 from dsv2.inference.sampling import Sampling
 from dsv2.metrics import chance
 from dsv2.printing import described, warn
-from dsv2.report.page import picture
+from dsv2.report.pictures import picture
 from dsv2.report.terminal import add_row, open_console, open_table
 from dsv2.storage.files import replacing, write_json
 from dsv2.training.saved import SavedRun, open_run
@@ -45,6 +45,7 @@ def evaluate_run(
     tasks: Sequence[str],
     *,
     include_path: Path | None = None,
+    data_dir: Path | None = None,
     limit: int | None = None,
     batch_size: int = 8,
     text: Sequence[str] = (),
@@ -56,15 +57,17 @@ def evaluate_run(
     """Return the scores of a run's model, and a sentence about each task that failed, which stderr has too.
 
     `text` selects other held-out text than the run's own for our benchmarks; `deployment` and `device` say how and
-    where the model is deployed (see `open_run`). `lengths` are the tokens of the task `needle`, whose heat map is drawn
+    where the model is deployed (see `open_run`). Tasks of the harness read their data from `data_dir`, if it is given.
+    `lengths` are the tokens of the task `needle`, whose heat map is drawn
     to `figure`.
     Raises ValueError, before anything is measured, for tasks that do not exist or do not fit, and if none has scores.
     """
     for name, value in (("--limit", limit), ("--batch-size", batch_size)):
         if value is not None and not 1 <= value < 2**31:
             raise ValueError(f"{name} {value}: must be at least 1 and less than 2**31")
-    if include_path is not None and not include_path.is_dir():
-        raise ValueError(f"--include-path {include_path}: no such folder")
+    for name, folder in (("--include-path", include_path), ("--data-dir", data_dir)):
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"{name} {folder}: no such folder")
     requested = [task for task in dict.fromkeys(tasks) if task]
     if not requested:
         raise ValueError(f"--tasks: name at least one, as in --tasks {','.join(TASKS[:2])}")
@@ -80,7 +83,7 @@ def evaluate_run(
     if HUMANEVAL in requested:
         measures[HUMANEVAL] = _humaneval(opened, limit)
     if foreign := [task for task in requested if task not in OWN]:
-        measures |= _harness(opened, foreign, include_path, limit, batch_size)
+        measures |= _harness(opened, foreign, include_path, data_dir, limit, batch_size)
     tell_of_cache(opened.model_config, opened.deployment)
     scores, failed = list[Score](), list[str]()
     for task, measure in measures.items():
@@ -210,47 +213,32 @@ def _humaneval(run: SavedRun, limit: int | None) -> Measure:
 
 
 def _harness(
-    run: SavedRun, tasks: list[str], include_path: Path | None, limit: int | None, batch_size: int
+    run: SavedRun,
+    tasks: list[str],
+    include_path: Path | None,
+    data_dir: Path | None,
+    limit: int | None,
+    batch_size: int,
 ) -> dict[str, Measure]:
     """Prepare tasks of lm-evaluation-harness. Raises ValueError for a task that does not exist."""
     if importlib.util.find_spec("lm_eval") is None:
         without = f"available without it: {', '.join(OWN)}"
         raise ValueError(f"{tasks[0]}: needs lm-evaluation-harness: pip install 'dsv2[eval]'; {without}")
-    from lm_eval.evaluator import evaluate
-    from lm_eval.tasks import TaskManager
-
+    from dsv2.evaluation.exams import EXAMS, grade, open_tasks
     from dsv2.evaluation.harness import Harness
 
-    manager = TaskManager(include_path=str(include_path) if include_path else None)
+    manager = open_tasks(include_path)
     for task in tasks:
-        if task not in manager.all_tasks and not Path(task).is_file():
-            close = get_close_matches(task, [*OWN, *manager.all_tasks], n=3)
+        if task not in EXAMS and task not in manager.all_tasks and not Path(task).is_file():
+            close = get_close_matches(task, [*OWN, *EXAMS, *manager.all_tasks], n=3)
             hint = f"did you mean {', '.join(close)}? " if close else ""
             raise ValueError(f"{task}: no such task; {hint}use --include-path FOLDER for your own tasks")
     harness = Harness(run.reader, batch_size=batch_size)
 
     def measure(task: str) -> list[Score]:
-        try:
-            loaded = manager.load([task])
-        except Exception as error:
-            raise ValueError(f"cannot be loaded; {described(error)}") from error
-        results = evaluate(harness, loaded, limit=limit, bootstrap_iters=1000, log_samples=False)
-        assert results is not None  # this process is the only one
-        return [score for name, numbers in results["results"].items() for score in _scores(name, numbers)]
+        return [Score(*score) for score in grade(harness, manager, task, data_dir=data_dir, limit=limit)]
 
     return {task: partial(measure, task) for task in tasks}
-
-
-def _scores(task: str, numbers: dict[str, Any]) -> list[Score]:
-    """Parse results of the harness, which are named `metric,filter` and `metric_stderr,filter`."""
-    scores = []
-    for name, value in numbers.items():
-        metric, comma, filter_name = name.partition(",")
-        if comma and not metric.endswith("_stderr") and isinstance(value, (int, float)):
-            stderr = numbers.get(f"{metric}_stderr,{filter_name}")
-            label = metric if filter_name == "none" else f"{metric} ({filter_name})"
-            scores.append(Score(task, label, float(value), stderr if isinstance(stderr, float) else None, None))
-    return scores
 
 
 def show(scores: list[Score]) -> None:

@@ -142,7 +142,7 @@ def _draw(arguments: argparse.Namespace, timelines: "dict[str, Timeline]", unit:
 
     from dsv2 import plots
     from dsv2.distributed.simulate import Event
-    from dsv2.report.page import picture
+    from dsv2.report.pictures import picture
     from dsv2.storage.files import replacing
 
     tables = [

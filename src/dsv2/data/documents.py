@@ -33,7 +33,7 @@ def take_survey(documents: Iterable[Document]) -> Survey:
         digests.append(text_digest(text))
         domains.append(domain)
         num_bytes += len(text.encode())
-        total.update(digests[-1] + len(domain.encode()).to_bytes(4) + domain.encode())
+        total.update(entry(digests[-1], domain))
         if held_out is not None:
             sides[digests[-1]] = held_out
     return Survey(total.hexdigest(), digests, domains, num_bytes, sides)
@@ -65,6 +65,11 @@ def split(survey: Survey, val_ratio: float) -> set[bytes]:
 def one_sided(survey: Survey, chosen: Collection[bytes]) -> bool:
     """Whether the training or the validation split is empty."""
     return not chosen or all(digest in chosen for digest in survey.digests)
+
+
+def entry(digest: bytes, domain: str) -> bytes:
+    """Return what a document adds to the hash of its corpus, given the digest of its text."""
+    return digest + len(domain.encode()).to_bytes(4) + domain.encode()
 
 
 def text_digest(text: str) -> bytes:

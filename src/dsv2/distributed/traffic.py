@@ -123,10 +123,16 @@ def place(choices: Choices, num_experts: int, num_devices: int, *, capacity_fact
         affinities = torch.zeros(1, num_tokens, num_experts).scatter_(-1, choices.experts[None], choices.scores[None])
         routing = Routing(affinities, choices.experts[None], choices.scores[None])
         kept = ~drop(routing, num_devices=num_devices, capacity_factor=capacity_factor)[0]
-    devices = choices.experts // (num_experts // num_devices)
-    pairs = torch.zeros(num_tokens, num_devices, dtype=torch.int64).scatter_add_(-1, devices, kept.long())
+    pairs = pairs_per_device(choices.experts, kept, num_experts, num_devices)
     by_source = pairs.view(num_devices, -1, num_devices)
     return Placed(num_tokens, by_source.sum(1).numpy(), (by_source > 0).sum(1).numpy(), int((~kept).sum()))
+
+
+def pairs_per_device(experts: Tensor, kept: Tensor, num_experts: int, num_devices: int) -> Tensor:
+    """Count the pairs (n, D) of each token on each device, of experts (n, K) those that are `kept` (n, K) bool."""
+    devices = experts // (num_experts // num_devices)
+    pairs = torch.zeros(len(experts), num_devices, dtype=torch.int64, device=experts.device)
+    return pairs.scatter_add_(-1, devices, kept.long())
 
 
 def layer_costs(

@@ -73,8 +73,13 @@ def loss_at_capacity(model: Transformer, batch: Batch, *, batch_size: int) -> fl
     assert moe is not None
     dropping = replace(moe.dropping or Dropping.Config(), exempt_ratio=0.0)
     with torch.device("meta"):
-        dropper = replace(model.config, ffn=replace(moe, dropping=dropping)).build(ops=model.ops)
-    dropper.load_state_dict(model.state_dict(), assign=True)
+        dropper = replace(model.config, ffn=replace(moe, dropping=dropping)).build(ops=model.ops._replace(drop=None))
+    for name, module in model.named_modules():  # a process may hold a part of the experts
+        twin = dropper.get_submodule(name)
+        for weight, value in module.named_parameters(recurse=False):
+            setattr(twin, weight, value)
+        for buffer, content in module.named_buffers(recurse=False):
+            setattr(twin, buffer, content)
     dropper.train()
     nats, device = 0.0, model.embedding.device
     for first in range(0, len(batch.inputs), batch_size):

@@ -25,6 +25,7 @@ class Ops(NamedTuple):
     # Each may be None: then the dispatcher and `grouped`, or the loss of `linear`'s logits.
     experts: Callable[..., Tensor] | None = None  # `routed_experts`, where the chosen kernels have an op for it
     head: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None  # `head_nats`
+    drop: Callable[..., Tensor] | None = None  # `dropping.drop`, where the budgets are those of more than this batch
 
 
 PLAIN = Ops(experts=routed_experts, head=head_nats)

@@ -45,6 +45,7 @@ CONTROLLED = {  # the quantities that Eq. 23, 26 and 29 are meant to control
 }
 COLLAPSE = ("routing/max_violation", "routing/entropy", "routing/dead_experts")
 DROPS = {"routing/overflow": "over capacity 1.0", "routing/drop_rate": "dropped in training"}
+SCREEN = 96  # CSS pixels per inch
 HIGHEST = 4.0  # upper end of the colour scale of a load; higher loads are clipped
 
 
@@ -169,12 +170,13 @@ def load_view(routing: pd.DataFrame, *, arms: Sequence[str] | None = None) -> "W
         options=sorted(set(routing["step"])), description="step", continuous_update=False
     )
     seeds = ipywidgets.Dropdown(options=sorted(set(routing["seed"])), description="seed")
-    canvas = ipywidgets.Image(format="png")
+    canvas = ipywidgets.Image(format="png", layout={"max_width": "100%", "object_fit": "contain"})
 
     def draw(_: object = None) -> None:
         figure = load_at(routing, steps.value, seed=seeds.value, arms=arms)
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150)
+        figure.savefig(buffer, format="png", dpi=2 * SCREEN)  # sharp on screens of twice the resolution, too
+        canvas.layout.width = f"{figure.get_size_inches()[0] * SCREEN:.0f}px"  # else it is stretched to the cell
         canvas.value = buffer.getvalue()
         plt.close(figure)
 

@@ -24,7 +24,8 @@ def false_positive_rates(
     ax = single(0.19 * len(rates) + 0.75, title, ax)
     ax.axvline(ALPHA, **REFERENCE)
     for row, rate in enumerate(rates):
-        interval(ax, row, rate.low, rate.rate, rate.high, filled=rate.low > ALPHA)
+        text = f"{_row(rate)}\n{rate.rate:.1%} ({rate.low:.1%} to {rate.high:.1%})"
+        interval(ax, row, rate.low, rate.rate, rate.high, filled=rate.low > ALPHA, text=text)
     rows_axis(ax, [_row(rate) for rate in rates])
     ax.set_xlim(left=0)
     percent(ax.xaxis)

@@ -23,7 +23,7 @@ from dsv2.plots.style import (
     single,
     styled,
 )
-from dsv2.statistics.budgets import equal_budgets, spent
+from dsv2.statistics.budgets import equal_budgets, spent, telling
 
 PUBLISHED = ("name", "active_params", "value")
 AXES = {"tokens": "training tokens", "flops": "training FLOPs", "seconds": "training seconds"}
@@ -40,7 +40,9 @@ def loss_over_budgets(
 ) -> Figure:
     """Draw the metric over tokens, FLOPs and seconds: mean and range over seeds, at the mean cost over seeds.
 
-    The dashed line is the largest budget that every trial reached; `budgets.loss_at_equal` evaluates curves there.
+    FLOPs are left out where all arms take as many per token, and seconds where the speed of arms differs no more than
+    that of trials of one arm does (`statistics.budgets.telling`). The dashed line is the largest
+    budget that every trial reached; `budgets.loss_at_equal` evaluates curves there.
     """
     styles = arm_styles(arms or arms_of(metrics))
     table = spent(metrics[metrics["arm"].isin(list(styles))], accounting, metric)
@@ -52,15 +54,17 @@ def loss_over_budgets(
         )
         for arm, trials in table.groupby("arm")
     }  # fmt: skip
-    legend = legend_height(len(by_arm) + 1, 4)
-    figure, axes = panels(3, columns=3, height=2.4, margin=legend, title=title, sharey=True)
-    for ax, (budget, label) in zip(axes, AXES.items(), strict=True):
+    legend, shown = legend_height(len(by_arm) + 1, 4), telling(metrics, accounting, metric)
+    columns = len(shown)
+    figure, axes = panels(columns, columns=columns, height=2.4, margin=legend, title=title, sharey=True)
+    for ax, budget in zip(axes, shown, strict=True):
+        label = AXES[budget]
         draw_curves(ax, [(arm, by_arm[arm].set_index(budget)) for arm in styles if arm in by_arm], styles)
         dashed: dict[str, Any] = {"color": "0.3", "linestyle": DASHED, "linewidth": 0.8, "zorder": 0}
         ax.axvline(equal[budget], label="reached by every trial", **dashed)
-        large_numbers(ax, label)
+        large_numbers(ax, label, ticks=5 if columns == 1 else 4)
     axes[0].set_ylabel(quantity(metric).label)
-    legend_below(axes, 4)
+    legend_below(axes, {1: 2, 2: 3}.get(columns, 4))
     return figure
 
 

@@ -16,6 +16,9 @@ from dsv2.plots.style import (
     ZERO,
     arm_styles,
     faint_interval,
+    legend_below,
+    legend_columns,
+    legend_height,
     legend_within,
     panels,
     rows_axis,
@@ -25,7 +28,7 @@ from dsv2.plots.style import (
     title_height,
 )
 from dsv2.statistics.factorial import Design, Level, Term, level_text, levels
-from dsv2.statistics.verdicts import paired_values
+from dsv2.statistics.verdicts import difference_text, paired_values
 
 
 @styled()
@@ -44,8 +47,9 @@ def factorial_forest(
             ax.axhline(mains - 0.5, color="0.6", linewidth=0.6, linestyle=DASHED)
         for term in terms:
             if term.metric == metric:
-                faint_interval(ax, names.index(term.term), term.low, term.effect, term.high)
-        name, unit = quantity(metric)
+                text = f"{term.term}\n{difference_text(term.effect, term.low, term.high)}"
+                faint_interval(ax, names.index(term.term), term.low, term.effect, term.high, text=text)
+        name, unit = quantity(metric)[:2]
         ax.set_title(f"effect on {name}" + (f"\n({unit})" if unit else ""), fontsize=7)
         ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.grid(False, axis="y")
@@ -82,7 +86,7 @@ def interaction(
 
     labels = {level: f"{second}={level_text(level)}" for level in ordered[second]}
     styles, positions = arm_styles(list(labels.values())), np.arange(len(ordered[first]))
-    ax = single(2.3, title, ax)
+    own, ax = ax is None, single(2.3 + legend_height(len(labels), legend_columns(labels.values())), title, ax)
     for level, label in labels.items():
         table = np.array([mean(a, level) for a in ordered[first]])  # (levels, n)
         ax.plot(positions, table, color=styles[label]["color"], linewidth=0.5, alpha=0.35)
@@ -91,5 +95,8 @@ def interaction(
     ax.set_xlim(-0.25, len(positions) - 0.75)
     ax.set_xlabel(first)
     ax.set_ylabel(quantity(metric).label)
-    legend_within(ax, loc="best")
+    if own:
+        legend_below([ax], legend_columns(labels.values()))
+    else:
+        legend_within(ax, loc="upper center", bbox_to_anchor=(0.45, -0.24), ncols=legend_columns(labels.values()))
     return ax

@@ -10,14 +10,14 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from dsv2.plots.style import PAGE, REFERENCE, arms_of, headline, panel_title, panels, styled
+from dsv2.plots.hover import say, say_cells
+from dsv2.plots.style import PAGE, REFERENCE, arm_styles, arms_of, headline, panel_title, panels, styled
 
 TICKS = (0, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16)  # candidates for the colour scale of a load
 
@@ -32,6 +32,8 @@ def load_heatmap(
 ) -> Figure:
     """Draw the load of every expert over training for one seed (default: the first), a panel per arm and MoE layer.
 
+    Training is measured in tokens where the table has a column `tokens`, else in steps.
+
     Experts are sorted by final load, highest on top, so that the two ends of the colour scale can be told apart by
     position in black and white. All panels share one scale: 1, the mean, is white. Without a column `seed`, the
     table is of one seed.
@@ -42,7 +44,8 @@ def load_heatmap(
         of_seed = routing[routing["seed"] == seed]
     if of_seed.empty:
         raise ValueError(f"seed={seed}: must be a seed of the routing table, {sorted(set(routing['seed']))}")
-    layers, shares = sorted(set(of_seed["layer"])), _shares(of_seed)
+    over = "tokens" if "tokens" in of_seed else "step"
+    layers, shares = sorted(set(of_seed["layer"])), _shares(of_seed, over)
     busiest = max(float(np.percentile(load, 99.5)) for load in shares.values())
     highest = max(np.ceil(busiest * 2) / 2, 1.5)
     norm = TwoSlopeNorm(1, 0, highest)
@@ -63,6 +66,7 @@ def load_heatmap(
             load = shares[arm, layer]
             edges = _edges(load.columns.to_numpy(dtype=float))
             mesh = ax.pcolormesh(edges, np.arange(len(load) + 1), load, norm=norm, cmap="RdBu_r", rasterized=True)
+            say_cells(ax, load, "expert", over, f"{arm}, layer {layer}: load / mean load")
             if j == 0:
                 panel_title(ax, arm)
             ax.tick_params(labelbottom=j == len(layers) - 1)
@@ -70,8 +74,10 @@ def load_heatmap(
                 ax.set_ylabel(f"layer {layer}\nexpert, by load", fontsize=7)
             ax.set_yticks([])
             ax.xaxis.set_major_locator(MaxNLocator(2, integer=True))
+            if over == "tokens":
+                ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     grid[0, 0].invert_yaxis()
-    figure.supxlabel("training step", fontsize=8)
+    figure.supxlabel("training tokens" if over == "tokens" else "training step", fontsize=8)
     assert mesh is not None
     bar = figure.colorbar(mesh, ax=grid, extend="max", extendfrac=0.02, aspect=30, pad=0.015)
     bar.set_label("load / mean load" if seed is None else f"load / mean load, seed {seed}")
@@ -87,7 +93,7 @@ def device_load(routing: pd.DataFrame, *, arms: Sequence[str] | None = None, tit
     Load above the budget of capacity factor 1.0 is hatched; the printed share is its mean over seeds and layers.
     """
     shown = routed(routing, arms)
-    blue, red = (sns.color_palette("colorblind")[i] for i in (0, 3))
+    styles = arm_styles(list(arms or shown))
     ranked = {arm: _device_loads(routing[routing["arm"] == arm]) for arm in shown}
     highest = max(loads.mean(0).max() for loads in ranked.values())
     figure, axes = panels(len(shown), columns=3, height=1.35, title=title, sharey=True)
@@ -95,9 +101,19 @@ def device_load(routing: pd.DataFrame, *, arms: Sequence[str] | None = None, tit
         loads = ranked[arm]  # (seeds x layers, D), sorted
         mean, ranks = loads.mean(0), np.arange(1, loads.shape[1] + 1)
         over = np.maximum(mean - 1, 0)
-        ax.bar(ranks, mean - over, color=blue, width=0.8)
+        bars = ax.bar(ranks, mean - over, color=styles[arm]["color"], width=0.8)
+        for rank, bar, value in zip(ranks, bars, mean, strict=True):
+            say(bar, [f"{arm}, device {rank} by load: {value:.3f} of the mean"])
         above = over > 0
-        ax.bar(ranks[above], over[above], bottom=1, facecolor="white", edgecolor=red, hatch="/////", width=0.8)
+        ax.bar(
+            ranks[above],
+            over[above],
+            bottom=1,
+            facecolor="white",
+            edgecolor=styles[arm]["color"],
+            hatch="/////",
+            width=0.8,
+        )
         ax.axhline(1, **REFERENCE)
         share = np.maximum(loads - 1, 0).sum(1).mean() / loads.shape[1]
         ax.text(0.98, 0.96, f"{share:.1%} over", transform=ax.transAxes, ha="right", va="top", fontsize=7)
@@ -117,11 +133,11 @@ def routed(routing: pd.DataFrame, arms: Sequence[str] | None) -> list[str]:
     return [arm for arm in arms or present if arm in present]
 
 
-def _shares(routing: pd.DataFrame) -> dict[Any, pd.DataFrame]:
-    """Return the load over its mean per (arm, layer): experts x steps, sorted by final load, highest first."""
+def _shares(routing: pd.DataFrame, over: str) -> dict[Any, pd.DataFrame]:
+    """Return the load over its mean per (arm, layer): experts by `over`, sorted by final load, highest first."""
     shares = {}
     for (arm, layer), table in routing.groupby(["arm", "layer"]):
-        load = table.pivot(index="expert", columns="step", values="load").sort_index(axis=1)
+        load = table.pivot(index="expert", columns=over, values="load").sort_index(axis=1)
         load = load / load.mean()
         shares[arm, layer] = load.loc[load.iloc[:, -1].sort_values(ascending=False, kind="stable").index]
     return shares

@@ -14,6 +14,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 from rich.cells import cell_len
 
 from dsv2.metrics import quantity
+from dsv2.plots import hover
 from dsv2.plots.fonts import legible, lines, without_control
 
 COLUMN, PAGE = 3.4, 7.0  # widths in inches
@@ -45,7 +46,11 @@ STYLE: Any = {
 }
 MARKERS = "osD^vPXph<"
 DASHES = ["-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2))]
-COLOURS = [0, 1, 2, 3, 4, 9, 5, 7, 6, 8]  # of seaborn's colorblind palette, the pale ones last
+# Told apart with any kind of colour vision, none of them pale: seaborn's colorblind palette, its last ones darkened.
+COLOURS = [
+    *("#0173b2", "#de8f05", "#029e73", "#d55e00", "#b85aa6"),
+    *("#3f9fd8", "#8a5a2b", "#6f6f8f", "#7a7a00", "#a01040"),
+]
 DASHED: Any = (0, (4, 2))
 REFERENCE: dict[str, Any] = {"color": "black", "linestyle": DASHED, "linewidth": 0.9}  # a reference level
 ZERO: dict[str, Any] = {"color": "0.3", "linewidth": 0.8}
@@ -74,12 +79,9 @@ def styled(changes: Mapping[str, Any] | None = None) -> Callable[[Drawing], Draw
 
 def arm_styles(arms: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return the line properties of each arm, determined by its position in the study."""
-    import seaborn as sns
-
-    palette = sns.color_palette("colorblind")
     return {
         arm: {
-            "color": palette[COLOURS[i % len(COLOURS)]],
+            "color": COLOURS[i % len(COLOURS)],
             "marker": MARKERS[i % len(MARKERS)],
             "linestyle": DASHES[i % len(DASHES)],
             "markeredgecolor": "none" if MARKERS[i % len(MARKERS)] in "PX" else "white",  # thin already
@@ -138,6 +140,11 @@ def panels(
         ax.remove()
     headline(figure, title)
     return figure, list(axes.flat[:count])
+
+
+def even_columns(count: int, most: int = 4) -> int:
+    """Return in how many columns, at most `most`, so many panels leave the fewest places empty; of equals the most."""
+    return min(range(2, most + 1), key=lambda columns: (-count % columns, -columns)) if count > most else count
 
 
 def figure_of(ax: Axes) -> Figure:
@@ -223,7 +230,7 @@ def large_numbers(ax: Axes, label: str, ticks: int = 4) -> None:
 
 def difference_label(metric: str, baseline: str) -> str:
     """Return the axis label for the difference in a metric between an arm and the baseline."""
-    name, unit = quantity(metric)
+    name, unit = quantity(metric)[:2]
     return f"{name},\narm - {baseline}" + (f" ({unit})" if unit else "")
 
 
@@ -263,20 +270,25 @@ def floor_line(ax: Axes, floor: Mapping[str, float] | None, metric: str, *, vert
         line(floor[metric], label="random router", **REFERENCE)
 
 
-def interval(ax: Axes, row: int, low: float, middle: float, high: float, *, filled: bool, marker: str = "o") -> None:
-    """Draw an interval in one row of a figure, with a filled or hollow marker."""
+def interval(
+    ax: Axes, row: float, low: float, middle: float, high: float, *, filled: bool, marker: str = "o", text: str = ""
+) -> None:
+    """Draw an interval in one row of a figure, with a filled or hollow marker; `text` is what it says on a page."""
     import seaborn as sns
 
     colour = sns.color_palette("colorblind")[0]
     ax.plot([low, high], [row, row], color=colour, linewidth=1.4, solid_capstyle="butt")
     face = colour if filled else "white"
-    ax.plot(middle, row, marker=marker, color=colour, markerfacecolor=face, markersize=4.5)
+    (point,) = ax.plot(middle, row, marker=marker, color=colour, markerfacecolor=face, markersize=4.5)
+    hover.say(point, [text])
 
 
-def faint_interval(ax: Axes, row: int, low: float, middle: float, high: float) -> None:
-    """Draw an exploratory interval in one row of a figure, thin and grey."""
+def faint_interval(ax: Axes, row: float, low: float, middle: float, high: float, *, text: str = "") -> None:
+    """Draw an exploratory interval in one row of a figure, thin and grey; `text` is what it says on a page."""
     ax.plot([low, high], [row, row], color="0.55", linewidth=0.8, solid_capstyle="butt")
-    ax.plot(middle, row, marker="o", color="0.55", markerfacecolor="white", markersize=3, markeredgewidth=0.7)
+    look: Any = {"color": "0.55", "markerfacecolor": "white", "markersize": 3, "markeredgewidth": 0.7}
+    (point,) = ax.plot(middle, row, marker="o", **look)
+    hover.say(point, [text])
 
 
 def curves(
@@ -301,3 +313,5 @@ def draw_curves(ax: Axes, curves: list[tuple[str, pd.DataFrame]], styles: Mappin
             curve.index, curve["mean"], label=arm, markevery=(i * every // max(len(curves), 1), every), **styles[arm]
         )
         ax.fill_between(curve.index, curve["min"], curve["max"], color=styles[arm]["color"], alpha=alpha, linewidth=0)
+    for arm, curve in curves:  # above all lines
+        hover.say_along(ax, curve, arm)

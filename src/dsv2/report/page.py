@@ -1,20 +1,18 @@
-"""Reports as files: Markdown, a self-contained HTML page, tables as CSV and figures as PNG."""
+"""Reports as files: Markdown, a self-contained HTML page, tables as CSV and figures."""
 
 import base64
-import io
 import re
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from dsv2.printing import described
+from dsv2.report.lead import MARKS, Lead
+from dsv2.report.pictures import FORMATS, Picture
+from dsv2.report.svg import greys, inline
 from dsv2.storage.files import replacing, write_text
 
-DPI = 150
-LONGEST_NAME = 60  # of a figure's file, in letters; a letter takes up to four bytes
-PIXELS_PER_INCH = 120  # renders 7-point text at 12 pixels
+TEMPLATES = Path(__file__).parent / "templates"
 # What Markdown, GitHub's or Python's, would read as markup: within a line, and at its start.
 _INLINE = re.compile(r"[\\`*~$|]|(?<![^\W_])_|_(?![^\W_])|](?=[(\[:])|!(?=\[)|<(?=[A-Za-z/!?])|&(?=#?\w+;)")
 _START = re.compile(r"[#>]|[+-](?=[\s-]|$)|\d+(?=[.)](\s|$))")
@@ -27,87 +25,61 @@ class Table(NamedTuple):
     note: str = ""  # printed below the table
 
 
-class Picture(NamedTuple):
-    name: str
-    caption: str
-    png: bytes
-    width: int  # on a page, in CSS pixels
-
-
-class Drawing(NamedTuple):
-    """A figure that is still to be drawn, by a function that returns a Figure or Axes."""
-
-    name: str
-    caption: str
-    draw: Callable[[], Any]
-
-
 class Section(NamedTuple):
     title: str
     paragraphs: Sequence[str]
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
     finding: str = ""  # in bold above the paragraphs
+    open: bool = False  # on a page with a lead, where others are folded
 
 
-def picture(name: str, caption: str, drawn: Any) -> Picture:
-    """Render a Figure or Axes to a PNG with 256 colours, a third of the full size in bytes, and close it."""
-    import matplotlib.pyplot as plt
-    from PIL import Image
+def write_page(
+    folder: Path,
+    title: str,
+    headline: str,
+    sections: Sequence[Section],
+    tables: Mapping[str, str],
+    *,
+    lead: Lead | None = None,
+    formats: Collection[str] = (),
+) -> Path:
+    """Write report.md, report.html, the figures and `tables` (CSV by name); return the path of report.html.
 
-    figure = drawn.get_figure() if hasattr(drawn, "get_xlim") else drawn
-    whole, small = io.BytesIO(), io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the figure says so itself
-        figure.savefig(whole, format="png", dpi=DPI)
-    plt.close(figure)
-    colours = Image.open(whole).convert("RGB")
-    colours.quantize(method=Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE).save(
-        small, format="png", optimize=True
-    )
-    return Picture(
-        re.sub(r"[^\w.+-]+", "_", name)[:LONGEST_NAME],
-        caption,
-        small.getvalue(),
-        round(figure.get_size_inches()[0] * PIXELS_PER_INCH),
-    )
-
-
-def pictures(drawings: Iterable[Drawing]) -> tuple[list[Picture], list[str]]:
-    """Draw figures; return their pictures, and a sentence about each figure that failed."""
-    import matplotlib.pyplot as plt
-
-    done, problems = list[Picture](), list[str]()
-    for drawing in drawings:
-        others = plt.get_fignums()
-        try:
-            done.append(picture(drawing.name, drawing.caption, drawing.draw()))
-        except Exception as error:  # of any library, as for a formula in a label; the other figures do not depend on it
-            problems.append(f"The figure {drawing.name} could not be drawn: {described(error)}.")
-            for number in set(plt.get_fignums()) - set(others):
-                plt.close(number)
-    return done, problems
-
-
-def write_page(folder: Path, title: str, headline: str, sections: Sequence[Section], tables: Mapping[str, str]) -> Path:
-    """Write report.md, report.html, figures/*.png and `tables` (CSV by name); return the path of report.html."""
-    drawn = {folder / "figures" / f"{item.name}.png": item.png for section in sections for item in section.pictures}
-    for stale in set((folder / "figures").glob("*.png")) - set(drawn):
+    Figures are PNGs, and files of the other `formats` too. With a `lead`, that is the first screen, instead of the
+    headline, and sections are folded.
+    """
+    drawn = {
+        folder / "figures" / name: content
+        for section in sections
+        for item in section.pictures
+        for name, content in item.files(formats).items()
+    }
+    for stale in {path for kind in FORMATS for path in (folder / "figures").glob(f"*.{kind}")} - set(drawn):
         stale.unlink(missing_ok=True)  # from an earlier report
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    for path, png in drawn.items():
+    for path, content in drawn.items():
         with replacing(path) as scratch:
-            scratch.write_bytes(png)
+            scratch.write_bytes(content)
     for name, table in tables.items():
         write_text(folder / f"{name}.csv", table)
-    write_text(folder / "report.md", "\n\n".join(_markdown(title, headline, sections)) + "\n")
-    write_text(folder / "report.html", _html(title, headline, sections))
+    write_text(folder / "report.md", "\n\n".join(_markdown(title, headline, sections, lead)) + "\n")
+    write_text(folder / "report.html", _html(title, headline, sections, lead))
     return folder / "report.html"
 
 
-def _markdown(title: str, headline: str, sections: Sequence[Section]) -> Iterator[str]:
+def _markdown(title: str, headline: str, sections: Sequence[Section], lead: Lead | None = None) -> Iterator[str]:
     """Yield the Markdown blocks of the page, in order."""
-    yield from (f"# {markdown_text(title)}", f"**{markdown_text(headline)}**")
+    yield f"# {markdown_text(title)}"
+    if lead:
+        yield from map(markdown_text, (f"Question: {lead.question}", f"Prediction: {lead.prediction}"))
+        yield markdown_text(" ".join(filter(None, ("Outcome:", lead.held, lead.told))))
+    yield f"**{markdown_text(headline)}**"
+    if lead and lead.matrix:
+        header, *rows = lead.matrix.plain()
+        yield from (markdown_table(Table(header, rows)), markdown_text(lead.matrix.note))
+    if lead:
+        yield markdown_text("; ".join(f"{name}: {value}" for name, value in lead.cost))
     for section in sections:
         yield f"## {markdown_text(section.title)}"
         if section.finding:
@@ -153,15 +125,27 @@ def markdown_table(table: Table) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in cells)
 
 
-def _html(title: str, headline: str, sections: Sequence[Section]) -> str:
-    return rendered("report.html.j2", title=title, headline=headline, sections=sections)
+def _html(title: str, headline: str, sections: Sequence[Section], lead: Lead | None) -> str:
+    drawn = {
+        item.name: inline(item.svg, f"f{number}", item.width, item.caption or item.name)
+        for number, item in enumerate((item for section in sections for item in section.pictures), 1)
+        if item.svg
+    }
+    return rendered(
+        "report.html.j2",
+        **{"title": title, "headline": headline, "sections": sections, "lead": lead, "drawn": drawn, "marks": MARKS},
+        greys=greys("".join(drawn.values())),
+        css=(TEMPLATES / "report.css").read_text(),
+        script=(TEMPLATES / "report.js").read_text(),
+    )
 
 
 def rendered(template: str, **values: Any) -> str:
     """Render a template of this package with `values`, escaped."""
     import jinja2
 
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
+    )
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
     return environment.get_template(template).render(values)

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+NOISE = 2.0
+ROUNDING = 1e-6  # relative
 AXES = {"per_token": "tokens", "per_flop": "flops", "per_second": "seconds"}  # column of the table -> of the curve
 
 
@@ -40,6 +42,25 @@ def equal_budgets(table: pd.DataFrame) -> dict[str, float]:
     """Return the largest tokens, flops and seconds that every arm and seed of `spent` reached."""
     ends = table.groupby(["arm", "seed"])[list(AXES.values())].max()
     return {name: float(ends[name].min()) for name in AXES.values()}
+
+
+def telling(metrics: pd.DataFrame, accounting: pd.DataFrame, metric: str = "val/loss") -> list[str]:
+    """Return the budgets over which a curve is another than over tokens: "tokens", then "flops" and "seconds" if so.
+
+    FLOPs are if arms differ in them per token. Seconds are if the standard deviation of the arms' means, in seconds per
+    token, is `NOISE` times that of the trials of one arm; otherwise they show how busy the machine was.
+    """
+    table = spent(metrics, accounting, metric)
+    last = table[table["tokens"] > 0].groupby(["arm", "seed"])[["tokens", "flops", "seconds"]].max()
+    per_token = last[["flops", "seconds"]].div(last["tokens"], axis=0)
+    of_arms = per_token.groupby("arm").mean()
+    within = float(per_token["seconds"].groupby("arm").var(ddof=1).mean() ** 0.5)  # NaN for one seed
+    shown = ["tokens"]
+    if of_arms["flops"].max() > of_arms["flops"].min() * (1 + ROUNDING):
+        shown.append("flops")
+    if float(of_arms["seconds"].std(ddof=1)) > NOISE * within:
+        shown.append("seconds")
+    return shown
 
 
 def loss_at_equal(metrics: pd.DataFrame, accounting: pd.DataFrame, metric: str = "val/loss") -> pd.DataFrame:

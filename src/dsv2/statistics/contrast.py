@@ -10,3 +10,4 @@ class Contrast(NamedTuple):
     baseline: str
     metric: str
     margin: float  # largest difference that does not matter; NaN if none was declared
+    predicted: str | None = None  # better, worse or equivalent, if the study says so

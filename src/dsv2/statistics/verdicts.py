@@ -148,7 +148,7 @@ def judge(
     `directions` maps metrics to "lower" or "higher", whichever is better.
     """
     effects = []
-    for arm, baseline, metric, margin in contrasts:
+    for arm, baseline, metric, margin, _ in contrasts:
         values = paired_values(results, metric, [baseline, arm], seeds)
         if missing := [name for name in (baseline, arm) if name not in values]:
             none = f"none: {' and '.join(missing)} measured no {quantity(metric).name}"

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from dsv2.config import ConfigBase, ConfigError, structure
 from dsv2.statistics.contrast import Contrast
@@ -19,6 +19,7 @@ class Declared(ConfigBase):
     against: str | None = None  # the other arm; None: the arm's baseline
     metric: str  # one of the judged metrics
     margin: float  # largest difference that does not matter, in the metric's unit
+    predicted: Literal["better", "worse", "equivalent"] | None = None  # the verdict that the study expects
 
     def __post_init__(self) -> None:
         self.require(0 < self.margin < math.inf, "margin", "positive and finite, in the metric's unit")
@@ -61,7 +62,7 @@ def declared(
                 raise ConfigError(f"{at}.{key}", arm, f"one of the arms {', '.join(others)}")
         if entry.metric not in judged:
             raise ConfigError(f"{at}.metric", entry.metric, f"one of the judged metrics, {', '.join(judged)}")
-        contrast = Contrast(entry.arm, against, entry.metric, entry.margin)
+        contrast = Contrast(entry.arm, against, entry.metric, entry.margin, entry.predicted)
         if any({contrast.arm, against} == {o.arm, o.baseline} and contrast.metric == o.metric for o in contrasts):
             raise ConfigError(at, [entry.arm, entry.metric], "each pair of arms and metric once")
         contrasts.append(contrast)

@@ -24,7 +24,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from dsv2.config import ConfigError, plain
 from dsv2.data.source import Source, repetition_warning
 from dsv2.kernels.choice import KERNELS, using
-from dsv2.printing import complain, warn
+from dsv2.printing import complain, described, warn
 from dsv2.storage import checkpoints
 from dsv2.storage.files import sweep, write_json, write_text
 from dsv2.storage.locks import Busy, hold
@@ -52,9 +52,10 @@ from dsv2.training.callbacks.recorder import Recorder
 from dsv2.training.callbacks.snapshots import Snapshots, snapped
 from dsv2.training.machine import best_kernels, provenance, require_accelerator, require_kernels
 from dsv2.training.module import Diverged, Module
-from dsv2.training.processes import Group, joined
+from dsv2.training.processes import Group, PeerLost, is_loss_of_peer, joined
 from dsv2.training.run import Run, stored_name, with_kernels
 from dsv2.training.start import anchored, begin, can_resume, open_data
+from dsv2.training.strategy import MeshStrategy
 
 
 class Interrupted(RuntimeError):
@@ -65,12 +66,13 @@ def fit(run: Run.Config, folder: Path, *, module: Callable[[Run.Config], Module]
     """Train to the end and return the contents of `result.json`; a finished run is not trained again.
 
     `module`, a subclass of `Module`, replaces that of the run's objective. It is not part of the fingerprint, so such
-    runs need folders of their own. With `trainer.devices` above 1, every process started by torchrun calls this and the
-    first one writes. Raises ConfigError for missing devices, Busy if another process trains the run, Diverged for a
-    non-finite loss, Interrupted or KeyboardInterrupt when asked to stop, DiskFull, and passes on any other error. Only
-    Diverged and other errors are failures, recorded in `result.json`; the last good checkpoint is always kept.
+    runs need folders of their own. With a `mesh` of several processes, each of them calls this and the first one
+    writes. Raises ConfigError for missing devices, Busy if another process trains the run, Diverged for a non-finite
+    loss, Interrupted or KeyboardInterrupt when asked to stop, PeerLost if another process of the mesh ended, DiskFull,
+    and passes on any other error. Only Diverged, PeerLost and other errors are failures, recorded in `result.json`; the
+    last good checkpoint is always kept.
     """
-    with naming_full_disk(folder), joined(run.trainer) as group:
+    with naming_full_disk(folder), joined(run) as group:
 
         def done() -> dict[str, Any] | None:
             return cast("dict[str, Any] | None", group.agree(finished(folder) if group.first else None))
@@ -157,8 +159,13 @@ def _fit(run: Run.Config, folder: Path, module: Callable[[Run.Config], Module], 
         signal.signal(signal.SIGINT, on_interrupt)
         raise KeyboardInterrupt from None
     except BaseException as error:
+        cause = error
+        if isinstance(error, RuntimeError) and is_loss_of_peer(error):
+            cause = PeerLost(f"lost contact with another process of the run; {described(error)}")
         with contextlib.suppress(OSError):  # the original error still reaches the caller
-            record_failure(run, folder, error, started)
+            record_failure(run, folder, cause, started)
+        if cause is not error:
+            raise cause from error
         raise
     write_result(folder, _header(run, folder, "finished", started) | result)
 
@@ -191,6 +198,8 @@ def _train(run: Run.Config, folder: Path, module: Module, group: Group, shared: 
     source = open_data(run, start)
     _keep_data(source, folder)
     module.begin(source, resumed=checkpoint is not None)
+    if group.mesh is not None:
+        module.join(group.mesh)
     batches = module.batches
     if group.first and run.objective is None:
         if (overview := source.overview(batches.total_tokens)) is not None:
@@ -201,14 +210,14 @@ def _train(run: Run.Config, folder: Path, module: Module, group: Group, shared: 
     (folder / RESULT).unlink(missing_ok=True)  # of an earlier attempt
     trainer = L.Trainer(
         accelerator=settings.accelerator,
-        devices=settings.devices,
-        strategy=settings.strategy,
+        devices=group.size,
+        strategy="auto" if group.mesh is None else MeshStrategy(group.mesh),
         max_steps=batches.num_steps,
         max_epochs=-1,
         default_root_dir=folder,
         logger=sinks.build(run, folder, stored_name(run, folder)),
         callbacks=[
-            *([Snapshots(run, recorder.validation, folder)] if run.model.moe is not None and group.first else []),
+            *([Snapshots(run, recorder.validation, folder, keep=group.first)] if run.model.moe is not None else []),
             recorder,
             *([ProgressBar(batches)] if settings.progress else []),
             Checkpointer(folder / CHECKPOINTS, settings.checkpoint_every, batches.num_steps),

@@ -12,6 +12,12 @@ from torch import Tensor
 
 from dsv2.data.module import Stream
 from dsv2.data.source import NOT_SCORED, Batch, Source
+from dsv2.distributed.exchange import Meter
+from dsv2.distributed.gradients import average, clip
+from dsv2.distributed.mesh import Mesh
+from dsv2.distributed.parallel import distribute
+from dsv2.distributed.shards import Parts
+from dsv2.distributed.zero import ZeroAdamW
 from dsv2.inference.precision import OPS
 from dsv2.models.moe.loss_free import LossFree
 from dsv2.models.moe.router import Routing
@@ -47,15 +53,27 @@ class Module(L.LightningModule):
         self.grad_norm = torch.zeros(())  # of the last step, before clipping
         self.routed: tuple[Routing, ...] = ()  # of the last batch
         self.loads: list[Tensor] = []  # of the loss-free layers, over the batches of this step; (E,) int64 each
+        self.mesh: Mesh | None = None  # of the processes that train together, if there are several
+        self.meter = Meter()  # of what this process sends to experts elsewhere
+        self.sent = 0  # bytes in the last step, forward and backward
 
     def begin(self, source: Source, *, resumed: bool) -> None:
         """Take the opened data, once the model has the weights that it starts with, or will be given a checkpoint's."""
+
+    def join(self, mesh: Mesh) -> None:
+        """Become one of several processes: keep the own share of the experts, and send tokens to the others.
+
+        Called after `begin`, with the weights of one process.
+        """
+        self.mesh = mesh
+        self.meter = distribute(self.model, mesh, self.config.mesh.dispatch)
 
     def stream(self, source: Source) -> L.LightningDataModule:
         """Return what yields the batch of every remaining step."""
         return Stream(source, self.batches)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        self.meter.clear()
         losses, routings = self.objective(batch)
         return self.stepped(losses, without_padding(detached(routings), batch.positions), batch.inputs.numel())
 
@@ -105,10 +123,18 @@ class Module(L.LightningModule):
         if self.moe is None or self.moe.dropping is None:
             return None
         generator = torch.Generator().manual_seed(self._step_seed)
-        return (torch.rand(batch_size, generator=generator) < self.moe.dropping.exempt_ratio).to(self.device)
+        shares, own = (1, 0) if self.mesh is None else (self.mesh.num_shares, self.mesh.share)
+        drawn = torch.rand(shares * batch_size, generator=generator)[own * batch_size :][:batch_size]
+        return (drawn < self.moe.dropping.exempt_ratio).to(self.device)
 
     def on_after_backward(self) -> None:
-        """Add up the load of the loss-free layers; a batch without a gradient, as one that is skipped, has no part."""
+        """Average the gradients over processes, and add up the load of the loss-free layers.
+
+        A batch without a gradient, as one that is skipped, has no part in the load.
+        """
+        if self.mesh is not None:
+            average(Parts.of(self.model), self.mesh)
+            self.sent = self.meter.total
         if self._loss_free():
             loads = [torch.bincount(r.experts.flatten(), minlength=r.affinities.shape[-1]) for r in self.routed]
             self.loads = [old + new for old, new in zip(self.loads, loads, strict=True)] if self.loads else loads
@@ -128,12 +154,18 @@ class Module(L.LightningModule):
         return [layer.ffn for layer in self.model.layers if isinstance(layer.ffn, LossFree)]
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.config.optim.clip_norm)
+        limit = self.config.optim.clip_norm
+        if self.mesh is None:
+            self.grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
+        else:
+            self.grad_norm = clip(Parts.of(self.model), self.mesh, limit)
         if not torch.isfinite(self.grad_norm):
             raise Diverged(f"the gradient norm became {self.grad_norm.item()} in step {self.global_step + 1}")
 
     def configure_optimizers(self) -> Any:
         optimizer = self.config.optim.build(self)
+        if self.mesh is not None:
+            optimizer = ZeroAdamW(optimizer, Parts.of(self.model), self.mesh)
         schedule = self.config.optim.schedule
         factor = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule.factor(step, self.batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": factor, "interval": "step"}}

@@ -1,11 +1,13 @@
-"""Data-parallel processes: each takes an equal share of a step's sequences, and the first one writes.
+"""The processes of a run: each takes an equal share of a step's sequences, and the first one writes.
 
-`torchrun` starts them. Single-process training runs the same code with a group of one.
+`python -m dsv2.train` starts them by itself, or `torchrun` does. Single-process training runs the same code with a
+group of one.
 """
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +16,12 @@ from lightning.pytorch.plugins.environments import ClusterEnvironment, Lightning
 from torch import Tensor
 
 from dsv2.config import ConfigError
-from dsv2.training.run import Training
+from dsv2.distributed.mesh import Mesh
+from dsv2.training.run import Run
+
+
+class PeerLost(RuntimeError):
+    """Another process of the run ended, or was not heard of for too long."""
 
 
 class Group(NamedTuple):
@@ -22,6 +29,7 @@ class Group(NamedTuple):
 
     rank: int = 0
     size: int = 1
+    mesh: Mesh | None = None  # None in a single process
 
     @property
     def first(self) -> bool:
@@ -40,27 +48,49 @@ class Group(NamedTuple):
         return values[0]
 
 
+def started() -> int:
+    """Return the number of processes that a launcher started, this one included; 1 without a launcher."""
+    return int(os.environ["WORLD_SIZE"]) if TorchElasticEnvironment.detect() else 1
+
+
+def require_devices(run: Run.Config) -> None:
+    """Raise ConfigError for more processes than GPUs, one process each, if the run is to be on GPUs."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", run.mesh.size))
+    if _on_gpu(run) and here > torch.cuda.device_count():
+        valid = f"such that mesh.dp x mesh.ep is at most {torch.cuda.device_count()}, the GPUs of this machine"
+        raise ConfigError(run.mesh.axis, run.mesh.largest, valid)
+
+
 @contextmanager
-def joined(settings: Training.Config) -> Iterator[Group]:
-    """Join the other processes of this run. Raises ConfigError if their number is not `settings.devices`."""
-    size = int(os.environ["WORLD_SIZE"]) if TorchElasticEnvironment.detect() else 1
-    if settings.devices != size:
-        single = f"1 in one process; torchrun --nproc-per-node={settings.devices} -m dsv2.train ... starts more"
-        valid = single if size == 1 else f"{size}, the number of processes that torchrun started"
-        raise ConfigError("trainer.devices", settings.devices, valid)
+def joined(run: Run.Config) -> Iterator[Group]:
+    """Join the other processes of this run. Raises ConfigError if their number is not that of `run.mesh`."""
+    size, settings = started(), run.mesh
+    if settings.size != size:
+        single = "1 in Python and notebooks; python -m dsv2.train starts more processes"
+        valid = single if size == 1 else f"such that mesh.dp x mesh.ep is {size}, as many processes as torchrun started"
+        raise ConfigError(settings.axis, settings.largest, valid)
     if size == 1:
         yield Group()
         return
-    on_gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
-    if on_gpu:
-        if int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():  # in all of them, and not only in the last
-            raise ConfigError("trainer.devices", size, f"at most the {torch.cuda.device_count()} GPUs of this machine")
+    require_devices(run)
+    if _on_gpu(run):
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    dist.init_process_group("nccl" if _on_gpu(run) else "gloo", timeout=timedelta(seconds=settings.timeout))
     try:
-        yield Group(dist.get_rank(), size)
+        yield Group(dist.get_rank(), size, settings.build())
     finally:
         dist.destroy_process_group()
+
+
+def _on_gpu(run: Run.Config) -> bool:
+    return run.trainer.accelerator != "cpu" and torch.cuda.is_available()
+
+
+def is_loss_of_peer(error: BaseException) -> bool:
+    """Whether an error is of communication with the other processes."""
+    text = str(error)
+    named = any(word in text for word in ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer"))
+    return dist.is_initialized() and (isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and named))
 
 
 def num_processes() -> int:

@@ -23,7 +23,9 @@ from dsv2.config import (
 from dsv2.data.chats import Chats
 from dsv2.data.corpora import Text
 from dsv2.data.source import Source
+from dsv2.distributed.mesh import Mesh
 from dsv2.evaluation.benchmarks import TextBenchmarks
+from dsv2.evaluation.exams import Exams
 from dsv2.evaluation.following import Following
 from dsv2.evaluation.needle import NeedleGrid
 from dsv2.evaluation.positions import LossByPosition
@@ -40,6 +42,7 @@ BENCHMARKS = {
     LossByPosition.Config: "positions",
     NeedleGrid.Config: "needle",
     Following.Config: "following",
+    Exams.Config: "exams",
 }
 FORMAT = 1  # increment when the same config comes to mean another computation, so that old results are not reused
 
@@ -58,14 +61,12 @@ class Training:
         precision: Literal["fp32", "bf16"] = "fp32"
         checkpoint_every: int = setting(50)  # in steps, a multiple of log_every; also at the end
         accelerator: Literal["auto", "cpu", "gpu"] = setting("auto")
-        devices: int = setting(1)  # processes that share the sequences of a step; torchrun starts them
-        strategy: Literal["auto", "ddp"] = setting("auto")  # auto: ddp for more than one device
         recompute_layers: int = setting(0)  # first layers whose activations backward computes again
         kernels: Literal["torch", "cpu", "triton", "auto"] = setting("auto")
         progress: bool = setting(True)
 
         def __post_init__(self) -> None:
-            for name in ("sequence_length", "validate_every", "log_every", "checkpoint_every", "devices"):
+            for name in ("sequence_length", "validate_every", "log_every", "checkpoint_every"):
                 self.require(getattr(self, name) > 0, name, "positive")
             self.require(self.recompute_layers >= 0, "recompute_layers", "0 or more")
             least = self.sequence_length * (self.batch.start or self.batch.size)
@@ -112,10 +113,13 @@ class Run:
         trainer: Training.Config
         logger: Logging.Config
         # Computed at the last step.
-        benchmarks: TextBenchmarks.Config | LossByPosition.Config | NeedleGrid.Config | Following.Config | None = None
+        benchmarks: (
+            TextBenchmarks.Config | LossByPosition.Config | NeedleGrid.Config | Following.Config | Exams.Config | None
+        ) = None
         deployment: Deployed.Config | None = added(None)  # how the model is evaluated; None: as it is trained
         init_from: Origin.Config | None = added(None)  # the run whose weights this one starts from; None: random ones
         objective: Objective.Config | None = added(None)  # None: the cross-entropy of the data
+        mesh: Mesh.Config = field(default_factory=Mesh.Config, metadata={"fingerprint": False})  # processes
         study: str | None = setting(None)  # labels of a study's trial; they do not affect the computation
         scale: str | None = setting(None)
         arm: str | None = setting(None)
@@ -134,17 +138,11 @@ class Run:
                 every = self.trainer.log_every
                 good = getattr(self.trainer, step) % every == 0
                 self.require(good, f"trainer.{step}", f"a multiple of trainer.log_every={every}")
-            one = self.trainer.tokens > 0 or self.trainer.devices == 1
-            self.require(one, "trainer.devices", "1 with trainer.tokens=0, which is to evaluate only")
-            for size in self.trainer.batches().sizes:
-                valid = f"a divisor of every batch size; one step has {size} sequences"
-                self.require(size % self.trainer.devices == 0, "trainer.devices", valid)
             layers = self.trainer.recompute_layers
             valid = f"0 to model.num_layers={self.model.num_layers}"
             self.require(layers <= self.model.num_layers, "trainer.recompute_layers", valid)
-            coupled = self.model.moe is not None and self.model.moe.couples_sequences
-            valid = "1, since this FFN drops tokens over the capacity of a whole batch"
-            self.require(self.trainer.devices == 1 or not coupled, "trainer.devices", valid)
+            if self.mesh.size > 1:
+                self._require_mesh_fits()
             if self.deployment is not None:
                 self.deployment.require_fits(self.model.attention)
             if self.benchmarks is not None:
@@ -167,6 +165,25 @@ class Run:
                 self.require(self.deployment.kv is None, "deployment.kv", whole)
             if self.objective is not None:
                 self.objective.require_fits(self)
+
+        def _require_mesh_fits(self) -> None:
+            """Raise ConfigError, naming the axis, for a run that the processes of `mesh` cannot share."""
+            axis = self.mesh.axis
+            self.require(self.trainer.tokens > 0, axis, "1 with trainer.tokens=0, which is to evaluate only")
+            shares = self.mesh.num_shares
+            for size in self.trainer.batches().sizes:
+                valid = f"such that mesh.dp x mesh.ep divides every batch size; one step has {size} sequences"
+                self.require(size % shares == 0, axis, valid)
+            moe = self.model.moe
+            coupled = moe is not None and moe.couples_sequences and moe.dropping is None
+            self.require(not coupled, axis, "1, since this FFN drops tokens over the capacity of a whole batch")
+            if self.mesh.ep > 1:
+                self.require(moe is not None, "mesh.ep", "1 for a dense model, which has no experts to share")
+                if moe is not None:
+                    valid = f"a divisor of the number of routed experts, {moe.num_experts}"
+                    self.require(moe.num_experts % self.mesh.ep == 0, "mesh.ep", valid)
+                none = self.deployment is None
+                self.require(none, "mesh.ep", "1 with a deployment, whose copy of the model needs all experts")
 
         def _require_benchmarks_fit(self, name: str) -> None:
             chats = isinstance(self.data, Chats.Config)

@@ -14,6 +14,7 @@ import pytest
 from jupyter_client.manager import start_new_kernel
 
 import ablations
+from ablations.running import live
 from ablations.running.attach import RECORD, find
 from ablations.running.live import Unwatched, View, watched
 from tests.references.processes import wait_for
@@ -64,6 +65,19 @@ def test_the_view_shows_what_the_files_say(long):
     view.stop.click()
     assert stopped == [True]
     assert view.stop.disabled
+
+
+def test_arms_stand_beside_the_baseline_once_both_have_begun(long):
+    first, second = long.trials
+    curves = live.Curves(long.trials, (live.LOSS, live.IMBALANCE))
+    write(first.folder, 5)
+    curves.look()
+    assert len(live.draw(curves, list(long.arms), "none").axes) == 2
+    write(second.folder, 3)
+    curves.look()
+    loss, difference, imbalance = live.draw(curves, list(long.arms), "none").axes
+    assert difference.get_ylabel() == "training cross-entropy,\narm - none"
+    assert (loss.get_legend(), difference.get_legend(), imbalance.get_legend()) == (None, None, None)
 
 
 def test_errors_are_text(long):

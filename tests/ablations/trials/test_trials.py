@@ -238,8 +238,8 @@ def test_a_damaged_definition_is_one_clear_error(small, content):
 
 
 def test_trials_are_not_shared_by_processes():
-    with pytest.raises(ConfigError, match=r"trainer\.devices=2 is not valid: 1 in a study"):
-        Study("kv_rank", overrides=["trainer.devices=2"])
+    with pytest.raises(ConfigError, match=r"mesh\.dp=2 is not valid: 1 in a study"):
+        Study("kv_rank", overrides=["mesh.dp=2"])
 
 
 def test_another_study_does_not_take_the_place_of_one_that_was_run(pair_file, quick, tmp_path, monkeypatch):

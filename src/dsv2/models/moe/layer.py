@@ -127,7 +127,8 @@ class MoE(nn.Module):
         if config.dropping is None or not self.training:
             return routing
         capacity = config.dropping.capacity_factor
-        over = drop(routing, num_devices=config.num_devices, capacity_factor=capacity, exempt=hints.exempt)
+        choose_dropped = self.ops.drop or drop
+        over = choose_dropped(routing, num_devices=config.num_devices, capacity_factor=capacity, exempt=hints.exempt)
         return routing._replace(dropped=over)
 
     def choose(self, affinities: Tensor) -> Tensor:

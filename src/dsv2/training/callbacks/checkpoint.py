@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from dsv2.storage import checkpoints
 from dsv2.training.module import Diverged
+from dsv2.training.processes import total
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -42,9 +43,10 @@ class Checkpointer(Checkpoint):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         step = trainer.global_step
         if step % self.every == 0 or step == self.num_steps:
-            for name, weight in pl_module.named_parameters():
-                if not weight.isfinite().all():
-                    raise Diverged(f"{name} stopped being finite by step {step}")
+            bad = [name for name, weight in pl_module.named_parameters() if not weight.isfinite().all()]
+            if total(torch.tensor(len(bad), device=pl_module.device)):  # in all processes, so that none waits
+                name = bad[0] if bad else "a weight of another process"
+                raise Diverged(f"{name} stopped being finite by step {step}")
             trainer.save_checkpoint(self.folder / checkpoints.name_of(step))
 
     def state_dict(self) -> dict[str, Any]:

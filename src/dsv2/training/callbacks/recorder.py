@@ -19,6 +19,7 @@ from dsv2.data.packing import PackedText
 from dsv2.data.source import Source
 from dsv2.evaluation.benchmarks import TextBenchmarks
 from dsv2.evaluation.deployment import measure_deployment
+from dsv2.evaluation.exams import Exams
 from dsv2.evaluation.following import Following
 from dsv2.evaluation.needle import NeedleGrid
 from dsv2.evaluation.positions import LossByPosition
@@ -49,7 +50,7 @@ class Recorder(L.Callback):
         self.run, self.source, self.folder = run, source, folder
         self.validation = source.validation()
         # Built now, so that too small a corpus fails before training.
-        self.benchmarks: TextBenchmarks | LossByPosition | NeedleGrid | Following | None = None
+        self.benchmarks: TextBenchmarks | LossByPosition | NeedleGrid | Following | Exams | None = None
         if run.benchmarks is not None:
             # The config refuses benchmarks of other data.
             self.benchmarks = run.benchmarks.build(cast(Any, source))
@@ -66,6 +67,7 @@ class Recorder(L.Callback):
         self.counts: list[Counts] = []
         self.measures: dict[str, list[Tensor]] = {}
         self.steps, self.tokens, self.since = 0, 0, time.perf_counter()
+        self.sent = 0  # bytes, by this process
 
     # ---- state of a resumed run ----
 
@@ -167,6 +169,7 @@ class Recorder(L.Callback):
         losses = torch.stack(step.losses)
         self.losses = losses if self.losses is None else self.losses + losses
         self.steps, self.tokens = self.steps + 1, self.tokens + step.tokens * num_processes
+        self.sent += module.sent
         for name, value in step.measures.items():
             self.measures.setdefault(name, []).append(value)
         if module.moe is not None:
@@ -184,6 +187,9 @@ class Recorder(L.Callback):
         row["train/grad_norm"] = module.grad_norm.item()
         row |= {name: torch.stack(values).mean().item() for name, values in self.measures.items()}
         row["perf/tokens_per_s"] = self.tokens / seconds
+        if self.run.mesh.ep > 1:
+            sent = total(torch.tensor(self.sent, device=module.device))
+            row["perf/sent_bytes_per_token"] = sent.item() / self.tokens
         peak = peak_flops(module.device, self.run.trainer.precision)
         row["perf/mfu"] = self.tokens / seconds * self.flops_per_token / peak
         return row | mean_measures([measure(counts) for counts in self.counts])

@@ -25,9 +25,13 @@ PROBE_TOKENS = 512  # at most; their forward pass costs well under 1% of the ste
 
 
 class Snapshots(L.Callback):
-    """Routes the probe before the first step, at every validation and after the last step."""
+    """Routes the probe before the first step, at every validation and after the last step.
 
-    def __init__(self, run: Run.Config, validation: Batch, folder: Path) -> None:
+    Processes that hold experts between them all route, and those that are not to `keep` it write nothing.
+    """
+
+    def __init__(self, run: Run.Config, validation: Batch, folder: Path, *, keep: bool = True) -> None:
+        self.keep = keep
         self.every, self.num_steps = run.trainer.validate_every, run.trainer.batches().num_steps
         self.path, self.probe = folder / SNAPSHOTS, probe(validation)
         self.rows: list[pd.DataFrame] = []
@@ -35,7 +39,7 @@ class Snapshots(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step == 0:
             self.rows = [self._snapshot(0, pl_module)]
-        else:
+        elif self.keep:
             rows = pd.read_parquet(self.path)
             self.rows = [rows[rows["step"] <= trainer.global_step]]
 
@@ -46,6 +50,8 @@ class Snapshots(L.Callback):
 
     def on_save_checkpoint(self, *_: Any) -> None:
         """Write the rows durably, before the checkpoint that includes their step."""
+        if not self.keep:
+            return
         self.rows = [pd.concat(self.rows, ignore_index=True)]
         with replacing(self.path) as scratch:
             self.rows[0].to_parquet(scratch, index=False, compression="zstd")

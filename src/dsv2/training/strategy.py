@@ -1,0 +1,42 @@
+"""Lightning's strategy for a mesh of processes: the module stays as it is, and checkpoints are those of one process."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch.strategies import DDPStrategy
+
+from dsv2.distributed.mesh import Mesh
+from dsv2.distributed.shards import own_state, whole_state
+from dsv2.training.module import Module
+
+PREFIX = "model."  # of the model's weights in the state dict of the Lightning module
+
+
+class MeshStrategy(DDPStrategy):
+    """Sets processes up as DDP does, without wrapping the module, which averages its gradients itself.
+
+    A checkpoint has all experts and the whole state of the optimiser, so that it can be resumed with any number of
+    processes. All processes gather it, and the first one writes it.
+    """
+
+    def __init__(self, mesh: Mesh) -> None:
+        super().__init__()
+        self.mesh = mesh
+
+    def configure_ddp(self) -> None:
+        """Do nothing: wrapped, all weights would be averaged over all processes, experts too."""
+
+    @property
+    def _trained(self) -> Module:
+        assert isinstance(self.lightning_module, Module)
+        return self.lightning_module
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        module = self._trained
+        others = {name: value for name, value in module.state_dict().items() if not name.startswith(PREFIX)}
+        return others | whole_state(module.model, self.mesh.experts, PREFIX)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        module = self._trained
+        own = own_state(checkpoint["state_dict"], module.model, self.mesh.experts, PREFIX)
+        module.load_state_dict(own, strict=strict)
