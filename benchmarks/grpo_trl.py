@@ -61,8 +61,10 @@ def write(folder: Path) -> None:
         now[rows.order] = module._log_probabilities(module.model, rows)[0]
     assert answers.reference is not None
     dsv2.to_hf(module.model, folder / "model")
-    losses = {}
-    for name, penalty in {"K3": K3.Config(beta=BETA), "WeightedK3": WeightedK3.Config(beta=BETA)}.items():
+    losses: dict[str, float] = {}
+    penalties: dict[str, K3.Config | WeightedK3.Config]
+    penalties = {"K3": K3.Config(beta=BETA), "WeightedK3": WeightedK3.Config(beta=BETA)}
+    for name, penalty in penalties.items():
         module.settings = replace(module.settings, penalty=penalty)
         module.zero_grad()
         part = module.part(answers, rows)
