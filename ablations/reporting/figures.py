@@ -68,8 +68,9 @@ def _verdicts(findings: Findings) -> Iterator[Drawing]:
                 "margin. "
             )
         text += "In grey, exploratory differences, with 95% intervals of one comparison each."
-        same = {"directions": study.metrics, "arms": list(study.arms)}
-        figure = partial(forest, findings.effects, verdicts=findings.verdicts, **same)
+        figure = partial(
+            forest, findings.effects, verdicts=findings.verdicts, directions=study.metrics, arms=list(study.arms)
+        )
         yield Drawing("effects", text, figure)
     if findings.terms:
         text = "Main effects and, below the line, interactions, with 95% intervals of one term each; exploratory."
