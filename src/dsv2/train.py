@@ -68,11 +68,10 @@ def _train(values: dict[str, Any], words: list[str], typed: list[str]) -> Path |
     from dsv2.storage.space import DiskFull
     from dsv2.training import machine
     from dsv2.training.fit import Busy, Diverged, Interrupted, fit
+    from dsv2.training.launch import LOST, launch, launched
     from dsv2.training.processes import PeerLost, require_devices, started
 
     if run.mesh.size > 1 and started() == 1:
-        from dsv2.training.launch import launch
-
         require_devices(run)
         if status := launch(typed, run.mesh.size):  # they have said why
             sys.exit(status)
@@ -88,6 +87,8 @@ def _train(values: dict[str, Any], words: list[str], typed: list[str]) -> Path |
     except Diverged as error:
         stop(1, f"error: {error}; the last good checkpoint is in {folder / 'checkpoints'}")
     except PeerLost as error:
+        if launched():
+            sys.exit(LOST)
         stop(1, f"error: {error}; run the same command again to resume")
     except Interrupted as error:
         stop(143, f"{error}; run the same command again to resume")

@@ -117,7 +117,7 @@ class Rank:
     global_step, accumulate_grad_batches = 0, 1
 
     def __init__(self, rank: int, world: int) -> None:
-        self.global_rank, self.world_size = rank, world
+        self.distributed_sampler_kwargs = {"num_replicas": world, "rank": rank}
 
 
 def test_processes_share_a_step(source: Source) -> None:
@@ -132,7 +132,7 @@ def test_processes_share_a_step(source: Source) -> None:
 
     shared = [torch.cat(parts) for parts in zip(batches(0, 2), batches(1, 2), strict=True)]
     assert all(torch.equal(got, expected) for got, expected in zip(shared, batches(0, 1), strict=True))
-    with pytest.raises(ValueError, match="batch size 4 of step 0: must be a multiple of the 3 processes"):
+    with pytest.raises(ValueError, match="batch size 4 of step 0: must be a multiple of the 3 shares"):
         batches(0, 3)
 
 

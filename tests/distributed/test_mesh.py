@@ -13,25 +13,40 @@ from tests.references import ranks
 def test_one_process_is_alone_on_every_axis() -> None:
     with ranks.group_of_one():
         mesh = Mesh.Config().build()
-        assert (mesh.ep_rank, mesh.dp_rank, mesh.share) == (0, 0, 0)
-        assert mesh.num_shares == mesh.num_expert_shares == 1
+        assert (mesh.ep_rank, mesh.dp_rank, mesh.pp_rank, mesh.share) == (0, 0, 0, 0)
+        assert mesh.num_shares == mesh.num_expert_shares == mesh.num_stages == 1
 
 
-def members() -> dict[str, Any]:
-    mesh = Mesh.Config(ep=2, dp=2).build()
-    groups = {"experts": mesh.experts, "replicas": mesh.replicas, "shares": mesh.shares}
-    own = {name: dist.get_process_group_ranks(group) for name, group in groups.items()}
-    return own | {"place": (mesh.dp_rank, mesh.ep_rank), "share": mesh.share}
+def members() -> list[dict[str, Any]]:
+    found = []
+    for layout in (Mesh.Config(ep=2, dp=2), Mesh.Config(ep=2, pp=2)):
+        mesh = layout.build()
+        groups = {"experts": mesh.experts, "replicas": mesh.replicas, "shares": mesh.shares, "stages": mesh.stages}
+        own = {name: dist.get_process_group_ranks(group) for name, group in groups.items()}
+        found.append(own | {"place": (mesh.pp_rank, mesh.dp_rank, mesh.ep_rank), "share": mesh.share})
+    return found
 
 
 @pytest.mark.slow
 def test_neighbours_share_experts(tmp_path) -> None:
-    for rank, process in enumerate(ranks.run(members, 4, tmp_path)):
-        assert process["place"] == divmod(rank, 2)
-        assert process["share"] == rank
-        assert process["experts"] == [rank - rank % 2, rank - rank % 2 + 1]
-        assert process["replicas"] == [rank % 2, rank % 2 + 2]
-        assert process["shares"] == [0, 1, 2, 3]
+    for rank, (flat, deep) in enumerate(ranks.run(members, 4, tmp_path)):
+        pair, across = [rank - rank % 2, rank - rank % 2 + 1], [rank % 2, rank % 2 + 2]
+        assert flat == {
+            "place": (0, *divmod(rank, 2)),
+            "share": rank,
+            "experts": pair,
+            "replicas": across,
+            "shares": [0, 1, 2, 3],
+            "stages": [rank],
+        }
+        assert deep == {
+            "place": (rank // 2, 0, rank % 2),
+            "share": rank % 2,
+            "experts": pair,
+            "replicas": [rank],
+            "shares": pair,
+            "stages": across,
+        }
 
 
 @pytest.mark.parametrize(("field", "value"), [("ep", 0), ("dp", -1), ("ep", 2**17), ("timeout", 0.0), ("timeout", 1e9)])

@@ -26,7 +26,7 @@ def test_every_module_gets_the_ops_of_the_mesh(quick: list[str]) -> None:
     """As one of two processes, as far as this can be without the other."""
     model = dsv2.load(quick).model.build()
     with ranks.group_of_one(), mock.patch("torch.distributed.get_world_size", return_value=2):
-        mesh = Mesh(0, 0, *[mock.sentinel.group] * 3)
+        mesh = Mesh(0, 0, 0, *[mock.sentinel.group] * 4)
         with mock.patch("torch.distributed.get_rank", return_value=1):
             meter = distribute(model, mesh, "once_per_device")
     found = [module.ops for module in model.modules() if isinstance(getattr(module, "ops", None), Ops)]

@@ -13,7 +13,7 @@ from dsv2.distributed.shards import Parts
 from dsv2.distributed.zero import ZeroAdamW
 from tests.references import ranks
 
-STEPS = 3
+STEPS, NAMES = 3, [["matrix", "experts"], ["vector"]]
 ROUNDING = {"rtol": 1e-14, "atol": 1e-15}  # in float64: vectors of other lengths are rounded otherwise
 
 
@@ -68,14 +68,14 @@ def together() -> dict[str, Any]:
         mesh, whole = layout.build(), stepped()[1]
         own, first = EXPERTS.chunk(layout.ep)[mesh.ep_rank], 4 // layout.ep * mesh.ep_rank
         parts = parts_of(own)
-        optimizer = ZeroAdamW(plain(parts), parts, mesh)
+        optimizer = ZeroAdamW(plain(parts), NAMES, parts, mesh)
         empty = optimizer.state_dict()
         for step in range(STEPS):
             differentiate(parts, step, first)
             optimizer.step()
         held = sum(moment.numel() for state in optimizer.state.values() for moment in (state["exp_avg"],))
         state = optimizer.state_dict()
-        other = ZeroAdamW(plain(parts), parts, mesh)
+        other = ZeroAdamW(plain(parts), NAMES, parts, mesh)
         other.load_state_dict(whole)
         differentiate(parts, STEPS, first)
         optimizer.zero_grad()
@@ -127,9 +127,9 @@ def test_moments_follow_their_elements_to_other_numbers_of_processes(size: int) 
     for rank in range(size):
         place = {"get_rank": lambda *_, rank=rank: rank, "get_world_size": lambda *_: size}
         with mock.patch.multiple(dist, **place):
-            mesh = Mesh(0, rank, *[mock.sentinel.group] * 3)
+            mesh = Mesh(0, rank, 0, *[mock.sentinel.group] * 4)
             whole = torch.optim.AdamW(weights)
-            optimizer = ZeroAdamW(whole, Parts({"a": weights[0], "b": weights[1]}, {}), mesh)
+            optimizer = ZeroAdamW(whole, [["a", "b"]], Parts({"a": weights[0], "b": weights[1]}, {}), mesh)
             optimizer.load_state_dict({"state": state, "param_groups": whole.state_dict()["param_groups"]})
         for piece in optimizer.pieces:
             assert piece.elements.data_ptr() == weights[piece.number].data_ptr() + 4 * piece.first

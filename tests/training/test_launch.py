@@ -81,7 +81,9 @@ def test_a_run_goes_on_with_another_mesh(quick: list[str], monkeypatch: pytest.M
         process.communicate(timeout=300)
         assert process.returncode == 143
     folder = train(*words, "mesh.dp=2")
-    pd.testing.assert_frame_equal(pd.DataFrame(rows(folder)), pd.DataFrame(rows(tmp_path / "alone")), rtol=1e-3)
+    ended, expected = (pd.DataFrame(rows(place)) for place in (folder, tmp_path / "alone"))
+    names = [name for name in expected if "routing/" not in name]  # after 100 steps, rounding has moved a token or two
+    pd.testing.assert_frame_equal(ended[names], expected[names], rtol=1e-3)
 
 
 @pytest.mark.slow
@@ -117,10 +119,27 @@ def test_a_process_that_hangs_is_given_up(quick: list[str], tmp_path: Path) -> N
     finally:
         children[1].send_signal(signal.SIGCONT)
     assert process.returncode == 1
-    assert "error: lost contact with another process of the run" in err
+    assert err.count("error: process 0 of 2 lost contact with the others; run the same command again to resume") == 1
 
 
 def test_the_status_is_that_of_the_process_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that is refused by the processes themselves: here by the kernels that they ask for."""
     monkeypatch.setenv("DSV2_RUNS", os.devnull + "/nowhere")
     assert launch(["trainer.kernels=nothing"], 2) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["mesh.pp=2 mesh.schedule=zbv", "mesh.pp=2 mesh.ep=2 mesh.microbatches=2"])
+def test_layers_on_several_processes_train_as_on_one(quick: list[str], tmp_path: Path, mesh: str) -> None:
+    words = [*quick, "model.num_layers=4", "loss.z=0.001", "trainer.kernels=torch"]
+    folder, alone = train(*words, *mesh.split()), tmp_path / "alone"
+    fit.fit(dsv2.load(words), alone)
+    pd.testing.assert_frame_equal(pd.DataFrame(rows(folder)), pd.DataFrame(rows(alone)), rtol=1e-4)
+    assert pd.read_parquet(folder / ROUTING).equals(pd.read_parquet(alone / ROUTING))
+    assert pd.read_parquet(folder / SNAPSHOTS).equals(pd.read_parquet(alone / SNAPSHOTS))
+    saved, expected = newest(folder), newest(alone)
+    assert list(saved["state_dict"]) == list(expected["state_dict"])
+    moments, wanted = (one["optimizer_states"][0]["state"] for one in (saved, expected))
+    assert list(moments) == list(wanted)
+    for number, state in wanted.items():
+        torch.testing.assert_close(moments[number]["exp_avg"], state["exp_avg"], rtol=1e-2, atol=1e-6)

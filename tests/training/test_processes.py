@@ -94,8 +94,8 @@ def test_one_process_is_a_group_of_one(quick: list[str]) -> None:
     [
         (None, "mesh.dp=2", "mesh.dp=2 is not valid: 1 in Python and notebooks; python -m dsv2.train starts more"),
         (None, "mesh.ep=2", "mesh.ep=2 is not valid: 1 in Python"),
-        (2, "mesh.dp=1", "mesh.dp=1 is not valid: such that mesh.dp x mesh.ep is 2, as many processes as torchrun"),
-        (2, "mesh.ep=4", "mesh.ep=4 is not valid: such that mesh.dp x mesh.ep is 2, as many processes as torchrun"),
+        (2, "mesh.dp=1", "mesh.dp=1 is not valid: such that dp x ep x pp is 2, the processes that torchrun"),
+        (2, "mesh.ep=4", "mesh.ep=4 is not valid: such that dp x ep x pp is 2, the processes that torchrun"),
     ],
 )
 def test_the_mesh_is_of_the_processes_that_are_there(
@@ -126,7 +126,7 @@ def test_more_processes_than_gpus_are_refused(quick: list[str], monkeypatch: pyt
         if fits:
             require_devices(dsv2.load(words))
             continue
-        message = f"mesh.ep=2 is not valid: such that mesh.dp x mesh.ep is at most {gpus}, the GPUs of this machine"
+        message = f"mesh.ep=2 is not valid: such that dp x ep x pp is at most {gpus}, the GPUs of this machine"
         with pytest.raises(ConfigError, match=message):
             require_devices(dsv2.load(words))
     require_devices(dsv2.load([*words, "trainer.accelerator=cpu"]))
@@ -143,6 +143,15 @@ def test_more_processes_than_gpus_are_refused(quick: list[str], monkeypatch: pyt
         ("mesh.ep=2 deployment=kv", "mesh.ep=2 is not valid: 1 with a deployment"),
         ("mesh.dp=2 model/ffn=switch", "mesh.dp=2 is not valid: 1, since this FFN drops tokens over the capacity"),
         ("mesh.ep=2 model/ffn=gshard", "mesh.ep=2 is not valid: 1, since this FFN drops tokens over the capacity"),
+        ("mesh.pp=3 mesh.microbatches=4", "mesh.pp=3 is not valid: at most 2: 1f1b has 1 stages per process"),
+        ("mesh.pp=2 mesh.schedule=zbv", "mesh.pp=2 is not valid: at most 1: zbv has 2 stages per process"),
+        ("mesh.pp=2 mesh.microbatches=3", "mesh.microbatches=3 is not valid: a divisor of each share of a step"),
+        ("mesh.pp=2 mesh.ep=2", "mesh.microbatches=4 is not valid: a divisor of each share of a step; one has 2"),
+        ("mesh.pp=2 model.tie_embeddings=true", "mesh.pp=2 is not valid: 1 with tied embeddings"),
+        ("mesh.pp=2 model/ffn/dropping=device", "mesh.pp=2 is not valid: 1 with token dropping"),
+        ("mesh.pp=2 deployment=kv", "mesh.pp=2 is not valid: 1 with a deployment"),
+        ("mesh.pp=0", "mesh.pp=0 is not valid: 1 to"),
+        ("mesh.schedule=gpipe", "mesh.schedule='gpipe' is not valid"),
         ("mesh.dispatch=twice", "mesh.dispatch='twice' is not valid"),
     ],
 )
@@ -152,7 +161,12 @@ def test_a_mesh_that_does_not_fit_the_run_is_refused(quick: list[str], words: st
 
 
 def test_what_a_mesh_can_share(quick: list[str]) -> None:
-    for words in ("mesh.dp=2 model/ffn=hash", "mesh.ep=4 model/ffn/dropping=device", "mesh.dp=2 model/ffn=dense"):
+    for words in (
+        "mesh.dp=2 model/ffn=hash",
+        "mesh.ep=4 model/ffn/dropping=device",
+        "mesh.dp=2 model/ffn=dense",
+        "mesh.pp=2",
+    ):
         dsv2.load([*quick, *words.split()])
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import dsv2
-from dsv2.config import ConfigBase, ConfigError, former_name
+from dsv2.config import ConfigBase, ConfigError, former_name, plain
 from dsv2.distributed.mesh import Mesh
 from dsv2.training import fit
 from dsv2.training.run import Run, folder_of, from_plain, stored_name
@@ -208,3 +208,12 @@ def test_the_largest_seed_trains(quick: list[str], tmp_path: Path, ffn: str) -> 
     dropping = ["model/ffn/dropping=device"] if ffn == "moe" else []
     overrides = [*quick, f"model/ffn={ffn}", *dropping, f"seed={2**63 - 1}", "trainer.tokens=128"]
     assert math.isfinite(fit.fit(dsv2.load(overrides), tmp_path)["metrics"]["val/loss"])
+
+
+def test_settings_of_older_runs_that_are_no_more_are_passed_over(run: Run.Config) -> None:
+    stored = plain(run)
+    stored["trainer"] |= {"devices": 2, "strategy": "ddp"}
+    stored.pop("mesh")
+    assert from_plain(stored) == run
+    with pytest.raises(ConfigError, match=r"trainer\.device=2 is not valid: unknown key"):
+        from_plain(stored | {"trainer": stored["trainer"] | {"device": 2}})

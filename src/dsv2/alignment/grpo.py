@@ -94,7 +94,7 @@ class GRPO:
             if self.max_new_tokens >= run.trainer.sequence_length:
                 valid = f"less than trainer.sequence_length={run.trainer.sequence_length}, of prompt and answer"
                 raise ConfigError("objective.max_new_tokens", self.max_new_tokens, valid)
-            for axis in ("dp", "ep"):
+            for axis in ("dp", "ep", "pp"):
                 if (size := getattr(run.mesh, axis)) > 1:
                     raise ConfigError(f"mesh.{axis}", size, "1 with objective=grpo")
             if self.micro_batch is not None and run.model.moe is not None and run.model.moe.couples_sequences:

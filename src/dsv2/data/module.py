@@ -29,7 +29,7 @@ class Schedule(Protocol):
 class Stream(L.LightningDataModule):
     """Batches from the trainer's global step to the last step of `schedule`, so that a resumed run sees the rest.
 
-    Each data-parallel process gets a consecutive share of a step's sequences.
+    Each process gets a consecutive share of a step's sequences, as large as the strategy of the trainer says.
     """
 
     def __init__(self, source: Source, schedule: Schedule) -> None:
@@ -60,8 +60,9 @@ class Steps:
                 "split it into smaller ones in the training step"
             )
         for step in range(trainer.global_step, schedule.num_steps):
-            size, processes = schedule.batch_size(step), trainer.world_size
-            if size % processes:
-                raise ValueError(f"batch size {size} of step {step}: must be a multiple of the {processes} processes")
-            share = size // processes
-            yield stream.source.train(schedule.first_sequence(step) + trainer.global_rank * share, share)
+            size, place = schedule.batch_size(step), trainer.distributed_sampler_kwargs
+            shares, own = (1, 0) if place is None else (place["num_replicas"], place["rank"])
+            if size % shares:
+                raise ValueError(f"batch size {size} of step {step}: must be a multiple of the {shares} shares")
+            share = size // shares
+            yield stream.source.train(schedule.first_sequence(step) + own * share, share)

@@ -56,6 +56,10 @@ def clip(parts: Parts, mesh: Mesh, max_norm: float) -> Tensor:
         squared = torch.nn.utils.get_total_norm(_gradients(parts.experts)).square()
         dist.all_reduce(squared, group=mesh.experts)
         norm = (norm.square() + squared).sqrt()
+    if mesh.num_stages > 1:
+        squared = norm.square()
+        dist.all_reduce(squared, group=mesh.stages)
+        norm = squared.sqrt()
     for part in parts:
         torch.nn.utils.clip_grads_with_norm_(part.values(), max_norm, norm)
     return norm

@@ -2,6 +2,7 @@
 
 from typing import Any, cast
 
+from dsv2.distributed.deferred import Queue
 from dsv2.distributed.dropping import WholeBatch
 from dsv2.distributed.exchange import Meter
 from dsv2.distributed.expert_parallel import DISPATCHERS, Dispatch
@@ -11,13 +12,14 @@ from dsv2.models.ops import Ops
 from dsv2.models.transformer import Transformer
 
 
-def distribute(model: Transformer, mesh: Mesh, dispatch: Dispatch) -> Meter:
+def distribute(model: Transformer, mesh: Mesh, dispatch: Dispatch, queue: Queue | None = None) -> Meter:
     """Keep this process's experts and replace the model's ops by those of the mesh; return what counts the bytes.
 
-    A model whose experts are not shared keeps its dispatcher.
+    A model whose experts are not shared keeps its dispatcher. With a `queue`, gradients of weights wait there.
     """
     meter, moe = Meter(), model.config.moe
-    ops = model.ops._replace(drop=WholeBatch(mesh.shares).drop)
+    base = model.ops if queue is None else queue.ops(model.ops)
+    ops = base._replace(drop=WholeBatch(mesh.shares).drop)
     if moe is not None and mesh.num_expert_shares > 1:
         dispatcher = DISPATCHERS[dispatch](mesh.experts, moe.num_experts)
         ops, meter = dispatcher.ops(ops), dispatcher.meter

@@ -89,13 +89,16 @@ class ZeroAdamW(torch.optim.AdamW):
     `state_dict` is collective: all processes call it, and all get the whole.
     """
 
-    def __init__(self, plain: torch.optim.AdamW, parts: Parts, mesh: Mesh) -> None:
-        """Take over weights and hyperparameters of an optimiser that has not stepped yet."""
-        weights = [weight for group in plain.param_groups for weight in group["params"]]
-        group_of = [number for number, group in enumerate(plain.param_groups) for _ in group["params"]]
-        experts = {id(weight) for weight in parts.experts.values()}
-        dense = {i: weight for i, weight in enumerate(weights) if id(weight) not in experts}
-        own_experts = {i: weight for i, weight in enumerate(weights) if id(weight) in experts}
+    def __init__(self, plain: torch.optim.AdamW, names: Sequence[Sequence[str]], parts: Parts, mesh: Mesh) -> None:
+        """Take over weights and hyperparameters of an optimiser that has not stepped yet.
+
+        `names` are those of the weights in each parameter group of one process, some of which may lie elsewhere.
+        """
+        numbers = {name: number for number, name in enumerate(name for group in names for name in group)}
+        group_of = [number for number, group in enumerate(names) for _ in group]
+        dense, own_experts = (
+            {numbers[name]: part[name] for name in sorted(part, key=numbers.__getitem__)} for part in parts
+        )
         self.flats = [
             Flat.of(dense, group_of, mesh.shares, None),
             Flat.of(own_experts, group_of, mesh.replicas, mesh.experts),
@@ -106,12 +109,12 @@ class ZeroAdamW(torch.optim.AdamW):
             {key: value for key, value in group.items() if key != "params"} | {"params": [p.elements for p in pieces]}
             for group, pieces in zip(plain.param_groups, self.of_group, strict=True)
         ]
-        self.weights, self.mesh = weights, mesh
-        self.sizes = [len(group["params"]) for group in plain.param_groups]  # weights of each parameter group
+        self.weights, self.mesh = dense | own_experts, mesh
+        self.sizes = [len(group) for group in names]
         super().__init__(groups)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        for weight in self.weights:
+        for weight in self.weights.values():
             if set_to_none or weight.grad is None:
                 weight.grad = None
             else:
@@ -136,7 +139,7 @@ class ZeroAdamW(torch.optim.AdamW):
     def state_dict(self) -> dict[str, Any]:
         own = super().state_dict()
         steps = torch.tensor([float(state["step"]) for state in self.state.values()] or [0.0]).max()
-        steps = steps.to(self.weights[0].device)
+        steps = steps.to(next(iter(self.weights.values())).device)
         dist.all_reduce(steps, dist.ReduceOp.MAX, group=self.mesh.shares)
         first, groups = 0, []
         for group, whole in zip(own["param_groups"], self.sizes, strict=True):
@@ -144,13 +147,19 @@ class ZeroAdamW(torch.optim.AdamW):
             first += whole
         if not steps:
             return {"state": {}, "param_groups": groups}
-        state: dict[int, dict[str, Tensor]] = {i: {"step": steps.cpu().clone()} for i in range(len(self.weights))}
+        state: dict[int, dict[str, Tensor]] = {number: {"step": steps.cpu().clone()} for number in self.weights}
         for flat in self.flats:
             for moment in MOMENTS:
                 parts = [self.state[piece.elements][moment] for piece in flat.pieces]
                 for index, value in flat.gather(parts).items():
                     state[index][moment] = flat.whole(value)
-        return {"state": state, "param_groups": groups}
+        return {"state": self._of_all_stages(state), "param_groups": groups}
+
+    def _of_all_stages(self, state: dict[int, dict[str, Tensor]]) -> dict[int, dict[str, Tensor]]:
+        """Return the states of all weights, from those of the weights of each stage."""
+        stages: list[Any] = [None] * self.mesh.num_stages
+        dist.all_gather_object(stages, state, group=self.mesh.stages)
+        return dict(sorted((number, moments) for stage in stages for number, moments in stage.items()))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take this process's part of the state of one process's AdamW."""

@@ -205,11 +205,8 @@ class Transformer(nn.Module):
             replay = next(recorded) if routings and isinstance(layer.ffn, MoE) else None
             own_seed = None if seed is None else (seed * len(self.layers) + index) % 2**63
             hints = Hints(tokens, exempt, replay, own_seed, logits=router_logits is not None)
-            run: Callable[..., Any] = layer
-            if index < self.recompute_layers and torch.is_grad_enabled():
-                run = partial(_recomputed, layer)
             cache = None if caches is None else caches[index]
-            x, delta, routing, logits = run(x, delta, rotations, cache, hints, places)
+            x, delta, routing, logits = self.run_layer(index, x, delta, rotations, hints, cache, places)
             if routing is not None:
                 chosen.append(routing)
             if router_logits is not None and logits is not None:
@@ -217,6 +214,24 @@ class Transformer(nn.Module):
         if caches is not None and places is not None:
             caches.advance(places)
         return self.norm.after(x, delta)[1], tuple(chosen)
+
+    def run_layer(
+        self,
+        index: int,
+        x: Tensor,
+        delta: Tensor | None,
+        rotations: Tensor,
+        hints: Hints,
+        cache: Cache | None = None,
+        places: Places | None = None,
+    ) -> tuple[Tensor, Tensor | None, Routing | None, Tensor | None]:
+        """Run one block, as its `forward` documents; it is run again in backward if it is among `recompute_layers`."""
+        run: Callable[..., Any] = self.layers[index]
+        if index < self.recompute_layers and torch.is_grad_enabled():
+            run = partial(_recomputed, self.layers[index])
+        ran: tuple[Tensor, Tensor | None, Routing | None, Tensor | None]
+        ran = run(x, delta, rotations, cache, hints, places)
+        return ran
 
     def _require_fitting(self, caches: Caches, tokens: Tensor) -> None:
         """Raise ValueError unless there is one cache per layer with as many rows as tokens (B, T)."""

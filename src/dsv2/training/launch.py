@@ -8,12 +8,21 @@ from collections.abc import Sequence
 
 from dsv2.printing import complain
 
+LOST = 75  # exit status of a process that was started here and lost contact with the others, which is for us to say
+_NAME = "dsv2-"  # how the names of our groups of processes begin
+
+
+def launched() -> bool:
+    """Whether this process is one of those that `launch` starts."""
+    return os.environ.get("TORCHELASTIC_RUN_ID", "").startswith(_NAME)
+
 
 def launch(words: Sequence[str], size: int) -> int:
     """Run `python -m dsv2.train` with the overrides `words` in `size` processes that know of each other.
 
     When one ends with an error or is killed, the others are stopped. Returns the exit status: 0, that of the process
-    that failed first, or 1 if it was killed. Nothing is ever started again.
+    that failed first, or 1 if it was killed or heard nothing of the others, which is said on stderr. Nothing is ever
+    started again.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -25,7 +34,7 @@ def launch(words: Sequence[str], size: int) -> int:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=size,
-        run_id=uuid.uuid4().hex,
+        run_id=_NAME + uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
@@ -34,11 +43,12 @@ def launch(words: Sequence[str], size: int) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "dsv2.train", *words)
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode > 0:
+        killed = {rank: failure for rank, failure in error.failures.items() if failure.exitcode < 0}
+        rank, failure = next(iter(killed.items())) if killed else error.get_first_failure()
+        if failure.exitcode not in (LOST, *range(-64, 0)):
             return failure.exitcode
-        name = failure.signal_name()
-        complain(f"error: process {rank} of {size} was killed by {name}; run the same command again to resume")
+        what = "lost contact with the others" if not killed else f"was killed by {failure.signal_name()}"
+        complain(f"error: process {rank} of {size} {what}; run the same command again to resume")
         return 1
     except SignalException as error:
         return 128 + error.sigval

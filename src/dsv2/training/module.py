@@ -3,8 +3,9 @@
 B batch, T tokens.
 """
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lightning as L
 import torch
@@ -21,10 +22,14 @@ from dsv2.distributed.zero import ZeroAdamW
 from dsv2.inference.precision import OPS
 from dsv2.models.moe.loss_free import LossFree
 from dsv2.models.moe.router import Routing
+from dsv2.models.transformer import Block
 from dsv2.routing.measures import without_padding
 from dsv2.training.losses import Losses, training_loss
 from dsv2.training.processes import mean, num_processes, total
 from dsv2.training.run import Run
+
+if TYPE_CHECKING:
+    from dsv2.training.piped import PipedStep
 
 
 class Diverged(RuntimeError):
@@ -56,6 +61,8 @@ class Module(L.LightningModule):
         self.mesh: Mesh | None = None  # of the processes that train together, if there are several
         self.meter = Meter()  # of what this process sends to experts elsewhere
         self.sent = 0  # bytes in the last step, forward and backward
+        self.names: list[list[str]] = []  # of all weights, by group of the optimiser, if there are several processes
+        self.piped: PipedStep | None = None  # replaces forward and backward if layers lie on several processes
 
     def begin(self, source: Source, *, resumed: bool) -> None:
         """Take the opened data, once the model has the weights that it starts with, or will be given a checkpoint's."""
@@ -65,8 +72,14 @@ class Module(L.LightningModule):
 
         Called after `begin`, with the weights of one process.
         """
-        self.mesh = mesh
-        self.meter = distribute(self.model, mesh, self.config.mesh.dispatch)
+        self.mesh, self.names = mesh, self.config.optim.groups(self.model)
+        if mesh.num_stages == 1:
+            self.meter = distribute(self.model, mesh, self.config.mesh.dispatch)
+            return
+        from dsv2.training.piped import PipedStep  # imports torch's pipelining, which takes a second
+
+        self.piped = PipedStep(self.model, mesh, self.config)
+        self.meter = self.piped.meter
 
     def stream(self, source: Source) -> L.LightningDataModule:
         """Return what yields the batch of every remaining step."""
@@ -74,7 +87,10 @@ class Module(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         self.meter.clear()
-        losses, routings = self.objective(batch)
+        if self.piped is None:
+            losses, routings = self.objective(batch)
+        else:
+            losses, routings = self.piped(batch)
         return self.stepped(losses, without_padding(detached(routings), batch.positions), batch.inputs.numel())
 
     def stepped(
@@ -127,6 +143,26 @@ class Module(L.LightningModule):
         drawn = torch.rand(shares * batch_size, generator=generator)[own * batch_size :][:batch_size]
         return (drawn < self.moe.dropping.exempt_ratio).to(self.device)
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if self.piped is None:  # else the schedule has done it
+            super().backward(loss, *args, **kwargs)
+
+    def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        if self.piped is None:  # else the gradients are there already
+            super().optimizer_zero_grad(*args, **kwargs)
+
+    @property
+    def routed_layers(self) -> list[int]:
+        """Which of the MoE layers this process has, counted from 0 at the input."""
+        first = self.config.model.moe_layers.start
+        return [n - first for n in self.config.model.moe_layers if isinstance(self.model.layers[n], Block)]
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Have all layers within the context. All processes enter it."""
+        with nullcontext() if self.piped is None else self.piped.slices.complete():
+            yield
+
     def on_after_backward(self) -> None:
         """Average the gradients over processes, and add up the load of the loss-free layers.
 
@@ -147,11 +183,15 @@ class Module(L.LightningModule):
         super().optimizer_step(*args, **kwargs)
         if self.loads:
             for layer, load in zip(self._loss_free(), self.loads, strict=True):
-                layer.update_bias(total(load))
+                layer.update_bias(self._of_all_shares(load))
         self.loads = []
 
     def _loss_free(self) -> list[LossFree]:
-        return [layer.ffn for layer in self.model.layers if isinstance(layer.ffn, LossFree)]
+        blocks = [layer for layer in self.model.layers if isinstance(layer, Block)]
+        return [block.ffn for block in blocks if isinstance(block.ffn, LossFree)]
+
+    def _of_all_shares(self, load: Tensor) -> Tensor:
+        return load if self.mesh is None else total(load, self.mesh.shares)
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         limit = self.config.optim.clip_norm
@@ -165,7 +205,7 @@ class Module(L.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = self.config.optim.build(self)
         if self.mesh is not None:
-            optimizer = ZeroAdamW(optimizer, Parts.of(self.model), self.mesh)
+            optimizer = ZeroAdamW(optimizer, self.names, Parts.of(self.model), self.mesh)
         schedule = self.config.optim.schedule
         factor = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule.factor(step, self.batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": factor, "interval": "step"}}

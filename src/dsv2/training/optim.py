@@ -35,12 +35,17 @@ class AdamW:
         def highest_lr(self) -> float:
             return self.lr * self.lr_factor
 
+        def groups(self, model: nn.Module) -> list[list[str]]:
+            """Return the names of the weights that decay, the matrices, and of those that do not, of norms."""
+            weights = dict(model.named_parameters())
+            matrices = [name for name, weight in weights.items() if weight.dim() > 1]
+            return [matrices, [name for name in weights if name not in matrices]]
+
         def build(self, model: nn.Module) -> torch.optim.AdamW:
             """Build the fused optimiser, with weight decay on matrices and none on norm weights."""
-            matrices = [weight for weight in model.parameters() if weight.dim() > 1]
-            vectors = [weight for weight in model.parameters() if weight.dim() <= 1]
+            weights = dict(model.named_parameters())
             groups = [
-                {"params": matrices, "weight_decay": self.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
+                {"params": [weights[name] for name in names], "weight_decay": decay}
+                for names, decay in zip(self.groups(model), (self.weight_decay, 0.0), strict=True)
             ]
             return torch.optim.AdamW(groups, lr=self.highest_lr, betas=self.betas, eps=self.eps, fused=True)

@@ -57,7 +57,7 @@ def require_devices(run: Run.Config) -> None:
     """Raise ConfigError for more processes than GPUs, one process each, if the run is to be on GPUs."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", run.mesh.size))
     if _on_gpu(run) and here > torch.cuda.device_count():
-        valid = f"such that mesh.dp x mesh.ep is at most {torch.cuda.device_count()}, the GPUs of this machine"
+        valid = f"such that dp x ep x pp is at most {torch.cuda.device_count()}, the GPUs of this machine"
         raise ConfigError(run.mesh.axis, run.mesh.largest, valid)
 
 
@@ -67,7 +67,7 @@ def joined(run: Run.Config) -> Iterator[Group]:
     size, settings = started(), run.mesh
     if settings.size != size:
         single = "1 in Python and notebooks; python -m dsv2.train starts more processes"
-        valid = single if size == 1 else f"such that mesh.dp x mesh.ep is {size}, as many processes as torchrun started"
+        valid = single if size == 1 else f"such that dp x ep x pp is {size}, the processes that torchrun started"
         raise ConfigError(settings.axis, settings.largest, valid)
     if size == 1:
         yield Group()
@@ -98,12 +98,12 @@ def num_processes() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def total(share: Tensor) -> Tensor:
-    """Sum a tensor over the processes of the run."""
+def total(share: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Sum a tensor over the processes of the run, or those of a group."""
     if not dist.is_initialized():
         return share
     summed = share.clone()
-    dist.all_reduce(summed)
+    dist.all_reduce(summed, group=group)
     return summed
 
 

@@ -177,6 +177,8 @@ class Run:
             moe = self.model.moe
             coupled = moe is not None and moe.couples_sequences and moe.dropping is None
             self.require(not coupled, axis, "1, since this FFN drops tokens over the capacity of a whole batch")
+            if self.mesh.pp > 1:
+                self._require_pipeline_fits()
             if self.mesh.ep > 1:
                 self.require(moe is not None, "mesh.ep", "1 for a dense model, which has no experts to share")
                 if moe is not None:
@@ -184,6 +186,26 @@ class Run:
                     self.require(moe.num_experts % self.mesh.ep == 0, "mesh.ep", valid)
                 none = self.deployment is None
                 self.require(none, "mesh.ep", "1 with a deployment, whose copy of the model needs all experts")
+
+        def _require_pipeline_fits(self) -> None:
+            """Raise ConfigError for a run whose layers cannot lie on several processes."""
+            from dsv2.distributed.pipeline import plan  # imports torch's pipelining, which takes a second
+
+            mesh, moe = self.mesh, self.model.moe
+            plan(self.model, mesh.schedule, mesh.pp, mesh.num_microbatches)
+            for size in self.trainer.batches().sizes:
+                share = size // mesh.num_shares
+                valid = f"a divisor of each share of a step; one has {share} sequences"
+                if share % mesh.num_microbatches:
+                    raise ConfigError("mesh.microbatches", mesh.num_microbatches, valid)
+            whole = "1 with token dropping, whose budgets are those of a whole batch"
+            self.require(moe is None or moe.dropping is None, "mesh.pp", whole)
+            untied = not self.model.tie_embeddings
+            self.require(untied, "mesh.pp", "1 with tied embeddings, which would lie in two stages")
+            plain_text = not isinstance(self.data, Chats.Config)
+            self.require(plain_text, "mesh.pp", "1 with conversations, several of which share a sequence")
+            none = self.deployment is None
+            self.require(none, "mesh.pp", "1 with a deployment, whose copy of the model needs all layers")
 
         def _require_benchmarks_fit(self, name: str) -> None:
             chats = isinstance(self.data, Chats.Config)

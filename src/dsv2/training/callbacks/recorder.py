@@ -114,14 +114,15 @@ class Recorder(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, Module)
-        self._add(outputs["step"], pl_module, trainer.world_size)
+        self._add(outputs["step"], pl_module)
         step, settings = trainer.global_step, self.run.trainer
         final = step == self.num_steps
         if not final and step % settings.log_every:
             return
         row = self._window(pl_module, trainer)
         if final or step % settings.validate_every == 0:
-            row |= self._validate(pl_module, final=final)
+            with pl_module.whole():
+                row |= self._validate(pl_module, final=final)
         self._record_routing(step)
         self._log(row, trainer, pl_module)
         self._reset()
@@ -165,17 +166,28 @@ class Recorder(L.Callback):
             row["val/loss_at_capacity"] = loss_at_capacity(model, self.validation, batch_size=size)
         return row
 
-    def _add(self, step: Step, module: Module, num_processes: int) -> None:
+    def _add(self, step: Step, module: Module) -> None:
         losses = torch.stack(step.losses)
         self.losses = losses if self.losses is None else self.losses + losses
-        self.steps, self.tokens = self.steps + 1, self.tokens + step.tokens * num_processes
+        self.steps, self.tokens = self.steps + 1, self.tokens + step.tokens * self.run.mesh.num_shares
         self.sent += module.sent
         for name, value in step.measures.items():
             self.measures.setdefault(name, []).append(value)
         if module.moe is not None:
             num_devices = module.moe.num_devices
-            new = [_of_all(count(routing, num_devices=num_devices), num_devices) for routing in step.routings]
+            own = dict(zip(module.routed_layers, step.routings, strict=True))
+            new = [
+                _of_all(count(own[n], num_devices=num_devices) if n in own else self._none(module), num_devices)
+                for n in range(len(self.run.model.moe_layers))
+            ]
             self.counts = [old + more for old, more in zip(self.counts, new, strict=True)] if self.counts else new
+
+    def _none(self, module: Module) -> Counts:
+        """Return the counts of a layer that another process has."""
+        assert module.moe is not None
+        sizes = module.moe.num_experts, module.moe.num_devices
+        load, received = (torch.zeros(size, dtype=torch.int64, device=module.device) for size in sizes)
+        return Counts(load, load, received, load.sum(), load.sum())
 
     def _window(self, module: Module, trainer: L.Trainer) -> dict[str, float]:
         assert self.losses is not None

@@ -16,9 +16,10 @@ import torch
 
 from dsv2.data.source import Batch
 from dsv2.models.moe.router import Routing
-from dsv2.models.transformer import Transformer, evaluating
+from dsv2.models.transformer import evaluating
 from dsv2.storage.files import replacing
 from dsv2.storage.rundir import SNAPSHOTS
+from dsv2.training.module import Module
 from dsv2.training.run import Run
 
 PROBE_TOKENS = 512  # at most; their forward pass costs well under 1% of the steps between two validations
@@ -58,9 +59,9 @@ class Snapshots(L.Callback):
 
     @torch.no_grad()
     def _snapshot(self, step: int, module: L.LightningModule) -> pd.DataFrame:
+        assert isinstance(module, Module)
         model = module.model
-        assert isinstance(model, Transformer)
-        with evaluating(model):
+        with module.whole(), evaluating(model):
             routings = model(self.probe.inputs.to(module.device), positions=self.probe.positions).routings
         rows = [snapshot_rows(step, *pair) for pair in zip(model.config.moe_layers, routings, strict=True)]
         return pd.concat(rows)
