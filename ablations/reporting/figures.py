@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
+from typing import Any
 
 import pandas as pd
 
@@ -66,7 +67,7 @@ def _verdicts(findings: Findings) -> Iterator[Drawing]:
                 "margin. "
             )
         text += "In grey, exploratory differences, with 95% intervals of one comparison each."
-        same = {"directions": study.metrics, "arms": list(study.arms)}
+        same: dict[str, Any] = {"directions": study.metrics, "arms": list(study.arms)}
         figure = partial(forest, findings.effects, verdicts=findings.verdicts, **same)
         yield Drawing("effects", text, figure)
     if findings.terms:
