@@ -5,7 +5,10 @@ import json
 import os
 import random
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -129,3 +132,25 @@ def imported(trained: Path, tmp_path: Path) -> Path:
     (tmp_path / "hf" / "tokenizer_config.json").write_text(json.dumps(settings))
     import_hf(tmp_path / "hf", tmp_path / "imported")
     return tmp_path / "imported"
+
+
+@pytest.fixture
+def crashing(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager[None]]:
+    """`with crashing(step)`: a run within raises OSError once that step is logged, before it is saved."""
+    from dsv2.training.callbacks.recorder import Recorder  # imports lightning, which takes seconds
+
+    inner = Recorder.on_train_batch_end
+
+    @contextmanager
+    def crashing(step: int) -> Iterator[None]:
+        def crash(self: Recorder, trainer: Any, *arguments: Any) -> None:
+            inner(self, trainer, *arguments)
+            if trainer.global_step == step:
+                raise OSError("the machine went away")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(Recorder, "on_train_batch_end", crash)
+            with pytest.raises(OSError, match="the machine went away"):
+                yield
+
+    return crashing

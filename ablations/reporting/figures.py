@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
-from typing import Any
 
 import pandas as pd
 
@@ -12,6 +11,7 @@ from ablations.reporting.rates import curves, curves_table
 from ablations.reporting.summary import level
 from dsv2.accounting.deployed import published_caches
 from dsv2.metrics import quantity
+from dsv2.plots.alignment import answers_over_training
 from dsv2.plots.calibration import false_positive_rates
 from dsv2.plots.cost import cache_over_context, loss_over_budgets, metric_over_cache
 from dsv2.plots.factorial import factorial_forest
@@ -45,6 +45,7 @@ def draw(
             *_needles(findings),
             *_positions(findings),
             *_rates(findings),
+            *_answers(findings),
             *_training(findings),
             *_routing(findings),
             *_caches(findings),
@@ -67,8 +68,9 @@ def _verdicts(findings: Findings) -> Iterator[Drawing]:
                 "margin. "
             )
         text += "In grey, exploratory differences, with 95% intervals of one comparison each."
-        same: dict[str, Any] = {"directions": study.metrics, "arms": list(study.arms)}
-        figure = partial(forest, findings.effects, verdicts=findings.verdicts, **same)
+        figure = partial(
+            forest, findings.effects, verdicts=findings.verdicts, directions=study.metrics, arms=list(study.arms)
+        )
         yield Drawing("effects", text, figure)
     if findings.terms:
         text = "Main effects and, below the line, interactions, with 95% intervals of one term each; exploratory."
@@ -119,6 +121,17 @@ def _rates(findings: Findings) -> Iterator[Drawing]:
         )
         best = {name: curve.best for name, curve in shown.items()}
         yield Drawing("learning_rates", text, partial(metric_over_lr, curves_table(shown), metric, chosen=best))
+
+
+def _answers(findings: Findings) -> Iterator[Drawing]:
+    metrics, seeds = findings.shown(findings.metrics), len(findings.study.seeds)
+    if "grpo/reward" in set(metrics["metric"]):
+        text = (
+            "The answers that policies are trained on, as they were drawn: verdicts, rewards of reward models, "
+            f"divergence from the reference and length; mean and range over {seeds} seeds. A policy that is trained on "
+            "a reward model hacks it where that reward rises and the verdicts fall."
+        )
+        yield Drawing("answers", text, partial(answers_over_training, metrics, arms=list(findings.study.arms)))
 
 
 def _training(findings: Findings) -> Iterator[Drawing]:

@@ -91,8 +91,10 @@ def text_of(study: "Study") -> StudyText:
 
 
 def about(arm: "Arm") -> str:
-    """Describe an arm, and say from which other one it starts."""
-    return f"{arm.about}; starts from the weights of {arm.init_from}" if arm.init_from else arm.about
+    """Describe an arm, and say from which other one it starts and which it reads."""
+    starts = f"; starts from the weights of {arm.init_from}" if arm.init_from else ""
+    read = " and ".join(dict.fromkeys(arm.reads.values()))
+    return arm.about + starts + (f"; reads the reward model of {read}" if read else "")
 
 
 def _identical(study: "Study") -> list[str]:

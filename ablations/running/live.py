@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from ablations.running.attach import Runner, attach
 from ablations.trials.progress import Curves, StudyProgress
 from ablations.trials.trials import Study
+from dsv2.alignment.grpo import GRPO
 from dsv2.metrics import quantity
 from dsv2.plots import study as plots
 from dsv2.plots.fonts import legible
@@ -36,6 +37,7 @@ DRAW_SHARE = 0.05  # maximum share of time spent drawing
 DPI = 150
 WIDTH = 760  # of the curves, in CSS pixels
 LOSS, IMBALANCE = "train/ce", "routing/max_violation"
+ANSWERS = (LOSS, "grpo/reward", "grpo/kl", "grpo/length")  # of policies that are trained on their own answers
 
 
 class Unwatched(KeyboardInterrupt):
@@ -92,13 +94,20 @@ def answered(button: widgets.Button) -> Iterator[None]:
         channel.io_loop.add_callback(manager._delete_subshell, subshell)
 
 
+def watched(study: Study) -> tuple[str, ...]:
+    """Return the metrics whose curves are drawn: of answers, if any arm draws some."""
+    return (
+        ANSWERS if any(isinstance(run.objective, GRPO.Config) for run in study.configs.values()) else (LOSS, IMBALANCE)
+    )
+
+
 class View:
     """The widgets and their contents."""
 
     def __init__(self, study: Study, runner: Runner) -> None:
         self.study, self.runner = study, runner
         self.progress = StudyProgress(study.trials)
-        self.curves = Curves([trial for trial in study.trials if trial.probe is None], (LOSS, IMBALANCE))
+        self.curves = Curves([trial for trial in study.trials if trial.probe is None], watched(study))
         self.next = 0.0  # earliest time of the next drawing, on the monotonic clock
         self.bar = widgets.FloatProgress(min=0, max=1, layout={"width": "220px"})
         self.text = widgets.Label("starting")
@@ -151,7 +160,7 @@ class View:
 
 
 def draw(curves: Curves, arms: list[str], baseline: str) -> Figure:
-    """Draw training loss and, for MoE models, imbalance: mean and range over the seeds so far.
+    """Draw what is watched, as training loss and, for MoE models, imbalance: mean and range over the seeds so far.
 
     Between them stands the loss of each arm minus that of the baseline, once a seed of both has begun.
     """
@@ -164,6 +173,7 @@ def draw(curves: Curves, arms: list[str], baseline: str) -> Figure:
     ]
     figure = Figure(figsize=(PAGE, 2.3), layout="constrained")
     axes = list(figure.subplots(1, len(shown) + bool(len(paired)), squeeze=False)[0])
+    handles, labels = list[Any](), list[str]()
     if len(paired):
         beside = axes.pop(1)
         plots.difference_over_tokens(table, baseline, LOSS, arms=arms, ax=beside)
@@ -173,7 +183,9 @@ def draw(curves: Curves, arms: list[str], baseline: str) -> Figure:
         plots.loss_over_tokens(table, metric, arms=arms, ax=ax)
         ax.set_ylabel(quantity(metric).label.replace(" (", "\n("))
         legend = ax.get_legend()
-        handles, labels = legend.legend_handles, [text.get_text() for text in legend.get_texts()]
+        texts = [text.get_text() for text in legend.get_texts()]
+        if len(texts) > len(labels):  # an arm need not log every metric
+            handles, labels = legend.legend_handles, texts
         legend.remove()
     figure.legend(handles, labels, loc="outside right center")
     legible(figure)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
 from contextlib import nullcontext
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from rich.console import Console
@@ -247,15 +248,20 @@ class _Watch:
         self.console.print(f"  {trial.name}: {text}", style=style, soft_wrap=True)  # commands are copied from it
 
     def waits_for_origin(self, trial: Trial) -> bool:
-        """Whether the trial from whose weights this one starts has not ended yet."""
-        origin = None if trial.origin is None else trial.origin.folder
-        return origin in self.progress.totals and origin not in self.progress.errors
+        """Whether a trial that this one starts from, or reads, has not ended yet."""
+        return bool(self._pending(trial))
+
+    def _pending(self, trial: Trial) -> list[Trial]:
+        """Return the trials that this one needs and that have not ended yet."""
+        progress = self.progress
+        return [each for each in trial.origins if each.folder in progress.totals and each.folder not in progress.errors]
 
     def failed_origin(self, trial: Trial) -> OriginFailed | None:
-        """Return why a trial cannot start, if its origin has failed."""
-        if trial.origin is None or self.progress.errors.get(trial.origin.folder) is None:
-            return None
-        return OriginFailed(f"it starts from {trial.origin.name}, which has failed")
+        """Return why a trial cannot start, if one that it needs has failed."""
+        for origin in trial.origins:
+            if self.progress.errors.get(origin.folder) is not None:
+                return OriginFailed(f"it {_needs(trial, origin)} {origin.name}, which has failed")
+        return None
 
     def met(self, turn: _Turn) -> None:
         """Tell who holds a trial, once for every process and again if it stops."""
@@ -291,8 +297,8 @@ class _Watch:
         """Tell which trials were not run, and who holds them."""
         self.look(waiting)
         for turn in waiting:
-            origin = turn.trial.origin
-            why = turn.meeting or (f"it starts from {origin.name}, which was not run" if origin else "")
+            names = [f"{_needs(turn.trial, each)} {each.name}" for each in self._pending(turn.trial)]
+            why = turn.meeting or (f"it {' and '.join(names)}, which was not run" if names else "")
             self.say(turn.trial, f"not run: {why}", "red")
         self.console.print("  no other trial is left; run the same command again for these", style="red")
 
@@ -304,6 +310,12 @@ class _Watch:
         if self.bar.disable and time.monotonic() - self.printed > PLAIN_SECONDS:
             self.console.print(f"  {self.progress.count()}   {rate}")
             self.printed = time.monotonic()
+
+
+def _needs(trial: Trial, origin: Trial) -> str:
+    """Say in what way a trial needs another one."""
+    first = trial.run.init_from
+    return "starts from" if first is not None and Path(first.run) == origin.folder.absolute() else "reads"
 
 
 def _measured(trial: Trial) -> str:

@@ -28,7 +28,7 @@ from dsv2.storage.rundir import finished
 from dsv2.storage.sealed import changed, hashes, write_sealed
 from dsv2.storage.values import parse_yaml
 from dsv2.study.files import SUFFIXES, definition
-from dsv2.study.plan import Plan, from_trial
+from dsv2.study.plan import Plan, from_trial, with_origin
 from dsv2.study.words import require_name
 from dsv2.training.run import Run, folder_of
 
@@ -45,7 +45,7 @@ class Trial:
     run: Run.Config
     folder: Path
     probe: str | None = None
-    origin: "Trial | None" = None  # from whose weights it starts
+    origins: tuple["Trial", ...] = ()  # those that its run names: from whose weights it starts, and whose it reads
 
     @property
     def name(self) -> str:
@@ -114,13 +114,14 @@ class Study(Plan):
         if run.mesh.size > 1:
             valid = "1 in a study, whose trials run in parallel; train a single run with python -m dsv2.train"
             raise ConfigError(run.mesh.axis, run.mesh.largest, valid)
-        root, first = self.folder / "trials", self.arms[key.arm].init_from
-        origin = None if first is None else self._trial(key._replace(arm=first))
-        if origin is not None:
+        root, origins = self.folder / "trials", list[Trial]()
+        for name, first in self.named_by(key.arm).items():
+            origin = self._trial(key._replace(arm=first))
             fingerprint = origin.folder.name if origin.key in self._folders else origin.run.fingerprint()
-            run = replace(run, init_from=from_trial(origin.run, origin.folder, fingerprint))
+            run = with_origin(run, name, from_trial(origin.run, origin.folder, fingerprint))
+            origins.append(origin)
         folder = root / self._folders[key] if key in self._folders else folder_of(run, root)
-        return Trial(key.arm, key.seed, run, folder, key.probe, origin)
+        return Trial(key.arm, key.seed, run, folder, key.probe, tuple(origins))
 
     def _refuse_shared_folders(self) -> None:
         first: dict[Path, Trial] = {}

@@ -1,5 +1,5 @@
 """`python -m dsv2 COMMAND`, or `dsv2 COMMAND`: new, ls, show, compare, rm, doctor, account, import-hf, export-hf,
-generate, eval, analyse, export-traces, explore, serve, tasks, corpus, simulate.
+generate, eval, analyse, export-traces, explore, serve, tasks, judge, corpus, simulate.
 
 RUN is a run directory, the name of a trial as in `balance_losses/tiny/paper/0` (sweep, scale, arm, seed), the same
 without the scale or without sweep and scale where one run matches, or the first digits of a fingerprint; `dsv2 ls`
@@ -143,7 +143,8 @@ def _parser() -> argparse.ArgumentParser:
         "--tasks",
         required=True,
         metavar="A,B",
-        help="cloze, copying, arithmetic, needle, following; mmlu, bbh, math, ceval, cmmlu, cmrc; tasks of the harness",
+        help="cloze, copying, arithmetic, needle, following; humaneval, mmlu, bbh, math, ceval, cmmlu, cmrc; those of "
+        "the harness",
     )
     parse.add_argument("--include-path", type=_path, metavar="DIR", help="a folder with your own task files")
     parse.add_argument("--data-dir", type=_path, metavar="DIR", help="a folder with the data sets of tasks")
@@ -202,6 +203,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_tasks(parse)
     parse.set_defaults(run=_tasks)
 
+    parse = commands.add_parser("judge", help="whose answers to held-out prompts a judge prefers")
+    _add_judge(parse)
+    parse.set_defaults(run=_judge)
+
     parse = commands.add_parser("corpus", help="filter, deduplicate and mix documents, and show what became of them")
     corpus.add_arguments(parse, path=_path, numbers=_numbers)
 
@@ -222,6 +227,21 @@ def _add_tasks(parse: argparse.ArgumentParser) -> None:
     parse.add_argument(
         "--text", nargs="+", default=[], metavar="data=...", help=f"overrides that select data ({default})"
     )
+
+
+def _add_judge(parse: argparse.ArgumentParser) -> None:
+    parse.add_argument("name", metavar="RUN")
+    parse.add_argument("other", metavar="OTHER", help="the run that it is compared with")
+    by = "rule, by which the right answer wins (the default), or the URL of an OpenAI-compatible endpoint"
+    parse.add_argument(
+        "--by", nargs="+", default=["rule"], metavar="JUDGE", help=f"{by}; of two, also how far they agree"
+    )
+    parse.add_argument("--model", default="default", metavar="NAME", help="of the judge at the endpoint")
+    parse.add_argument("--prompts", type=int, default=80, metavar="N", help="held-out prompts (default 80)")
+    parse.add_argument("--max-new-tokens", type=int, default=32, metavar="N", help="per answer (default 32)")
+    parse.add_argument("--json", action="store_true", help="print an object per judge and line")
+    own = "overrides that select the data of the prompts (default: those of RUN)"
+    parse.add_argument("--text", nargs="+", default=[], metavar="data=...", help=own)
 
 
 def _add_text(parse: argparse.ArgumentParser) -> None:
@@ -362,6 +382,12 @@ def _tasks(arguments: argparse.Namespace) -> None:
     from dsv2.commands.tasks import tasks_command
 
     tasks_command(arguments)
+
+
+def _judge(arguments: argparse.Namespace) -> None:
+    from dsv2.commands.judge import judge_command
+
+    judge_command(arguments)
 
 
 if __name__ == "__main__":

@@ -145,32 +145,31 @@ def expanded(words: list[str]) -> list[str]:
     if not re.fullmatch("[0-9]+", seed):
         raise ConfigError("seed", seed, "one seed, 0 or more; use ablations.run for several")
     own += [word for key, word in words_of.items() if key in ("arm", "probe")]
-    own += _origin(plan, arm, int(seed), names.get("probe"))
+    own += _origins(plan, arm, int(seed), names.get("probe"))
     flags = [word for word in words if "=" not in word]
     values = [word for word in words if "=" in word and word.partition("=")[0] not in (*NAMES, "seed")]
     return [*flags, *own, *values, f"seed={int(seed) + plan.arms[arm].seed_offset}"]
 
 
-def _origin(plan: "Plan", arm: str, seed: int, probe: str | None) -> list[str]:
-    """Return the word that names the trial from whose weights an arm starts, if one does.
+def _origins(plan: "Plan", arm: str, seed: int, probe: str | None) -> list[str]:
+    """Return the words that name the trials from whose weights an arm starts, and whose it reads.
 
-    Raises ConfigError if that has not finished.
+    Raises ConfigError if one has not finished.
     """
     from dsv2.storage.rundir import finished, runs_root
     from dsv2.study.plan import from_trial
     from dsv2.training.run import folder_of
 
-    first = plan.arms[arm].init_from
-    if first is None:
-        return []
-    root = runs_root() / plan.name / plan.scale / "trials"
-    run = plan.trial(first, seed, probe, root)
-    folder = folder_of(run, root)
-    if finished(folder) is None:
-        of_probe = "" if probe is None else f" probe={probe}"
-        command = f"python -m dsv2.train study={plan.name} scale={plan.scale} arm={first}{of_probe} seed={seed}"
-        raise ConfigError("arm", arm, f"one whose origin has finished; run {command} first")
-    return [override("init_from", plain(from_trial(run, folder, run.fingerprint())))]
+    root, words = runs_root() / plan.name / plan.scale / "trials", []
+    for key, first in plan.named_by(arm).items():
+        run = plan.trial(first, seed, probe, root)
+        folder = folder_of(run, root)
+        if finished(folder) is None:
+            of_probe = "" if probe is None else f" probe={probe}"
+            command = f"python -m dsv2.train study={plan.name} scale={plan.scale} arm={first}{of_probe} seed={seed}"
+            raise ConfigError("arm", arm, f"one whose origin has finished; run {command} first")
+        words.append(override(key, plain(from_trial(run, folder, run.fingerprint()))))
+    return words
 
 
 def _reaching(words: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import dsv2
-from dsv2.alignment import grpo as module_of_grpo
+from dsv2.alignment import draws as drawing
 from dsv2.alignment.grpo import GRPOModule
 from dsv2.alignment.rollout import Answers, Rows
 from dsv2.config import ConfigError
@@ -222,13 +222,13 @@ def test_staleness_is_an_axis(
 ) -> None:
     """Equal answers and equal steps, whenever the answers are drawn."""
     counts = []
-    inner = module_of_grpo.reply_to
+    inner = drawing.reply_to
 
     def counted(*arguments: Any, **settings: Any) -> Any:
         counts.append(len(arguments[2]) * settings["samples"])
         return inner(*arguments, **settings)
 
-    monkeypatch.setattr(module_of_grpo, "reply_to", counted)
+    monkeypatch.setattr(drawing, "reply_to", counted)
     fit.fit(dsv2.load([*grpo, f"objective.steps_per_rollout={every}", "trainer.log_every=1"]), tmp_path / "run")
     logged = rows(tmp_path / "run")
     assert len(counts) == draws

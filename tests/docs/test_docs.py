@@ -112,10 +112,16 @@ def check(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         case ["python", "-m", "dsv2.train", *rest]:
             named = {word.partition("=")[0] for word in rest}
             if "study" not in named:
-                origin = "init_from={run: RUN, weights: some}"  # which is looked up no further
-                load([re.sub(r"^init_from=RUN.*", origin, word) for word in rest if word != "-m"])
+                origin = r"\1={run: RUN, weights: some}"  # which is looked up no further
+                load(
+                    [
+                        re.sub(r"^(init_from|objective\.reward_models\.\w+)=(RUN|REWARD).*", origin, word)
+                        for word in rest
+                        if word != "-m"
+                    ]
+                )
         case ["python", "-m", "dsv2", name, *rest]:
-            subject = rest[:1] if name == "simulate" else []
+            subject = rest[:1] if name in ("simulate", "corpus") else []
             with pytest.raises(SystemExit, match="0"):
                 main([name, *subject, "--help"])
             shown = capsys.readouterr().out

@@ -10,6 +10,7 @@ import dsv2
 from dsv2.config import ConfigError
 from dsv2.data.chats import Chats
 from dsv2.data.instructions import Instructions
+from dsv2.data.requests import Requests
 from dsv2.data.verification import Answer
 from dsv2.evaluation import following
 from dsv2.evaluation.following import Following, pass_at, verified
@@ -61,6 +62,8 @@ def test_shares_are_those_of_right_replies(source: Chats, monkeypatch: pytest.Mo
         "bench/following_copy": 0.0,
         "bench/following_reverse": 1.0,
         "bench/pass_at_1": 0.25,
+        "bench/pass_at_1_copy": 0.25,
+        "bench/pass_at_1_reverse": 0.25,
         "bench/pass_at_4": 1.0,
         "bench/stopped": 0.75,
     }
@@ -115,3 +118,13 @@ def test_data_without_verifiers_are_refused(source: Chats, monkeypatch: pytest.M
 def test_sizes_are_positive(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name}=0 is not valid: positive"):
         Following.Config(**{name: 0})
+
+
+def test_refusals_are_counted_where_they_are_due_and_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"instances": 40, "held_out": 30, "tasks": ("reveal", "mention", "brackets"), "vocab_size": 300}
+    source = Requests.Config(**settings).open(**SIZES)  # type: ignore[arg-type]
+    speaking(monkeypatch, ["No", "right", " No ", "wrong"])
+    scores = Following.Config(samples=4, refusal="No").build(source).run(None, batch_tokens=0).scores  # type: ignore[arg-type]
+    assert scores["bench/refused"] == scores["bench/over_refused"] == 0.5
+    assert scores["bench/pass_at_1_reveal"] == scores["bench/pass_at_1"] == 0.25
+    assert "bench/refused" not in Following.Config(samples=4).build(source).run(None, batch_tokens=0).scores  # type: ignore[arg-type]

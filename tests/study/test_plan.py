@@ -15,6 +15,10 @@ SCALES = sorted(path.stem for path in (CONFIG_DIR / "scales").glob("*.yaml"))
 STUDIES = sorted(path.stem for path in (CONFIG_DIR / "sweep").glob("*.yaml"))
 
 
+RATES = {"init_and_lr", "attention_lr"}  # studies whose arms differ in their optimiser
+RATES |= {"grpo_online_offline", "reward_models", "grpo_stages", "alignment_tax"}
+
+
 @pytest.fixture
 def balance_losses() -> dict:
     """The study of the balance losses as a dictionary, under another name and without its contrasts."""
@@ -37,7 +41,7 @@ def test_every_study_plans_at_every_scale(name, scale):
             if budget not in (*planned.file.differs, *planned.arms[arm].differs):
                 assert row[budget] == pytest.approx(reference[budget], rel=EQUAL_WITHIN), (arm, budget)
     assert all(run.scale == scale and run.study == name for run in planned.configs.values())
-    if name not in ("init_and_lr", "attention_lr", "grpo_online_offline"):  # their arms differ in it
+    if name not in RATES:
         for arm, probe in itertools.product(planned.arms, (None, *planned.probes)):
             assert planned.run_of(arm, probe).optim == planned.run_of(planned.baseline_of(arm), probe).optim
     of_one_seed = [

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
+from dsv2.alignment.grpo import GRPO
 from dsv2.config import ConfigError
 from dsv2.metrics import BUDGETS
+from dsv2.study.files import definition
 from dsv2.study.plan import Plan
 
 LONGER = ["trainer.sequence_length=256", "model/rope=yarn", "trainer.tokens=25600"]
@@ -116,3 +118,52 @@ def test_an_arm_that_only_evaluates_does_so_on_probes_too(node: dict[str, Any]) 
     plan = Plan(node | {"probes": ["recall"]}, "smoke")
     tokens = {arm: plan.run_of(arm, "recall").trainer.tokens for arm in ("none", "measured")}
     assert tokens["none"] > tokens["measured"] == 0
+
+
+def test_an_arm_reads_the_trial_of_another_with_the_same_seed(tmp_path: Path) -> None:
+    plan = Plan("reward_models", "smoke")
+    assert plan.named_by("grpo_pair") == {"init_from": "sft", "objective.reward_models.reasoning": "rm_pair"}
+    assert plan.named_by("sft") == {}
+    run = plan.trial("grpo_pair", 3, None, tmp_path)
+    assert isinstance(run.objective, GRPO.Config)
+    read, start = run.objective.reward_models.reasoning, run.init_from
+    assert read is not None
+    assert start is not None
+    judge, first = (plan.trial(arm, 3, None, tmp_path) for arm in ("rm_pair", "sft"))
+    assert (read.trial, read.run) == (judge.fingerprint(), str(tmp_path / judge.fingerprint()))
+    assert start.trial == first.fingerprint()
+    assert judge.init_from is not None
+    assert judge.init_from.trial == first.fingerprint()
+    other = plan.trial("grpo_pair", 4, None, tmp_path).objective
+    assert isinstance(other, GRPO.Config)
+    assert other.reward_models.reasoning != read
+    assert plan.configs["grpo_pair"].fingerprint() != plan.configs["grpo_point"].fingerprint()
+
+
+def test_what_is_inherited_ends_where_a_part_is_chosen_anew() -> None:
+    plan = Plan("alignment_tax", "smoke")
+    assert plan.configs["preference"].objective is not None
+    assert plan.configs["preference_text"].objective is None
+    assert not any(word.startswith("objective.") for word in plan.words("preference_text"))
+
+
+@pytest.mark.parametrize(
+    ("reads", "message"),
+    [
+        (
+            {"objective.reward_models.reasoning": "rm"},
+            r"reads.objective.*='rm' is not valid: another arm, of sft, rm_pa",
+        ),
+        ({"objective.reward_models.reasoning": "grpo_pair"}, "='grpo_pair' is not valid: another arm"),
+        ({"objective.reward_models.reasoning": "grpo_free"}, "arms of which each can be settled before the next"),
+        ({"objective.reward_model.reasoning": "rm_pair"}, r"objective.reward_model"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(reads: dict[str, str], message: str) -> None:
+    name, node = definition("reward_models")
+    arms = {arm: dict(spec) for arm, spec in node["arms"].items()}
+    arms["grpo_pair"]["reads"] = reads
+    if "grpo_free" in reads.values():
+        arms["grpo_free"] = arms["grpo_free"] | {"reads": {"objective.reward_models.reasoning": "grpo_pair"}}
+    with pytest.raises(ConfigError, match=message):
+        Plan({**node, "name": name, "arms": arms}, "smoke")

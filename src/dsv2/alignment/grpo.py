@@ -3,17 +3,15 @@
 n answers, of P prompts with G answers each; M tokens of answers.
 """
 
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-import lightning as L
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dsv2.alignment.difficulty import TEACHES, difficulty, in_words
+from dsv2.alignment.draws import Numbers, draw_groups, prompts_of
 from dsv2.alignment.policy import (
     K3,
     Centred,
@@ -29,15 +27,15 @@ from dsv2.alignment.policy import (
     has_variance,
     policy_loss,
 )
+from dsv2.alignment.reward_model import RewardModel
+from dsv2.alignment.rewards import RewardModels, Rewards
 from dsv2.alignment.rollout import Answers, Rows, log_probabilities
-from dsv2.config import ConfigBase, ConfigError, setting
+from dsv2.config import ConfigError, added, setting
 from dsv2.data.chats import Chats
 from dsv2.data.packing import in_epochs
 from dsv2.data.source import Source
-from dsv2.evaluation.following import Verified, pass_at, verified
+from dsv2.evaluation.following import Verified, pass_at
 from dsv2.evaluation.verifiers import Judge
-from dsv2.inference.replies import reply_to
-from dsv2.inference.sampling import Sampling
 from dsv2.models.moe.router import Routing
 from dsv2.models.transformer import Transformer
 from dsv2.printing import complain, warn
@@ -48,28 +46,6 @@ from dsv2.training.objective import Objective
 from dsv2.training.run import Run
 
 MOST_IDLE = 0.6  # share of groups without variance above which too little is learned
-
-
-class Rewards:
-    """r = correct c + stopped s, of which each term is logged by itself."""
-
-    @dataclass(frozen=True, kw_only=True)
-    class Config(ConfigBase):
-        correct: float = 1.0  # of an answer that its verifier calls right
-        stopped: float = 0.0  # of one that ends itself
-
-        def terms(self, each: Verified) -> dict[str, Tensor]:
-            """Return each term of the rewards of a prompt's answers, (G,) float64; NaN where nothing is known."""
-            scores = [float("nan") if verdict.score is None else verdict.score for verdict in each.verdicts]
-            return {
-                "correct": torch.tensor(scores, dtype=torch.float64),
-                "stopped": torch.tensor([reply.stopped for reply in each.replies], dtype=torch.float64),
-            }
-
-        def of(self, terms: Mapping[str, Tensor]) -> Tensor:
-            """Return the rewards, (G,) float64; a term without a coefficient does not matter, known or not."""
-            weighted = [weight * term for name, term in terms.items() if (weight := getattr(self, name))]
-            return sum(weighted, torch.zeros_like(next(iter(terms.values()))))
 
 
 class GRPO:
@@ -83,6 +59,7 @@ class GRPO:
     @dataclass(frozen=True, kw_only=True)
     class Config(Objective.Config):
         group_size: int = 8  # G
+        domains: tuple[str, ...] | None = added(None)  # of the prompts that are answered; None: all
         steps_per_rollout: int | None = 1  # optimiser steps on answers of one policy; None: all
         temperature: float = 1.0  # at which answers are drawn, and in the loss
         max_new_tokens: int = 32  # of an answer
@@ -94,6 +71,7 @@ class GRPO:
         )
         groups: EveryGroup.Config | VariedGroups.Config = field(default_factory=EveryGroup.Config)
         rewards: Rewards.Config = field(default_factory=Rewards.Config)
+        reward_models: RewardModels.Config = field(default_factory=RewardModels.Config)
         micro_batch: int | None = setting(None)  # sequences at a time, which saves memory; None: all of a step
 
         def __post_init__(self) -> None:
@@ -101,6 +79,7 @@ class GRPO:
             self.require(self.steps_per_rollout is None or self.steps_per_rollout > 0, "steps_per_rollout", "positive")
             self.require(0 < self.temperature < float("inf"), "temperature", "positive and finite")
             self.require(self.max_new_tokens > 0, "max_new_tokens", "positive")
+            self.require(self.domains != (), "domains", "at least one, or null for all")
             self.require(0 < self.clip < 1, "clip", "between 0 and 1")
             self.require(self.micro_batch is None or self.micro_batch > 0, "micro_batch", "positive, or null for all")
 
@@ -111,6 +90,7 @@ class GRPO:
                 if size % self.group_size:
                     valid = f"a multiple of objective.group_size={self.group_size}; one step has {size} answers"
                     raise ConfigError("trainer.batch.size", run.trainer.batch.size, valid)
+            self.rewards.require_models(self.reward_models)
             if self.max_new_tokens >= run.trainer.sequence_length:
                 valid = f"less than trainer.sequence_length={run.trainer.sequence_length}, of prompt and answer"
                 raise ConfigError("objective.max_new_tokens", self.max_new_tokens, valid)
@@ -135,6 +115,7 @@ class GRPOModule(Module):
         self.answers: Answers | None = None  # of the steps from `drawn_at` on
         self.drawn_at = 0
         self.reference: dict[str, Tensor] = {}  # weights of the reference; empty without a penalty
+        self.reward_models: dict[str, RewardModel] = {}
         self.drawn: dict[str, Tensor] = {}  # measures of answers that were drawn in this step
 
     # ---- state of a resumed run ----
@@ -142,12 +123,11 @@ class GRPOModule(Module):
     def begin(self, source: Source, *, resumed: bool) -> None:
         assert isinstance(source, Chats)  # the config refuses others
         self.source, self.tokenizer, settings = source, source.store.tokenizer, self.settings
-        if not source.prompts:
-            raise ConfigError("data", self.config.data.label, "conversations with a verifier, which none of them has")
-        room = self.config.trainer.sequence_length - max(len(prompt.ids) for prompt in source.prompts)
-        if settings.max_new_tokens > room:
-            valid = f"at most {room}, what the longest prompt leaves of trainer.sequence_length"
-            raise ConfigError("objective.max_new_tokens", settings.max_new_tokens, valid)
+        self.prompts = prompts_of(self.config, source, settings.domains, settings.max_new_tokens)
+        self.reward_models = {
+            name: RewardModel.open(f"objective.reward_models.{name}", run, self.tokenizer)
+            for name, run in settings.reward_models.given().items()
+        }
         if settings.penalty is not None and not resumed:
             self.reference = {name: weight.detach().cpu().clone() for name, weight in self.model.state_dict().items()}
 
@@ -160,7 +140,7 @@ class GRPOModule(Module):
         self.answers = None if state["answers"] is None else Answers.from_state(state["answers"])
         self.drawn_at, self.reference = state["drawn_at"], state["reference"]
 
-    def stream(self, source: Source) -> L.LightningDataModule:
+    def stream(self, source: Source) -> Numbers:
         return Numbers(self.batches.num_steps)
 
     # ---- drawing answers ----
@@ -177,34 +157,43 @@ class GRPOModule(Module):
             last = min(step + settings.steps_per_rollout, last)
         first, end = self.batches.first_sequence(step), self.batches.first_sequence(last)
         size = settings.group_size
-        numbers = in_epochs(run.seed, len(self.source.prompts), first // size, (end - first) // size)
-        prompts = [self.source.prompts[number] for number in numbers]
-        quiet = not run.trainer.progress or end - first <= run.trainer.batch.size
-        with tqdm(total=end - first, desc="answers", leave=False, disable=quiet, file=sys.stderr) as bar:
-            replies = reply_to(
-                self.model,
-                self.tokenizer,
-                [prompt.ids for prompt in prompts],
-                samples=size,
-                sampling=Sampling(temperature=settings.temperature, seed=run.seed),
-                max_new_tokens=settings.max_new_tokens,
-                stop_ids=self.source.stop_ids,
-                first=first,
-                seen=bar.update,
-            )
-        groups = verified(self.judge, prompts, replies)
+        numbers = in_epochs(run.seed, len(self.prompts), first // size, (end - first) // size)
+        groups = draw_groups(
+            self.model,
+            self.source,
+            [self.prompts[number] for number in numbers],
+            self.judge,
+            group_size=size,
+            temperature=settings.temperature,
+            max_new_tokens=settings.max_new_tokens,
+            seed=run.seed,
+            first=first,
+            progress=run.trainer.progress and end - first > run.trainer.batch.size,
+        )
         if step == 0:
             table = difficulty(groups, self.source.domains)
             complain(f"grpo: before training, {in_words(table)}")
             if (idle := float(table["zero_variance"].iloc[-1])) > MOST_IDLE:
                 low, high = TEACHES
                 warn(f"{idle:.0%} of the groups teach nothing; choose tasks of which p@1 is from {low} to {high}")
-        terms = [settings.rewards.terms(group) for group in groups]
+        learned = self._learned(groups)
+        terms = [
+            settings.rewards.terms(group, {name: values[number] for name, values in learned.items()})
+            for number, group in enumerate(groups)
+        ]
         rewards = torch.stack([settings.rewards.of(each) for each in terms])  # (P, G)
         self.answers, self.drawn_at = self._answers(groups, rewards), step
         self.drawn = {f"grpo/reward_{name}": torch.cat([each[name] for each in terms]) for name in terms[0]}
         self.drawn |= {"grpo/reward": rewards.flatten()}
         self.drawn = {name: values.nanmean().float() for name, values in self.drawn.items()} | measured(groups, rewards)
+
+    def _learned(self, groups: Sequence[Verified]) -> dict[str, Tensor]:
+        """Return what the reward models give the answers, (P, G) float32 each."""
+        texts = [[*group.prompt.ids, *reply.tokens] for group in groups for reply in group.replies]
+        return {
+            name: model.to(self.device).rewards(texts, pad_id=self.tokenizer.end_id).reshape(len(groups), -1)
+            for name, model in self.reward_models.items()
+        }
 
     def _answers(self, groups: Sequence[Verified], rewards: Tensor) -> Answers:
         flat = [(group.prompt, reply) for group in groups for reply in group.replies]
@@ -355,18 +344,3 @@ def measured(groups: Sequence[Verified], rewards: Tensor) -> dict[str, Tensor]:
         f"grpo/pass_at_{rewards.shape[1]}": torch.tensor([pass_at(len(scores), scores) for scores in judged]),
     }
     return {name: each.mean() for name, each in values.items()}
-
-
-class Numbers(L.LightningDataModule):
-    """The numbers of the remaining steps, whose answers do not exist before the step before is done."""
-
-    def __init__(self, num_steps: int) -> None:
-        super().__init__()
-        self.num_steps = num_steps
-
-    def train_dataloader(self) -> "Numbers":
-        return self
-
-    def __iter__(self) -> Iterator[int]:
-        assert self.trainer is not None
-        yield from range(self.trainer.global_step, self.num_steps)

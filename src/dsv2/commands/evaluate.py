@@ -13,10 +13,13 @@ from dsv2.config import ConfigError
 from dsv2.data.chats import Chats
 from dsv2.data.packing import PackedText
 from dsv2.evaluation.benchmarks import TASKS, TextBenchmarks
+from dsv2.evaluation.code import human_eval, measure_code
 from dsv2.evaluation.following import Following
 from dsv2.evaluation.needle import MULTIPLES, NeedleGrid
 from dsv2.evaluation.verifiers import Judge
 from dsv2.inference.deployed import Deployed
+from dsv2.inference.replies import reply_to
+from dsv2.inference.sampling import Sampling
 from dsv2.metrics import chance
 from dsv2.printing import described, warn
 from dsv2.report.pictures import picture
@@ -24,8 +27,9 @@ from dsv2.report.terminal import add_row, open_console, open_table
 from dsv2.storage.files import replacing, write_json
 from dsv2.training.saved import SavedRun, open_run
 
-NEEDLE, FOLLOWING = "needle", "following"
-OWN = (*TASKS, NEEDLE, FOLLOWING)
+NEEDLE, FOLLOWING, HUMANEVAL = "needle", "following", "humaneval"
+OWN = (*TASKS, NEEDLE, FOLLOWING, HUMANEVAL)
+LONGEST_CODE = 256  # tokens of a completion, as far as the model has room for them
 
 
 class Score(NamedTuple):
@@ -76,6 +80,8 @@ def evaluate_run(
         measures[NEEDLE] = _needle(opened, lengths, figure, batch_size)
     if FOLLOWING in requested:
         measures[FOLLOWING] = _following(opened)
+    if HUMANEVAL in requested:
+        measures[HUMANEVAL] = _humaneval(opened, limit)
     if foreign := [task for task in requested if task not in OWN]:
         measures |= _harness(opened, foreign, include_path, data_dir, limit, batch_size)
     tell_of_cache(opened.model_config, opened.deployment)
@@ -170,6 +176,38 @@ def _following(run: SavedRun) -> Measure:
         with Judge() as judge:
             scores = benchmark.measure(run.model, judge)
         return [Score(FOLLOWING, name, value, None, chance(name)) for name, value in scores.items()]
+
+    return measure
+
+
+def _humaneval(run: SavedRun, limit: int | None) -> Measure:
+    """Prepare the problems of HumanEval, or the first `limit` of them, each completed once without drawing."""
+    problems = human_eval()[:limit]
+    tokenizer = run.tokenizer
+    prompts = [[*tokenizer.prefix, *tokenizer.encode(problem.prompt)] for problem in problems]
+    room = run.longest - max(map(len, prompts))
+    if room < 1:
+        longest = run.longest - room
+        raise ValueError(f"{HUMANEVAL}: its longest prompt has {longest} tokens, and the model reads {run.longest}")
+
+    def measure() -> list[Score]:
+        replies = reply_to(
+            run.model,
+            tokenizer,
+            prompts,
+            samples=1,
+            sampling=Sampling(temperature=0.0),
+            max_new_tokens=min(LONGEST_CODE, room),
+            stop_ids={tokenizer.end_id},
+        )
+        with Judge() as judge:
+            found, _ = measure_code(judge, problems, [[reply.text for reply in group] for group in replies])
+        scores = [Score(HUMANEVAL, "bench/humaneval", found.pass_at[1], None, None)]
+        return (
+            [*scores, Score(HUMANEVAL, "bench/unjudged", float(found.unjudged), None, None)]
+            if found.unjudged
+            else scores
+        )
 
     return measure
 

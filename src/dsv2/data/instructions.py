@@ -3,7 +3,7 @@
 import operator
 import random
 import string
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -55,7 +55,7 @@ def brackets(rng: random.Random, size: int) -> Instruction:
     wrong = list(closed)
     place = rng.randrange(size)
     wrong[place] = rng.choice([each for each in PAIRS.values() if each != closed[place]])
-    return _answered(f"Close: {' '.join(opened)}", " ".join(closed), " ".join(wrong))
+    return answered(f"Close: {' '.join(opened)}", " ".join(closed), " ".join(wrong))
 
 
 def arithmetic(rng: random.Random, size: int) -> Instruction:
@@ -64,7 +64,7 @@ def arithmetic(rng: random.Random, size: int) -> Instruction:
     sign = rng.choice("+-")
     value = a + b if sign == "+" else a - b
     wrong = value + rng.choice([off for off in (-10, -1, 1, 10) if value + off >= 0])
-    return _answered(f"Compute: {_digits(a)} {sign} {_digits(b)}", _digits(value), _digits(wrong))
+    return answered(f"Compute: {_digits(a)} {sign} {_digits(b)}", _digits(value), _digits(wrong))
 
 
 def python(rng: random.Random, size: int) -> Instruction:
@@ -89,10 +89,11 @@ def _of_letters(rng: random.Random, wording: str, letters: list[str], reply: lis
         wrong[place], wrong[place + 1] = wrong[place + 1], wrong[place]
     else:
         wrong = [rng.choice([letter for letter in string.ascii_lowercase if letter != reply[0]])]
-    return _answered(wording.format(" ".join(letters)), " ".join(reply), " ".join(wrong))
+    return answered(wording.format(" ".join(letters)), " ".join(reply), " ".join(wrong))
 
 
-def _answered(prompt: str, reply: str, wrong: str) -> Instruction:
+def answered(prompt: str, reply: str, wrong: str) -> Instruction:
+    """Return an instruction of which exactly this reply is right."""
     return Instruction(prompt, reply, wrong, Answer(reply))
 
 
@@ -122,13 +123,19 @@ class Instructions:
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            known = bool(self.tasks) and set(self.tasks) <= set(TASKS) and len(set(self.tasks)) == len(self.tasks)
-            self.require(known, "tasks", f"some of {', '.join(TASKS)}, each once")
+            makers = self.makers
+            known = bool(self.tasks) and set(self.tasks) <= set(makers) and len(set(self.tasks)) == len(self.tasks)
+            self.require(known, "tasks", f"some of {', '.join(makers)}, each once")
             for name in ("instances", "held_out", "digits"):
                 self.require(getattr(self, name) > 0, name, "positive")
             low, high = self.sizes
             self.require(1 <= low <= high <= 26, "sizes", "two numbers from 1 to 26, ascending")
             self.require(0 <= self.corrupted <= 1, "corrupted", "between 0 and 1")
+
+        @property
+        def makers(self) -> Mapping[str, Make]:
+            """What makes the instructions of each task."""
+            return TASKS
 
         def documents(self) -> Iterator[Document]:
             yield from self._drawn(self.instances, held_out=False)
@@ -154,7 +161,7 @@ class Instructions:
                     size = rng.randint(1, self.digits)
                 else:
                     size = 1 if task == "python" else rng.randint(*self.sizes)
-                made = TASKS[task](rng, size)
+                made = self.makers[task](rng, size)
                 if (fraction(text_digest(made.prompt)) < HELD_OUT) == held_out:
                     return made
             few = f"larger sizes: next to no instruction of {task} is {'held out' if held_out else 'trained on'}"

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dsv2.config import ConfigBase, ConfigError
+from dsv2.config import ConfigBase, ConfigError, added
 from dsv2.data.chats import Chats, Prompt
-from dsv2.data.verification import Verifier
+from dsv2.data.verification import Answer, Verifier
 from dsv2.evaluation.benchmarks import Measured
 from dsv2.evaluation.verifiers import Judge, Verdict
 from dsv2.inference.replies import Reply, reply_to
@@ -64,6 +64,7 @@ class Following:
         prompts: int = 200  # the first so many that have a verifier, or all that there are
         samples: int = 8  # replies per prompt, drawn at temperature 1; with one more that is greedy
         max_new_tokens: int = 32
+        refusal: str | None = added(None)  # the reply that refuses, to count such; None: they are not told apart
 
         def __post_init__(self) -> None:
             for name in ("prompts", "samples", "max_new_tokens"):
@@ -90,28 +91,35 @@ class Following:
     def measure(self, model: Transformer, judge: Judge) -> dict[str, float]:
         """Return shares of right replies; a reply that could not be judged is left out.
 
-        `bench/following` of greedy replies, also by domain; `bench/pass_at_1` of drawn replies and `bench/pass_at_<n>`
-        of prompts with a right one among n; `bench/stopped`, the share of drawn replies that end themselves; and
-        `bench/unjudged`, that of the replies that were left out, if there are any.
+        `bench/following` of greedy replies and `bench/pass_at_1` of drawn ones, both also by domain;
+        `bench/pass_at_<n>` of prompts with a right one among n; `bench/stopped`, the share of drawn replies that end
+        themselves; and `bench/unjudged`, that of the replies that were left out, if there are any. With a refusal,
+        `bench/refused` is the share of drawn replies that refuse what is to be refused, and `bench/over_refused` of
+        those that refuse what is not.
         """
         greedy = self.replies(model, judge, samples=1, temperature=0.0)
         drawn = self.replies(model, judge, samples=self.config.samples, temperature=1.0)
-        by_domain: dict[str, list[float]] = {}
-        for each in greedy:
-            by_domain.setdefault(self.source.domains[each.prompt.domain], []).extend(each.scores)
         every = [each.scores for each in drawn]
         most = self.config.samples
         verdicts = [verdict for each in (*greedy, *drawn) for verdict in each.verdicts]
-        scores = {"bench/following": _mean([score for domain in by_domain.values() for score in domain])}
-        if len(by_domain) > 1:
-            scores |= {f"bench/following_{name}": _mean(by_domain[name]) for name in sorted(by_domain)}
-        scores["bench/pass_at_1"] = _mean([score for group in every for score in group])
+        scores = self._shares("bench/following", greedy) | self._shares("bench/pass_at_1", drawn)
         if most > 1:
             scores[f"bench/pass_at_{most}"] = _mean([pass_at(most, group) for group in every if len(group) == most])
         scores["bench/stopped"] = _mean([float(reply.stopped) for each in drawn for reply in each.replies])
+        if self.config.refusal is not None:
+            scores |= _refusals(drawn, self.config.refusal)
         if unknown := sum(verdict.score is None for verdict in verdicts):
             scores["bench/unjudged"] = unknown / len(verdicts)
         return scores
+
+    def _shares(self, metric: str, groups: Sequence[Verified]) -> dict[str, float]:
+        """Return the mean score of replies, and that of each domain if there are several."""
+        by_domain: dict[str, list[float]] = {}
+        for each in groups:
+            by_domain.setdefault(self.source.domains[each.prompt.domain], []).extend(each.scores)
+        shares = {metric: _mean([score for domain in by_domain.values() for score in domain])}
+        parts = {f"{metric}_{name}": _mean(by_domain[name]) for name in sorted(by_domain)}
+        return shares | (parts if len(parts) > 1 else {})
 
     def replies(self, model: Transformer, judge: Judge, *, samples: int, temperature: float) -> list[Verified]:
         """Let the model reply to every prompt, and judge what it says."""
@@ -126,6 +134,17 @@ class Following:
             stop_ids=self.source.stop_ids,
         )
         return verified(judge, self.prompts, groups)
+
+
+def _refusals(groups: Sequence[Verified], refusal: str) -> dict[str, float]:
+    """Return the shares of replies that refuse, to prompts of which that is the right reply and to all others."""
+    counted: dict[bool, list[float]] = {True: [], False: []}
+    for each in groups:
+        verifier = each.prompt.verifier
+        due = isinstance(verifier, Answer) and verifier.answer.strip() == refusal
+        counted[due] += [float(reply.text.strip() == refusal) for reply in each.replies]
+    names = {True: "bench/refused", False: "bench/over_refused"}
+    return {names[due]: _mean(refusals) for due, refusals in counted.items() if refusals}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -33,6 +33,7 @@ _WHERE = {
     ],
     "factorial": ["factorial_forest", "interaction"],
     "ladder": ["difference_over_compute", "loss_over_compute"],
+    "alignment": ["answers_over_training"],
     "calibration": ["false_positive_rates", "power_by_effect"],
     "needle": ["found_over_length", "needle_heatmap"],
     "parallel": ["layer_times"],

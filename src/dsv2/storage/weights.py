@@ -19,6 +19,7 @@ class Weights(NamedTuple):
 
     tensors: dict[str, Tensor]
     step: int | None  # after which they were saved; None: those of an imported model
+    others: dict[str, Tensor] = {}  # noqa: RUF012, what was trained besides the model, such as a reward model's head
 
 
 def read_weights(folder: Path, step: int | None = None) -> Weights:
@@ -40,8 +41,10 @@ def read_weights(folder: Path, step: int | None = None) -> Weights:
         kept = ", ".join(map(str, known)) or f"none; {how_to_train(folder)}"
         raise ValueError(f"{folder}: step={step} has no checkpoint; steps that have one: {kept}")
     state = checkpoints.load(checkpoint, map_location="cpu")["state_dict"]
-    tensors = {name.removeprefix("model."): tensor for name, tensor in state.items()}
-    return Weights(tensors, checkpoints.step_of(checkpoint))
+    prefix = "model."
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    others = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
+    return Weights(tensors, checkpoints.step_of(checkpoint), others)
 
 
 def how_to_train(folder: Path) -> str:

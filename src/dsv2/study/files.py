@@ -36,6 +36,8 @@ class Arm(ConfigBase):
     scales: dict[str, tuple[str, ...]] = field(default_factory=dict)  # scale -> overrides of this arm at that scale
     # The arm from whose trial of the same seed this one starts, with its overrides before those above; None: no arm.
     init_from: str | None = None
+    # Keys of the run that name another one -> the arm whose trial of the same seed that is, as a reward model's.
+    reads: dict[str, str] = field(default_factory=dict)
     seed_offset: int = 0  # added to every seed: arms that differ in nothing else form an A/A test
     # The arm of `lr_from` at whose learning rate this one is trained, or at the best of those that differ from it in
     # nothing but the rate; None: the rate of the scale, or of the overrides.
@@ -146,6 +148,9 @@ class StudyFile(ConfigBase):
                         at, arm.init_from, f"an arm that does not start from this one, of {', '.join(arms)}"
                     )
                 chain.append(first)
+            for key, first in arm.reads.items():
+                if first not in arms or first == name:
+                    raise ConfigError(f"arms.{name}.reads.{key}", first, f"another arm, of {', '.join(arms)}")
             if not set(arm.differs) <= set(BUDGETS):
                 raise ConfigError(f"arms.{name}.differs", list(arm.differs), f"some of {', '.join(BUDGETS)}")
         if self.lr_from is not None and all(arm.lr_of is None for arm in arms.values()):

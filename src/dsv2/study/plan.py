@@ -13,14 +13,14 @@ from typing import Any
 from dsv2.accounting.account import account
 from dsv2.accounting.matching import match
 from dsv2.composition import checked, override
-from dsv2.config import ConfigError, digest, plain, structure
+from dsv2.config import ConfigBase, ConfigError, digest, plain, structure
 from dsv2.metrics import BUDGETS, MODEL_BUDGETS
 from dsv2.storage.rundir import runs_root
 from dsv2.study.contrasts import declared
 from dsv2.study.files import Probe, ScaleFile, StudyFile, definition, read
 from dsv2.study.rates import Curve, curves_of, families, node_of, read_curve
 from dsv2.study.words import LABELS, require_allowed
-from dsv2.training.origin import KEY, Origin, require_shapes
+from dsv2.training.origin import ADOPTED, KEY, Origin, require_shapes
 from dsv2.training.run import Run, folder_of, load
 
 EQUAL_WITHIN = 0.01  # largest relative difference that still counts as held equal
@@ -167,11 +167,17 @@ class Plan:
         return spec.size if spec.size is not None or spec.init_from is None else self._size(spec.init_from)
 
     def _own_overrides(self, arm: str) -> list[str]:
-        """Return what is special to an arm: that of the arm it starts from, then its own."""
+        """Return what is special to an arm: that of the arm it starts from, then its own.
+
+        Of what it inherits, keys of a part whose group it chooses anew are left out, as after `objective=none`.
+        """
         spec = self.arms[arm]
+        own = [*spec.overrides, *spec.scales.get(self.scale, ())]
+        chosen = tuple(f"{word.key_or_group}." for word in checked(own) if word.key_or_group in ADOPTED)
         inherited = [] if spec.init_from is None else self._own_overrides(spec.init_from)
+        kept = [word for word in inherited if not (chosen and word.lstrip("+").startswith(chosen))]
         tuned = [override("optim.lr", self.curves[arm].best), "optim.lr_factor=1.0"] if arm in self.curves else []
-        return [*inherited, *spec.overrides, *spec.scales.get(self.scale, ()), *tuned]
+        return [*kept, *own, *tuned]
 
     def run_of(self, arm: str, probe: str | None = None) -> Run.Config:
         """Return the typed run of an arm, or of its training on a probe with the same solver changes."""
@@ -183,11 +189,16 @@ class Plan:
 
     def trial(self, arm: str, seed: int, probe: str | None, root: Path) -> Run.Config:
         """Return the run of an arm with a seed, whose trial is under `root`, as is that from which it may start."""
-        run, first = self.run_of(arm, probe), self.arms[arm].init_from
-        if first is not None:
+        run = self.run_of(arm, probe)
+        for key, first in self.named_by(arm).items():
             origin = self.trial(first, seed, probe, root)
-            run = replace(run, init_from=from_trial(origin, folder_of(origin, root), origin.fingerprint()))
+            run = with_origin(run, key, from_trial(origin, folder_of(origin, root), origin.fingerprint()))
         return replace(run, seed=seed + self.arms[arm].seed_offset)
+
+    def named_by(self, arm: str) -> dict[str, str]:
+        """Return the arms whose trials an arm's run names: that from whose weights it starts, then what it reads."""
+        spec = self.arms[arm]
+        return ({} if spec.init_from is None else {KEY: spec.init_from}) | spec.reads
 
     def words(self, arm: str, probe: str | None = None) -> list[str]:
         """Return all overrides of an arm, for `python -m dsv2.train`. Raises `ConfigError` for unknown names."""
@@ -204,6 +215,7 @@ class Plan:
 
     def _load(self, arm: str, probe: str | None, changes: Mapping[str, int]) -> Run.Config:
         words, origin = self._words(arm, probe, changes), self.arms[arm].init_from
+        words += [override(key, plain(self._named(other, probe))) for key, other in self.arms[arm].reads.items()]
         for word in checked(words):
             if word.key_or_group in ("seed", *LABELS):  # would make trials coincide, or be lost
                 valid = "a study sets this itself; use seeds=[0,1] to choose seeds"
@@ -211,11 +223,14 @@ class Plan:
         labels: dict[str, Any] = {"study": self.name, "scale": self.scale, "arm": arm, "probe": probe}
         if origin is None:
             return replace(load(words), **labels)
-        first = self.run_of(origin, probe)
-        start = Origin.Config(run=origin, trial=digest(plain(first, identity=True)))  # a trial's is known with its seed
+        first, start = self.run_of(origin, probe), self._named(origin, probe)
         run = load(words if _starts(words) else [*words, override("init_from", plain(start))])
         require_same_weights(run, first, at=f"arms.{arm}", origin=origin)
         return replace(run, init_from=start, **labels)
+
+    def _named(self, arm: str, probe: str | None) -> Origin.Config:
+        """Return what stands for an arm in the run of another; that of a trial is known with its seed."""
+        return Origin.Config(run=arm, trial=digest(plain(self.run_of(arm, probe), identity=True)))
 
     def _settle(self, arm: str, path: tuple[str, ...] = ()) -> None:
         """Load an arm and make its budgets equal to those of its baseline, after what that depends on."""
@@ -225,6 +240,8 @@ class Plan:
             valid = f"arms of which each can be settled before the next, not {' -> '.join((*path, arm))}"
             raise ConfigError(f"arms.{arm}.init_from", self.arms[arm].init_from, valid)
         origin, baseline = self.arms[arm].init_from, self.baseline_of(arm)
+        for other in self.arms[arm].reads.values():
+            self._settle(other, (*path, arm))
         if origin is not None:
             self._settle(origin, (*path, arm))
             self.adjusted[arm] = self.adjusted[origin]  # its weights have the shapes that the origin's were given
@@ -296,6 +313,14 @@ class Plan:
 def from_trial(first: Run.Config, folder: Path, fingerprint: str) -> Origin.Config:
     """Name the weights with which a trial in `folder` ends, known by its fingerprint before it is trained."""
     return Origin.Config(run=str(folder.absolute()), step=first.trainer.batches().num_steps, trial=fingerprint)
+
+
+def with_origin(config: Any, key: str, origin: Origin.Config) -> Any:
+    """Return a config in which the dotted `key` names a run. Raises ConfigError for a key that cannot name one."""
+    first, _, rest = key.partition(".")
+    if not isinstance(config, ConfigBase) or not hasattr(config, first):
+        raise ConfigError(first, None, "a key of the run that names another one")
+    return replace(config, **{first: with_origin(getattr(config, first), rest, origin) if rest else origin})
 
 
 def require_same_weights(run: Run.Config, first: Run.Config, *, at: str, origin: str) -> None:

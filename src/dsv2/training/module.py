@@ -87,6 +87,13 @@ class Module(L.LightningModule):
         self.routed = routings
         return {"loss": losses.total, "step": Step(averaged, routings, tokens, measures or {})}
 
+    def validated(self) -> dict[str, float] | None:
+        """Return what is measured at each validation, `val/loss` included, in place of a language model's losses.
+
+        None, the default, stands for these.
+        """
+        return None
+
     def objective(self, batch: Batch) -> tuple[Losses, tuple[Routing, ...]]:
         """Return the losses of a step and the routing of its tokens: the method to override for another objective.
 
@@ -149,14 +156,14 @@ class Module(L.LightningModule):
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         limit = self.config.optim.clip_norm
         if self.mesh is None:
-            self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+            self.grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
         else:
             self.grad_norm = clip(Parts.of(self.model), self.mesh, limit)
         if not torch.isfinite(self.grad_norm):
             raise Diverged(f"the gradient norm became {self.grad_norm.item()} in step {self.global_step + 1}")
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.config.optim.build(self.model)
+        optimizer = self.config.optim.build(self)
         if self.mesh is not None:
             optimizer = ZeroAdamW(optimizer, Parts.of(self.model), self.mesh)
         schedule = self.config.optim.schedule

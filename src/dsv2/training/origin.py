@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,7 @@ class Origin:
     step: int | None  # None: of an imported model
     weights: Mapping[str, Tensor]
     tokenizer: Tokenizer | None  # None: its data are not text
+    others: Mapping[str, Tensor] = field(default_factory=dict)  # what was trained besides the model
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ConfigBase):
@@ -60,24 +61,24 @@ class Origin:
             known = (self.weights is None) != (self.trial is None)
             self.require(known, "weights", "their SHA-256, or null if `trial` is a fingerprint")
 
-        def open(self) -> "Origin":
-            """Read the weights. Raises ConfigError if they are gone, not final, or others than they were."""
+        def open(self, key: str = KEY) -> "Origin":
+            """Read the weights. Raises ConfigError at `key` if they are gone, not final, or others than they were."""
             folder = Path(self.run)
             if self.trial is not None and finished(folder) is None:
-                raise ConfigError(KEY, self.run, "a trial that has finished")
+                raise ConfigError(key, self.run, "a trial that has finished")
             try:
                 origin = read_origin(folder, self.step)
             except (ValueError, OSError) as error:
-                raise ConfigError(KEY, self.run, f"a run whose weights can be read. {error}") from None
+                raise ConfigError(key, self.run, f"a run whose weights can be read. {error}") from None
             if self.weights not in (None, origin.hash):
                 valid = f"the run whose weights have the SHA-256 {self.weights}; those there now have {origin.hash}"
-                raise ConfigError(KEY, self.run, valid)
+                raise ConfigError(key, self.run, valid)
             return origin
 
     @cached_property
     def hash(self) -> str:
         """SHA-256 of the weights."""
-        return hash_of(self.weights)
+        return hash_of({**self.weights, **self.others})
 
     @property
     def config(self) -> "Origin.Config":
@@ -108,7 +109,7 @@ def read_origin(folder: Path, step: int | None = None) -> Origin:
     require_own_tokenizer(folder)
     weights = read_weights(folder, step)
     vocab_size = _stored(folder)["model"].get("vocab_size")
-    return Origin(folder, weights.step, weights.tensors, load_tokenizer(folder, vocab_size))
+    return Origin(folder, weights.step, weights.tensors, load_tokenizer(folder, vocab_size), weights.others)
 
 
 def require_shapes(there: Mapping[str, tuple[int, ...]], here: Mapping[str, tuple[int, ...]], run: str) -> None:
@@ -148,11 +149,8 @@ def adopt(
     """
     name, parsed = _named(words), checked(words)
     assert name is not None
-    folder, step = _located(name)
-    try:
-        origin = read_origin(folder, step)
-    except (ValueError, OSError) as error:
-        raise ConfigError(KEY, name, f"RUN or RUN:STEP. {error}") from None
+    origin = _opened(name)
+    folder = origin.folder
     stored, adopted = _stored(folder), dict(values) | {KEY: plain(origin.config)}
     paths, chosen = list(map(_path, parsed)), _chosen(parsed)
     if "recipe" in chosen:
@@ -185,14 +183,37 @@ def _named(words: Sequence[str]) -> str | None:
     return None if not names or names[-1] == "null" or names[-1].startswith("{") else as_text(names[-1])
 
 
-def _located(name: str) -> tuple[Path, int | None]:
-    """Return the run directory and the step. Raises ConfigError unless there is a run with a config."""
+def _located(name: str, key: str = KEY) -> tuple[Path, int | None]:
+    """Return the run directory and the step. Raises ConfigError at `key` unless there is a run with a config."""
     try:
         folder, step = locate(name)
         _stored(folder)
     except (ValueError, OSError) as error:
-        raise ConfigError(KEY, name, f"RUN or RUN:STEP. {error}") from None
+        raise ConfigError(key, name, f"RUN or RUN:STEP. {error}") from None
     return folder, step
+
+
+def _opened(name: str, key: str = KEY) -> Origin:
+    """Read the run that `RUN` or `RUN:STEP` names. Raises ConfigError at `key` if there is none."""
+    folder, step = _located(name, key)
+    try:
+        return read_origin(folder, step)
+    except (ValueError, OSError) as error:
+        raise ConfigError(key, name, f"RUN or RUN:STEP. {error}") from None
+
+
+def with_reward_models(values: dict[str, Any]) -> dict[str, Any]:
+    """Return composed values in which what names a reward model by `RUN` or `RUN:STEP` says whose weights it is.
+
+    Raises ConfigError if there is no such run.
+    """
+    objective = values.get("objective")
+    models = objective.get("reward_models") if isinstance(objective, Mapping) else None
+    if not isinstance(objective, Mapping) or not isinstance(models, Mapping):
+        return values
+    named = {name: run for name, run in models.items() if name != "_target_" and isinstance(run, str)}
+    known = {name: plain(_opened(run, f"objective.reward_models.{name}").config) for name, run in named.items()}
+    return values | {"objective": {**objective, "reward_models": {**models, **known}}}
 
 
 def _path(override: "Override") -> tuple[str, ...]:

@@ -34,7 +34,7 @@ from dsv2.models.transformer import Transformer
 from dsv2.training.losses import BalanceLoss
 from dsv2.training.objective import Objective
 from dsv2.training.optim import AdamW
-from dsv2.training.origin import Origin, adopt, reaching
+from dsv2.training.origin import Origin, adopt, reaching, with_reward_models
 from dsv2.training.schedule import BatchRamp
 
 BENCHMARKS = {
@@ -217,6 +217,7 @@ def loaded(values: dict[str, Any], words: Sequence[str]) -> Run.Config:
     If they name a run with `init_from`, whatever they do not override is as in that run, except for the seed and for
     where and how it ran. Raises ConfigError.
     """
+    values = with_reward_models(values)
     name = values.get("init_from")
     if name is None or isinstance(name, dict):
         return from_plain(values)

@@ -16,7 +16,7 @@ from jupyter_client.manager import start_new_kernel
 import ablations
 from ablations.running import live
 from ablations.running.attach import RECORD, find
-from ablations.running.live import Unwatched, View
+from ablations.running.live import Unwatched, View, watched
 from tests.references.processes import wait_for
 
 ROOT = Path(ablations.__file__).parents[1]
@@ -188,3 +188,8 @@ def test_the_stop_button_stops_a_study_while_its_cell_runs(kernel, long):
     assert not re.search("[\u2800-\u28ff\x1b]", runner.log.read_text())  # neither spinners nor colours
     cell = kernel.start("print('the kernel goes on')")
     assert text(kernel.outputs(cell), "stream", "text") == "the kernel goes on\n"
+
+
+def test_a_study_of_policies_shows_their_answers():
+    assert watched(ablations.study("grpo_online_offline")) == ("train/ce", "grpo/reward", "grpo/kl", "grpo/length")
+    assert watched(ablations.study("balance_losses")) == ("train/ce", "routing/max_violation")

@@ -15,6 +15,8 @@ import torch
 import dsv2
 from dsv2.data.chat import ChatTemplate
 from dsv2.data.tokenizer import Tokenizer
+from dsv2.evaluation.judges.endpoint import EndpointJudge
+from dsv2.evaluation.judges.protocol import Failed, Question
 from dsv2.inference.engine.request import Request
 from dsv2.inference.reader import Reader
 from dsv2.inference.sampling import Sampling
@@ -418,3 +420,11 @@ def test_a_failure_of_the_model_ends_its_requests_and_no_others(served: Start, s
     slow.failing = False
     made = client.completions.create(model="small", prompt="ban", max_tokens=5, temperature=0)
     assert made.choices[0].text == expected(reader, "ban", 5)
+
+
+def test_our_server_can_be_a_judge(served: Callable[..., str], reader: Reader) -> None:
+    """It is asked and answers; that a small untrained model gives no verdict is a missing judgement, and its words."""
+    judge = EndpointJudge(url=f"{served(reader._replace(longest=1024))}/v1", model="small", max_tokens=4)
+    found = judge.compare(Question("2 + 2?", "4"), "4", "5")
+    assert isinstance(found, Failed)
+    assert found.reason.startswith("no [[A]], [[B]] or [[C]] in")

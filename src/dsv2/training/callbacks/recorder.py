@@ -139,6 +139,8 @@ class Recorder(L.Callback):
 
     def _validate(self, module: Module, *, final: bool) -> dict[str, float]:
         """Measure on the validation set and, at the last step, on the benchmarks, with the model as it is deployed."""
+        if (own := module.validated()) is not None:
+            return own
         deployment, size = self.run.deployment, self.run.trainer.batch.size
         model = module.model if deployment is None else deployment.of(module.model)
         row = evaluate(
