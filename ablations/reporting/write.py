@@ -29,8 +29,9 @@ def report_study(study: Study, console: "Console") -> None:
     """Print the closing table from stored results, then write the report, which takes seconds, and print its path."""
     findings = collect(study)
     print_verdict(findings, console)
-    with console.status("drawing the figures") if animated(console) else nullcontext() as status:
-        begun = status.update if status else lambda text: None
+    status = console.status("drawing the figures") if animated(console) else None
+    with status or nullcontext():
+        begun: Callable[[str], object] = status.update if status else (lambda text: None)
         path = write_report(findings, study.report_folder, study.formats, begun)
         index = write_index()
     console.print(f"report:  {path}\nfigures: {path.parent / 'figures'}\nstudies: {index}", soft_wrap=True)

@@ -32,9 +32,9 @@ class Hardware:
         return self.utilisation.times(self.peak_flops)
 
 
-_TRAINING = Span(0.2, 0.32, 0.46)  # lowest, geometric mean and highest of the sources below
+_TRAINING = Span(0.2, 0.3, 0.46)  # likely and highest of the sources below; the lowest is two thirds of the likely
 _MFU = (
-    "21% of the peak are what DeepSeek-V2's 172.8K GPU hours per trillion tokens imply (`dsv2 simulate hours`), 46% is "
+    "30% of the peak are what DeepSeek-V2's 172.8K GPU hours per trillion tokens imply (`dsv2 simulate hours`), 46% is "
     "the best of arXiv 2204.02311; models below a billion parameters reach less"
 )
 HARDWARE = {

@@ -87,6 +87,6 @@ def pictures(
             done.append(picture(drawing.name, drawing.caption, drawing.draw(), formats))
         except Exception as error:  # of any library, as for a formula in a label; the other figures do not depend on it
             problems.append(f"The figure {drawing.name} could not be drawn: {described(error)}.")
-            for number in set(plt.get_fignums()) - set(others):
-                plt.close(number)
+            for new in set(plt.get_fignums()) - set(others):
+                plt.close(new)
     return done, problems

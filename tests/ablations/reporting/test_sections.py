@@ -7,7 +7,8 @@ from dataclasses import replace
 from ablations.reporting.findings import Findings
 from ablations.reporting.sections import sections_of
 from ablations.trials.looks import Past, first_look
-from dsv2.report.page import Picture, Section, markdown_table
+from dsv2.report.page import Section, markdown_table
+from dsv2.report.pictures import Picture
 from dsv2.statistics.paired import detectable_in_sd, sd_limit, seeds_needed
 from tests.references.tables import fake
 
@@ -21,14 +22,14 @@ def table(findings: Findings, title: str) -> str:
     return markdown_table(section(findings, title).tables[0])
 
 
-def test_the_verdict_comes_first_then_what_it_rests_on(six_arms, findings_of) -> None:
+def test_figures_come_first_then_verdicts_and_what_they_rest_on(six_arms, findings_of) -> None:
     drawn = [Picture("loss", "Loss.", b"png", 100)]
     sections = sections_of(findings_of(six_arms), drawn)
     assert [section.title for section in sections] == [
-        "Verdicts",
-        "Question",
-        "Results by arm",
         "Figures",
+        "Verdicts",
+        "Arms",
+        "Results by arm",
         "Exploratory: other differences",
         "Per token, per FLOP and per second",
         "Planning",
@@ -36,9 +37,10 @@ def test_the_verdict_comes_first_then_what_it_rests_on(six_arms, findings_of) ->
         "Published",
         "Where the effect is expected to show",
         "Accounting",
+        "Names and units",
         "Provenance",
     ]
-    assert sections[3].pictures == drawn
+    assert sections[0].pictures == drawn
 
 
 def test_verdicts_are_of_contrasts_and_the_rest_has_none(six_arms, findings_of) -> None:

@@ -57,7 +57,7 @@ def test_a_finished_trial_says_what_it_came_to(six, run_with):
         return Outcome("finished")
 
     said = run_with(fake, six.trials[:1])
-    assert "none-s0 finished: validation loss 5.1234, 2,560 tok/s in 20 s   100% of" in said
+    assert "none-s0 finished: validation loss 5.1235, 2,560 tok/s in 20 s   100% of" in said
 
 
 def test_what_failed_is_summed_up_at_the_end(six):
