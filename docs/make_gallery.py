@@ -34,7 +34,7 @@ HEAD = """# Gallery
 
 Every kind of figure, drawn from studies that were run on two CPU cores. The commands above a figure make it: the first
 runs the study, which is stored under `$DSV2_RUNS` (default `runs/`), the second draws the figure.
-`python docs/make_gallery.py` without arguments draws all figures.
+`python docs/make_gallery.py` without arguments draws all figures. A click on a figure shows it in full size.
 """
 
 
@@ -185,7 +185,8 @@ def page() -> str:
                 continue
             with Image.open(path) as image:
                 finding, caption = image.info["Title"], image.info["Description"]
-            lines += [f"![{finding}](figures/gallery/{name}.png)", ""]
+            image_path = f"figures/gallery/{name}.png"
+            lines += [f"[![{finding}]({image_path})]({image_path})", ""]  # a click shows it in full size
             lines += [f"**{finding}.** {caption} Drawn by `plots.{function.__name__}`.", ""]
     return "\n".join(lines).rstrip() + "\n"
 

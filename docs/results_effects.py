@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import results_stored
 from results_stored import LOADS, LOSS, Stored
 
 from dsv2.metrics import quantity
@@ -26,8 +27,7 @@ class Effect(NamedTuple):
     """An effect, and where it is looked for."""
 
     what: str
-    study: str | None  # None: no study measures it
-    scales: tuple[str, ...]  # in the order of preference
+    studies: tuple[str, ...]  # the first that has a report counts; none: no study measures it
     claims: tuple[Claim, ...]
     missing: str = ""  # what shows it, without a study
 
@@ -40,51 +40,43 @@ def _own_load() -> tuple[Claim, ...]:
 EFFECTS = (
     Effect(
         "MoE beats a dense model of equal active parameters",
-        "moe_baselines",
-        ("small", "tiny"),
+        ("moe_baselines",),
         (Claim("deepseek_moe", "dense_active"),),
     ),
     Effect(
         "each balance loss moves its own load more than the other losses do",
-        "balance_losses",
-        ("small", "tiny", "smoke"),
+        ("balance_own", "balance_losses"),
         _own_load(),
     ),
     Effect(
         "fine-grained and shared experts beat GShard of equal size, with and without dropping",
-        "moe_baselines",
-        ("small", "tiny"),
+        ("moe_baselines",),
         (Claim("deepseek_moe", "top2"), Claim("deepseek_moe", "gshard")),
     ),
     Effect(
         "switching the shared expert off hurts more than any routed expert replaces",
-        None,
         (),
         (),
         "no study masks shared experts; `python -m dsv2 analyse RUN` masks routed ones",
     ),
     Effect(
         "at most 3 devices per token are equivalent to no limit, 1 is worse",
-        "device_limit",
-        ("small", "tiny", "smoke"),
+        ("device_limit",),
         (Claim("m3", "unlimited", side=0), Claim("m1", "unlimited", side=1)),
     ),
     Effect(
         "recall: MQA below GQA below MHA",
-        "attention_dense",
-        ("small", "tiny"),
+        ("attention_dense",),
         (Claim("mqa", "gqa", RECALL), Claim("gqa", "mha", RECALL)),
     ),
     Effect(
-        "fewer pairs exceed the capacity with balance losses; training with dropping does not hurt evaluation without",
-        "token_dropping",
-        ("small", "tiny", "smoke"),
-        (Claim("paper", "none", side=0),),
+        "balance losses lower the drop rate; training with dropping does not hurt evaluation without",
+        ("token_dropping",),
+        (Claim("paper", "unbalanced", "routing/drop_rate"), Claim("paper", "none", side=0)),
     ),
     Effect(
         "YaRN beats interpolation beyond the trained length, without and with tuning",
-        "context_extension",
-        ("small", "tiny", "smoke"),
+        ("context_extension",),
         (Claim("yarn", "interpolation", "bench/loss_8x"), Claim("yarn_tuned", "interpolation_tuned", "bench/loss_8x")),
     ),
 )
@@ -103,14 +95,14 @@ def eight(table: Table) -> str:
 
 def _row(effect: Effect) -> list[str]:
     """Return whether it is shown, the differences, and the report or the command that would make one."""
-    if effect.study is None:
+    if not effect.studies:
         return ["not measured", "", effect.missing]
-    stored = next((found for scale in effect.scales if (found := Stored(effect.study, scale)).folder.is_dir()), None)
-    if stored is None:
-        scale = "tiny" if "tiny" in effect.scales else effect.scales[-1]
-        return ["not run", "", f"`python -m ablations.run sweep={effect.study} scale={scale}`"]
+    study = next((name for name in effect.studies if (results_stored.RESULTS / name).is_dir()), None)
+    if study is None:
+        return ["not run", "", f"`python -m ablations.run sweep={effect.studies[0]} scale=tiny`"]
+    stored = Stored.largest(study)
     said = [_said(stored, claim) for claim in effect.claims]
-    link = f"{effect.study} at {stored.folder.name}, {stored.seeds} seeds"
+    link = f"{study} at {stored.folder.name}, {stored.seeds} seeds"
     return ["yes" if all(holds for holds, _ in said) else "no", "; ".join(text for _, text in said), link]
 
 

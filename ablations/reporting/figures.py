@@ -1,6 +1,6 @@
 """The figures of a report with their captions."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 
 import pandas as pd
@@ -31,10 +31,12 @@ from dsv2.report.pictures import Drawing, Picture, pictures
 from dsv2.statistics.budgets import telling
 
 
-def draw(findings: Findings, formats: Collection[str] = ()) -> tuple[list[Picture], list[str]]:
+def draw(
+    findings: Findings, formats: Collection[str] = (), begun: Callable[[str], object] = lambda text: None
+) -> tuple[list[Picture], list[str]]:
     """Draw all figures that the data allow: effects only if no trial is missing, routing only for MoE models.
 
-    Also returns a sentence about each figure that failed; the others are drawn.
+    Also returns a sentence about each figure that failed; the others are drawn. `begun` is told how far it is.
     """
     return pictures(
         [
@@ -49,6 +51,7 @@ def draw(findings: Findings, formats: Collection[str] = ()) -> tuple[list[Pictur
             *_caches(findings),
         ],
         formats,
+        begun,
     )
 
 
@@ -65,7 +68,9 @@ def _verdicts(findings: Findings) -> Iterator[Drawing]:
                 "margin. "
             )
         text += "In grey, exploratory differences, with 95% intervals of one comparison each."
-        figure = partial(forest, findings.effects, verdicts=findings.verdicts, directions=study.metrics)
+        figure = partial(
+            forest, findings.effects, verdicts=findings.verdicts, directions=study.metrics, arms=list(study.arms)
+        )
         yield Drawing("effects", text, figure)
     if findings.terms:
         text = "Main effects and, below the line, interactions, with 95% intervals of one term each; exploratory."

@@ -1,6 +1,6 @@
 """The report of a study: Markdown, one HTML file, CSV tables and figures."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,16 +29,22 @@ def report_study(study: Study, console: "Console") -> None:
     """Print the closing table from stored results, then write the report, which takes seconds, and print its path."""
     findings = collect(study)
     print_verdict(findings, console)
-    with console.status("drawing the figures") if animated(console) else nullcontext():
-        path = write_report(findings, study.report_folder, study.formats)
+    with console.status("drawing the figures") if animated(console) else nullcontext() as status:
+        begun = status.update if status else lambda text: None
+        path = write_report(findings, study.report_folder, study.formats, begun)
         index = write_index()
     console.print(f"report:  {path}\nfigures: {path.parent / 'figures'}\nstudies: {index}", soft_wrap=True)
 
 
-def write_report(findings: Findings, folder: Path, formats: Collection[str] = ()) -> Path:
+def write_report(
+    findings: Findings,
+    folder: Path,
+    formats: Collection[str] = (),
+    begun: Callable[[str], object] = lambda text: None,
+) -> Path:
     """Write report.md, report.html, CSV tables and figures under `folder`; return the path of report.html.
 
-    Figures are PNGs, and files of the other `formats`, "svg" and "pdf", too.
+    Figures are PNGs, and files of the other `formats`, "svg" and "pdf", too; `begun` is told before each is drawn.
 
     table.csv has means by arm, trials.csv every trial, contrasts.csv the verdicts.
 
@@ -51,7 +57,7 @@ def write_report(findings: Findings, folder: Path, formats: Collection[str] = ()
     title = f"{findings.study.name} ({findings.study.scale})"
     tables = {"table": findings.by_arm, "trials": trials_table(findings), "contrasts": contrasts_table(findings)}
     csv = {name: table.to_csv(index=False) for name, table in tables.items()}
-    drawn, undrawn = draw(findings, formats)
+    drawn, undrawn = draw(findings, formats, begun)
     sections = [*sections_of(findings, drawn), *failures([*findings.problems, *undrawn])]
     return write_page(folder, title, headline, sections, csv, lead=lead_of(findings), formats=formats)
 

@@ -73,3 +73,25 @@ def test_asking_costs_nothing(module):
     code = f"import sys, {module}; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_formats_of_figures_and_hardware_are_parts_of_the_request():
+    request, overrides = parse(["sweep=aa", "report.formats=[svg,pdf]", "dry_run=true", "hardware=h100", "price=2.5"])
+    assert (request.report.formats, request.hardware, request.price) == (("svg", "pdf"), "h100", 2.5)
+    assert overrides == []
+    assert parse(["sweep=aa"])[0].report.formats == ("png",)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["report.formats=[gif]"], r"report\.formats=.*png, svg or pdf"),
+        (["report.formats=[svg]", "report.formats=[pdf]"], r"report\.formats='\[pdf\]' is not valid: one value"),
+        (["price=-1", "dry_run=true"], r"price=-1.* is not valid: 0 or more"),
+        (["price=2"], r"price=2.* is not valid: given with dry_run=true alone"),
+        (["hardware=h100"], r"hardware='h100' is not valid: given with dry_run=true alone"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(words, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(["sweep=aa", *words])

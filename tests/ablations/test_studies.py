@@ -145,7 +145,7 @@ def test_a_study_from_a_dictionary_runs_and_is_found_again(mine, corpus, here, t
 
 def test_a_dictionary_declares_contrasts_too(mine):
     given = mine | {"contrasts": [{"arm": "expert", "metric": "routing/max_violation", "margin": 0.1}]}
-    assert study(given).contrasts == (("expert", "none", "routing/max_violation", 0.1),)
+    assert study(given).contrasts == (("expert", "none", "routing/max_violation", 0.1, None),)
     with pytest.raises(ConfigError, match=r"contrasts\.0\.arm='all' is not valid"):
         study(mine | {"contrasts": [{"arm": "all", "metric": "val/loss", "margin": 0.1}]})
     with pytest.raises(ConfigError, match="contrasts='expert' is not valid"):

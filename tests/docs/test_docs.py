@@ -121,7 +121,7 @@ def check(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
                     ]
                 )
         case ["python", "-m", "dsv2", name, *rest]:
-            subject = rest[:1] if name == "simulate" else []
+            subject = rest[:1] if name in ("simulate", "corpus") else []
             with pytest.raises(SystemExit, match="0"):
                 main([name, *subject, "--help"])
             shown = capsys.readouterr().out

@@ -51,11 +51,17 @@ def data_dir(tmp_path: Path) -> Path:
     }
     for split in ("train", "validation"):
         (folder / f"{split}-00000-of-00001.jsonl").write_text(f"{json.dumps(row)}\n" * 2)
-    (tmp_path / "tasks").mkdir()
-    for name in SUBJECTS:
-        (tmp_path / "tasks" / f"{name}.yaml").write_text(TASK.format(name=name))
-    (tmp_path / "tasks" / "group.yaml").write_text(GROUP)
     return tmp_path / "data"
+
+
+@pytest.fixture(scope="module")
+def manager(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """All tasks, and a group of two of our own; reading thousands of files takes seconds."""
+    folder = tmp_path_factory.mktemp("tasks")
+    for name in SUBJECTS:
+        (folder / f"{name}.yaml").write_text(TASK.format(name=name))
+    (folder / "group.yaml").write_text(GROUP)
+    return open_tasks(folder)
 
 
 class Answers:
@@ -72,8 +78,8 @@ class Answers:
         return ["在桌上"] * len(requests)
 
 
-def test_data_are_read_from_a_folder_and_chance_is_weighted(data_dir: Path) -> None:
-    scores = grade(Answers(), open_tasks(data_dir.parent / "tasks"), "tiny", data_dir=data_dir)
+def test_data_are_read_from_a_folder_and_chance_is_weighted(manager: Any, data_dir: Path) -> None:
+    scores = grade(Answers(), manager, "tiny", data_dir=data_dir)
     by_task = {score.task: score for score in scores if score.metric == "acc"}
     assert {task: score.chance for task, score in by_task.items()} == {
         "tiny_anatomy": 0.25,
@@ -83,9 +89,9 @@ def test_data_are_read_from_a_folder_and_chance_is_weighted(data_dir: Path) -> N
     assert by_task["tiny"].value == 1.0
 
 
-def test_cmrc_takes_any_of_its_answers_after_one_example(data_dir: Path) -> None:
+def test_cmrc_takes_any_of_its_answers_after_one_example(manager: Any, data_dir: Path) -> None:
     answers = Answers()
-    scores = grade(answers, open_tasks(), "cmrc", data_dir=data_dir)
+    scores = grade(answers, manager, "cmrc", data_dir=data_dir)
     assert [(score.task, score.metric, score.value, score.chance) for score in scores] == [
         ("cmrc", "exact_match", 1.0, 0.0)
     ]
@@ -93,14 +99,13 @@ def test_cmrc_takes_any_of_its_answers_after_one_example(data_dir: Path) -> None
     assert headline(scores, "cmrc") == 1.0
 
 
-def test_every_exam_is_a_task() -> None:
-    known = open_tasks().all_tasks
-    assert all(exam.task in known for exam in EXAMS.values())
+def test_every_exam_is_a_task(manager: Any) -> None:
+    assert all(exam.task in manager.all_tasks for exam in EXAMS.values())
 
 
-def test_what_is_missing_is_named(data_dir: Path, tmp_path: Path) -> None:
+def test_what_is_missing_is_named(manager: Any, data_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cannot be loaded; ValueError: --data-dir .*: has no folder .*cmmlu"):
-        grade(Answers(), open_tasks(), "cmmlu", data_dir=data_dir)
+        grade(Answers(), manager, "cmmlu", data_dir=data_dir)
     (tmp_path / "empty" / "mmlu").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"needs files of one kind, such as test\.parquet"):
         load_folder(tmp_path / "empty", "cais/mmlu", "anatomy")
@@ -127,7 +132,10 @@ def test_chance_of_written_answers(texts: list[str], targets: list[str], chance:
     assert chance_of(task) == pytest.approx(chance)
 
 
-def test_a_run_measures_them_at_its_end(quick: list[str], data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_measures_them_at_its_end(
+    manager: Any, quick: list[str], data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dsv2.evaluation.exams.open_tasks", lambda: manager)
     words = [*quick, "benchmarks=exams", f"benchmarks.data_dir={data_dir}", "benchmarks.tasks=[cmrc,cmmlu]"]
     run = dsv2.load(words)
     assert isinstance(run.benchmarks, Exams.Config)

@@ -53,13 +53,20 @@ def test_overlapping_labels_would_be_noticed() -> None:
 
 def test_loss_over_budgets_moves_an_arm_by_what_a_token_costs(six: Tables) -> None:
     dear = six.accounting.assign(flops_per_token=[1e6, 2e6, 1e6, 1e6, 1e6, 1e6])
-    tokens, flops, seconds = plots.loss_over_budgets(six.metrics, dear).axes
+    slow = (six.metrics["metric"] == "perf/tokens_per_s") & (six.metrics["arm"] == "expert")
+    metrics = six.metrics.assign(value=six.metrics["value"].where(~slow, six.metrics["value"] / 2))
+    tokens, flops, seconds = plots.loss_over_budgets(metrics, dear).axes
     lines = {line.get_label(): line for line in flops.lines}
     np.testing.assert_allclose(lines["expert"].get_xdata(), 2 * np.asarray(lines["none"].get_xdata()))
     shared = {line.get_label(): line for line in tokens.lines}["expert"]
     np.testing.assert_allclose(lines["expert"].get_ydata(), shared.get_ydata())
     assert [ax.get_xlabel() for ax in (tokens, flops, seconds)] == list(AXES.values())
     assert lines["reached by every trial"].get_xdata()[0] == 80 * 1024 * 1e6  # type: ignore[index]
+
+
+def test_axes_that_say_the_same_as_tokens_are_left_out(six: Tables) -> None:
+    (tokens,) = plots.loss_over_budgets(six.metrics, six.accounting).axes
+    assert tokens.get_xlabel() == AXES["tokens"]
 
 
 def test_published_points_are_hollow_and_named(six: Tables) -> None:

@@ -4,7 +4,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from dsv2 import plots
 from dsv2.metrics import quantity
@@ -29,6 +31,11 @@ def verdicts_of(tables: Tables, arms: tuple[str, ...], seeds: int) -> list[Effec
     return judge(tables.results, contrasts, seeds=range(seeds), directions=JUDGED, error=0.02)
 
 
+def seen(ax: Axes) -> list[Line2D]:
+    """The lines that can be seen and have points; others are for legends and for what is pointed at."""
+    return [line for line in ax.lines if line.get_alpha() != 0 and len(np.asarray(line.get_xdata()))]
+
+
 @pytest.mark.parametrize(
     ("arms", "layers", "experts"), [(SIX, 2, 32), (("none", "paper"), 1, 32), (tuple("abcdefgh"), 1, 8)]
 )
@@ -48,8 +55,8 @@ def test_every_figure_is_whole_and_readable(arms: tuple[str, ...], layers: int, 
 
 def test_an_arm_looks_the_same_in_every_figure_and_unlike_every_other(six: Tables) -> None:
     part = six.metrics[six.metrics["arm"].isin(["device", "paper"])]
-    whole = {line.get_label(): line for line in plots.loss_over_tokens(six.metrics, arms=SIX).lines}
-    for line in plots.loss_over_tokens(part, arms=SIX).lines:
+    whole = {line.get_label(): line for line in seen(plots.loss_over_tokens(six.metrics, arms=SIX))}
+    for line in seen(plots.loss_over_tokens(part, arms=SIX)):
         assert line.get_color() == whole[line.get_label()].get_color()
     assert len({line.get_marker() for line in whole.values()}) == len(SIX)
     assert len({line.get_color() for line in whole.values()}) == len(SIX)
@@ -65,6 +72,22 @@ def test_curves_are_means_over_seeds(six: Tables) -> None:
     final = six.results.groupby("arm")["val/loss"].mean()
     assert last == pytest.approx(final["paper"] - final["none"])
     assert "none" not in [line.get_label() for line in difference.lines]
+
+
+def test_bars_of_differences_stand_beside_one_another(six: Tables) -> None:
+    ax = plots.difference_over_tokens(six.metrics, "none")
+    points = {line.get_label(): np.asarray(line.get_xdata()) for line in ax.lines if line.get_marker() != "none"}
+    at_end = sorted(points[arm][-1] for arm in SIX[1:])
+    assert len(set(at_end)) == 5
+    assert max(len(places) for places in points.values()) <= 8
+
+
+def test_long_curves_begin_where_their_fall_is_over() -> None:
+    metrics = fake(("none", "paper"), seeds=2, layers=1, experts=8, steps=20).metrics
+    losses = metrics[metrics["metric"] == "val/loss"]
+    later = losses[losses["tokens"] >= losses["tokens"].max() / 10]["value"]
+    low, high = plots.loss_over_tokens(metrics).get_ylim()
+    assert low < later.min() < later.max() < high < losses["value"].max()
 
 
 def test_axes_say_the_metric_with_its_unit(six: Tables) -> None:
@@ -85,32 +108,35 @@ def test_a_callers_axes_hold_title_and_legend_and_no_figure_is_made(six: Tables)
     assert plt.get_fignums() == [figure.number]
 
 
-def test_forest_draws_verdicts_before_what_is_exploratory(six: Tables) -> None:
+def test_forest_has_a_panel_per_metric_with_verdicts_among_what_is_exploratory(six: Tables) -> None:
     verdicts = verdicts_of(six, SIX, 6)
-    figure = plots.forest(effects_of(six, SIX, 6), verdicts=verdicts, directions=JUDGED)
-    loss, violation, *exploratory = figure.axes
-    for ax, verdict in zip((loss, violation), verdicts, strict=True):
-        (dot,) = (line for line in ax.lines if line.get_marker() == "o")
-        assert (dot.get_markerfacecolor() != "white") == (verdict.word in ("better", "worse"))
+    effects = [effect for effect in effects_of(six, SIX, 6) if effect.arm != SIX[1]]
+    figure = plots.forest(effects, verdicts=verdicts, directions=JUDGED, arms=SIX)
+    assert len(figure.axes) == 2
+    assert [verdict.word for verdict in verdicts] == ["undecided", "better"]
+    for ax, verdict in zip(figure.axes, verdicts, strict=True):
+        dots = [line for line in seen(ax) if line.get_marker() == "o"]
+        (blue,) = (dot for dot in dots if dot.get_color() != "0.55")
+        assert (blue.get_markerfacecolor() != "white") == (verdict.word in ("better", "worse"))
+        grey = [dot for dot in dots if dot.get_color() == "0.55"]
+        assert len(grey) == 4
+        assert {dot.get_markerfacecolor() for dot in grey} == {"white"}
         assert len(ax.collections) == 1  # the margin, in the row of its contrast
         assert ax.get_xlabel() == "← better"
-    assert [verdict.word for verdict in verdicts] == ["undecided", "better"]
-    for ax in exploratory:
-        dots = [line for line in ax.lines if line.get_marker() == "o"]
-        assert len(dots) == 5
-        assert {dot.get_markerfacecolor() for dot in dots} == {"white"}
-        assert {dot.get_color() for dot in dots} == {"0.55"}
-        assert (len(ax.collections), ax.get_xlabel()) == (0, "exploratory")
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(SIX[1:])
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["better", "undecided", "exploratory"]
 
 
-def test_an_equivalent_arm_is_a_hollow_square_and_an_infinite_interval_a_dot(six: Tables) -> None:
+def test_every_verdict_has_a_marker_of_its_own_also_without_an_interval(six: Tables) -> None:
     verdict = verdicts_of(six, SIX, 6)[0]
     same = verdict._replace(low=-0.01, high=0.01, word="equivalent")
     endless = verdict._replace(low=-np.inf, high=np.inf, word="undecided")
-    for effect, marker in ((same, "s"), (endless, "o")):
+    identical = verdict._replace(low=0.0, high=0.0, mean=0.0, word="identical")
+    for effect, marker in ((same, "s"), (endless, "o"), (identical, "|")):
         (ax,) = plots.forest([], verdicts=[effect]).axes
-        (dot,) = (line for line in ax.lines if line.get_marker() == marker)
-        assert dot.get_markerfacecolor() == "white"
+        (dot,) = (line for line in seen(ax) if line.get_marker() == marker)
+        assert (dot.get_markerfacecolor() == "white") == (effect is endless)
         assert np.isfinite(ax.get_xlim()).all()
 
 
@@ -134,7 +160,7 @@ def test_one_seed_is_joined_by_a_line_and_the_mean_is_marked(six: Tables) -> Non
     means = six.results.groupby("arm")["val/loss"].mean()
     bars = [line.get_xdata()[0] for line in ax.lines if line.get_color() == "black" and line.get_linestyle() == "-"]  # type: ignore[index]
     np.testing.assert_allclose(bars, [means[arm] for arm in SIX])
-    grey = [line for line in ax.lines if line.get_color() == "0.87"]
+    grey = [line for line in ax.lines if line.get_color() == "0.8"]
     assert [len(np.asarray(line.get_xdata())) for line in grey] == [len(SIX)] * 6
     assert [text.get_text() for text in ax.texts] == [" random router"]
 

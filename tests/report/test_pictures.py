@@ -4,7 +4,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 
-from dsv2.report.pictures import Picture, picture
+from dsv2.report.pictures import Drawing, Picture, picture, pictures
 
 matplotlib.use("Agg")
 
@@ -24,6 +24,17 @@ def test_a_png_is_written_and_what_else_is_asked_for(formats, names) -> None:
     assert list(files) == names
     starts = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
     assert all(content.startswith(starts[name[-3:]]) for name, content in files.items())
+
+
+def test_how_far_it_is_is_said_before_each_figure() -> None:
+    said: list[str] = []
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    done, problems = pictures([Drawing("a", "", fail), Drawing("b", "", lambda: plt.subplots()[0])], (), said.append)
+    assert said == ["drawing figure 1 of 2, a", "drawing figure 2 of 2, b"]
+    assert ([item.name for item in done], len(problems)) == (["b"], 1)
 
 
 def test_the_same_figure_gives_the_same_files() -> None:

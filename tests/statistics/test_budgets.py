@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dsv2.statistics.budgets import loss_at_equal, spent
+from dsv2.statistics.budgets import loss_at_equal, spent, telling
 
 
 def logged(
@@ -75,3 +75,23 @@ def test_what_is_missing_is_named() -> None:
         spent(metrics, accounting[accounting["arm"] == "small"])
     with pytest.raises(ValueError, match="perf/tokens_per_s"):
         spent(metrics[metrics["metric"] == "val/loss"], accounting)
+
+
+def test_only_budgets_that_tell_more_than_tokens_are_shown() -> None:
+    def metrics(speeds: dict[str, list[float]]) -> pd.DataFrame:
+        rows = [
+            (arm, seed, tokens, metric, value)
+            for arm, of_seeds in speeds.items()
+            for seed, speed in enumerate(of_seeds)
+            for tokens in (1000, 2000)
+            for metric, value in (("val/loss", 5.0), ("perf/tokens_per_s", speed))
+        ]
+        return pd.DataFrame(rows, columns=["arm", "seed", "tokens", "metric", "value"])
+
+    equal = pd.DataFrame({"arm": ["a", "b"], "flops_per_token": [10, 10]})
+    noisy, apart = metrics({"a": [90.0, 110.0], "b": [95.0, 105.0]}), metrics({"a": [100.0, 101.0], "b": [50.0, 50.5]})
+    assert telling(noisy, equal) == ["tokens"]
+    assert telling(apart, equal) == ["tokens", "seconds"]
+    assert telling(noisy, equal.assign(flops_per_token=[10, 20])) == ["tokens", "flops"]
+    one = apart[apart["seed"] == 0]
+    assert telling(one, equal) == ["tokens"]  # the noise is not known

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dsv2.statistics.decisions import Difference, cheapest, compare, difference, earliest, offer
+from dsv2.statistics.decisions import Difference, cheapest, compare, difference, earliest, offer, spread_of
 
 PAIRS = [("b", "a"), ("c", "a"), ("c", "b")]
 
@@ -55,6 +55,8 @@ def test_chances_are_those_of_students_distribution() -> None:
     assert Difference(0.0, 1.0, 5).chance(5) == 0.5
     assert Difference(1.0, 1.0, 1).chance(5) == 0.5
     assert Difference(1.0, 0.0, 3).chance(3) == 1.0
+    assert Difference(1.0, 1.0, 3).chance(3, 0.0) == 0.5
+    assert Difference(1.0, 1.0, 3).chance(3, 0.5) < Difference(1.0, 1.0, 3).chance(3)
     assert Difference(1.0, 1.0, 2).chance(2) == pytest.approx(0.75)  # Cauchy at 1
     assert Difference(-2.0, 1.0, 8).chance(8) == Difference(2.0, 1.0, 8).chance(8) > 0.99
 
@@ -67,14 +69,17 @@ def test_chances_are_calibrated_where_the_effect_is_the_same(effect: float) -> N
     for number in range(600):
         true = rng.normal(0, effect)
         low[f"x{number}"], high[f"x{number}"] = (rng.normal(true, 1.0, 8) for _ in range(2))
-    chances, same = [], []
-    for name, values in low.items():
-        pilot = Difference(float(values.mean()), float(values.std(ddof=1)), 8)
-        chances.append(pilot.chance(8))
-        same.append(values.mean() * high[name].mean() > 0)
+    pilots = {name: Difference(float(values.mean()), float(values.std(ddof=1)), 8) for name, values in low.items()}
+    spread = spread_of([*pilots.values()])
+    assert spread == pytest.approx(effect, rel=0.25)
+    chances = [pilot.chance(8, spread) for pilot in pilots.values()]
+    same = [pilot.mean * high[name].mean() > 0 for name, pilot in pilots.items()]
+    assert np.mean(same) == pytest.approx(np.mean(chances), abs=0.05)
     sure = np.array(chances) >= 0.9
-    assert np.mean(np.array(same)[sure]) >= 0.9 - 0.05
-    assert np.mean(np.array(same)[~sure]) < np.mean(np.array(same)[sure])
+    if effect == 1.0:
+        assert np.mean(np.array(same)[sure]) >= 0.9
+    else:
+        assert sure.mean() < 0.05  # among effects this small, hardly any is known
 
 
 def test_arms_without_the_metric_make_no_pair() -> None:

@@ -33,8 +33,8 @@ def node(**changes: Any) -> dict[str, Any]:
 
 def test_contrasts_are_against_the_arms_own_baseline() -> None:
     assert contrasts([node(), node(arm="large_paper", metric="routing/entropy", margin=1)]) == (
-        ("expert", "none", "val/loss", 0.02),
-        ("large_paper", "large", "routing/entropy", 1.0),
+        ("expert", "none", "val/loss", 0.02, None),
+        ("large_paper", "large", "routing/entropy", 1.0, None),
     )
 
 

@@ -138,7 +138,7 @@ def _section(analysis: Analysis) -> tuple[Section, list[str]]:
         note = f"{more} more rows in {name}.csv." if more > 0 else ""
         rows = _cells(whole.head(MOST_ROWS)).to_numpy().tolist()
         tables.append(Table(list(map(str, whole.columns)), rows, note))
-    drawn, failed = pictures(Drawing(name, "", figure.get_figure) for name, figure in analysis.figures.items())
+    drawn, failed = pictures([Drawing(name, "", figure.get_figure) for name, figure in analysis.figures.items()])
     problems = [*analysis.problems, *failed]
     return Section(analysis.title, [analysis.note, *problems], tables, drawn, analysis.finding), problems
 

@@ -34,7 +34,7 @@ class Hardware:
 
 _TRAINING = Span(0.2, 0.32, 0.46)  # lowest, geometric mean and highest of the sources below
 _MFU = (
-    "22% of the peak are what DeepSeek-V2's 172.8K GPU hours per trillion tokens imply (`dsv2 simulate hours`), 46% is "
+    "21% of the peak are what DeepSeek-V2's 172.8K GPU hours per trillion tokens imply (`dsv2 simulate hours`), 46% is "
     "the best of arXiv 2204.02311; models below a billion parameters reach less"
 )
 HARDWARE = {

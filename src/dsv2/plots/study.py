@@ -46,7 +46,7 @@ IMBALANCE = [f"routing/{name}_violation" for name in ("max", "device_max", "rece
     f"routing/{name}" for name in ("dead_experts", "overflow", "drop_rate")
 ]
 
-LONG = 12  # points of a curve whose first tenth is left out
+LONG = 8  # points of a curve whose first tenth is left out
 MOST_BARS = 8  # intervals of one arm over training
 
 
@@ -196,6 +196,7 @@ def forest(
     *,
     verdicts: Sequence[Effect] = (),
     directions: Mapping[str, str] | None = None,
+    arms: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Figure:
     """Draw each arm minus its baseline with its interval, a panel per metric, those with verdicts first.
@@ -204,10 +205,10 @@ def forest(
     grey.
     """
     pairs = list(dict.fromkeys(effect[:2] for effect in (*verdicts, *effects)))
-    if directions:  # rows in the order of the study, not of its contrasts
-        pairs = list(dict.fromkeys(effect[:2] for effect in (*effects, *verdicts)))
-    arms = [arm for arm, _ in pairs]
-    names = [f"{arm} - {other}" if arms.count(arm) > 1 else arm for arm, other in pairs]
+    if arms:
+        pairs.sort(key=lambda pair: list(arms).index(pair[0]))
+    compared = [arm for arm, _ in pairs]
+    names = [f"{arm} - {other}" if compared.count(arm) > 1 else arm for arm, other in pairs]
     metrics = list(dict.fromkeys(effect.metric for effect in (*verdicts, *effects)))
     columns = even_columns(len(metrics))
     height, width = 0.17 * len(pairs) + 0.95, PAGE if columns > 2 else None

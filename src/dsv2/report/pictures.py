@@ -3,7 +3,7 @@
 import io
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from dsv2.printing import described
@@ -70,12 +70,18 @@ def picture(name: str, caption: str, drawn: Any, formats: Collection[str] = ()) 
     )
 
 
-def pictures(drawings: Iterable[Drawing], formats: Collection[str] = ()) -> tuple[list[Picture], list[str]]:
-    """Draw figures; return their pictures, and a sentence about each figure that failed."""
+def pictures(
+    drawings: Sequence[Drawing], formats: Collection[str] = (), begun: Callable[[str], object] = lambda text: None
+) -> tuple[list[Picture], list[str]]:
+    """Draw figures; return their pictures, and a sentence about each figure that failed.
+
+    `begun` is called before each of them, with words that say how far it is.
+    """
     import matplotlib.pyplot as plt
 
     done, problems = list[Picture](), list[str]()
-    for drawing in drawings:
+    for number, drawing in enumerate(drawings, 1):
+        begun(f"drawing figure {number} of {len(drawings)}, {drawing.name}")
         others = plt.get_fignums()
         try:
             done.append(picture(drawing.name, drawing.caption, drawing.draw(), formats))

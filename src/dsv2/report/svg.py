@@ -17,6 +17,7 @@ _REFERENCE = re.compile(r'(href="#|url\(#)([^")]+)')
 _DIGITS = re.compile(r"(?<![\d.])([1-9]\d*\.\d\d)\d+")  # not of numbers below 1, which scale glyphs
 _NAMESPACES = re.compile(r'\s(?:xmlns(?::xlink)?|version)="[^"]*"')
 DARKEST, LIGHTEST = 0x16, 0xE8  # of a dark page, and of its text
+DARK = "#16181b"  # a dark page, as in report.css
 
 
 def inline(svg: str, name: str, width: int, label: str) -> str:
@@ -56,11 +57,11 @@ def _identity(given: str, used: set[str], name: str) -> str:
 def greys(pages: str) -> str:
     """Return the CSS that defines the greys used in `pages`, on a light and on a dark page."""
     used = sorted(set(re.findall(r"--n([0-9a-f]{2})\b", pages)) | {"00", "ff"})
-    both = "".join(f"--n{two}:light-dark(#{two * 3},#{_dark(int(two, 16)) * 3});" for two in used)
+    both = "".join(f"--n{two}:light-dark(#{two * 3},{_dark(int(two, 16))});" for two in used)
     fixed = "".join(f"--n{two}:#{two * 3};" for two in used)
     return f":root{{{both}}} .figure .fixed{{{fixed}fill:#000}}"
 
 
 def _dark(grey: int) -> str:
-    """Return two digits of the grey of a dark page; `grey` is from 0 to 255."""
-    return f"{round(LIGHTEST - grey / 255 * (LIGHTEST - DARKEST)):02x}"
+    """Return the colour of a grey on a dark page; `grey` is from 0 to 255, which is the page itself."""
+    return DARK if grey == 255 else "#" + 3 * f"{round(LIGHTEST - grey / 255 * (LIGHTEST - DARKEST)):02x}"

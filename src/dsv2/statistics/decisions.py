@@ -2,9 +2,11 @@
 
 A rung has a difference between two arms, paired by seed: mean d, standard error se over n seeds, standard deviation s.
 If the true difference and the noise are the same on the next rung, the mean of n' seeds there has the same sign with
-chance T(|d| / (s sqrt(1/n + 1/n'))), where T is Student's distribution function with n - 1 degrees of freedom. A rung
-decides between two arms if |d| > 2 se and that chance is at least LEAST_CHANCE. On the next rung the decision holds if
-|d| > 2 se there with the same sign, is reversed if the sign is the other, and else is open.
+chance T(k |d| / (s sqrt(k/n + 1/n'))), where T is Student's distribution function with n - 1 degrees of freedom and
+k = t^2 / (t^2 + se^2) shrinks d. t is how far the true differences of a metric's pairs are spread, estimated from all
+of them: the largest of many small differences is mostly noise. A rung decides between two arms if |d| > 2 se and that
+chance is at least LEAST_CHANCE. On the next rung the decision holds if |d| > 2 se there with the same sign, is reversed
+if the sign is the other, and else is open.
 """
 
 import itertools
@@ -36,14 +38,24 @@ class Difference(NamedTuple):
         """Whether the mean is more than ERRORS standard errors from 0."""
         return abs(self.mean) > ERRORS * self.sd / math.sqrt(self.n)
 
-    def chance(self, seeds: int) -> float:
-        """Return the chance that `seeds` seeds of the next rung have a mean of the same sign; 0.5 for nothing known."""
-        if self.n < 2 or self.mean == 0:
+    def chance(self, seeds: int, spread: float = math.inf) -> float:
+        """Return the chance that the mean of `seeds` seeds of the next rung has the same sign; 0.5: nothing known.
+
+        `spread` is the standard deviation of the true differences of all pairs; infinite for a pair by itself.
+        """
+        if self.n < 2 or self.mean == 0 or spread == 0:
             return 0.5
         if self.sd == 0:
             return 1.0
-        far = abs(self.mean) / (self.sd * math.sqrt(1 / self.n + 1 / seeds))
+        kept = 1 / (1 + self.sd**2 / self.n / spread**2)
+        far = kept * abs(self.mean) / (self.sd * math.sqrt(kept / self.n + 1 / seeds))
         return float(special.stdtr(self.n - 1, far))
+
+
+def spread_of(differences: Sequence[Difference]) -> float:
+    """Return the standard deviation of the true differences around 0: that of the means, less what noise adds."""
+    extra = [each.mean**2 - each.sd**2 / each.n for each in differences]
+    return math.sqrt(max(float(np.mean(extra)), 0.0))
 
 
 class Step(NamedTuple):
@@ -97,13 +109,14 @@ def compare(
             both = [(difference(rung, metric, *pair), difference(above, metric, *pair)) for pair in pairs]
             known = [(low, high) for low, high in both if low is not None and high is not None]
             if known:
-                steps.append(_step(metric, name, after, known))
-                predicted += [(low.chance(high.n), low.mean * high.mean > 0) for low, high in known]
+                spread = spread_of([low for low, _ in known])
+                steps.append(_step(metric, name, after, known, spread))
+                predicted += [(low.chance(high.n, spread), low.mean * high.mean > 0) for low, high in known]
     return steps, _calibration(predicted)
 
 
-def _step(metric: str, name: str, after: str, known: Sequence[tuple[Difference, Difference]]) -> Step:
-    decided = [(low, high) for low, high in known if low.clear and low.chance(high.n) >= LEAST_CHANCE]
+def _step(metric: str, name: str, after: str, known: Sequence[tuple[Difference, Difference]], spread: float) -> Step:
+    decided = [(low, high) for low, high in known if low.clear and low.chance(high.n, spread) >= LEAST_CHANCE]
     held = sum(high.clear and low.mean * high.mean > 0 for low, high in decided)
     against = sum(high.clear and low.mean * high.mean < 0 for low, high in decided)
     total = held + against

@@ -17,7 +17,6 @@ ROUTED = {
     "routing_entropy_by_arm",
     "loss",
     "loss_difference",
-    "budgets",
     "imbalance",
     "expert_load",
     "device_load",
@@ -55,12 +54,21 @@ def test_a_study_of_experts_has_every_figure(six_arms, findings_of) -> None:
     assert captions["imbalance"].endswith("dashed: a random router.")
 
 
+def test_budgets_are_drawn_where_they_say_more_than_tokens(six_arms, findings_of) -> None:
+    dear = six_arms.accounting.assign(flops_per_token=[1, 2, 3, 4, 5, 6])
+    captions = {picture.name: picture.caption for picture in draw(replace(findings_of(six_arms), accounting=dear))}
+    assert captions["budgets"].startswith(
+        "Validation loss over tokens and training FLOPs, mean and range over 3 seeds."
+    )
+    assert captions["budgets"].endswith(" Seconds vary between trials of one arm as much as between arms.")
+
+
 def test_dense_studies_have_no_routing_figures(study_text, findings_of) -> None:
     tables = fake(("mha", "mla"), seeds=3, steps=4, dense=True)
     names = [
         picture.name for picture in draw(findings_of(tables, study_text(tables, {"val/loss": "lower"}), routing=False))
     ]
-    assert sorted(names) == sorted({"effects", "loss", "loss_difference", "budgets", "val_loss_by_arm"})
+    assert sorted(names) == sorted({"effects", "loss", "loss_difference", "val_loss_by_arm"})
 
 
 def test_one_seed_has_no_effects_and_no_floor_no_dashes(study_text, findings_of) -> None:

@@ -12,11 +12,11 @@ from filelock import FileLock
 
 from ablations.running import runner
 from ablations.running.pool import WorkerDied, WorkerStopped
-from ablations.running.runner import _run_all, _Turn, _Watch
+from ablations.running.runner import _run_all, _Turn, _Watch, failures
 from ablations.running.worker import Outcome
 from dsv2.storage import locks
 from dsv2.storage.locks import Meeting
-from dsv2.storage.rundir import LOCK, finished
+from dsv2.storage.rundir import LOCK, finished, write_result
 from dsv2.storage.space import DiskFull
 
 
@@ -47,6 +47,31 @@ def test_a_failing_trial_does_not_stop_the_others(six, run_with, impatient):
     assert ran == Counter(trial.folder.resolve() for trial in six.trials)
     assert "expert-s0 failed: ValueError: [no] luck" in said
     assert said.count(" finished ") == 5
+
+
+def test_a_finished_trial_says_what_it_came_to(six, run_with):
+    def fake(folder):
+        folder.mkdir(parents=True)
+        result = {"status": "finished", "metrics": {"val/loss": 5.12345}, "tokens": 51_200, "seconds": 20.0}
+        write_result(folder, result)
+        return Outcome("finished")
+
+    said = run_with(fake, six.trials[:1])
+    assert "none-s0 finished: validation loss 5.1234, 2,560 tok/s in 20 s   100% of" in said
+
+
+def test_what_failed_is_summed_up_at_the_end(six):
+    assert failures(six, six.trials) == []  # none has ended
+    for trial in six.trials:
+        trial.folder.mkdir(parents=True)
+        write_result(trial.folder, {"status": "failed", "error": f"ValueError: no luck, {trial.name}\nmore"})
+    first, *named, more, look, again = failures(six, six.trials)
+    assert first == "6 of 6 trials failed:"
+    assert named[0] == "  none-s0: ValueError: no luck, none-s0"
+    assert (len(named), more) == (5, "  and 1 more")
+    folder = six.trials[0].folder
+    assert look == f"look at one: python -m dsv2 show {folder}; its log: {folder / 'log.txt'}"
+    assert again == "the same command tries them again"
 
 
 def test_a_trial_of_another_runner_is_looked_at_now_and_then(six, run_with, impatient):

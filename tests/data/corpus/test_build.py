@@ -67,12 +67,12 @@ def test_no_text_is_on_both_sides(make, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_corpus(make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(annotate, "SHARD_DOCUMENTS", 50)
-    monkeypatch.setattr(module, "FILE_DOCUMENTS", 50)
+    monkeypatch.setattr(annotate, "SHARD_DOCUMENTS", 30)
+    monkeypatch.setattr(module, "FILE_DOCUMENTS", 30)
     build(make().order(), tmp_path / "warm")  # what is loaded once
     peaks = []
-    for times in (3, 12):
-        sources = write_sources(tmp_path / f"raw{times}", pages=50 * times, reviews=50 * times)
+    for times in (2, 6):
+        sources = write_sources(tmp_path / f"raw{times}", pages=30 * times, reviews=30 * times)
         order = make(sources=tuple(sources)).order()
         tracemalloc.start()
         build(order, tmp_path / f"out{times}")

@@ -67,7 +67,7 @@ def test_training_is_not_touched(quick: list[str], tmp_path: Path, monkeypatch: 
     quick = [*quick, "model/ffn/dropping=device", "model.ffn.dropping.exempt_ratio=0.5"]
     run = dsv2.load(quick)
     with_snapshots = fit.fit(run, tmp_path / "with")
-    monkeypatch.setattr(fit, "Snapshots", lambda *_: fit.L.Callback())
+    monkeypatch.setattr(fit, "Snapshots", lambda *_, **__: fit.L.Callback())
     without = fit.fit(run, tmp_path / "without")
     assert not (tmp_path / "without" / SNAPSHOTS).exists()
     assert with_snapshots["metrics"]["val/loss"] == without["metrics"]["val/loss"]

@@ -44,7 +44,8 @@ class Checkpointer(Checkpoint):
         step = trainer.global_step
         if step % self.every == 0 or step == self.num_steps:
             bad = [name for name, weight in pl_module.named_parameters() if not weight.isfinite().all()]
-            if total(torch.tensor(len(bad), device=pl_module.device)):  # in all processes, so that none waits
+            number = torch.tensor(len(bad), device=next(pl_module.parameters()).device)
+            if total(number):  # in all processes, so that none waits for one that stopped
                 name = bad[0] if bad else "a weight of another process"
                 raise Diverged(f"{name} stopped being finite by step {step}")
             trainer.save_checkpoint(self.folder / checkpoints.name_of(step))
