@@ -27,6 +27,8 @@ COMMANDS = [
     "explore",
     "serve",
     "tasks",
+    "judge",
+    "corpus",
     "simulate",
 ]
 ON_RUNS = {  # what a command needs beside RUN

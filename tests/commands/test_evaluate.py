@@ -160,7 +160,7 @@ def test_without_the_package_own_benchmarks_remain(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert refusal(capsys, "eval", trained, "--tasks", "hellaswag") == (
         "hellaswag: needs lm-evaluation-harness: pip install 'dsv2[eval]'; "
-        "available without it: cloze, copying, arithmetic, needle, following"
+        "available without it: cloze, copying, arithmetic, needle, following, humaneval"
     )
     assert main(["eval", str(trained), "--tasks", "copying"]) == 0
 
