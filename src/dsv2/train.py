@@ -10,6 +10,7 @@ configuration, 1 for a run that failed or diverged, 130 and 143 for one that was
 import os
 import re
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -49,7 +50,7 @@ def _train(values: dict[str, Any], words: list[str], typed: list[str]) -> Path |
     Returns None if other processes trained it, which have named it; they are given the arguments `typed`.
     """
     from dsv2.storage.checkpoints import require_no_pickles
-    from dsv2.storage.rundir import RESULT, require_in_store, runs_root
+    from dsv2.storage.rundir import RESULT, finished, require_in_store, runs_root
     from dsv2.study.words import LABELS, require_name
     from dsv2.training.run import folder_of, loaded
 
@@ -67,13 +68,20 @@ def _train(values: dict[str, Any], words: list[str], typed: list[str]) -> Path |
 
     from dsv2.storage.space import DiskFull
     from dsv2.training import machine
-    from dsv2.training.fit import Busy, Diverged, Interrupted, fit
+    from dsv2.training.fit import Busy, Diverged, Interrupted, fit, record_failure
     from dsv2.training.launch import LOST, launch, launched
     from dsv2.training.processes import PeerLost, require_devices, started
 
     if run.mesh.size > 1 and started() == 1:
         require_devices(run)
-        if status := launch(typed, run.mesh.size):  # they have said why
+        begun = time.time()
+        try:
+            status = launch(typed, run.mesh.size)
+        except PeerLost as error:  # the others may have been ended before they could record it
+            if folder.is_dir() and finished(folder) is None:
+                record_failure(run, folder, error, begun)
+            stop(1, f"error: {error}; run the same command again to resume")
+        if status:  # they have said why
             sys.exit(status)
         return None
 

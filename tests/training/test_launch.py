@@ -1,5 +1,6 @@
 """`python -m dsv2.train mesh.ep=2` starts its processes, and what they train is what one process does."""
 
+import contextlib
 import json
 import os
 import signal
@@ -94,7 +95,7 @@ def test_a_process_that_is_killed_stops_the_others(quick: list[str], tmp_path: P
     wait_for(lambda: list(tmp_path.glob("runs/train/*/checkpoints/*.ckpt")), 300)
     children = {int(child.environ()["RANK"]): child for child in psutil.Process(process.pid).children(recursive=True)}
     children[1].send_signal(signal.SIGKILL)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert out == ""
     (said,) = [line for line in err.splitlines() if line.startswith("error")]
@@ -103,7 +104,7 @@ def test_a_process_that_is_killed_stops_the_others(quick: list[str], tmp_path: P
     (result,) = tmp_path.glob(f"runs/train/*/{RESULT}")
     recorded = json.loads(result.read_text())
     assert recorded["status"] == "failed"
-    assert "lost contact with another process" in recorded["error"]
+    assert "process 1 of 2 was killed by SIGKILL" in recorded["error"]
     assert train(*words) == result.parent
     assert json.loads(result.read_text())["status"] == "finished"
 
@@ -117,7 +118,8 @@ def test_a_process_that_hangs_is_given_up(quick: list[str], tmp_path: Path) -> N
     try:
         _, err = process.communicate(timeout=90)
     finally:
-        children[1].send_signal(signal.SIGCONT)
+        with contextlib.suppress(psutil.NoSuchProcess):  # the launcher has ended it
+            children[1].send_signal(signal.SIGCONT)
     assert process.returncode == 1
     assert err.count("error: process 0 of 2 lost contact with the others; run the same command again to resume") == 1
 

@@ -6,7 +6,7 @@ import sys
 import uuid
 from collections.abc import Sequence
 
-from dsv2.printing import complain
+from dsv2.training.processes import PeerLost
 
 LOST = 75  # exit status of a process that was started here and lost contact with the others, which is for us to say
 _NAME = "dsv2-"  # how the names of our groups of processes begin
@@ -21,8 +21,7 @@ def launch(words: Sequence[str], size: int) -> int:
     """Run `python -m dsv2.train` with the overrides `words` in `size` processes that know of each other.
 
     When one ends with an error or is killed, the others are stopped. Returns the exit status: 0, that of the process
-    that failed first, or 1 if it was killed or heard nothing of the others, which is said on stderr. Nothing is ever
-    started again.
+    that failed first. Raises PeerLost if it was killed or heard nothing of the others. Nothing is ever started again.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -48,8 +47,7 @@ def launch(words: Sequence[str], size: int) -> int:
         if failure.exitcode not in (LOST, *range(-64, 0)):
             return failure.exitcode
         what = "lost contact with the others" if not killed else f"was killed by {failure.signal_name()}"
-        complain(f"error: process {rank} of {size} {what}; run the same command again to resume")
-        return 1
+        raise PeerLost(f"process {rank} of {size} {what}") from None
     except SignalException as error:
         return 128 + error.sigval
     return 0
