@@ -36,6 +36,7 @@ def test_the_pins_are_what_is_installed():
 
 def test_the_extras_are_the_promised_ones():
     assert set(PROJECT["optional-dependencies"]) == {
+        "corpus",
         "docs",
         "explore",
         "notebooks",

@@ -170,6 +170,7 @@ def test_how_a_run_ends(
     assert said.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_run_that_the_same_command_resumes(quick: list[str], tmp_path: Path, runs: Path) -> None:
     """To the whole group, as a terminal sends it. What is logged in the end is that of one sitting.
 

@@ -3,7 +3,7 @@
 import shutil
 from typing import TYPE_CHECKING
 
-from ablations.reporting.lead import duration, large
+from ablations.reporting.amounts import duration, large
 from ablations.trials.outlook import HERE, Outlook
 from dsv2.distributed.outlook import Need, Span
 from dsv2.report.terminal import add_row, open_table

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ablations.reporting.amounts import duration, large
 from ablations.reporting.findings import Findings
 from ablations.reporting.summary import level, summary
 from ablations.reporting.words import number
@@ -158,18 +159,3 @@ def _cost(findings: Findings) -> list[tuple[str, str]]:
 def _span(values: "pd.Series[float]") -> str:
     low, high = large(float(values.min())), large(float(values.max()))
     return low if low == high else f"{low} to {high}"
-
-
-def duration(seconds: float) -> str:
-    """Format a time, as in 42 s, 12 min or 3.4 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
-
-
-def large(value: float) -> str:
-    """Format a count with three digits, as in 651K or 15.7B."""
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.0f}"

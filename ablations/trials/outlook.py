@@ -27,7 +27,7 @@ MOST_READ = 24  # runs, the newest ones
 NEAR = 4.0  # factor in FLOPs per token within which runs are taken for alike
 UNLIKE = 2.0  # factor by which the range of other runs is widened
 FEWEST = 3  # runs whose spread is taken for the uncertainty
-MEASURED = Span(0.15, 0.35, 0.8)  # share of the rate of a matmul: `benchmarks.bench`, and small models with two workers
+MEASURED = Span(0.15, 0.3, 0.8)  # share of a matmul's rate: from small models to the largest of `benchmarks.bench`
 
 
 class Speed(NamedTuple):
@@ -64,7 +64,7 @@ def outlook(study: Study, hardware: str, workers: int) -> Outlook:
     longest = max(needs.values(), key=lambda need: need.flops)
     if hardware == HERE:
         largest = max(study.configs.values(), key=lambda run: account(run.model).total_params)
-        speed = speed_here(longest.flops / max(longest.tokens, 1), largest.trainer.precision)
+        speed = speed_here(longest.flops / max(longest.tokens, 1), largest.trainer.precision, workers)
         return Outlook(HERE, speed, longest, together(left), len(left), workers, 1)
     kind = HARDWARE[hardware]
     states = max(_states(run) for run in study.configs.values())
@@ -104,17 +104,18 @@ def _states(run: Run.Config) -> float:
 # ---- speed on this machine -------------------------------------------------------------------------------------------
 
 
-def speed_here(flops_per_token: float, precision: str) -> Speed:
+def speed_here(flops_per_token: float, precision: str, workers: int = 1) -> Speed:
     """Return the rate of runs on this machine, of those with about as many FLOPs per token where there are any.
 
-    Without runs, a matmul is measured, which takes 0.2 s.
+    Without runs, a matmul is measured, which takes 0.2 s, and shared by the workers.
     """
     runs = runs_here()
     if not runs:
         import torch
 
         rate = peak_flops(torch.device("cuda" if torch.cuda.is_available() else "cpu"), precision)
-        return Speed(MEASURED.times(rate), f"no run on this machine yet; a matmul runs at {rate / 1e9:,.0f} GFLOP/s")
+        source = f"no run on this machine yet; a matmul runs at {rate / 1e9:,.0f} GFLOP/s"
+        return Speed(MEASURED.times(rate / workers), source)
     alike = [rate for flops, rate in runs if 1 / NEAR <= flops / flops_per_token <= NEAR]
     rates = sorted(alike or [rate for _, rate in runs])
     wider = 1.0 if len(alike) >= FEWEST else UNLIKE

@@ -13,7 +13,9 @@ def test_a_report_is_of_what_was_run_and_takes_nothing_else(word, capsys):
     key, _, value = word.partition("=")
     error = capsys.readouterr().err
     assert error.startswith(f"error: {key}={value!r} is not valid: unknown key; ")
-    assert error.endswith("valid keys are mixed_kernels, scale, sweep: a report covers all complete seeds\n")
+    assert error.endswith(
+        "valid keys are mixed_kernels, report.formats, scale, sweep: a report covers all complete seeds\n"
+    )
 
 
 def test_a_study_that_was_never_run_has_no_report(capsys, runs):

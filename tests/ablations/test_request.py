@@ -60,7 +60,7 @@ def test_a_bad_word_is_refused(word, message):
 
 
 def test_a_study_has_to_be_named():
-    with pytest.raises(ConfigError, match=r"sweep=None is not valid: name a study, .*; there are aa, attention_dense"):
+    with pytest.raises(ConfigError, match=r"sweep=None is not valid: name a study, .*; there are aa, alignment_tax"):
         parse(["scale=smoke"])
     with pytest.raises(ConfigError, match="sweep='' is not valid: a value after"):
         parse(["sweep="])

@@ -29,9 +29,9 @@ def reward(grpo: list[str]) -> list[str]:
     return [*kept, *settings]
 
 
-@pytest.mark.parametrize("loss", ["Pairwise.Config", "Pointwise.Config"])
+@pytest.mark.parametrize("loss", ["pairwise", "pointwise"])
 def test_it_learns_what_is_preferred(reward: list[str], tmp_path: Path, loss: str) -> None:
-    words = [*reward, f"objective.loss._target_=dsv2.alignment.preferences.{loss}", "optim.lr=1e-2"]
+    words = [*reward, f"objective/loss={loss}", "optim.lr=1e-2"]
     result = fit.fit(dsv2.load([*words, f"trainer.tokens={24 * 8 * 64}"]), tmp_path / "run")
     logged = rows(tmp_path / "run")
     assert result["metrics"]["rm/accuracy"] > 0.9

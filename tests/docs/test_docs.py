@@ -197,7 +197,7 @@ def test_metrics_have_the_same_name_and_unit_in_the_pages_as_in_figures() -> Non
     rows = [line.strip("|").split("|") for line in PAGES["report.md"].splitlines() if re.match(r"\| `\w+/", line)]
     assert len(rows) == 10
     for logged, name, unit, _ in rows:
-        assert METRICS[logged.strip(" `")] == (name.strip(), unit.strip()), logged
+        assert METRICS[logged.strip(" `")][:2] == (name.strip(), unit.strip()), logged
 
 
 @pytest.mark.slow

@@ -70,7 +70,7 @@ def test_every_figure_function_has_an_entry() -> None:
                 found |= {value} if inspect.signature(value).return_annotation in (Axes, Figure) else set()
     found -= {single, figure_of}  # neither draws anything
     found -= {dsv2.plots.pipeline_timeline, dsv2.plots.layer_times}  # docs/parallel.md shows them
-    found -= {dsv2.plots.metric_over_lr}  # no study of learning rates has stored results
+    found -= {dsv2.plots.metric_over_lr, dsv2.plots.answers_over_training}  # no such study has stored results
     assert len(found) > 25
     assert {entry.function for entry in GALLERY.ENTRIES.values()} == found
     assert {function.__name__ for function in found} <= set(dsv2.plots.__all__)

@@ -44,7 +44,7 @@ def test_running_a_study(place: Place, words: list[str]) -> None:
 
 
 def test_requests_are_explained(place: Place) -> None:
-    assert "there are aa, attention_dense" in place.refused(run)
+    assert "there are aa, alignment_tax" in place.refused(run)
     for word, meant in (("dryrun=true", "dry_run"), ("worker=1", "workers"), ("scales=tiny", "scale")):
         keys = "sweep, scale, seeds, workers, launcher, dry_run, until_decided, mixed_kernels"
         assert f"did you mean {meant!r}? a study's own keys are {keys}" in place.refused(run, STUDY, word)
@@ -54,7 +54,7 @@ def test_requests_are_explained(place: Place) -> None:
 def test_help_names_what_there_is(entry: Entry, capsys: pytest.CaptureFixture[str]) -> None:
     assert entry(["--help"]) == 0
     said = capsys.readouterr().out
-    assert "studies: aa, attention_dense" in said
+    assert "studies: aa, alignment_tax" in said
     assert "scales:  base, paper, small, smoke, tiny" in said
 
 

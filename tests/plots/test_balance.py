@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from dsv2 import plots
 from dsv2.metrics import quantity
 from dsv2.plots.balance import COLLAPSE, CONTROLLED
-from tests.references.figures import TITLE, assert_readable, overlapping_ticks
+from tests.references.figures import TITLE, assert_readable, overlapping_ticks, seen
 from tests.references.tables import SIX, Tables, fake
 
 FLOOR = {"routing/max_violation": 0.05, "routing/device_max_violation": 0.02, "routing/entropy": 0.999}
@@ -94,8 +94,8 @@ def test_the_slider_draws_the_step_it_stands_at(six: Tables, monkeypatch: pytest
 
 def test_drops_are_drawn_for_the_arms_that_drop(six: Tables) -> None:
     over, drops = plots.drops_over_training(six.metrics).axes
-    assert [line.get_label() for line in over.lines] == list(SIX)
-    assert [line.get_label() for line in drops.lines] == ["paper_dropping"]
+    assert [line.get_label() for line in seen(over)] == list(SIX)
+    assert [line.get_label() for line in seen(drops)] == ["paper_dropping"]
     with pytest.raises(ValueError, match="no arm drops"):
         plots.drops_over_training(six.metrics[six.metrics["arm"] == "none"])
 

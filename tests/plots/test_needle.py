@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from dsv2 import plots
 from dsv2.statistics.shares import found_by_length
-from tests.references.figures import TITLE, assert_readable, overlapping_ticks
+from tests.references.figures import TITLE, assert_readable, overlapping_ticks, seen
 from tests.references.tables import fake_needles
 
 ARMS = ("trained", "interpolated", "ntk_aware", "yarn", "none_tuned", "interpolated_tuned", "yarn_tuned")
@@ -49,7 +49,7 @@ def test_one_model_has_one_panel() -> None:
     table = fake_needles(("none",), seeds=1).drop(columns=["arm", "seed"])
     assert len(meshes(plots.needle_heatmap(table))) == 1
     figure = plots.found_over_length(table)
-    assert len(figure.axes[0].lines) == 2  # the model, and chance
+    assert len(seen(figure.axes[0])) == 2  # the model, and chance
     assert_readable(figure)
 
 
@@ -75,6 +75,6 @@ def test_each_family_has_a_panel() -> None:
     assert not overlapping_ticks(figure)
     for ax, (baseline, arms) in zip(figure.axes, families.items(), strict=True):
         assert ax.get_title(loc="left") == f"{baseline} and compared with it"
-        assert [line.get_label() for line in ax.lines] == [*arms, "chance"]
+        assert [line.get_label() for line in seen(ax)] == [*arms, "chance"]
     (legend,) = figure.legends
     assert {text.get_text() for text in legend.get_texts()} == {*ARMS, "chance"}

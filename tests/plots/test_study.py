@@ -4,15 +4,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from dsv2 import plots
 from dsv2.metrics import quantity
 from dsv2.statistics.contrast import Contrast
 from dsv2.statistics.verdicts import Effect, explore, judge
-from tests.references.figures import TITLE, assert_readable
+from tests.references.figures import TITLE, assert_readable, seen
 from tests.references.tables import SIX, Tables, fake
 
 JUDGED = {"val/loss": "lower", "routing/max_violation": "lower"}
@@ -29,11 +27,6 @@ def effects_of(tables: Tables, arms: tuple[str, ...], seeds: int) -> list[Effect
 def verdicts_of(tables: Tables, arms: tuple[str, ...], seeds: int) -> list[Effect]:
     contrasts = [Contrast(arms[1], arms[0], "val/loss", 0.02), Contrast(arms[1], arms[0], "routing/max_violation", 0.1)]
     return judge(tables.results, contrasts, seeds=range(seeds), directions=JUDGED, error=0.02)
-
-
-def seen(ax: Axes) -> list[Line2D]:
-    """The lines that can be seen and have points; others are for legends and for what is pointed at."""
-    return [line for line in ax.lines if line.get_alpha() != 0 and len(np.asarray(line.get_xdata()))]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from dsv2.plots import style
+from tests.references.figures import seen
 from tests.references.tables import SIX, Tables
 
 LONG = "A title of so many words that one line of a column's width does not hold it, nor do two of them"
@@ -167,5 +168,5 @@ def test_curves_are_of_the_arms_that_logged_the_metric(six: Tables) -> None:
     np.testing.assert_allclose(table, wanted)
     ax = style.single(2.0, None)
     style.draw_curves(ax, drawn, style.arm_styles(SIX))
-    assert [line.get_label() for line in ax.lines] == [arm for arm, _ in drawn]
+    assert [line.get_label() for line in seen(ax)] == [arm for arm, _ in drawn]
     assert len(ax.collections) == len(drawn)  # a band each

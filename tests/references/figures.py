@@ -4,10 +4,17 @@ import io
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image
 
 TITLE = "A finding that is long enough to need a second line when it stands above a figure of a column's width"
+
+
+def seen(ax: Axes) -> list[Line2D]:
+    """The lines that can be seen and have points; others are for legends and for what is pointed at."""
+    return [line for line in ax.lines if line.get_alpha() != 0 and len(np.asarray(line.get_xdata()))]
 
 
 def ink(figure: Figure) -> np.ndarray:

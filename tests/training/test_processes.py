@@ -29,6 +29,7 @@ def torchrun(*overrides: str) -> subprocess.Popen[str]:
     return started([*command, "mesh.dp=2", *overrides])
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(quick: list[str], tmp_path: Path) -> None:
     process = torchrun(*quick)
     alone = tmp_path / "alone"

@@ -4,15 +4,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dsv2.composition import compose
-from dsv2.config import ConfigError, structure
-from dsv2.data.corpus.page import SHARE_HEADER, STEP_HEADER, share_rows, step_rows
-from dsv2.data.corpus.source import FilteredCorpus
-from dsv2.data.corpus.stored import CARD_PAGE, open_corpus
-from dsv2.data.source import Source
-from dsv2.data.tokenizer import SMALLEST_VOCAB
-from dsv2.report.terminal import add_row, open_console, open_table, say
-from dsv2.storage.files import require_free
+from dsv2.config import ConfigError
 
 LARGEST_VOCAB = 102_400  # DeepSeek-V2's
 
@@ -40,6 +32,13 @@ def add_arguments(
 
 def build_corpus(out: Path, overrides: Sequence[str], vocabularies: Sequence[int] = ()) -> None:
     """Build a corpus and print its tables. Raises ValueError, before anything is written, if OUT is taken."""
+    from dsv2.composition import compose
+    from dsv2.config import structure
+    from dsv2.data.corpus.source import FilteredCorpus
+    from dsv2.data.source import Source
+    from dsv2.data.tokenizer import SMALLEST_VOCAB
+    from dsv2.storage.files import require_free
+
     for size in vocabularies:
         if not SMALLEST_VOCAB <= size <= LARGEST_VOCAB:
             raise ConfigError("--vocabularies", size, f"sizes from {SMALLEST_VOCAB} to {LARGEST_VOCAB}")
@@ -58,6 +57,10 @@ def build_corpus(out: Path, overrides: Sequence[str], vocabularies: Sequence[int
 
 def show_corpus(folder: Path) -> None:
     """Print what became of the documents of a corpus. Raises ValueError naming what is missing or damaged."""
+    from dsv2.data.corpus.page import SHARE_HEADER, STEP_HEADER, share_rows, step_rows
+    from dsv2.data.corpus.stored import CARD_PAGE, open_corpus
+    from dsv2.report.terminal import add_row, open_console, open_table, say
+
     corpus = open_corpus(folder.absolute())
     card, console = corpus.card, open_console()
     for side in card["steps"]:

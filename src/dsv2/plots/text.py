@@ -9,9 +9,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -20,7 +18,7 @@ from dsv2.plots.style import COLOURS, COLUMN, PAGE, REFERENCE, arm_styles, headl
 
 def device_colour(device: int) -> str:
     """Return the colour of a device's experts as #rrggbb; the ten colours repeat from the eleventh device on."""
-    return to_hex(sns.color_palette("colorblind")[COLOURS[device % len(COLOURS)]])
+    return COLOURS[device % len(COLOURS)]
 
 
 def busiest(*loads: pd.DataFrame) -> tuple[float, float]:

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from ablations.reporting.amounts import duration, large
 from ablations.reporting.findings import Findings
-from ablations.reporting.lead import duration, large, lead_of, outcome
+from ablations.reporting.lead import lead_of, outcome
 from dsv2.statistics.contrast import Contrast
 from dsv2.statistics.verdicts import Effect
 from tests.references.tables import fake

@@ -67,7 +67,7 @@ def test_the_words_of_a_study_are_those_of_its_file():
     assert (text.identical, text.levels) == ([], {})
     assert text_of(Study("aa")).identical == ["a", "b", "c", "d"]  # and not the twin
     assert text.contrasts == planned.contrasts
-    assert text.contrasts[3] == ("large_mla", "large_mha", "val/loss", 0.02)
+    assert text.contrasts[3] == ("large_mla", "large_mha", "val/loss", 0.02, "better")
     assert text.decided_at == 5  # the seeds that the study plans, whatever was asked
     grid = text_of(Study("balance_grid"))
     assert grid.levels["expert0.003_device0.0_communication0.02"] == {

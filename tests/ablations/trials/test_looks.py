@@ -1,6 +1,7 @@
 """Looks at a study are recorded once each, spend what they may, and are not trusted where their record is damaged."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -88,7 +89,7 @@ def test_contrasts_that_changed_after_a_look_leave_no_verdict(stored, capsys, ch
     printed = " ".join(capsys.readouterr().out.split())
     assert f"No verdict, all of it is exploratory: the contrasts changed after the first look: {said}." in printed
     report = (changed.folder / "report" / "report.md").read_text()
-    assert "better" not in report
+    assert not re.search(r"\| (better|worse|equivalent|undecided) \||[▲▼≈?] [-+]", report)
     assert "## Exploratory: other differences" in report
     assert changed.verdict().startswith("No verdict, all of it is exploratory")
     assert "better" in stored(0, 1, 2).verdict()  # as it was declared before the look

@@ -90,7 +90,7 @@ class Selected(NamedTuple):
         held_out = set[bytes]()
         for copy in range(most):
             for shard in range(self.shards):
-                codes = np.load(self.scratch / f"{shard:05d}.npy")
+                codes = np.load(self.scratch / f"{shard:05d}.npy", allow_pickle=False)
                 for kept, code in zip(_rows(self.folder, shard, self.selection), codes.tolist(), strict=True):
                     yield from self._one(kept, code, copy, tally, held_out)
 
@@ -117,7 +117,7 @@ def select(folder: Path, shards: int, selection: Selection, scratch: Path) -> Se
     found = _search(folder, shards, selection, scratch)
     available: dict[str, np.ndarray] = {}
     for shard in range(shards):
-        codes = np.load(scratch / f"{shard:05d}.npy")
+        codes = np.load(scratch / f"{shard:05d}.npy", allow_pickle=False)
         for kept, code in zip(_rows(folder, shard, selection), codes.tolist(), strict=True):
             if code == KEPT and not kept.row["held_out"]:
                 tokens = available.setdefault(kept.domain, np.zeros(BINS, dtype=np.int64))
@@ -161,7 +161,7 @@ def _search(folder: Path, shards: int, selection: Selection, scratch: Path) -> d
     for side in reversed(SIDES):
         signatures, held_out = scratch / side, side == "held_out"
         for shard in range(shards):
-            codes = np.load(scratch / f"{shard:05d}.npy")
+            codes = np.load(scratch / f"{shard:05d}.npy", allow_pickle=False)
             sides = np.array(parquet.read_table(folder / f"{shard:05d}.parquet", columns=["held_out"])["held_out"])
             rows = np.flatnonzero((codes == KEPT) & (sides == held_out))
             duplicates.pick(folder / SIGNATURES, signatures, shard, rows, config)
@@ -174,7 +174,7 @@ def _search(folder: Path, shards: int, selection: Selection, scratch: Path) -> d
             marks["duplicates"] = found[side].removed
         for step, rows_of in marks.items():
             for shard, rows in rows_of.items():
-                codes = np.load(scratch / f"{shard:05d}.npy")
+                codes = np.load(scratch / f"{shard:05d}.npy", allow_pickle=False)
                 codes[rows] = FUNNEL.index(step)
                 np.save(scratch / f"{shard:05d}.npy", codes)
     for name in (*SIDES, "index"):
