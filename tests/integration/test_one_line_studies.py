@@ -10,6 +10,7 @@ from ablations.run import main as run
 from ablations.wandb_sweeps import main as sweeps
 from ablations.wandb_workspace import main as workspace
 from dsv2.__main__ import main as command
+from dsv2.study import REQUEST_KEYS
 from dsv2.train import main as train
 from dsv2.training import fit
 from tests.references.commands import BYTES, LONG, PAIR, Entry, Place
@@ -46,7 +47,7 @@ def test_running_a_study(place: Place, words: list[str]) -> None:
 def test_requests_are_explained(place: Place) -> None:
     assert "there are aa, alignment_tax" in place.refused(run)
     for word, meant in (("dryrun=true", "dry_run"), ("worker=1", "workers"), ("scales=tiny", "scale")):
-        keys = "sweep, scale, seeds, workers, launcher, dry_run, until_decided, mixed_kernels"
+        keys = ", ".join(REQUEST_KEYS)
         assert f"did you mean {meant!r}? a study's own keys are {keys}" in place.refused(run, STUDY, word)
 
 
