@@ -1,6 +1,7 @@
 """A study stops adding seeds when its contrasts are decided."""
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
@@ -15,6 +16,8 @@ from ablations.trials.trials import stored
 from dsv2.config import ConfigError
 
 SEEDS = tuple(range(8))
+
+TOLD = re.compile(r"-s\d+ finished")  # the line of a trial that has ended
 
 
 @pytest.fixture
@@ -36,7 +39,7 @@ def trained(monkeypatch, console):
 
         def run_trial(values, folder, since):
             trial = next(trial for trial in planned.trials if trial.folder.resolve() == folder)
-            while console.file.getvalue().count(" finished ") < len(names):
+            while len(TOLD.findall(console.file.getvalue())) < len(names):
                 if ended.wait(0.01):
                     return Outcome("interrupted", "the study has ended")
             names.append((trial.seed, trial.arm))
