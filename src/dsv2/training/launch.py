@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Sequence
@@ -42,11 +43,14 @@ def launch(words: Sequence[str], size: int) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "dsv2.train", *words)
     except ChildFailedError as error:
-        killed = {rank: failure for rank, failure in error.failures.items() if failure.exitcode < 0}
-        rank, failure = next(iter(killed.items())) if killed else error.get_first_failure()
-        if failure.exitcode not in (LOST, *range(-64, 0)):
-            return failure.exitcode
-        what = "lost contact with the others" if not killed else f"was killed by {failure.signal_name()}"
+        failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
+        for _, failure in failures:
+            if failure.exitcode > 0 and failure.exitcode != LOST:  # it has said why
+                return failure.exitcode
+        killed = [item for item in failures if item[1].exitcode < 0]
+        killed.sort(key=lambda item: item[1].exitcode == -signal.SIGTERM)  # which the launcher sends to the others
+        rank, failure = (killed or failures)[0]
+        what = f"was killed by {failure.signal_name()}" if killed else "lost contact with the others"
         raise PeerLost(f"process {rank} of {size} {what}") from None
     except SignalException as error:
         return 128 + error.sigval
