@@ -80,6 +80,7 @@ def test_trials_are_read_only_and_seeds_can_be_added(packed: Path, tmp_path: Pat
     }
 
 
+@pytest.mark.slow
 def test_another_seed_is_trained_beside_what_was_packed(
     small: StudyHandle, here: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -41,6 +41,7 @@ def test_what_a_run_keeps(run, texts):
     assert not opened.model.training
 
 
+@pytest.mark.slow
 def test_answers_stay_when_the_corpus_changes_moves_or_goes(run, texts, tmp_path, monkeypatch):
     expected = answers(run, tmp_path / "before")
     other_text(texts)

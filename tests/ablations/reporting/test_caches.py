@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import pytest
+
 from ablations.reporting.caches import cache_section, caches_of
 from ablations.reporting.figures import draw
 from ablations.reporting.sections import sections_of
@@ -62,6 +64,7 @@ def test_arms_that_hold_the_same_have_no_table() -> None:
     assert cache_section(()) is None
 
 
+@pytest.mark.slow
 def test_a_report_has_the_table_and_the_figures(six_arms: Tables, findings_of: Callable) -> None:
     """The figure over bytes only where a cache was measured."""
     caches = caches_of(study(mla={"about": "MLA", "overrides": ["model/attention=mla"]}))

@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from ablations.report import main
 from ablations.reporting.ladder import fit_rows, ladder_text, prediction_rows, report_ladder, runs_of
 from dsv2.statistics.ladder import POWER_LAW, fit_ladder, held_out
@@ -12,6 +14,7 @@ from tests.references.ladders import ARMS, simulate
 SCALES = ("smoke", "tiny", "small", "base")
 
 
+@pytest.mark.slow
 def test_a_ladder_says_how_differences_change_and_foretells(fill, capsys, runs):
     for scale in SCALES:
         fill("kv_rank", scale)
