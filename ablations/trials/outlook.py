@@ -10,6 +10,7 @@ from typing import NamedTuple
 from ablations.trials.trials import Study
 from dsv2.accounting.account import account
 from dsv2.accounting.memory import WIDE, training_memory
+from dsv2.accounting.throughput import USABLE
 from dsv2.config import ConfigError
 from dsv2.distributed.outlook import HARDWARE, Need, Span, together
 from dsv2.storage.checkpoints import KEEP
@@ -67,34 +68,29 @@ def outlook(study: Study, hardware: str, workers: int) -> Outlook:
         speed = speed_here(longest.flops / max(longest.tokens, 1), largest.trainer.precision, workers)
         return Outlook(HERE, speed, longest, together(left), len(left), workers, 1)
     kind = HARDWARE[hardware]
-    states = max(_states(run) for run in study.configs.values())
-    devices = -(-states // (0.9 * kind.memory))
+    states = max(_memory(run, batch=1) for run in study.configs.values())
+    devices = -(-states // (USABLE * kind.memory))
     return Outlook(hardware, Speed(kind.rate(), kind.source), longest, together(left), len(left), 1, int(devices))
 
 
 def need_of(run: Run.Config) -> Need:
     """Return what one run takes."""
     result, batches = account(run.model, context=run.trainer.sequence_length), run.trainer.batches()
-    kept = training_memory(
-        run.model,
-        batch=max(batches.sizes, default=1),
-        length=run.trainer.sequence_length,
-        precision=run.trainer.precision,
-        recompute_layers=run.trainer.recompute_layers,
-    )
+    memory = _memory(run, batch=max(batches.sizes, default=1))
     moe = run.model.moe
     logged = batches.num_steps // run.trainer.log_every
-    places = 0 if moe is None else (run.model.num_layers - run.model.num_dense_layers) * moe.num_experts
+    places = 0 if moe is None else len(run.model.moe_layers) * moe.num_experts
     disk = KEEP * 3 * WIDE * result.total_params + logged * (ROW + places * PLACE)
     tokens = batches.total_tokens
-    return Need(tokens, float(result.flops_per_token) * tokens, kept.total + PROCESS, disk)
+    return Need(tokens, float(result.flops_per_token) * tokens, memory + PROCESS, disk)
 
 
-def _states(run: Run.Config) -> float:
-    """Return the bytes that training needs whatever the batch: weights, gradients, moments, and one sequence."""
+def _memory(run: Run.Config, *, batch: int) -> float:
+    """Return the bytes of weights, gradients, moments and the activations of `batch` sequences."""
     settings = run.trainer
     return training_memory(
         run.model,
+        batch=batch,
         length=settings.sequence_length,
         precision=settings.precision,
         recompute_layers=settings.recompute_layers,
@@ -133,7 +129,9 @@ def runs_here() -> list[tuple[float, float]]:
     done = [run for run in list_runs() if run.status == "finished" and run.tokens and run.seconds]
     rates: list[tuple[float, float]] = []
     for run in sorted(done, key=lambda run: run.ended, reverse=True):
-        if read_result(run.folder).get("provenance", {}).get("device") in names and len(rates) < MOST_READ:
+        if len(rates) == MOST_READ:
+            break
+        if read_result(run.folder).get("provenance", {}).get("device") in names:
             config = from_plain(read_yaml(run.folder / CONFIG))
             flops = account(config.model, context=config.trainer.sequence_length).flops_per_token
             rates.append((float(flops), float(flops) * (run.tokens or 0) / (run.seconds or 1.0)))

@@ -13,7 +13,8 @@ from torch import Tensor
 from dsv2.config import ConfigError
 from dsv2.distributed.deferred import Queue
 from dsv2.distributed.expert_parallel import AllToAll
-from dsv2.distributed.pipeline import KINDS, Pipeline, ScheduleName, plan
+from dsv2.distributed.mesh import ScheduleName
+from dsv2.distributed.pipeline import KINDS, Pipeline, plan
 from dsv2.distributed.shards import all_shares, expert_names, keep_own_experts
 from dsv2.distributed.slices import Slices
 from dsv2.models.attention.mla import MLA

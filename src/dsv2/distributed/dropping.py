@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dsv2.distributed.shards import all_shares, own_share
 from dsv2.models.moe.dropping import drop
 from dsv2.models.moe.router import Routing
 
@@ -21,21 +22,14 @@ class WholeBatch:
         self, routing: Routing, *, num_devices: int, capacity_factor: float, exempt: Tensor | None = None
     ) -> Tensor:
         """Return (B, T, K) bool, the pairs of this process that are dropped, by the rules of `models.moe.dropping`."""
-        experts, num_experts = self._all(routing.experts), routing.affinities.shape[-1]
-        chosen = self._all(routing.affinities.detach().gather(-1, routing.experts))
+        experts, num_experts = all_shares(routing.experts, self.group), routing.affinities.shape[-1]
+        chosen = all_shares(routing.affinities.gather(-1, routing.experts), self.group)
         affinities = chosen.new_zeros(*experts.shape[:2], num_experts).scatter_(-1, experts, chosen)
-        everyone = None if exempt is None else self._all(exempt.to(torch.uint8)).bool()
+        everyone = None if exempt is None else all_shares(exempt.to(torch.uint8), self.group).bool()
         dropped = drop(
             Routing(affinities, experts, chosen),
             num_devices=num_devices,
             capacity_factor=capacity_factor,
             exempt=everyone,
         )
-        return dropped.chunk(dist.get_world_size(self.group))[dist.get_rank(self.group)]
-
-    def _all(self, share: Tensor) -> Tensor:
-        """Return what all processes have, in the order of the batch."""
-        size = dist.get_world_size(self.group)
-        whole = share.new_empty(size * len(share), *share.shape[1:])
-        dist.all_gather(list(whole.chunk(size)), share.contiguous(), group=self.group)
-        return whole
+        return own_share(dropped, self.group)

@@ -10,7 +10,7 @@ dropped, m rows received.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dsv2.config import ConfigError
 from dsv2.distributed.exchange import Exchange, Meter
+from dsv2.distributed.mesh import Dispatch
 from dsv2.distributed.traffic import pairs_per_device
 from dsv2.kernels.permute import gather_rows, sort_by_expert, weighted_sum
 from dsv2.models.moe.router import Routing, token_devices
@@ -212,7 +213,6 @@ class OncePerDevice(ExpertParallel):
         return more[:, : self.size]
 
 
-Dispatch = Literal["once_per_device", "all_to_all"]
 DISPATCHERS: dict[Dispatch, type[ExpertParallel]] = {"once_per_device": OncePerDevice, "all_to_all": AllToAll}
 
 

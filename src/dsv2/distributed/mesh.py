@@ -13,6 +13,8 @@ import torch.distributed as dist
 from dsv2.config import ConfigBase
 
 MOST = 2**16  # processes
+Dispatch = Literal["once_per_device", "all_to_all"]
+ScheduleName = Literal["1f1b", "interleaved_1f1b", "zb_h1", "interleaved_zb", "zbv", "dualpipev"]
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Mesh:
         ep: int = 1  # processes that hold the routed experts between them
         dp: int = 1  # replicas of these
         pp: int = 1  # times as many, which hold the layers between them
-        dispatch: Literal["once_per_device", "all_to_all"] = "once_per_device"  # how often a token is sent
-        schedule: Literal["1f1b", "interleaved_1f1b", "zb_h1", "interleaved_zb", "zbv", "dualpipev"] = "1f1b"
+        dispatch: Dispatch = "once_per_device"  # how often a token is sent
+        schedule: ScheduleName = "1f1b"
         microbatches: int | None = None  # that a share of a step is cut into, with pp above 1; None: 2 x pp
         timeout: float = 1800.0  # seconds after which a process that hears nothing of the others gives up
 

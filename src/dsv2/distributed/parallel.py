@@ -5,8 +5,8 @@ from typing import Any, cast
 from dsv2.distributed.deferred import Queue
 from dsv2.distributed.dropping import WholeBatch
 from dsv2.distributed.exchange import Meter
-from dsv2.distributed.expert_parallel import DISPATCHERS, Dispatch
-from dsv2.distributed.mesh import Mesh
+from dsv2.distributed.expert_parallel import DISPATCHERS
+from dsv2.distributed.mesh import Dispatch, Mesh
 from dsv2.distributed.shards import keep_own_experts
 from dsv2.models.ops import Ops
 from dsv2.models.transformer import Transformer

@@ -7,7 +7,7 @@ B sequences of a micro-batch, T tokens, d model width, L kinds of losses, p proc
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -17,14 +17,13 @@ from torch.distributed.pipelining import PipelineStage, schedules
 
 from dsv2.config import ConfigError
 from dsv2.distributed.deferred import Queue
+from dsv2.distributed.mesh import ScheduleName
 from dsv2.distributed.schedules import SCHEDULES
 from dsv2.distributed.slices import Stage, stage_ranks
 from dsv2.distributed.stages import stages_of
 from dsv2.models.moe.hints import Hints
 from dsv2.models.moe.router import Routing
 from dsv2.models.transformer import Transformer
-
-ScheduleName = Literal["1f1b", "interleaved_1f1b", "zb_h1", "interleaved_zb", "zbv", "dualpipev"]
 
 
 class Kind(NamedTuple):

@@ -47,12 +47,12 @@ def keep_own_experts(model: nn.Module, group: dist.ProcessGroup) -> None:
 
 
 def own_share(whole: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Return this process's share (E / R, ...) of a tensor (E, ...) of all experts."""
+    """Return this process's share (n / R, ...) of a tensor (n, ...), such as one of all experts."""
     return whole.chunk(dist.get_world_size(group))[dist.get_rank(group)]
 
 
 def all_shares(own: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Return the tensor (E, ...) of all experts from the shares of all processes; in all of them."""
+    """Return the tensor (n, ...) of which every process has an equal share (n / R, ...); in all of them."""
     size = dist.get_world_size(group)
     whole = own.new_empty(size * own.shape[0], *own.shape[1:])
     dist.all_gather(list(whole.chunk(size)), own.detach().contiguous(), group=group)

@@ -67,11 +67,8 @@ class Flat(NamedTuple):
         if parts:
             joined = torch.cat([part.flatten() for part in parts])
             own[: len(joined)] = joined
-        size = dist.get_world_size(self.owners)
-        flat = own.new_empty(size * self.part)
-        dist.all_gather(list(flat.chunk(size)), own, group=self.owners)
         sizes = [weight.numel() for weight in self.weights.values()]
-        split = flat[: sum(sizes)].split(sizes)
+        split = all_shares(own, self.owners)[: sum(sizes)].split(sizes)
         return {i: v.view_as(w) for (i, w), v in zip(self.weights.items(), split, strict=True)}
 
     def whole(self, own: Tensor) -> Tensor:
