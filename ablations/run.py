@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # every worker imports this module again, before its signal h
 def show(study: "Study", console: "Console") -> None:
     """Print the question, the arms and their accounting."""
     from ablations.reporting.adjusted import change_text
+    from ablations.reporting.amounts import large
     from ablations.reporting.words import about
     from dsv2.metrics import BUDGETS, quantity
     from dsv2.report.terminal import add_row, open_table
@@ -49,7 +50,7 @@ def show(study: "Study", console: "Console") -> None:
     table = open_table(["arm", *(quantity(budget).name for budget in BUDGETS), "steps", "seeds", "mismatch"])
     for row in study.budgets():
         mark = " (baseline)" if row["arm"] == study.baseline_of(row["arm"]) else ""
-        amounts = [amount(row[name]) for name in (*BUDGETS, "steps", "seeds")]
+        amounts = [large(row[name], digits=4) for name in (*BUDGETS, "steps", "seeds")]
         add_row(table, [f"{row['arm']}{mark}", *amounts, f"{row['mismatch']:.2%}" if row["mismatch"] else "0"])
     console.print(table)
     for name, arm in study.arms.items():
@@ -62,14 +63,6 @@ def show(study: "Study", console: "Console") -> None:
         console.print(f"Learning rates, the best in {study.file.lr_from}: {rates}")
     for name, probe in study.probes.items():
         console.print(f"Every arm is also trained on {name}: {probe.about}")
-
-
-def amount(value: int) -> str:
-    """Format a count with four digits, as in 650.7K or 235.7B."""
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
-        if value >= size:
-            return f"{value / size:.4g}{unit}"
-    return str(value)
 
 
 class Terminated(KeyboardInterrupt):

@@ -8,9 +8,9 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
 
 
-def large(value: float) -> str:
-    """Format a count with three digits, as in 651K or 15.7B."""
+def large(value: float, digits: int = 3) -> str:
+    """Format a count with few digits, as in 651K or 15.7B."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
         if value >= size:
-            return f"{value / size:.3g}{unit}"
+            return f"{value / size:.{digits}g}{unit}"
     return f"{value:.0f}"

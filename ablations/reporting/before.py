@@ -26,9 +26,9 @@ def print_outlook(outlook: Outlook, price: float | None, console: "Console") -> 
     add_row(table, ["peak memory", size(trial.memory), size(total.memory * at_once)])
     add_row(table, ["disk", size(trial.disk), size(total.disk)])
     unit = "worker hours" if outlook.hardware == HERE else f"{outlook.hardware} hours"
-    add_row(table, [unit, *(_hours(need, rate) for need in (trial, total))])
+    add_row(table, [unit, *(_per_hour(need, rate, 1) for need in (trial, total))])
     if price is not None:
-        add_row(table, [f"price at {price:g} per hour", *(_price(need, rate, price) for need in (trial, total))])
+        add_row(table, [f"price at {price:g} per hour", *(_per_hour(need, rate, price) for need in (trial, total))])
     console.print(table)
     for line in notes(outlook):
         console.print(line, soft_wrap=True)
@@ -63,13 +63,9 @@ def size(count: float) -> str:
     return f"{count:.0f} B"
 
 
-def _hours(need: Need, rate: Span) -> str:
-    low, likely, high = need.seconds(rate).times(1 / 3600)
-    return f"{_few(likely)} ({_few(low)} to {_few(high)})"
-
-
-def _price(need: Need, rate: Span, price: float) -> str:
-    low, likely, high = need.seconds(rate).times(price / 3600)
+def _per_hour(need: Need, rate: Span, each: float) -> str:
+    """Format the hours that something takes, times what each costs."""
+    low, likely, high = need.seconds(rate).times(each / 3600)
     return f"{_few(likely)} ({_few(low)} to {_few(high)})"
 
 

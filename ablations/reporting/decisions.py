@@ -124,10 +124,9 @@ def print_plan(studies: Sequence[Study], console: Console) -> None:
         )
     table = open_table(["contrast", "scale", "pilot", "seeds", "tokens per run", "FLOPs", "chance", "answers"])
     by_scale = {study.scale: study for study in studies}
-    for name, several in offers.items():
-        best = cheapest(several)
+    for (arm, baseline, metric), several in offers.items():
+        best, name = cheapest(several), f"{arm} - {baseline}, {quantity(metric).name}"
         for each in several:
-            arm = name.split(" ")[0]
             add_row(table, [name, *_cells(each, by_scale[each.scale].tokens_of(arm)), _answer(each, best)])
     console.print(table)
     console.print(
@@ -136,17 +135,18 @@ def print_plan(studies: Sequence[Study], console: Console) -> None:
     )
 
 
-def offers_of(studies: Sequence[Study]) -> dict[str, list[Offer]]:
-    """Return what each scale takes for each contrast, for those that have been run."""
-    rungs, offers = rungs_of(studies), dict[str, list[Offer]]()
+def offers_of(studies: Sequence[Study]) -> dict[tuple[str, str, str], list[Offer]]:
+    """Return what each scale takes for each contrast (arm, baseline, metric), for those that have been run."""
+    rungs, offers = rungs_of(studies), dict[tuple[str, str, str], list[Offer]]()
     for study in studies:
         flops = {row["arm"]: float(row["flops_per_token"] * row["tokens"]) for row in study.budgets()}
         for arm, baseline, metric, *_ in study.contrasts:
             rung = rungs.get(study.scale)
             known = None if rung is None or metric not in rung else difference(rung, metric, arm, baseline)
             if known is not None:
-                name = f"{arm} - {baseline}, {quantity(metric).name}"
-                offers.setdefault(name, []).append(offer(study.scale, known, flops[arm] + flops[baseline]))
+                offers.setdefault((arm, baseline, metric), []).append(
+                    offer(study.scale, known, flops[arm] + flops[baseline])
+                )
     return offers
 
 

@@ -86,6 +86,11 @@ class Findings:
         directions, error = self.study.metrics, self.look.error
         return judge(self.chosen, self.study.contrasts, seeds=seeds, directions=directions, error=error)
 
+    def pair(self, effect: Effect) -> str:
+        """Return an effect's arm, with the other one if this is not the arm's baseline."""
+        own = self.study.baseline_of(effect.arm) == effect.baseline
+        return effect.arm if own else f"{effect.arm} against {effect.baseline}"
+
     @cached_property
     def effects(self) -> list[Effect]:
         """Every other arm and metric, exploratory; empty if trials are missing or there is one seed."""
@@ -209,10 +214,7 @@ def looked(study: Study, findings: Findings) -> Findings:
         look = look._replace(refused=refused)
     findings = replace(findings, recorded=look)
     if findings.look.number:
-        words = {
-            f"{effect.pair(study.baseline_of(effect.arm))}, {effect.metric}": effect.word
-            for effect in findings.verdicts
-        }
+        words = {f"{findings.pair(effect)}, {effect.metric}": effect.word for effect in findings.verdicts}
         record_look(study, words)
     return findings
 

@@ -254,7 +254,7 @@ def _planning(findings: Findings) -> Section:
     rows = [
         [
             quantity(effect.metric).name,
-            effect.pair(findings.study.baseline_of(effect.arm)),
+            findings.pair(effect),
             f"{number(effect.sd)} (up to {number(sd_limit(effect.sd, n))})",
             number(effect.margin),
             *(_seeds(how, effect, n, look.next_error) for how in (seeds_needed, seeds_for_equivalence)),

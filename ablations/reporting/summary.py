@@ -31,8 +31,7 @@ def summary(findings: Findings) -> tuple[str, list[str]]:
     if not findings.verdicts:
         return NONE_DECLARED, []
     sentences = [
-        f"{quantity(effect.metric).name}, {effect.pair(study.baseline_of(effect.arm))} - {effect.text}."
-        for effect in findings.verdicts
+        f"{quantity(effect.metric).name}, {findings.pair(effect)} - {effect.text}." for effect in findings.verdicts
     ]
     return " ".join([f"{against(findings)}:", *sentences]), sentences
 
@@ -98,8 +97,9 @@ def print_verdict(findings: Findings, console: "Console") -> None:
         table = open_table(columns, text=["metric", "verdict"], title=f"{title}: contrasts", ruled=True)
         for effect in findings.verdicts:
             size = difference_text(effect.mean, effect.low, effect.high)
-            pair = effect.pair(study.baseline_of(effect.arm))
-            add_row(table, [pair, quantity(effect.metric).name, size, number(effect.margin), effect.word])
+            add_row(
+                table, [findings.pair(effect), quantity(effect.metric).name, size, number(effect.margin), effect.word]
+            )
         console.print(table)
     _print_means(findings, console, f"{title}: means and single differences, exploratory")
     for line in said(findings):

@@ -5,7 +5,7 @@ import re
 import pytest
 import yaml
 
-from ablations.run import amount, main, show
+from ablations.run import main, show
 from ablations.studies import study
 from dsv2.storage.rundir import finished
 
@@ -80,14 +80,6 @@ def test_text_of_users_is_not_read_as_markup(mine, console):
     for text in (f"Does {odd}?\n", f"Prediction: It {odd}.\n", f"none: none {odd}\n"):
         assert text in said
     assert "\x1b" not in said
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(12, "12"), (999, "999"), (1000, "1K"), (650_700, "650.7K"), (235_741_434_880, "235.7B"), (1.5e12, "1.5T")],
-)
-def test_amounts_have_four_digits(count, text):
-    assert amount(count) == text
 
 
 # ---- running ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import lightning as L
 from tqdm import tqdm
@@ -13,7 +14,32 @@ from dsv2.evaluation.verifiers import Judge
 from dsv2.inference.replies import reply_to
 from dsv2.inference.sampling import Sampling
 from dsv2.models.transformer import Transformer
+from dsv2.training.objective import Objective
 from dsv2.training.run import Run
+
+
+class Draws:
+    """Base of objectives that train on answers which are drawn in groups."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Objective.Config):
+        group_size: int = 8  # answers per prompt
+        domains: tuple[str, ...] | None = None  # of the prompts that are answered; None: all
+        temperature: float = 1.0  # at which answers are drawn
+        max_new_tokens: int = 32  # of an answer
+
+        def __post_init__(self) -> None:
+            self.require(self.group_size >= 2, "group_size", "at least 2, which are compared with one another")
+            self.require(0 < self.temperature < float("inf"), "temperature", "positive and finite")
+            self.require(self.max_new_tokens > 0, "max_new_tokens", "positive")
+            self.require(self.domains != (), "domains", "at least one, or null for all")
+
+        def require_fits(self, run: Run.Config) -> None:
+            if not isinstance(run.data, Chats.Config):
+                raise ConfigError("data", run.data.label, "conversations with prompts, such as data=instructions")
+            if self.max_new_tokens >= run.trainer.sequence_length:
+                valid = f"less than trainer.sequence_length={run.trainer.sequence_length}, of prompt and answer"
+                raise ConfigError("objective.max_new_tokens", self.max_new_tokens, valid)
 
 
 def prompts_of(run: Run.Config, source: Chats, domains: Sequence[str] | None, max_new_tokens: int) -> list[Prompt]:

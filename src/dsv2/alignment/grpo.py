@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dsv2.alignment.difficulty import TEACHES, difficulty, in_words
-from dsv2.alignment.draws import Numbers, draw_groups, prompts_of
+from dsv2.alignment.draws import Draws, Numbers, draw_groups, prompts_of
 from dsv2.alignment.policy import (
     K3,
     Centred,
@@ -42,7 +42,6 @@ from dsv2.printing import complain, warn
 from dsv2.routing.measures import without_padding
 from dsv2.training.losses import Losses, training_loss
 from dsv2.training.module import Module, detached
-from dsv2.training.objective import Objective
 from dsv2.training.run import Run
 
 MOST_IDLE = 0.6  # share of groups without variance above which too little is learned
@@ -57,12 +56,10 @@ class GRPO:
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Objective.Config):
-        group_size: int = 8  # G
+    class Config(Draws.Config):
         domains: tuple[str, ...] | None = added(None)  # of the prompts that are answered; None: all
         steps_per_rollout: int | None = 1  # optimiser steps on answers of one policy; None: all
         temperature: float = 1.0  # at which answers are drawn, and in the loss
-        max_new_tokens: int = 32  # of an answer
         clip: float = 0.2  # epsilon
         penalty: K3.Config | WeightedK3.Config | None = field(default_factory=K3.Config)
         advantage: Standardised.Config | Centred.Config = field(default_factory=Standardised.Config)
@@ -75,25 +72,18 @@ class GRPO:
         micro_batch: int | None = setting(None)  # sequences at a time, which saves memory; None: all of a step
 
         def __post_init__(self) -> None:
-            self.require(self.group_size >= 2, "group_size", "at least 2, which are compared with one another")
+            super().__post_init__()
             self.require(self.steps_per_rollout is None or self.steps_per_rollout > 0, "steps_per_rollout", "positive")
-            self.require(0 < self.temperature < float("inf"), "temperature", "positive and finite")
-            self.require(self.max_new_tokens > 0, "max_new_tokens", "positive")
-            self.require(self.domains != (), "domains", "at least one, or null for all")
             self.require(0 < self.clip < 1, "clip", "between 0 and 1")
             self.require(self.micro_batch is None or self.micro_batch > 0, "micro_batch", "positive, or null for all")
 
         def require_fits(self, run: Run.Config) -> None:
-            if not isinstance(run.data, Chats.Config):
-                raise ConfigError("data", run.data.label, "conversations with prompts, such as data=instructions")
+            super().require_fits(run)
             for size in run.trainer.batches().sizes:
                 if size % self.group_size:
                     valid = f"a multiple of objective.group_size={self.group_size}; one step has {size} answers"
                     raise ConfigError("trainer.batch.size", run.trainer.batch.size, valid)
             self.rewards.require_models(self.reward_models)
-            if self.max_new_tokens >= run.trainer.sequence_length:
-                valid = f"less than trainer.sequence_length={run.trainer.sequence_length}, of prompt and answer"
-                raise ConfigError("objective.max_new_tokens", self.max_new_tokens, valid)
             for axis in ("dp", "ep", "pp"):
                 if (size := getattr(run.mesh, axis)) > 1:
                     raise ConfigError(f"mesh.{axis}", size, "1 with objective=grpo")

@@ -5,6 +5,7 @@ n answers, P prompts with G answers each, N pairs.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -51,8 +52,11 @@ class Preferences:
 
     def texts(self, numbers: Tensor) -> list[list[int]]:
         """Return the ids of some of the answers, with their prompts."""
-        every = self.ids.split(self.lengths.tolist())
-        return [every[number].tolist() for number in numbers.tolist()]
+        return [self._every[number].tolist() for number in numbers.tolist()]
+
+    @cached_property
+    def _every(self) -> tuple[Tensor, ...]:
+        return self.ids.split(self.lengths.tolist())
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors by their names."""

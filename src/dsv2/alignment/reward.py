@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsv2.alignment.draws import Numbers, draw_groups, prompts_of, within
+from dsv2.alignment.draws import Draws, Numbers, draw_groups, prompts_of, within
 from dsv2.alignment.preferences import Pairwise, Pointwise, Preferences, agreement
-from dsv2.alignment.reward_model import READ, Rows, scores
+from dsv2.alignment.reward_model import Rows, scores, scores_of
 from dsv2.alignment.rewards import LEARNED, Rewards
 from dsv2.config import ConfigError
 from dsv2.data.chats import Chats, Prompt
@@ -23,7 +23,6 @@ from dsv2.printing import complain
 from dsv2.routing.measures import without_padding
 from dsv2.training.losses import training_loss
 from dsv2.training.module import Module, detached
-from dsv2.training.objective import Objective
 from dsv2.training.run import Run
 
 
@@ -35,36 +34,26 @@ class Reward:
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Objective.Config):
+    class Config(Draws.Config):
         prompts: int = 500  # training prompts to which answers are drawn, or all that there are
         held_out: int = 100  # held-out prompts for validation, or all that there are
-        domains: tuple[str, ...] | None = None  # of the prompts; None: all
-        group_size: int = 8  # answers per prompt
-        temperature: float = 1.0  # at which answers are drawn
-        max_new_tokens: int = 32  # of an answer
         loss: Pairwise.Config | Pointwise.Config = field(default_factory=Pairwise.Config)
         rewards: Rewards.Config = field(default_factory=Rewards.Config)  # by which answers are preferred
 
         def __post_init__(self) -> None:
-            for name in ("prompts", "held_out", "max_new_tokens"):
+            super().__post_init__()
+            for name in ("prompts", "held_out"):
                 self.require(getattr(self, name) > 0, name, "positive")
-            self.require(self.domains != (), "domains", "at least one, or null for all")
-            self.require(self.group_size >= 2, "group_size", "at least 2, which are compared with one another")
-            self.require(0 < self.temperature < float("inf"), "temperature", "positive and finite")
             for name in LEARNED:
                 self.require(getattr(self.rewards, name) == 0, f"rewards.{name}", "0, since no reward model is learned")
 
         def require_fits(self, run: Run.Config) -> None:
-            if not isinstance(run.data, Chats.Config):
-                raise ConfigError("data", run.data.label, "conversations with prompts, such as data=instructions")
+            super().require_fits(run)
             for size in run.trainer.batches().sizes:
                 if size % 2:
                     raise ConfigError(
                         "trainer.batch.size", run.trainer.batch.size, "even: answers are trained in pairs"
                     )
-            if self.max_new_tokens >= run.trainer.sequence_length:
-                valid = f"less than trainer.sequence_length={run.trainer.sequence_length}, of prompt and answer"
-                raise ConfigError("objective.max_new_tokens", self.max_new_tokens, valid)
             for axis in ("ep", "dp"):
                 if (size := getattr(run.mesh, axis)) > 1:
                     raise ConfigError(f"mesh.{axis}", size, "1 with objective=reward")
@@ -173,9 +162,8 @@ class RewardModule(Module):
         """
         held_out = self.preferences()["held_out"]
         texts = held_out.texts(torch.arange(len(held_out.lengths)))
-        parts = [Rows.of(texts[first : first + READ], pad_id=self.pad_id) for first in range(0, len(texts), READ)]
         with evaluating(self.model):
-            values = torch.cat([scores(self.model, self.score_head, rows)[0] for rows in parts])
+            values = scores_of(self.model, self.score_head, texts, pad_id=self.pad_id)
         self.score_mean.copy_(values.mean())
         self.score_std.copy_(values.std().clamp(min=1e-6))
         better, worse = values.cpu()[held_out.pairs].unbind(1)

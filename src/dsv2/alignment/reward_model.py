@@ -57,6 +57,15 @@ def scores(model: Transformer, head: Tensor, rows: Rows, **settings: Any) -> tup
     return states[torch.arange(len(last), device=device), last].float() @ head.float(), routings
 
 
+def scores_of(model: Transformer, head: Tensor, texts: Sequence[Sequence[int]], *, pad_id: int) -> Tensor:
+    """Return the score of each text, (B,) float32, `READ` of them at a time."""
+    parts = [
+        scores(model, head, Rows.of(texts[first : first + READ], pad_id=pad_id))[0]
+        for first in range(0, len(texts), READ)
+    ]
+    return torch.cat(parts)
+
+
 class RewardModel:
     """A trained reward model, which is only read."""
 
@@ -87,8 +96,4 @@ class RewardModel:
         They have mean 0 and standard deviation 1 over the held-out answers on which the reward model was validated, so
         that those of several models can be added.
         """
-        parts = [
-            scores(self.model, self.head, Rows.of(texts[first : first + READ], pad_id=pad_id))[0]
-            for first in range(0, len(texts), READ)
-        ]
-        return ((torch.cat(parts) - self.mean) / self.std).cpu()
+        return ((scores_of(self.model, self.head, texts, pad_id=pad_id) - self.mean) / self.std).cpu()

@@ -27,7 +27,7 @@ def say(artist: "Artist", texts: Sequence[str]) -> None:
 
 def say_along(ax: "Axes", curve: "pd.DataFrame", name: str, form: str = ".4g") -> None:
     """Let points of a curve say its name, its place (the index), and the mean, min and max there."""
-    shown = curve.iloc[_spread(len(curve), MOST_POINTS)]
+    shown = curve.iloc[evenly(len(curve), MOST_POINTS)]
     (points,) = ax.plot(shown.index, shown["mean"], linestyle="none", marker="o", markersize=7, alpha=0)
     points.set_label("_nolegend_")
     rows = zip(shown.index, shown["mean"], shown["min"], shown["max"], strict=True)
@@ -44,7 +44,7 @@ def say_cells(ax: "Axes", values: "pd.DataFrame", row: str, column: str, name: s
     """Let the cells of a map over the whole of `ax` say their row, column and value; rows go from the top down."""
     from matplotlib.patches import Rectangle
 
-    shown = values.iloc[:, _spread(values.shape[1], MOST_STEPS)]
+    shown = values.iloc[:, evenly(values.shape[1], MOST_STEPS)]
     told = {
         "name": name,
         "rows": [f"{row} {index}" for index in shown.index],
@@ -65,6 +65,6 @@ def _place(place: float) -> str:
     return f"{place:,.0f}" if place >= 100 else f"{place:.3g}"
 
 
-def _spread(count: int, most: int) -> NDArray[np.intp]:
+def evenly(count: int, most: int) -> NDArray[np.intp]:
     """Return up to `most` of the indices below `count`, evenly spread, with the first and the last."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.intp)) if count else np.arange(0)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dsv2.metrics import quantity
-from dsv2.plots.hover import say
+from dsv2.plots.hover import evenly, say
 from dsv2.plots.style import (
     BETTER,
     COLOURS,
@@ -272,7 +272,7 @@ def _draw_bars(ax: Axes, rows: pd.DataFrame, arm: str, style: dict[str, Any], pl
     at, means = np.array(list(each)), np.array([values.mean() for values in each.values()])
     ax.plot(at, means, **(style | {"marker": "none"}), label="_nolegend_")
     ends = [t_interval(values) if len(values) > 1 else (values[0], values[0]) for values in each.values()]
-    shown = np.unique(np.linspace(0, len(at) - 1, min(len(at), MOST_BARS)).round().astype(int))
+    shown = evenly(len(at), MOST_BARS)
     apart = np.ptp(at) / max(len(shown) - 1, 1) / 12 if len(at) > 1 else 1.0
     moved = at[shown] + place * apart
     for x, index in zip(moved, shown, strict=True):

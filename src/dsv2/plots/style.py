@@ -274,9 +274,7 @@ def interval(
     ax: Axes, row: float, low: float, middle: float, high: float, *, filled: bool, marker: str = "o", text: str = ""
 ) -> None:
     """Draw an interval in one row of a figure, with a filled or hollow marker; `text` is what it says on a page."""
-    import seaborn as sns
-
-    colour = sns.color_palette("colorblind")[0]
+    colour = COLOURS[0]
     ax.plot([low, high], [row, row], color=colour, linewidth=1.4, solid_capstyle="butt")
     face = colour if filled else "white"
     (point,) = ax.plot(middle, row, marker=marker, color=colour, markerfacecolor=face, markersize=4.5)

